@@ -1,0 +1,99 @@
+"""One resample equals the Keras layer of the same operation with the same draw."""
+
+import math
+
+from absl.testing import parameterized
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tl_research.models.augmentation import Augmentation
+from tl_research.models.augmentation import COLUMNS
+
+SIZE = 24
+
+
+def _images(seed=0):
+    return tf.constant(np.random.RandomState(seed).uniform(0, 255, (3, SIZE, SIZE, 3)).astype(np.float32))
+
+
+def _draws(**values):
+    draws = np.full((3, len(COLUMNS)), 0.5, np.float32)
+    for name, column in values.items():
+        draws[:, COLUMNS.index(name)] = column
+    return tf.constant(draws)
+
+
+class AugmentationTest(parameterized.TestCase, tf.test.TestCase):
+
+    def test_flip_mirrors_where_the_draw_is_below_one_half(self):
+        images = _images()
+        result = Augmentation({"flip": 1.0}).apply_draws(images, _draws(flip=[0.1, 0.9, 0.49]))
+        expected = np.stack([images[0, :, ::-1], images[1], images[2, :, ::-1]])
+        self.assertAllClose(result, expected, atol=1e-3)
+
+    def test_rotation_equals_the_keras_layer(self):
+        draws = [0.1, 0.5, 0.95]
+        angles = [(2 * draw - 1) * 0.1 * 360 for draw in draws]
+        layer = keras.layers.RandomRotation(0.1)
+        matrix = layer._compute_affine_matrix(
+            center_x=0.5, center_y=0.5, angle=tf.constant(angles, tf.float32), translate_x=tf.zeros([3]),
+            translate_y=tf.zeros([3]), scale=tf.ones([3]), shear_x=tf.zeros([3]), shear_y=tf.zeros([3]), height=SIZE,
+            width=SIZE)
+        expected = layer.transform_images(_images(), {"rotation_matrix": matrix})
+        result = Augmentation({"rotation": 0.1}).apply_draws(_images(), _draws(rotation=draws))
+        self.assertAllClose(result, expected, atol=0.05)
+        self.assertGreater(np.abs(result[0] - _images()[0]).max(), 10)
+
+    def test_zoom_equals_the_keras_layer(self):
+        draws = [0.0, 0.5, 0.9]
+        zooms = tf.constant([[1 + (2 * draw - 1) * 0.3] for draw in draws], tf.float32)
+        layer = keras.layers.RandomZoom(0.3)
+        expected = layer.transform_images(_images(), {"height_zoom": zooms, "width_zoom": zooms})
+        result = Augmentation({"zoom": 0.3}).apply_draws(_images(), _draws(zoom=draws))
+        self.assertAllClose(result, expected, atol=0.05)
+
+    def test_translation_equals_the_keras_layer(self):
+        across, down = [0.1, 0.5, 0.8], [0.7, 0.2, 0.5]
+        shifts = tf.constant([[SIZE * (2 * x - 1) * 0.2, SIZE * (2 * y - 1) * 0.2] for x, y in zip(across, down)], tf.float32)
+        layer = keras.layers.RandomTranslation(0.2, 0.2)
+        expected = layer.transform_images(_images(), {"translations": shifts})
+        result = Augmentation({"translation": 0.2}).apply_draws(
+            _images(), _draws(translation_x=across, translation_y=down))
+        self.assertAllClose(result, expected, atol=0.05)
+
+    def test_brightness_and_contrast_equal_the_keras_layers(self):
+        draws = [0.0, 0.5, 1.0]
+        delta = tf.constant([255 * (2 * draw - 1) * 0.2 for draw in draws], tf.float32)[:, None, None, None]
+        expected = keras.layers.RandomBrightness(0.2).transform_images(_images(), {"rgb_delta": delta})
+        self.assertAllClose(Augmentation({"brightness": 0.2}).apply_draws(_images(), _draws(brightness=draws)), expected,
+                            atol=1e-3)
+        factor = tf.constant([1 + (2 * draw - 1) * 0.4 for draw in draws], tf.float32)[:, None, None, None]
+        expected = keras.layers.RandomContrast(0.4).transform_images(_images(), {"contrast_factor": factor})
+        self.assertAllClose(Augmentation({"contrast": 0.4}).apply_draws(_images(), _draws(contrast=draws)), expected,
+                            atol=1e-3)
+
+    def test_composition_reads_where_the_three_maps_in_a_row_would(self):
+        """Flip, then a quarter turn, then zoom 2: the corner (0, 0) is read where it is worked out by hand."""
+        layer = Augmentation({"flip": 1.0, "rotation": 0.5, "zoom": 1.0})
+        draws = _draws(flip=[0.0] * 3, rotation=[0.75] * 3, zoom=[0.75] * 3)  # mirrored, +pi/2, 1.5
+        a, b, c, d, e, f = layer.transforms(draws, 3, 3)[0, :6].numpy()
+        # p - centre = (-1, -1); zoom 1.5 -> (-1.5, -1.5); turn by pi/2 -> (1.5, -1.5); mirror -> (-1.5, -1.5).
+        self.assertAllClose([c, f], [1 - 1.5, 1 - 1.5], atol=1e-5)
+        self.assertAllClose([a, b, d, e], [0, 1.5, 1.5, 0], atol=1e-5)
+
+    def test_a_draw_belongs_to_its_image_whatever_the_batch(self):
+        layer = Augmentation({"flip": 1.0, "rotation": 0.1, "zoom": 0.1, "brightness": 0.2})
+        draws = tf.constant(np.random.RandomState(1).rand(3, len(COLUMNS)).astype(np.float32))
+        alone = layer.apply_draws(_images()[1:2], draws[1:2])
+        self.assertAllEqual(layer.apply_draws(_images(), draws)[1:2], alone)
+
+    def test_inert_at_inference_and_random_in_training(self):
+        layer = Augmentation({"rotation": 0.1}, seed=3)
+        self.assertAllEqual(layer(_images()), _images())
+        self.assertNotAllClose(layer(_images(), training=True), _images())
+        self.assertEqual(Augmentation.from_config(layer.get_config()).factors, {"rotation": 0.1})
+
+
+if __name__ == "__main__":
+    tf.test.main()

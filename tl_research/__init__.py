@@ -1,0 +1,1 @@
+"""Transfer learning with an explicit, proved training loop. Importing this package imports nothing heavy."""

@@ -1,0 +1,256 @@
+"""Names to files: finds every image of a data set, its class, and the side it is bound to, without opening any.
+
+An image is a regular file in a class folder (or deeper) whose suffix `keras.utils.image_dataset_from_directory` takes,
+or `.webp`. Hidden and system files and other suffixes are ignored and counted. `--data_dir` and its class folders may be
+links; a link to a file must stay inside, and links to deeper folders are not followed, so that no walk runs in circles.
+"""
+
+import dataclasses
+import os
+import sys
+import unicodedata
+
+import tqdm
+
+from tl_research.data import download, drawn_flowers
+from tl_research.errors import DataError, UserError
+
+_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+_JUNK = ("thumbs.db", "desktop.ini", "__macosx")  # and every name that begins with a dot
+_SIDE_FOLDERS = {"train": "--data_dir", "validation": "--validation_dir", "val": "--validation_dir",
+                 "valid": "--validation_dir", "test": "--test_dir"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+    """Where a named data set comes from, what it must be, and the folder and number of images it holds."""
+
+    url: str
+    size: int | None
+    sha256: str | None
+    folder: str
+    num_images: dict  # of each folder of classes, relative to `folder`
+    max_bytes: int
+
+
+ARCHIVES = {
+    "tf_flowers": Archive(
+        "https://storage.googleapis.com/download.tensorflow.org/example_images/flower_photos.tgz", 228_813_984,
+        "4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c", "flower_photos", {"": 3670}, 1 << 30),
+    # No hash is known: HTTPS, the checksums inside the zip, and these counts stand in for it.
+    "cats_vs_dogs": Archive(
+        "https://storage.googleapis.com/mledu-datasets/cats_and_dogs_filtered.zip", None, None,
+        "cats_and_dogs_filtered", {"train": 2000, "validation": 1000}, 1 << 30),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImageFile:
+    """One image: absolute path, name in `split.json`, class, and side.
+
+    `side` is None where the split decides, 'heldout' where it chooses between validation and test, or the side itself.
+    A name that is not UTF-8 carries its bytes as `os.fsdecode` does.
+    """
+
+    path: str
+    name: str
+    label: int
+    side: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalog:
+    """All images of a data set, sorted by name.
+
+    `ignored` counts files that are none by their names; `refused` lists (name, reason) of those that cannot be read
+    safely, which the image check reports as bad images.
+    """
+
+    root: str
+    classes: tuple[str, ...]
+    files: tuple[ImageFile, ...]
+    ignored: int
+    refused: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
+
+
+def find_images(dataset, *, data_dir=None, validation_dir=None, test_dir=None, download_dir, base_url=None):
+    """Returns the `Catalog` of a data set, downloaded or drawn into `download_dir` unless it is there.
+
+    Args:
+        dataset: 'tf_flowers', 'cats_vs_dogs', 'drawn_flowers' or 'directory'.
+        data_dir: A folder of class folders, instead of a download; for cats_vs_dogs one that holds train/ and
+            validation/ (and test/), unless `validation_dir` is given.
+        validation_dir, test_dir: Folders of the same classes. Names then begin with train/, validation/ or test/.
+        base_url: A mirror: what stands before the archive's file name.
+
+    Raises:
+        UnreachableError: The archive cannot be downloaded.
+        DataError: A folder that is missing, unreadable or not made of classes, or a wrong number of images.
+        StorageError: `download_dir` cannot be written.
+        UserError: Arguments that do not go together.
+    """
+    if validation_dir and not data_dir:
+        raise UserError("--validation_dir without --data_dir; expected the training images as well; give --data_dir")
+    if test_dir and not validation_dir:
+        raise UserError("--test_dir without --validation_dir; expected validation images as well; give --validation_dir")
+    if dataset == "directory" and not data_dir:
+        raise UserError("--dataset=directory without --data_dir; expected a directory with one folder per class; give it")
+    root = os.path.abspath(os.path.expanduser(data_dir)) if data_dir else _own_root(dataset, download_dir, base_url)
+    flags = ("--data_dir", "--validation_dir", "--test_dir")
+    folders = [root] + [os.path.abspath(os.path.expanduser(folder)) for folder in (validation_dir, test_dir) if folder]
+    if dataset == "cats_vs_dogs" and not validation_dir:
+        folders = [os.path.join(root, side) for side in ("train", "validation", "test")]
+        folders = folders if os.path.isdir(folders[2]) else folders[:2]
+        if data_dir and not all(map(os.path.isdir, folders)):
+            raise DataError(f"--data_dir={data_dir} does not hold train/ and validation/; expected both for cats_vs_dogs; "
+                            "or give --validation_dir too")
+        flags = ("--data_dir",) * 3
+    sides = {1: (None,), 2: ("train", "heldout"), 3: ("train", "validation", "test")}[len(folders)]
+
+    walk = _Walk()
+    classes = None
+    for folder, side, flag in zip(folders, sides, flags):
+        found = walk.class_folders(folder, flag)
+        if classes is None:
+            classes = found
+            _check_classes(found, folder, flag)
+        elif extra := sorted(set(found) - set(classes)):
+            raise DataError(f"{flag}={folder} has class {extra[0]!r}, which the training images have not; expected "
+                            f"{', '.join(classes[:5])}; remove it or add training images")
+        walk.warnings += [f"class {name!r} has no folder in {folder}" for name in classes if name not in found]
+        prefix = {None: "", "heldout": "validation/"}.get(side, f"{side}/")
+        for name in found:
+            count = len(walk.files)
+            walk.images(os.path.join(folder, name), f"{prefix}{name}/", classes.index(name), side, folder)
+            if len(walk.files) == count:
+                raise DataError(f"class {name!r} has 0 images in {folder}; expected {', '.join(_SUFFIXES)} files; "
+                                "add some or remove the folder")
+    if not data_dir:
+        _check_counts(dataset, walk.files, root)
+    return Catalog(root, tuple(classes), tuple(sorted(walk.files, key=lambda file: file.name)), walk.ignored,
+                   tuple(sorted(walk.refused)), tuple(walk.warnings))
+
+
+def _own_root(dataset, download_dir, base_url):
+    """Returns the folder of a named data set, made first where it is not there."""
+    download_dir = os.path.abspath(os.path.expanduser(download_dir))
+    if dataset == "drawn_flowers":
+        return download.make_folder(
+            os.path.join(download_dir, f"drawn_flowers-{drawn_flowers.VERSION}"), _draw_all)
+    archive = ARCHIVES[dataset]
+    file_name = archive.url.rpartition("/")[2]
+    unpacked = os.path.join(download_dir, dataset)
+    if not os.path.isdir(unpacked):  # once unpacked, the archive itself may go
+        url = f"{base_url.rstrip('/')}/{file_name}" if base_url else archive.url
+        path = download.fetch(url, download_dir, file_name, size=archive.size, sha256=archive.sha256)
+        download.unpack(path, unpacked, max_files=20_000, max_bytes=archive.max_bytes)
+    return os.path.join(unpacked, archive.folder)
+
+
+def _draw_all(folder):
+    for name in drawn_flowers.CLASSES:
+        os.mkdir(os.path.join(folder, name))
+    every = [(name, i) for name in drawn_flowers.CLASSES for i in range(drawn_flowers.IMAGES_PER_CLASS)]
+    for name, i in tqdm.tqdm(every, "drawing flowers", disable=not sys.stderr.isatty()):
+        drawn_flowers.write_bmp(os.path.join(folder, name, f"{i:03d}.bmp"), drawn_flowers.draw(name, i))
+
+
+def _check_counts(dataset, files, root):
+    """Raises DataError unless a data set that we made or downloaded is whole."""
+    expected = (ARCHIVES[dataset].num_images if dataset in ARCHIVES
+                else {"": drawn_flowers.IMAGES_PER_CLASS * len(drawn_flowers.CLASSES)})
+    for folder, count in expected.items():
+        found = sum(file.path.startswith(os.path.join(root, folder)) for file in files)
+        if found != count:
+            raise DataError(f"{os.path.join(root, folder)} has {found} images; expected {count}; delete {root} and run again")
+
+
+def _check_classes(classes, folder, flag):
+    if len(classes) < 2:
+        raise DataError(f"{flag}={folder} holds {len(classes)} classes ({', '.join(map(repr, classes)) or 'no folders'}); "
+                        "expected at least 2 folders of images; did you point one level too high or too low?")
+    if set(map(str.lower, classes)) <= set(_SIDE_FOLDERS):
+        fix = " ".join(f"{_SIDE_FOLDERS[name.lower()]}={os.path.join(folder, name)}"
+                       for name in sorted(classes, key=lambda name: list(_SIDE_FOLDERS).index(name.lower())))
+        raise DataError(f"{flag}={folder} holds {' and '.join(classes)}, which are sides and not classes; use {fix}")
+    seen = {}
+    for name in classes:
+        other = seen.setdefault(unicodedata.normalize("NFC", name).strip().casefold(), name)
+        if other != name:
+            raise DataError(f"classes {other!r} and {name!r} in {folder} differ only by case, spaces or encoding; "
+                            "merge or rename them")
+
+
+class _Walk:
+    """What was found so far."""
+
+    def __init__(self):
+        self.files, self.refused, self.ignored, self.warnings = [], [], 0, []
+
+    def class_folders(self, folder, flag):
+        """Returns the sorted names of the class folders of `folder`; whatever else lies there is ignored."""
+        try:
+            with os.scandir(folder) as entries:
+                entries = list(entries)
+        except OSError as error:
+            raise DataError(f"{flag}={folder} cannot be read ({error.strerror}); expected a directory with one folder "
+                            "per class") from error
+        real = os.path.realpath(folder)
+        names = []
+        for entry in entries:
+            if _is_junk(entry.name) or not entry.is_dir():
+                self.ignored += 1
+            elif entry.is_symlink() and _is_inside(real, os.path.realpath(entry.path)):
+                self.refused.append((entry.name, "link to a folder that holds the data directory"))
+            else:
+                names.append(entry.name)
+        return sorted(names)
+
+    def images(self, folder, prefix, label, side, root):
+        """Adds every image below a class folder."""
+        inside = (os.path.realpath(root), os.path.realpath(folder))  # the class folder may itself be a link
+        pending = [(folder, prefix)]
+        while pending:
+            folder, prefix = pending.pop()
+            try:
+                with os.scandir(folder) as entries:
+                    entries = list(entries)
+            except OSError as error:
+                self.refused.append((prefix, f"unreadable folder: {error.strerror}"))
+                continue
+            for entry in entries:
+                name = prefix + entry.name
+                if _is_junk(entry.name):
+                    self.ignored += 1
+                elif entry.is_dir(follow_symlinks=False):
+                    pending.append((entry.path, name + "/"))
+                elif entry.is_symlink() and entry.is_dir():
+                    self.refused.append((name, "link to a folder: not followed"))
+                elif not entry.name.lower().endswith(_SUFFIXES):
+                    self.ignored += 1
+                elif reason := _refusal(entry, inside):
+                    self.refused.append((name, reason))
+                else:
+                    self.files.append(ImageFile(entry.path, name, label, side))
+
+
+def _is_junk(name):
+    return name.startswith(".") or name.lower() in _JUNK
+
+
+def _is_inside(path, folder):
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def _refusal(entry, inside):
+    """Returns why a directory entry must not be opened as an image, or None."""
+    if entry.is_symlink():
+        target = os.path.realpath(entry.path)
+        if not any(_is_inside(target, folder) for folder in inside):
+            return f"link that leaves the data directory: {target}"
+        if not os.path.exists(target):
+            return f"dangling link to {target}"
+    if not entry.is_file():  # opening a FIFO would wait for ever
+        return "not a regular file"
+    return None

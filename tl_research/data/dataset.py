@@ -1,0 +1,79 @@
+"""From a data set's name to its three sides, checked, decoded and written down."""
+
+import dataclasses
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from tl_research.data import catalog as catalog_lib
+from tl_research.data import image_check
+from tl_research.data import split
+from tl_research.data.pipeline import Examples
+from tl_research.errors import DataError
+from tl_research.reporting.progress import progress_bar
+
+SIDES = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """The images of a run.
+
+    Attributes:
+        classes: Names in the order of the labels.
+        train, validation, test: `Examples`.
+        notes: Lines that a user should see.
+    """
+
+    classes: tuple[str, ...]
+    train: Examples
+    validation: Examples
+    test: Examples
+    notes: tuple[str, ...]
+
+
+def load(config, directory):
+    """Returns the `Dataset` that `config` names; writes `bad_images.csv` and `split.json` to the run directory.
+
+    Raises:
+        DataError: If images are missing, unreadable or bad, or the split written down earlier does not fit them.
+        UnreachableError: If a download cannot be reached.
+    """
+    catalog = catalog_lib.find_images(
+        config.dataset, data_dir=config.data_dir, validation_dir=config.validation_dir, test_dir=config.test_dir,
+        download_dir=os.path.expanduser(config.download_dir), base_url=config.download_base_url)
+    with progress_bar("checking images", unit="images") as progress:
+        checked = image_check.check_images(
+            catalog, config.image_size, config.split_seed, keep_pixels_bytes=config.cache_pixels, progress=progress)
+    image_check.write_bad_images(directory.file("bad_images.csv"), checked.bad)
+    if checked.bad and config.on_bad_image == "error":
+        named = "; ".join(f"{name} ({reason})" for name, reason in checked.bad[:5])
+        raise DataError(f"{len(checked.bad)} of {len(catalog.files) + len(catalog.refused)} images cannot be used: {named}; "
+                        f"expected all of them; see {directory.file('bad_images.csv')}, remove them or add "
+                        "--on_bad_image=skip")
+    files = [catalog.files[index] for index in checked.good]
+    labels = np.array([file.label for file in files], np.int32)
+    sides, split_notes = split.assign_sides(
+        checked.fractions, checked.sha256s, labels, [file.name for file in files], [file.side for file in files],
+        config.split, catalog.classes)
+    manifest = split.make_manifest(config.split_seed, config.split, catalog.classes, files, checked.sha256s, sides)
+    path = directory.file("split.json")
+    if os.path.exists(path):
+        split.check_manifest(path, manifest)
+    else:
+        split.write_manifest(path, manifest)
+    notes = [*catalog.warnings, *split_notes]
+    if checked.bad:
+        notes.append(f"{len(checked.bad)} bad images left out, see bad_images.csv")
+    if checked.wrong_suffix:
+        notes.append(f"{checked.wrong_suffix} images are named as another format; decoded by content")
+    examples = {}
+    for side in SIDES:
+        rows = np.flatnonzero(np.array(sides) == side)
+        if not len(rows):
+            raise DataError(f"the {side} side has no images; expected some; change --split or bring more images")
+        pixels = None if checked.pixels is None else tf.constant(checked.pixels[rows])
+        examples[side] = Examples(tuple(files[row].name for row in rows), tuple(files[row].path for row in rows),
+                                  labels[rows], config.image_size, pixels)
+    return Dataset(catalog.classes, examples["train"], examples["validation"], examples["test"], tuple(notes))

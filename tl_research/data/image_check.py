@@ -1,0 +1,153 @@
+"""Reads, checks, hashes and decodes every image once, before anything is decided from the files.
+
+Pixels are those of `keras.utils.image_dataset_from_directory`, rounded to uint8: decoded to RGB, resized bilinearly
+without keeping the aspect ratio. EXIF rotation is ignored, as there; of an animation the first frame is taken; an alpha
+channel is dropped and 16-bit samples are reduced.
+"""
+
+import concurrent.futures
+import csv
+import dataclasses
+import io
+import os
+import stat
+import warnings
+
+import numpy as np
+import PIL
+import PIL.Image
+import tensorflow as tf
+
+from tl_research.data import split
+from tl_research.files import write_atomically
+
+FORMATS = {"JPEG": (".jpg", ".jpeg"), "MPO": (".jpg", ".jpeg"), "PNG": (".png",), "GIF": (".gif",), "BMP": (".bmp",),
+           "WEBP": (".webp",)}
+MAX_PIXELS = 89_478_485  # Pillow's own limit; a 48 kB GIF can claim more and would be allocated
+MAX_BYTES = 1 << 28
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckedImages:
+    """What the check found; the arrays have one row for each good file, in the order of the catalog.
+
+    Attributes:
+        good: int64 [N], places of the good files in the catalog.
+        sha256s: SHA-256 of each file's bytes, hexadecimal.
+        fractions: float64 [N], see `tl_research.data.split`.
+        pixels: uint8 [N, image_size, image_size, 3], or None where they were not to be kept.
+        bad: [(name, reason)] of all other files, sorted by name.
+        wrong_suffix: Number of good files that are named as another format.
+    """
+
+    good: np.ndarray
+    sha256s: tuple[str, ...]
+    fractions: np.ndarray
+    pixels: np.ndarray | None
+    bad: list
+    wrong_suffix: int
+
+
+def make_decoder(image_size):
+    """Returns a function from the bytes of an image file, a scalar string tensor, to uint8 [image_size, image_size, 3]."""
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+    def decode(data):
+        image = tf.io.decode_image(data, channels=3, expand_animations=False)
+        image.set_shape([None, None, 3])
+        resized = tf.image.resize(image, [image_size, image_size], method="bilinear")
+        return tf.cast(tf.round(resized), tf.uint8)
+    return decode
+
+
+def check_images(catalog, image_size, split_seed, *, keep_pixels_bytes, progress=lambda done, total: None):
+    """Returns `CheckedImages` for the files of a catalog; pixels are kept where they fit in `keep_pixels_bytes`."""
+    files = catalog.files
+    decode = make_decoder(image_size)
+    keep = len(files) * image_size * image_size * 3 <= keep_pixels_bytes
+    pixels = np.zeros((len(files), image_size, image_size, 3), np.uint8) if keep else None
+
+    def check(index):
+        """Returns (None, sha256, fraction, wrong suffix) or (reason, None, None, False)."""
+        try:
+            data = _read(files[index].path)
+            wrong_suffix = _check_header(data, files[index].path)
+            image = decode(tf.constant(data))
+        except (_BadImage, OSError) as error:
+            return getattr(error, "strerror", None) or str(error), None, None, False
+        except tf.errors.OpError as error:
+            return _decode_reason(data, error), None, None, False
+        if keep:
+            pixels[index] = image.numpy()
+        return None, split.content_sha256(data), split.split_fraction(split_seed, data), wrong_suffix
+
+    results = []
+    with concurrent.futures.ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
+        for start in range(0, len(files), 256):  # in slices, so that a million files do not wait in the queue at once
+            results += pool.map(check, range(start, min(start + 256, len(files))))
+            progress(len(results), len(files))
+    good = np.array([i for i, result in enumerate(results) if result[0] is None], np.int64)
+    bad = [(files[i].name, result[0]) for i, result in enumerate(results) if result[0] is not None]
+    if keep and len(good) < len(files):
+        pixels = pixels[good]
+    return CheckedImages(good, tuple(results[i][1] for i in good), np.array([results[i][2] for i in good], np.float64),
+                         pixels, sorted(bad + list(catalog.refused)), sum(results[i][3] for i in good))
+
+
+def write_bad_images(path, bad):
+    """Writes the names and reasons as CSV; a file that was refused stands in it whatever is done about it.
+
+    Raises:
+        StorageError: If the file cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "reason"])
+    for name, reason in bad:
+        writer.writerow([os.fsencode(name).decode(errors="backslashreplace"), reason])
+    write_atomically(path, text.getvalue())
+
+
+class _BadImage(Exception):
+    """The reason why a file is not an image that can be trained on."""
+
+
+def _read(path):
+    """Returns the bytes of a regular file; opening a pipe would wait for ever."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise _BadImage("not a regular file")
+    if status.st_size == 0:
+        raise _BadImage("empty file")
+    if status.st_size > MAX_BYTES:
+        raise _BadImage(f"file of {status.st_size:,} bytes; at most {MAX_BYTES:,}")
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _check_header(data, path):
+    """Checks type and size before anything is decoded; returns whether the file's suffix belongs to another format."""
+    suffix = os.path.splitext(path)[1].lower()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # our own limit is checked below
+            with PIL.Image.open(io.BytesIO(data)) as image:
+                image_format, (width, height) = image.format, image.size
+    except PIL.Image.DecompressionBombError as error:
+        raise _BadImage(f"more than {MAX_PIXELS:,} pixels") from error
+    except Exception as error:  # Pillow's plugins raise whatever their parsers do
+        start = data[:512].lstrip().lower()
+        kind = ("SVG text" if b"<svg" in start else "HTML or XML text" if start.startswith((b"<!doctype", b"<html", b"<?xml"))
+                else "HEIC image" if data[4:8] == b"ftyp" else "no known image format")
+        raise _BadImage(f"{kind} named {suffix or 'without a suffix'}") from error
+    if image_format not in FORMATS:
+        raise _BadImage(f"{image_format} image; expected JPEG, PNG, GIF, BMP or WebP")
+    if width * height > MAX_PIXELS:
+        raise _BadImage(f"{width} x {height} pixels; at most {MAX_PIXELS:,}")
+    return suffix not in FORMATS[image_format]
+
+
+def _decode_reason(data, error):
+    if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-64:]:
+        return "truncated JPEG"
+    message = error.message.split("\n")[0].split("[Op:")[0]
+    return "cannot be decoded: " + message.removeprefix("{{function_node").split("}} ")[-1].strip()

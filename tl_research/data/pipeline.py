@@ -1,0 +1,83 @@
+"""The order of examples and the images of a batch: both are functions of integers, never of iterator state."""
+
+import dataclasses
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from tl_research.data.image_check import make_decoder
+
+# Streams of random numbers that must not be the same numbers.
+_ORDER, _AUGMENTATION = 1, 2
+
+
+def _generator(seed, stream, index):
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stream, index])))
+
+
+def epoch_order(seed, epoch, num_examples):
+    """Returns int64 [num_examples], a permutation that depends on (seed, epoch) alone."""
+    return _generator(seed, _ORDER, epoch).permutation(num_examples)
+
+
+def augmentation_draws(seed, view, num_examples, num_columns):
+    """Returns float32 [num_examples, num_columns] in [0, 1); row i belongs to example i in this view."""
+    return _generator(seed, _AUGMENTATION, view).random((num_examples, num_columns), np.float32)
+
+
+def make_batches(order, batch_size):
+    """Cuts an order into batches of constant size; the last one is filled up with its first example at weight 0.
+
+    Args:
+        order: int [N].
+        batch_size: B.
+
+    Returns:
+        indices: int32 [ceil(N / B), B].
+        weights: float32, same shape: 1 for an example, 0 for filling.
+    """
+    num_batches = -(-len(order) // batch_size)
+    indices = np.full((num_batches * batch_size,), order[-1] if len(order) else 0, np.int32)
+    indices[:len(order)] = order
+    weights = (np.arange(num_batches * batch_size) < len(order)).astype(np.float32)
+    return indices.reshape(num_batches, batch_size), weights.reshape(num_batches, batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """The images of one side of the split.
+
+    Attributes:
+        names: [N] as in split.json.
+        paths: [N] absolute.
+        labels: int32 [N].
+        image_size: Height and width, in pixels.
+        pixels: uint8 tensor [N, image_size, image_size, 3], or None: then they are decoded for every batch.
+    """
+
+    names: tuple[str, ...]
+    paths: tuple[str, ...]
+    labels: np.ndarray
+    image_size: int
+    pixels: tf.Tensor | None
+
+    def __len__(self):
+        return len(self.labels)
+
+    def stream(self, indices):
+        """Yields uint8 images [B, H, W, 3] for each row of `indices` [S, B], decoding ahead in parallel.
+
+        Where the pixels are in memory the loop looks them up inside its compiled step instead.
+        """
+        decode = make_decoder(self.image_size)
+        paths = tf.constant([os.fsencode(path) for path in self.paths])
+        dataset = tf.data.Dataset.from_tensor_slices(np.reshape(indices, -1))
+        dataset = dataset.map(lambda index: decode(tf.io.read_file(tf.gather(paths, index))), num_parallel_calls=tf.data.AUTOTUNE)
+        return dataset.batch(np.shape(indices)[1], drop_remainder=True).prefetch(2)
+
+    def images(self, indices):
+        """Returns uint8 [n, image_size, image_size, 3]."""
+        if self.pixels is not None:
+            return tf.gather(self.pixels, list(indices))
+        return next(iter(self.stream([list(indices)])))

@@ -1,0 +1,175 @@
+"""Which side of the split a file stands on, and `split.json`, which records it.
+
+The rule: a file's fraction is the first 8 bytes of SHA-256(split seed, newline, content) over 2^64, and it falls into
+train, validation or test by the cumulative split; images of a held-out directory are halved at 0.5 in the same way. So
+equal contents share a side, and one file more moves no other.
+
+The one exception: where a class would leave a side empty, the content of that class whose fraction is nearest to the
+side's interval goes there (of two equally near the smaller SHA-256), with all its copies, of whatever class, unless that
+empties another side of a class. Classes take their turn in order, and their sides in the order train, validation, test.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import os
+
+from tl_research.errors import DataError, StorageError
+
+SIDES = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A side for each file, how many files equal an earlier one, and what a user should know."""
+
+    sides: tuple[str, ...]
+    num_duplicates: int
+    warnings: tuple[str, ...]
+
+
+def content_sha256(content):
+    """Returns the hexadecimal SHA-256 of a file's bytes."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def split_fraction(seed, content):
+    """Returns the number in [0, 1] that decides the side of a file with these bytes."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\n".encode() + content).digest()[:8], "big") / 2**64
+
+
+def assign_sides(names, labels, file_fractions, sha256s, fixed_sides, classes, fractions):
+    """Returns the `Split` of the files.
+
+    Args:
+        names, labels, file_fractions, sha256s: One entry per file: name, place in `classes`, `split_fraction`, and
+            `content_sha256`.
+        fixed_sides: One entry per file: a side, 'heldout' (validation or test), or None (the split decides).
+        classes: Names of the classes.
+        fractions: Train, validation and test, in sum 1.
+
+    Raises:
+        DataError: If a class cannot have an image on every side.
+    """
+    sides = list(fixed_sides)
+    lows = (0.0, fractions[0], fractions[0] + fractions[1], float("inf"))  # rounding must not leave a gap at 1
+    _decide(sides, None, dict(zip(SIDES, zip(lows, lows[1:]))), 3, labels, file_fractions, sha256s, classes)
+    halves = {"validation": (0.0, 0.5), "test": (0.5, float("inf"))}
+    _decide(sides, "heldout", halves, 1, labels, file_fractions, sha256s, classes)
+
+    places = collections.defaultdict(list)
+    for i, sha256 in enumerate(sha256s):
+        places[sha256].append(i)
+    leaks = [found for found in places.values() if len({sides[i] for i in found}) > 1]
+    warnings = []
+    if leaks:
+        examples = "; ".join(" = ".join(_printable(names[i]) for i in found[:2]) for found in leaks[:3])
+        warnings.append(f"{len(leaks)} images stand on more than one side, since the given directories share them "
+                        f"({examples}); accuracies on them are too good")
+    for side in SIDES:
+        there = {label for label, s in zip(labels, sides) if s == side}
+        empty = [_printable(name) for label, name in enumerate(classes) if label not in there]
+        if empty and (side == "train" or not there):  # a class that cannot be learned, or nothing to measure with
+            raise DataError(f"no {side} images of {', '.join(empty[:5])}; expected some; add images or remove the class")
+        if empty:
+            warnings.append(f"no {side} images of {', '.join(empty[:5])}")
+    return Split(tuple(sides), len(sha256s) - len(places), tuple(warnings))
+
+
+def _decide(sides, pool, intervals, least, labels, file_fractions, sha256s, classes):
+    """Replaces `pool` in `sides` by the keys of `intervals`; the exception serves classes of `least` images or more."""
+    files = [i for i, side in enumerate(sides) if side == pool]
+    copies = collections.defaultdict(list)  # content -> its files
+    contents = collections.defaultdict(dict)  # class -> content -> its fraction
+    side_of = {}
+    for i in files:
+        copies[sha256s[i]].append(i)
+        contents[labels[i]][sha256s[i]] = file_fractions[i]
+        side_of[sha256s[i]] = next(s for s, (low, high) in intervals.items() if low <= file_fractions[i] < high)
+    counts = collections.Counter((label, side_of[sha256]) for label in contents for sha256 in contents[label])
+
+    for label in sorted(contents):
+        if len(contents[label]) < least:
+            raise DataError(f"class {classes[label]!r} has {len(contents[label])} different images; expected {least} or more, "
+                            "one for each of train, validation and test; add images or remove the class")
+        for side, (low, high) in intervals.items():
+            if counts[label, side] or len(contents[label]) < len(intervals):
+                continue
+            movable = [(max(low - fraction, fraction - high), sha256) for sha256, fraction in contents[label].items()
+                       if all(counts[other, side_of[sha256]] > 1 for other in {labels[i] for i in copies[sha256]})]
+            if not movable:
+                raise DataError(f"class {classes[label]!r} has no image for {side} that another class can spare; "
+                                "equal images share a side; remove the copies or add images")
+            moved = min(movable)[1]
+            for other in {labels[i] for i in copies[moved]}:
+                counts[other, side_of[moved]] -= 1
+                counts[other, side] += 1
+            side_of[moved] = side
+    for i in files:
+        sides[i] = side_of[sha256s[i]]
+
+
+def make_manifest(seed, fractions, classes, names, labels, sha256s, sides):
+    """Returns the content of `split.json`, files in the order of their names."""
+    files = [{"path": name, "class": classes[label], "sha256": sha256, "side": side}
+             for name, label, sha256, side in zip(names, labels, sha256s, sides)]
+    return {"seed": seed, "fractions": list(fractions), "classes": list(classes),
+            "files": sorted(files, key=lambda file: file["path"])}
+
+
+def write_manifest(path, manifest):
+    """Writes `split.json`, one file a line, under its own name only once it is complete.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    head = json.dumps({key: value for key, value in manifest.items() if key != "files"})
+    text = head[:-1] + ', "files": [\n' + ",\n".join(map(json.dumps, manifest["files"])) + "\n]}\n"
+    temporary = f"{path}.tmp-{os.getpid()}"
+    try:
+        with open(temporary, "w", encoding="ascii") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        directory = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+        try:
+            os.fsync(directory)  # makes the new name itself durable
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise StorageError(f"cannot write {path} ({error}); free some space or set --workdir") from error
+
+
+def check_manifest(path, manifest):
+    """Compares what was found with the `split.json` at `path`.
+
+    Raises:
+        DataError: If they differ, naming up to five files, or if it cannot be read.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            known = json.load(file)
+        before = {entry["path"]: entry for entry in known["files"]}
+        settings = {key: known[key] for key in ("seed", "fractions", "classes")}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"cannot read {path} ({error!r}); expected the split of this run; take a new --workdir") from error
+    for key, value in settings.items():
+        if value != manifest[key]:
+            raise DataError(f"split.json was made with {key} {value}, now it is {manifest[key]}; take a new --workdir")
+    now = {entry["path"]: entry for entry in manifest["files"]}
+    differences = {
+        "missing": [name for name in before if name not in now],
+        "added": [name for name in now if name not in before],
+        "changed": [name for name in before if name in now and before[name] != now[name]],
+    }
+    if any(differences.values()):
+        counts = ", ".join(f"{len(names)} {kind}" for kind, names in differences.items() if names)
+        examples = ", ".join(_printable(name) for name in sum(differences.values(), [])[:5])
+        raise DataError(f"split.json does not match --data_dir: {counts} ({examples}); "
+                        "restore the files or take a new --workdir")
+
+
+def _printable(name):
+    return name if name.isprintable() else ascii(name)[1:-1]

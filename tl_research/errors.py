@@ -1,0 +1,73 @@
+"""Errors a user can fix, each with the exit code that `train.py` and the tools end with."""
+
+
+class UserError(ValueError):
+    """A flag, value or pattern that cannot be used. The message is one line: received; expected; how to fix it."""
+
+    exit_code = 1
+
+
+class DataError(UserError):
+    """Images, splits, downloads or weight files that cannot be used."""
+
+    exit_code = 2
+
+
+class UnreachableError(DataError):
+    """A download that could not be reached; `--if_offline=embedded` replaces it, any other DataError stops the run."""
+
+
+class GateError(UserError):
+    """The test accuracy is below `--min_test_accuracy`."""
+
+    exit_code = 3
+
+
+class AuditError(UserError):
+    """A frozen variable or BatchNorm statistic moved, or a trainable variable did not."""
+
+    exit_code = 4
+
+
+class NonFiniteError(UserError):
+    """The loss or a gradient is not finite; the update was not applied."""
+
+    exit_code = 5
+
+
+class ExportError(UserError):
+    """The exported model does not answer as the trained one does."""
+
+    exit_code = 6
+
+
+class CheckpointError(UserError):
+    """No usable checkpoint, or flags changed at a resume that may not."""
+
+    exit_code = 7
+
+
+class RunDirectoryError(UserError):
+    """The run directory is in use, or is not a run."""
+
+    exit_code = 8
+
+
+class StorageError(UserError):
+    """The run directory or the download cache cannot be written."""
+
+    exit_code = 9
+
+
+class OutOfMemoryError(UserError):
+    """The device or the machine has too little memory for this batch size."""
+
+    exit_code = 10
+
+
+class Interrupted(UserError):
+    """A signal ended the run after its checkpoint was written; the exit code is 128 plus the signal's number."""
+
+    def __init__(self, message, signal_number):
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

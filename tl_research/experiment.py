@@ -1,0 +1,212 @@
+"""One run from settings to results: data, classifier, phases, one test number, export. Reads as a table of contents."""
+
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes would bury ours
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tl_research.data import dataset
+from tl_research.errors import ExportError
+from tl_research.errors import GateError
+from tl_research.errors import UnreachableError
+from tl_research.models import backbones
+from tl_research.models.classifier import Classifier
+from tl_research.reporting import figures
+from tl_research.reporting import results
+from tl_research.reporting.summaries import Summaries
+from tl_research.signals import Signals
+from tl_research.training import audit
+from tl_research.training import features
+from tl_research.training.loop import Trainer
+from tl_research.training.run_directory import RunDirectory
+from tl_research.training.steps import EvalStep
+
+_OFFLINE_BACKBONE = "EfficientNetLite0"  # its ImageNet weights come in a package
+_EXPORT_TOLERANCE = {"float32": 1e-3, "mixed_bfloat16": 5e-2}  # relative; rounding of folded against plain BatchNorm
+
+
+def run(config, *, started=None):
+    """Runs, or resumes, the experiment that `config` describes, and returns the contents of its `results.json`.
+
+    Args:
+        config: `tl_research.config.Config`.
+        started: `time.perf_counter()` when the program began; now, if it is not given.
+
+    Raises:
+        UserError: Or one of its kinds, see `tl_research.errors`: whatever the user can put right.
+    """
+    started = time.perf_counter() if started is None else started
+    backbones.get_spec(config.backbone)  # a misspelt name should not wait for the data
+    with RunDirectory(config) as directory, Signals() as signals:
+        if directory.results:
+            print(f"{directory.path} is finished", file=sys.stderr)
+            return _print_result(directory.results)
+        print(f"run directory: {directory.path}", flush=True)
+        precision, xla = resolve_device(config)
+        data, classifier, substitutions = _load(config, directory)
+        seconds = {"data": time.perf_counter() - started}
+        trainer = Trainer(config, classifier, data.train, data.validation, directory, xla=xla, signals=signals)
+        plan = _plan(config, data, classifier, trainer, precision, xla, substitutions)
+        print(plan, flush=True)
+        restored = trainer.restore()
+        state = trainer.state
+        summaries = Summaries(directory.path, state.global_step if restored else None)
+        if restored:
+            name = config.phase_plan[state.phase_index].name
+            print(f"resumed phase {name}, epoch {state.epoch + 1}, step {state.global_step}", file=sys.stderr)
+        else:
+            _write_run_json(directory, precision, xla, trainer, substitutions)
+            summaries.text("train", "plan", "\n\n".join(plan.splitlines()), 0)
+        trainer.run(summaries)
+        test = _test(config, classifier, data.test, xla)
+        export(classifier, data, directory, precision)
+        summary = _results(config, trainer, data, test, substitutions, precision, xla)
+        os.makedirs(directory.file("report"), exist_ok=True)
+        if state.history:
+            figures.save_curves(directory.file("report", "curves.png"), state.history)
+        summaries.text("train", "test", f"accuracy {test['accuracy']:.4f} of {test['n']} images", state.global_step)
+        summaries.close()
+        summary["seconds"] = {"total": time.perf_counter() - started, **seconds, **state.run_seconds}
+        directory.write_json("results.json", results.without_nan(summary))
+        for substitution in substitutions:
+            print(f"note: {substitution}", flush=True)
+        print(f"test accuracy {test['accuracy']:.4f} ({round(test['accuracy'] * test['n'])}/{test['n']}), 95% interval "
+              f"{test['ci95'][0]:.3f}-{test['ci95'][1]:.3f}, loss {test['loss']:.4f}; read once, after selection", flush=True)
+        _print_result(directory.read_json("results.json"))
+        if test["accuracy"] < config.min_test_accuracy:
+            raise GateError(f"test accuracy {test['accuracy']:.4f}; expected at least --min_test_accuracy="
+                            f"{config.min_test_accuracy}; everything is in {directory.path}")
+        return summary
+
+
+def resolve_device(config):
+    """Sets Keras' dtype policy; returns (precision, whether XLA is on) as resolved for this machine."""
+    gpus = tf.config.list_physical_devices("GPU")
+    precision = config.precision
+    if precision == "auto":
+        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0)) if gpus else (0, 0)
+        precision = "mixed_bfloat16" if capability >= (8, 0) else "float32"
+    keras.config.set_dtype_policy(precision)
+    return precision, bool(gpus) if config.xla == "auto" else config.xla == "on"
+
+
+def _load(config, directory):
+    """Returns (data, classifier, substitutions): what was asked for or, offline, what is embedded."""
+    recorded = (directory.read_json("run.json") or {}).get("substitutions")
+    substitutions = []
+
+    def attempt(make, replacement, what):
+        """Returns make(config), or make of the embedded replacement where that cannot be reached and may be replaced."""
+        if recorded is not None:  # a resumed run uses what it began with
+            return make(replacement if any(line.startswith(what) for line in recorded) else config)
+        try:
+            return make(config)
+        except UnreachableError as error:
+            if config.if_offline != "embedded":
+                raise
+            substitutions.append(f"{what} could not be reached; used {_replaced(config, replacement)} instead")
+            print(f"note: {substitutions[-1]} ({error})", file=sys.stderr, flush=True)
+            return make(replacement)
+
+    data = attempt(lambda chosen: dataset.load(chosen, directory),
+                   dataclasses.replace(config, dataset="drawn_flowers"), f"data set {config.dataset}")
+    classifier = attempt(
+        lambda chosen: Classifier(
+            chosen.backbone, chosen.weights, config.image_size, len(data.classes), augmentation=config.augmentation,
+            dropout=config.dropout, seed=config.seed, fold=config.fold_batchnorm, batchnorm=config.batchnorm),
+        dataclasses.replace(config, backbone=_OFFLINE_BACKBONE), f"{config.weights} weights of {config.backbone}")
+    return data, classifier, recorded if recorded is not None else substitutions
+
+
+def _replaced(config, replacement):
+    if replacement.dataset != config.dataset:
+        return replacement.dataset
+    return f"{replacement.backbone} with its packaged ImageNet weights"
+
+
+def _plan(config, data, classifier, trainer, precision, xla, substitutions):
+    """Returns the text that says what will be done, before it is done.
+
+    Raises:
+        UserError: If a phase or a pattern names what is not there.
+    """
+    trainer.check_patterns()
+    counts = ", ".join(f"{side} {len(getattr(data, side))}" for side in ("train", "validation", "test"))
+    lines = [f"data: {len(data.train) + len(data.validation) + len(data.test)} images in {len(data.classes)} classes ({counts}) at {config.image_size} px",
+             *(f"data: {line}" for line in data.notes),
+             f"model: {classifier.spec.name}, weights {config.weights}, {classifier.graph.num_folded} BatchNorm layers folded; "
+             f"precision {precision}, XLA {'on' if xla else 'off'}",
+             trainer.plan_cache(),
+             *(f"substitution: {line}" for line in substitutions)]
+    for phase in config.phase_plan:
+        stop = f"early stop after {phase.patience} without a lower val_loss" if phase.patience else "no early stop"
+        lines.append(f"plan: {phase.name}: up to {phase.epochs} epochs, unfreeze {phase.unfreeze}, {config.optimizer} "
+                     f"{phase.learning_rate:g} {config.lr_schedule}, {stop}")
+    return "\n".join(lines)
+
+
+def _write_run_json(directory, precision, xla, trainer, substitutions):
+    devices = [device.name for device in tf.config.list_logical_devices()]
+    directory.write_json("run.json", {
+        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__,
+                     "numpy": np.__version__},
+        "machine": {"system": platform.platform(), "cores": os.cpu_count(), "devices": devices},
+        "precision": precision, "xla": xla, "feature_cache": trainer.plan_cache(), "substitutions": substitutions})
+
+
+def _test(config, classifier, examples, xla):
+    """Returns the test metrics; called once, after everything was selected on validation."""
+    classifier.unfreeze("0%")
+    source = features.LiveSource(classifier, examples, classifier.cut(), features.Views(config.seed, 0, False))
+    logits = EvalStep(classifier, source, config.batch_size, xla)()
+    loss, accuracy = results.loss_and_accuracy(logits, examples.labels)
+    interval = results.wilson_interval(round(accuracy * len(examples)), len(examples))
+    return {"accuracy": accuracy, "loss": loss, "n": len(examples), "ci95": list(interval), "reads": 1}
+
+
+def export(classifier, data, directory, precision):
+    """Saves the plain Keras model and the class names, and checks that it answers as the trained network does.
+
+    Raises:
+        ExportError: If the logits of validation images differ; the file is removed.
+    """
+    os.makedirs(directory.file("export"), exist_ok=True)
+    path = directory.file("export", "model.keras")
+    temporary = directory.file("export", f"tmp-{os.getpid()}.keras")
+    classifier.model.save(temporary)
+    images = tf.cast(data.validation.images(range(min(64, len(data.validation)))), tf.float32)
+    cut = classifier.cut()
+    expected = classifier.logits(cut, classifier.frozen_part(cut)(images)).numpy()
+    received = keras.saving.load_model(temporary, compile=False).predict(images, batch_size=32, verbose=0)
+    difference = float(np.linalg.norm(received - expected) / np.linalg.norm(expected))
+    if not difference <= _EXPORT_TOLERANCE[precision]:
+        os.remove(temporary)
+        raise ExportError(f"the saved model's logits differ by {difference:.2g} relative on {len(images)} validation images; "
+                          f"expected at most {_EXPORT_TOLERANCE[precision]:g}; the file was removed")
+    os.replace(temporary, path)
+    directory.write_json(os.path.join("export", "classes.json"), list(data.classes))
+    print(f"exported {path}: logits equal to {difference:.1g} relative on {len(images)} validation images", flush=True)
+
+
+def _results(config, trainer, data, test, substitutions, precision, xla):
+    state = trainer.state
+    return {"phases": state.finished, "selected_phase": state.selected["phase"] if state.selected else None, "test": test,
+            "classes": list(data.classes), "substitutions": substitutions, "precision": precision, "xla": xla,
+            "feature_cache": trainer.cache_in_use, "augment_views": config.augment_views, "seconds": {},
+            "weights_sha256": audit.weights_sha256(trainer.classifier.variables)}
+
+
+def _print_result(summary):
+    sys.stdout.flush()
+    print("RESULT " + json.dumps(summary, allow_nan=False), flush=True)
+    return summary

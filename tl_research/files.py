@@ -1,0 +1,46 @@
+"""Files that are whole or not there, also after a crash."""
+
+import hashlib
+import os
+
+from tl_research.errors import StorageError
+
+
+def sync(path):
+    """Waits until a file, or the names in a directory, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_synced(path, chunks):
+    """Writes byte strings to a new file, syncs it and returns its size and SHA-256."""
+    digest, size = hashlib.sha256(), 0
+    with open(path, "xb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
+def write_atomically(path, text):
+    """Replaces a text file as a whole: readers see the old or the new one.
+
+    Raises:
+        StorageError: If the file cannot be written.
+    """
+    temporary = f"{path}.tmp-{os.getpid()}"
+    try:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        write_synced(temporary, [text.encode()])
+        os.replace(temporary, path)
+        sync(os.path.dirname(path) or ".")
+    except OSError as error:
+        raise StorageError(f"could not write {path}: {error.strerror}; expected a writable place with room; "
+                           "free some or choose another --workdir") from error

@@ -1,0 +1,84 @@
+"""Augmentation as one affine resample and one affine colour step, from draws that belong to the example.
+
+A draw is a row of uniform numbers, one column for each operation. Where they come from decides what is repeatable: the
+loop takes row i of a table that depends on (seed, view or epoch) alone, so an image's augmentation depends neither on
+the batch it is in nor on the step. Factors mean what they mean in the Keras layer of the same name.
+"""
+
+import math
+
+import keras
+import tensorflow as tf
+
+COLUMNS = ("flip", "rotation", "zoom", "translation_y", "translation_x", "brightness", "contrast")
+
+
+@keras.saving.register_keras_serializable(package="tl_research")
+class Augmentation(keras.layers.Layer):
+    """Randomly flips, rotates, zooms, shifts, brightens and stretches the contrast of images when `training=True`.
+
+    The geometric operations are composed into one transform and resampled once (bilinear, edges reflected), in the
+    order flip, rotation, zoom, translation; then pixels are mapped by `contrast * (x - mean) + mean + brightness` and
+    clipped to 0..255, where mean is each channel's own. With one operation this equals the Keras layer.
+
+    Args:
+        factors: {operation: factor}, see `tl_research.config.AUGMENTATIONS`.
+        seed: Of the draws made when the layer is called by Keras itself.
+    """
+
+    def __init__(self, factors, seed=0, **kwargs):
+        super().__init__(dtype="float32", **kwargs)
+        self.factors, self.seed = dict(factors), seed
+        self._seeds = keras.random.SeedGenerator(seed)
+
+    def get_config(self):
+        config = super().get_config()
+        config.pop("dtype")
+        return {**config, "factors": self.factors, "seed": self.seed}
+
+    def call(self, images, training=False):
+        if not training or not self.factors:
+            return images
+        return self.apply_draws(images, keras.random.uniform((tf.shape(images)[0], len(COLUMNS)), seed=self._seeds))
+
+    def apply_draws(self, images, draws):
+        """Returns augmented images.
+
+        Args:
+            images: float32 or uint8 [B, H, W, 3] in 0..255.
+            draws: float32 [B, len(COLUMNS)], uniform in [0, 1).
+
+        Returns:
+            float32 [B, H, W, 3] in 0..255.
+        """
+        images = tf.cast(images, tf.float32)
+        if {"flip", "rotation", "zoom", "translation"} & set(self.factors):
+            images = tf.raw_ops.ImageProjectiveTransformV3(
+                images=images, transforms=self.transforms(draws, images.shape[1], images.shape[2]),
+                output_shape=images.shape[1:3], fill_value=0.0, interpolation="BILINEAR", fill_mode="REFLECT")
+        if {"brightness", "contrast"} & set(self.factors):
+            mean = tf.reduce_mean(images, axis=(1, 2), keepdims=True)
+            contrast = 1.0 + self._symmetric(draws, "contrast", "contrast")[:, None, None, None]
+            brightness = 255.0 * self._symmetric(draws, "brightness", "brightness")[:, None, None, None]
+            images = tf.clip_by_value(contrast * (images - mean) + mean + brightness, 0.0, 255.0)
+        return images
+
+    def _symmetric(self, draws, column, operation):
+        """Returns float32 [B], uniform in [-factor, factor); 0 for an operation that is off."""
+        return (2.0 * draws[:, COLUMNS.index(column)] - 1.0) * self.factors.get(operation, 0.0)
+
+    def transforms(self, draws, height, width):
+        """Returns float32 [B, 8]: the rows of the matrices that take an output pixel (x, y) to where it is read."""
+        flip = draws[:, COLUMNS.index("flip")] < 0.5 if "flip" in self.factors else tf.zeros_like(draws[:, 0], tf.bool)
+        mirror = tf.where(flip, -1.0, 1.0)
+        angle = 2.0 * math.pi * self._symmetric(draws, "rotation", "rotation")
+        zoom = 1.0 + self._symmetric(draws, "zoom", "zoom")
+        shift_x = width * self._symmetric(draws, "translation_x", "translation")
+        shift_y = height * self._symmetric(draws, "translation_y", "translation")
+        # About the centre c: p_in = F R Z (p_out - shift - c) + c; F mirrors x, R rotates, Z scales.
+        a, b = mirror * tf.cos(angle) * zoom, -mirror * tf.sin(angle) * zoom
+        c, d = tf.sin(angle) * zoom, tf.cos(angle) * zoom
+        center_x, center_y = (width - 1) / 2, (height - 1) / 2
+        left, top = -shift_x - center_x, -shift_y - center_y
+        zero = tf.zeros_like(a)
+        return tf.stack([a, b, a * left + b * top + center_x, c, d, c * left + d * top + center_y, zero, zero], axis=1)

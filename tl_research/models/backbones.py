@@ -1,0 +1,325 @@
+"""The one table of backbones: what each expects, where its weights come from, and its blocks from input to output.
+
+Importing this module imports neither TensorFlow nor Keras, so that a configuration can check names quickly.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import errno
+import http.client
+import os
+import re
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+
+from tl_research.errors import DataError, StorageError, UnreachableError, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneSpec:
+    """One row of the table.
+
+    Attributes:
+        name: The constructor in `keras.applications`, and the value of `--backbone`.
+        family: Its module in `keras.applications`; `efficientnet_lite` is ours.
+        preprocessing: Mode of `models.preprocessing.Preprocessing`; `raw`: the model holds its own.
+        min_image_size: Smallest accepted side of the input, in pixels.
+        blocks: Regex matched at the start of layer names. The group that matched names the block; the text of group
+            `block` is the name itself.
+        match_ends_block: Whether the matching layer is the last of its block instead of the first.
+        weights_file: Name in Keras' cache, without top; `{size}` where it depends on the image size.
+        weights_url: Where Keras downloads it from.
+    """
+
+    name: str
+    family: str
+    preprocessing: str
+    min_image_size: int
+    blocks: str
+    match_ends_block: bool
+    weights_file: str
+    weights_url: str
+
+
+_URL = "https://storage.googleapis.com/tensorflow/keras-applications/"
+_EFFICIENTNET = r"(?P<stem>stem_)|(?P<top>top_)|(?P<block>block\d+[a-z])_"
+_KERNELS = "_weights_tf_dim_ordering_tf_kernels_notop.h5"
+# family: preprocessing, smallest image size, blocks, match_ends_block, folder of the weights
+_FAMILIES = {
+    "mobilenet_v2": ("tf", 32, r"(?P<stem>Conv1|bn_Conv1)|(?P<top>Conv_1|out_relu)|(?P<block>expanded_conv|block_\d+)_", False,
+                     _URL + "mobilenet_v2/"),
+    "mobilenet_v3": ("raw", 32, r"(?P<stem>conv(?:_bn)?$)|(?P<top>conv_1)|(?P<block>expanded_conv(?:_\d+)?)_", False,
+                     _URL + "mobilenet_v3/"),
+    "efficientnet": ("raw", 32, _EFFICIENTNET, False, "https://storage.googleapis.com/keras-applications/"),
+    "efficientnet_v2": ("raw", 32, _EFFICIENTNET, False, _URL + "efficientnet_v2/"),
+    "efficientnet_lite": ("lite", 32, _EFFICIENTNET, False, ""),
+    "resnet": ("caffe", 32, r"(?P<conv1>conv1_|pool1_)|(?P<block>conv\d_block\d+)_", False, _URL + "resnet/"),
+    "resnet_v2": ("tf", 32, r"(?P<conv1>conv1_|pool1_)|(?P<post>post_)|(?P<block>conv\d_block\d+)_", False, _URL + "resnet/"),
+    "vgg16": ("caffe", 32, r"(?P<block>block\d)_", False, _URL + "vgg16/"),
+    "vgg19": ("caffe", 32, r"(?P<block>block\d)_", False, _URL + "vgg19/"),
+    "convnext": ("raw", 32, r"(?P<top>layer_normalization)|convnext_[a-z]+_"
+                            r"(?:(?P<stem>(?:pre)?stem)|(?P<block>stage_\d_block_\d+|downsampling_block_\d))", False,
+                 _URL + "convnext/"),
+    "densenet": ("torch", 32, r"(?P<conv1>conv1_|pool1$)|(?P<top>bn$)|(?P<block>conv\d_block\d+|pool\d)_", False,
+                 _URL + "densenet/"),
+    "inception_v3": ("tf", 75, r"(?P<stem>max_pooling2d_1$)|(?P<block>mixed\d+)$", True, _URL + "inception_v3/"),
+    "xception": ("tf", 71, r"(?P<block>block\d+)_", False, _URL + "xception/"),
+    "nasnet": ("tf", 32, r"(?P<stem>stem_bn1$)|(?:normal|reduction)_concat_(?P<block>\w+)$", True, _URL + "nasnet/"),
+}
+
+
+def _table():
+    rows = [
+        ("MobileNetV2", "mobilenet_v2", "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_{size}_no_top.h5"),
+        ("EfficientNetLite0", "efficientnet_lite", ""),
+        ("ResNet50V2", "resnet_v2", f"resnet50v2{_KERNELS}"),
+        ("VGG16", "vgg16", f"vgg16{_KERNELS}"),
+        ("VGG19", "vgg19", f"vgg19{_KERNELS}"),
+        ("DenseNet121", "densenet", f"densenet121{_KERNELS}"),
+        ("InceptionV3", "inception_v3", f"inception_v3{_KERNELS}"),
+        ("Xception", "xception", f"xception{_KERNELS}"),
+        ("NASNetMobile", "nasnet", "nasnet_mobile_no_top.h5"),
+        *((f"MobileNetV3{n}", "mobilenet_v3", f"weights_mobilenet_v3_{n.lower()}_224_1.0_float_no_top_v2.h5")
+          for n in ("Small", "Large")),
+        *((f"EfficientNetB{n}", "efficientnet", f"efficientnetb{n}_notop.h5") for n in range(8)),
+        *((f"EfficientNetV2{n}", "efficientnet_v2", f"efficientnetv2-{n.lower()}_notop.h5")
+          for n in ("B0", "B1", "B2", "B3", "S", "M", "L")),
+        *((f"ResNet{n}", "resnet", f"resnet{n}{_KERNELS}") for n in (50, 101, 152)),
+        *((f"ConvNeXt{n}", "convnext", f"convnext_{n.lower()}_notop.h5") for n in ("Tiny", "Small", "Base")),
+    ]
+    table = {}
+    for name, family, file in rows:
+        *contract, folder = _FAMILIES[family]
+        url = folder + ("NASNet-mobile-no-top.h5" if family == "nasnet" else file)
+        table[name] = BackboneSpec(name, family, *contract, weights_file=file, weights_url=url)
+    return table
+
+
+BACKBONES = _table()
+
+
+def get_spec(name):
+    """Returns the `BackboneSpec` called `name`.
+
+    Raises:
+        UserError: If there is none, with the nearest name.
+    """
+    if name in BACKBONES:
+        return BACKBONES[name]
+    lower = {known.lower(): known for known in BACKBONES}
+    near = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.5)
+    hint = f"did you mean {lower[near[0]]}?" if near else f"expected one of {', '.join(BACKBONES)}."
+    raise UserError(f"No backbone is called {name!r}; {hint}")
+
+
+def build_backbone(name, image_size, weights="imagenet", seed=0, connect_timeout=5.0, download_timeout=15.0, log=print):
+    """Returns a backbone without top: a functional `keras.Model`, images [B, S, S, 3] -> features [B, h, w, C].
+
+    Its input is what `Preprocessing(spec.preprocessing)` returns. Layer names, and with `weights="none"` the values too, are
+    a pure function of the arguments: Keras draws initial weights from global generators and numbers its own layers by what
+    the process built before, so this function sets the global seeds (Python, NumPy, TensorFlow) and numbers from zero.
+
+    Args:
+        name: A name in `BACKBONES`.
+        image_size: Side S of the square input, in pixels.
+        weights: `imagenet`, `none`, or the path of a weights file (see `weights.load_weights_file`).
+        seed: Seed of the initial weights, an integer.
+        connect_timeout: Seconds to wait for the host of weights that are not in Keras' cache.
+        download_timeout: Seconds of silence that end a transfer; no new attempt begins after as many.
+        log: Called with each line about what was ignored in a weights file.
+
+    Raises:
+        UserError: If the name is unknown or the image too small.
+        UnreachableError: If the ImageNet weights could not be reached.
+        DataError: If a weights file can't be used.
+        StorageError: If Keras' cache can't be written.
+    """
+    import keras
+
+    spec = get_spec(name)
+    if image_size < spec.min_image_size:
+        raise UserError(f"{name} needs images of at least {spec.min_image_size} pixels; received image_size={image_size}.")
+    if spec.family == "efficientnet_lite":
+        from tl_research.models import efficientnet_lite
+
+        constructor = efficientnet_lite.efficientnet_lite0
+    else:
+        def constructor(size, keras_weights=None):
+            model = getattr(keras.applications, name)(
+                include_top=False, weights=keras_weights, input_shape=(size, size, 3))
+            return _like_imagenet(model, keras_weights) if spec.family == "efficientnet" else model
+
+    with _layer_names_from_zero():
+        if weights != "imagenet" or spec.family == "efficientnet_lite":
+            keras.utils.set_random_seed(seed)
+            model = constructor(image_size)
+        else:
+            with _download_errors(spec, image_size, download_timeout) as (url, file):
+                _download(url, file, connect_timeout, download_timeout)
+                keras.utils.set_random_seed(seed)
+                model = constructor(image_size, "imagenet")
+    if spec.family == "efficientnet_lite" and weights == "imagenet":
+        efficientnet_lite.load_packaged_weights(model)
+    elif weights not in ("imagenet", "none"):
+        from tl_research.models.weights import load_weights_file
+
+        for note in load_weights_file(model, weights):
+            log(note)
+    return model
+
+
+@contextlib.contextmanager
+def _layer_names_from_zero():
+    """Numbers Keras' own layer names (conv2d_7) from zero, and leaves the process's numbering as it was."""
+    from keras.src.backend.common import global_state  # public Keras can only clear the whole session
+
+    names = global_state.get_global_attribute("object_name_uids")
+    global_state.set_global_attribute("object_name_uids", None)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("object_name_uids", names)
+
+
+def _like_imagenet(model, keras_weights):
+    """Returns EfficientNetB0-B7 as Keras builds it for ImageNet weights, whichever weights it has.
+
+    Keras adds the layer that divides by the root of the standard deviation only under `weights="imagenet"`: the same
+    weights loaded from a file would see other pixels. The normalization layer is ours, see there.
+    """
+    import keras
+
+    from tl_research.models.preprocessing import Normalization
+
+    def clone(layer):
+        kind = Normalization if isinstance(layer, keras.layers.Normalization) else type(layer)
+        return kind.from_config(layer.get_config())
+
+    def call(layer, *args, **kwargs):
+        outputs = layer(*args, **kwargs)
+        if keras_weights is None and isinstance(layer, Normalization):
+            outputs = keras.layers.Rescaling([std ** -0.5 for std in (0.229, 0.224, 0.225)], name="rescaling_1")(outputs)
+        return outputs
+
+    inputs = keras.Input(model.input_shape[1:], name="input_layer")
+    like = keras.models.clone_model(model, input_tensors=inputs, clone_function=clone, call_function=call)
+    like.set_weights(model.get_weights())
+    return like
+
+
+def _download(url, file, connect_timeout, download_timeout):
+    """Brings a weights file into Keras' cache unless it is there; Keras checks its hash when it loads it."""
+    import keras
+
+    folder = os.path.dirname(file)
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    if not os.access(os.path.dirname(folder), os.W_OK):  # Keras would use /tmp/.keras, which anyone may have filled
+        raise StorageError(f"{os.path.dirname(folder)} can't be written: set KERAS_HOME to a folder that can, or use --weights=FILE.")
+    if os.path.exists(file):
+        return
+    answer = [TimeoutError(f"no answer within {connect_timeout:g} s")]
+
+    def ask():
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=connect_timeout).close()
+            answer[0] = None
+        except Exception as error:
+            answer[0] = error
+
+    thread = threading.Thread(target=ask, daemon=True)  # a socket's timeout does not bound the name lookup
+    thread.start()
+    thread.join(connect_timeout)
+    if answer[0] is not None:
+        raise urllib.error.URLError(answer[0])
+    end = time.monotonic() + download_timeout
+    for attempt in (1, 2, 3):
+        try:
+            keras.utils.get_file(os.path.basename(file), url, cache_subdir="models")
+            return
+        except Exception as error:
+            if attempt == 3 or time.monotonic() > end or _is_local(error):
+                raise
+
+
+def _is_local(error):
+    return isinstance(error, OSError) and error.errno in (
+        errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EEXIST)
+
+
+@contextlib.contextmanager
+def _download_errors(spec, image_size, timeout):
+    """Gives (url, cache file) of the ImageNet weights; what fails inside becomes one line with a remedy."""
+    from keras.src.backend.config import keras_home  # where `get_file` looks; no public name
+
+    size = image_size if image_size in (96, 128, 160, 192) else 224  # MobileNetV2 has weights for each of these
+    url = spec.weights_url.format(size=size)
+    file = os.path.join(os.path.expanduser(keras_home()), "models", spec.weights_file.format(size=size))
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(timeout)  # Keras' get_file has no timeout of its own
+    try:
+        yield url, file
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split())
+        if _is_local(error):
+            raise StorageError(f"{file} can't be written ({reason}): free it, or set KERAS_HOME to another folder.") from error
+        if str(error).startswith("URL fetch failure on") or isinstance(
+                error, (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException)):
+            raise UnreachableError(
+                f"{spec.name}'s ImageNet weights were not reached at {url} ({reason}): put that file at {file}, or give "
+                "--weights=FILE, or --if_offline=embedded for EfficientNetLite0's packaged weights.") from error
+        if isinstance(error, (OSError, ValueError, KeyError)):
+            raise DataError(f"{file} is not {spec.name}'s ImageNet weights ({reason}): delete it, or replace it by {url}") from error
+        raise
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def backbone_blocks(spec, model):
+    """Returns [(block name, its layer names)] from input to output; every layer of `model.layers` stands in one block.
+
+    A layer that matches nothing belongs to the block of the layer before it (the first layers: to the first block).
+    Where several branches are listed interleaved, a block is still one contiguous run of `model.layers`.
+    """
+    blocks, ended = [], False
+    for layer in model.layers:
+        match = re.match(spec.blocks, layer.name)
+        name = match and (match["block"] or match.lastgroup)
+        if name and name.isdigit():
+            name = f"cell_{name}"
+        if spec.match_ends_block:
+            if not blocks or ended:
+                blocks.append([None, []])
+            blocks[-1][1].append(layer.name)
+            blocks[-1][0], ended = name or blocks[-1][0], bool(name)
+        elif not blocks or (name and blocks[-1][0] not in (None, name)):
+            blocks.append([name, [layer.name]])
+        else:
+            blocks[-1][0] = name or blocks[-1][0]
+            blocks[-1][1].append(layer.name)
+    if blocks[-1][0] is None:  # layers behind the last marker
+        _, rest = blocks.pop()
+        blocks[-1][1].extend(rest)
+    return [(name, tuple(names)) for name, names in blocks]
+
+
+def named_variables(model, prefix="backbone"):
+    """Returns {"backbone/<layer>/<variable>": variable} of all weights, in the model's order, inner models one level deeper.
+
+    Raises:
+        ValueError: If two variables share a name.
+    """
+    named = {}
+    for layer in model.layers:
+        inner = hasattr(layer, "layers")
+        own = named_variables(layer, f"{prefix}/{layer.name}") if inner else {
+            f"{prefix}/{layer.name}/{variable.name}": variable for variable in layer.weights}
+        if len(own) != len(layer.weights) or named.keys() & own.keys():
+            raise ValueError(f"Variables of layer {layer.name!r} share names; give its layers and weights names of their own.")
+        named.update(own)
+    return named

@@ -1,0 +1,197 @@
+"""The classifier: pixels -> augmentation -> preprocessing -> backbone -> pooling -> dropout -> float32 logits.
+
+The same variables are reached in two ways. `Classifier.model` is a plain Keras model, which is what gets saved.
+`Classifier.frozen_part` and `Classifier.logits` run the network cut where training begins (`tl_research.models.graph`),
+which is what the loop uses.
+"""
+
+import keras
+import tensorflow as tf
+
+from tl_research.errors import UserError
+from tl_research.models import backbones
+from tl_research.models.augmentation import Augmentation
+from tl_research.models.graph import FeatureGraph
+from tl_research.models.preprocessing import Preprocessing
+
+
+@keras.saving.register_keras_serializable(package="tl_research")
+class InferenceBackbone(keras.layers.Layer):
+    """Runs its backbone with `training=False` whoever calls it and however.
+
+    A functional Keras 3 model hands the `training` of its own call to every layer and overrides what the graph was
+    built with, so `base_model(x, training=False)` inside a model does not hold BatchNorm statistics in `fit`
+    (keras#20285). An explicit argument of a layer's own call does. Gradients reach the backbone all the same.
+    """
+
+    def __init__(self, backbone, **kwargs):
+        super().__init__(**kwargs)
+        self.backbone = backbone
+
+    def call(self, images):
+        return self.backbone(images, training=False)
+
+    def compute_output_shape(self, input_shape):
+        return self.backbone.compute_output_shape(input_shape)
+
+    def get_config(self):
+        return {**super().get_config(), "backbone": keras.saving.serialize_keras_object(self.backbone)}
+
+    @classmethod
+    def from_config(cls, config):
+        backbone = keras.saving.deserialize_keras_object(config.pop("backbone"))
+        return cls(backbone, **config)
+
+
+class FrozenPart:
+    """Pixels (or earlier features) to the tensors of a cut, for layers that do not change meanwhile.
+
+    BatchNorm is folded once, when this is made: make a new one after the layers were trained.
+    """
+
+    def __init__(self, classifier, outputs, inputs=None):
+        self._classifier, self.outputs = classifier, tuple(outputs)
+        self.inputs = tuple(inputs) if inputs else (classifier.graph.input,)
+        self._from_pixels = inputs is None
+        self._constants = classifier.graph.fold_constants(self.inputs, self.outputs)
+
+    def __call__(self, inputs):
+        """Returns a list of tensors, one for each name in `outputs`.
+
+        Args:
+            inputs: float32 images [B, H, W, 3] in 0..255, or the list of tensors that `inputs` names.
+        """
+        known = [self._classifier.preprocessing(inputs)] if self._from_pixels else inputs
+        return self._classifier.graph.run(dict(zip(self.inputs, known)), self.outputs, constants=self._constants)
+
+
+class Classifier:
+    """A backbone with a new dense head.
+
+    Args:
+        backbone: Name of the backbone, see `tl_research.models.backbones`.
+        weights: `imagenet`, `none` or a file.
+        image_size: Height and width of the images, in pixels.
+        num_classes: Number K of classes.
+        augmentation: {operation: factor}, see `tl_research.models.augmentation`.
+        dropout: Share of the pooled features dropped in training.
+        seed: Decides the initial weights and the dropout masks.
+        fold: Whether BatchNorm is folded into convolutions while training.
+        batchnorm: `inference`, or `training` to let open BatchNorm layers use and move batch statistics.
+
+    Raises:
+        UserError: If the backbone or its weights cannot be had (see `build_backbone`).
+    """
+
+    def __init__(self, backbone, weights, image_size, num_classes, *, augmentation=None, dropout=0.0, seed=0, fold=True,
+                 batchnorm="inference"):
+        self.spec = backbones.get_spec(backbone)
+        self.image_size, self.dropout, self.seed = image_size, dropout, seed
+        self._batchnorm = batchnorm
+        self.backbone = backbones.build_backbone(backbone, image_size, weights, seed=seed)
+        self.preprocessing = Preprocessing(self.spec.preprocessing, name="preprocessing")
+        self.augmentation = Augmentation(augmentation or {}, seed=seed, name="augmentation")
+        self.head = keras.layers.Dense(
+            num_classes, dtype="float32", name="head", kernel_initializer=keras.initializers.GlorotUniform(seed=seed))
+        pooling = keras.layers.GlobalAveragePooling2D(name="pooling")
+        pixels = keras.Input((image_size, image_size, 3), dtype="float32", name="pixels")
+        features = pooling(InferenceBackbone(self.backbone, name="backbone")(
+            self.preprocessing(self.augmentation(pixels))))
+        logits = self.head(keras.layers.Dropout(dropout, seed=seed, name="dropout")(features))
+        self.model = keras.Model(pixels, logits, name="classifier")
+        pooled = keras.layers.GlobalAveragePooling2D(name="pooled_features")(self.backbone.outputs[0])
+        self.graph = FeatureGraph(keras.Model(self.backbone.inputs, pooled), fold=fold)
+        self.variables = {**backbones.named_variables(self.backbone),
+                          **{f"head/{variable.name}": variable for variable in self.head.weights}}
+        self.unfreeze("0%")
+
+    @property
+    def backbone_blocks(self):
+        """[(block name, names of its layers)] from input to output."""
+        return backbones.backbone_blocks(self.spec, self.backbone)
+
+    def unfreeze(self, what):
+        """Makes the head and the part of the backbone that `what` names trainable, and nothing else.
+
+        Args:
+            what: `N%` (the top N % of the layers by count; `int(len(layers) * (1 - N / 100))` stay frozen), the name of
+                a layer or block (from there up), or `all`.
+
+        Returns:
+            The open layers of the backbone, from input to output.
+
+        Raises:
+            UserError: If no layer or block has that name.
+        """
+        layers = self.backbone.layers
+        first = len(layers)
+        if what == "all":
+            first = 0
+        elif what.endswith("%"):
+            try:
+                share = float(what[:-1])
+            except ValueError:
+                share = -1.0
+            if not 0 <= share <= 100:
+                raise UserError(f"--unfreeze={what}; expected a share between 0% and 100%; correct it")
+            first = int(len(layers) * (1 - share / 100))
+        else:
+            starts = {layer.name: index for index, layer in reversed(list(enumerate(layers)))}
+            for block, names in self.backbone_blocks:
+                starts[block] = starts[names[0]]
+            if what not in starts:
+                close = backbones.suggest(what, list(starts))
+                blocks = [block for block, _ in self.backbone_blocks]
+                raise UserError(f"--unfreeze={what} is neither a layer nor a block of {self.spec.name}; expected N%, all, "
+                                f"or a name such as {blocks[0]}, {blocks[len(blocks) // 2]}, {blocks[-1]}{close}")
+            first = starts[what]
+        self.backbone.trainable = True
+        for index, layer in enumerate(layers):
+            layer.trainable = index >= first
+        return layers[first:]
+
+    def trainable_variables(self):
+        """{path: variable} of what the current phase trains, from input to output."""
+        trainable = {id(variable) for variable in self.backbone.trainable_variables + self.head.trainable_variables}
+        return {path: variable for path, variable in self.variables.items() if id(variable) in trainable}
+
+    def batchnorm_statistics(self):
+        """The paths of all moving means and variances."""
+        statistics = set()
+        for layer in self.backbone._flatten_layers():
+            if isinstance(layer, keras.layers.BatchNormalization):
+                statistics.update({id(layer.moving_mean), id(layer.moving_variance)})
+        return {path for path, variable in self.variables.items() if id(variable) in statistics}
+
+    def _open_batchnorms(self):
+        """The BatchNorm layers that use batch statistics: none, unless `batchnorm='training'`."""
+        if self._batchnorm != "training":
+            return frozenset()
+        return frozenset(layer for layer in self.backbone.layers
+                         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable)
+
+    def cut(self):
+        """The names of the tensors that cross from the frozen into the trainable part."""
+        open_batchnorms = self._open_batchnorms()
+        return self.graph.cut(lambda layer: bool(getattr(layer, "trainable_variables", ())) or layer in open_batchnorms)
+
+    def frozen_part(self, outputs, inputs=None):
+        """Returns a `FrozenPart` from pixels, or from the named tensors `inputs`, to the named tensors `outputs`."""
+        return FrozenPart(self, outputs, inputs)
+
+    def logits(self, cut, tensors, *, training=False, step=None):
+        """Returns float32 logits [B, K].
+
+        Args:
+            cut: Names of the tensors given.
+            tensors: The list of tensors at the cut, [B, ...] each.
+            training: Whether dropout is on (and BatchNorm in training mode, where that was asked for).
+            step: int64 scalar; with the seed it decides the dropout mask.
+        """
+        open_batchnorms = self._open_batchnorms() if training else ()
+        (features,) = self.graph.run(dict(zip(cut, tensors)), (self.graph.output,), batchnorm_in_training=open_batchnorms)
+        features = tf.cast(features, tf.float32)
+        if training and self.dropout:
+            seed = tf.stack([tf.constant(self.seed, tf.int64), tf.cast(step, tf.int64)])
+            features = tf.nn.experimental.stateless_dropout(features, self.dropout, seed=seed, rng_alg="philox")
+        return self.head(features)

@@ -1,0 +1,183 @@
+"""A functional Keras model as a list of nodes that can be run from any tensors inside it to any others.
+
+This is how a phase runs: everything that depends on no trainable variable is the frozen part, computed outside the
+gradient tape (or once, and kept); the rest is the trainable part. BatchNorm runs in inference mode in both, whatever
+the caller does, and is folded into the convolution before it where that is exact.
+"""
+
+import dataclasses
+import math
+
+import keras
+import tensorflow as tf
+
+from tl_research.models import folding
+
+# What a byte of cached feature costs in memory and traffic, in multiply-adds: about the ratio of a CPU's arithmetic to
+# its memory bandwidth, times two since it is written once and takes room that other images need.
+_MULTIPLY_ADDS_PER_BYTE = 64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Node:
+    """One call of one layer (or operator) in the model."""
+
+    operation: object
+    arguments: object  # Keras' SymbolicArguments
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class FeatureGraph:
+    """The nodes of a functional model with one input and one output, in an order in which they can be computed.
+
+    Tensors are named `<layer>` (`<layer>:i` for the i-th of several outputs).
+
+    Args:
+        model: A functional `keras.Model`.
+        fold: Whether convolution and BatchNorm are computed as one (`tl_research.models.folding`).
+    """
+
+    def __init__(self, model, fold=True):
+        names, self._shapes = {}, {}
+        nodes = [node for depth in sorted(model._nodes_by_depth, reverse=True) for node in model._nodes_by_depth[depth]]
+        self._nodes, self._tensors = [], {}
+        for node in nodes:
+            for index, tensor in enumerate(node.outputs):
+                name = node.operation.name + (f":{index}" if len(node.outputs) > 1 else "")
+                if name in self._tensors:
+                    raise ValueError(f"two tensors of {model.name} are named {name}; expected each layer to be called "
+                                     "once; give the layers different names")
+                names[id(tensor)] = name
+                self._tensors[name] = tensor
+            if not node.is_input:
+                self._nodes.append(_Node(node.operation, node.arguments, tuple(names[id(t)] for t in node.input_tensors),
+                                         tuple(names[id(t)] for t in node.outputs)))
+        self.input, self.output = names[id(model.inputs[0])], names[id(model.outputs[0])]
+        self._producers = {name: node for node in self._nodes for name in node.outputs}
+        self._pairs = self._find_pairs() if fold else {}
+
+    def _find_pairs(self):
+        """Returns {BatchNorm's output: the convolution's node} where the convolution's output is used nowhere else."""
+        uses = [name for node in self._nodes for name in node.inputs] + [self.output]
+        pairs = {}
+        for node in self._nodes:
+            before = self._producers.get(node.inputs[0])
+            if before and uses.count(node.inputs[0]) == 1 and folding.can_fold(before.operation, node.operation):
+                pairs[node.outputs[0]] = before
+        return pairs
+
+    @property
+    def num_folded(self):
+        return len(self._pairs)
+
+    def shape(self, name):
+        """The shape of a tensor without its batch dimension."""
+        return tuple(self._tensors[name].shape[1:])
+
+    def dtype(self, name):
+        return self._tensors[name].dtype
+
+    def cut(self, trains):
+        """Returns the names of the tensors that cross from the frozen into the trainable part.
+
+        Args:
+            trains: A function from a layer to whether it has something to train. A node is frozen when neither it nor
+                any node before it trains.
+        """
+        frozen = {self.input}
+        for node in self._nodes:
+            if not trains(node.operation) and all(name in frozen for name in node.inputs):
+                frozen.update(node.outputs)
+        if self.output in frozen:
+            return (self.output,)
+        crossing = [name for node in self._nodes if node.outputs[0] not in frozen
+                    for name in node.inputs if name in frozen]
+        return tuple(dict.fromkeys(crossing))
+
+    def cheapest_cut(self, outputs):
+        """Returns the cut at or before the tensors `outputs` at which it is cheapest to keep features.
+
+        Keeping a tensor costs its bytes, keeping an earlier one costs computing the rest again in every epoch. The
+        measure is `_MULTIPLY_ADDS_PER_BYTE` bytes + multiply-adds from the cut to `outputs`.
+        """
+        nodes = self._needed((self.input,), outputs)
+        best, best_cost, done = tuple(outputs), _MULTIPLY_ADDS_PER_BYTE * self.bytes_per_image(outputs), {self.input}
+        for index, (node, _) in enumerate(nodes):
+            done.update(node.outputs)
+            later = [name for after, convolution in nodes[index + 1:] for name in (convolution or after).inputs]
+            cut = tuple(dict.fromkeys(name for name in later + list(outputs) if name in done))
+            if len(cut) <= 2 and self.input not in cut:
+                cost = _MULTIPLY_ADDS_PER_BYTE * self.bytes_per_image(cut) + self.multiply_adds(cut, outputs)
+                if cost < best_cost:
+                    best, best_cost = cut, cost
+        return best
+
+    def bytes_per_image(self, cut):
+        """Returns the bytes that the tensors of a cut take for one image."""
+        return sum(math.prod(self.shape(name)) * tf.as_dtype(self.dtype(name)).size for name in cut)
+
+    def _needed(self, known, outputs):
+        """Returns the nodes that lead from the known tensors to the outputs, as (node, convolution to fold or None)."""
+        wanted, needed = set(outputs) - set(known), []
+        for node in reversed(self._nodes):
+            if not wanted.intersection(node.outputs):
+                continue
+            convolution = self._pairs.get(node.outputs[0])
+            if convolution and (convolution.outputs[0] in known or convolution.outputs[0] in wanted):
+                convolution = None  # the cut goes between the two: each is computed as it is
+            needed.append((node, convolution))
+            wanted.difference_update(node.outputs)
+            wanted.update(set((convolution or node).inputs) - set(known))
+        if wanted:
+            raise ValueError(f"{sorted(wanted)} cannot be computed from {sorted(known)}; expected tensors of a cut")
+        return needed[::-1]
+
+    def fold_constants(self, known, outputs):
+        """Returns the folded weights of all pairs between two cuts, computed now: for parts that will not change."""
+        return {node.outputs[0]: folding.folded_weights(convolution.operation, node.operation)
+                for node, convolution in self._needed(known, outputs) if convolution}
+
+    def run(self, known, outputs, constants=None, batchnorm_in_training=()):
+        """Computes tensors from others.
+
+        Args:
+            known: {name: tensor [B, ...]} from which everything can be computed.
+            outputs: Names of the tensors to return.
+            constants: Folded weights by `fold_constants`; without them they are computed from the variables, so that
+                gradients reach these.
+            batchnorm_in_training: BatchNorm layers that use, and move, the statistics of the batch.
+
+        Returns:
+            A list of tensors, one for each name in `outputs`.
+        """
+        values = {id(self._tensors[name]): tensor for name, tensor in known.items()}
+        for node, convolution in self._needed(known, outputs):
+            if convolution and node.operation not in batchnorm_in_training:
+                (inputs,), _ = convolution.arguments.fill_in(values)
+                weights = (constants or {}).get(node.outputs[0])
+                weights = weights or folding.folded_weights(convolution.operation, node.operation)
+                results = [folding.folded_call(convolution.operation, *weights, inputs)]
+            elif convolution:
+                (inputs,), _ = convolution.arguments.fill_in(values)
+                results = [node.operation(convolution.operation(inputs), training=True)]
+            else:
+                args, kwargs = node.arguments.fill_in(values)
+                if getattr(node.operation, "_call_has_training_arg", False):
+                    kwargs = {**kwargs, "training": node.operation in batchnorm_in_training}
+                results = keras.tree.flatten(node.operation(*args, **kwargs))
+            for name, result in zip(node.outputs, results):
+                values[id(self._tensors[name])] = result
+        return [values[id(self._tensors[name])] for name in outputs]
+
+    def multiply_adds(self, known, outputs):
+        """Returns the multiplications of the convolutions and dense layers between two cuts, per image."""
+        total = 0
+        for node, convolution in self._needed(known, outputs):
+            for each in (convolution, node) if convolution else (node,):
+                layer = each.operation
+                kernels = [w for w in getattr(layer, "weights", ()) if "kernel" in w.name]
+                for kernel in kernels:
+                    positions = math.prod(self.shape(each.outputs[0])[:-1])
+                    total += positions * math.prod(kernel.shape)
+        return total

@@ -1,0 +1,62 @@
+"""What each backbone expects of its pixels, as layers inside the model, so that inference can never get it wrong."""
+
+import keras
+from keras import ops
+
+MODES = ("raw", "tf", "caffe", "torch", "lite")
+
+
+@keras.saving.register_keras_serializable(package="tl_research")
+class Preprocessing(keras.layers.Layer):
+    """Maps float images [B, H, W, 3] in 0..255 to what a backbone was trained on.
+
+    `raw`: unchanged (the backbone holds its own). `tf`: [-1, 1]. `caffe`: BGR, ImageNet mean subtracted. `torch`: ImageNet
+    mean and standard deviation of pixels in [0, 1]. `lite`: (x - 127) / 128. It computes in float32 whatever the dtype
+    policy and casts at the end, because bfloat16 can't tell 200.5 from 201.
+
+    Args:
+        mode: One of `MODES`.
+
+    Raises:
+        ValueError: If `mode` is none of `MODES`.
+    """
+
+    def __init__(self, mode, **kwargs):
+        super().__init__(autocast=False, **kwargs)  # with autocast, mixed precision rounds the pixels before `call`
+        if mode not in MODES:
+            raise ValueError(f"Preprocessing mode {mode!r}; expected one of {', '.join(MODES)}.")
+        self.mode = mode
+
+    def call(self, images):
+        x = ops.cast(images, "float32")
+        if self.mode == "tf":
+            x = x / 127.5 - 1.0
+        elif self.mode == "caffe":
+            x = x[..., ::-1] - ops.convert_to_tensor([103.939, 116.779, 123.68], "float32")
+        elif self.mode == "torch":
+            x = x / 255.0 - ops.convert_to_tensor([0.485, 0.456, 0.406], "float32")
+            x = x / ops.convert_to_tensor([0.229, 0.224, 0.225], "float32")
+        elif self.mode == "lite":
+            x = (x - 127.0) / 128.0
+        return ops.cast(x, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "mode": self.mode}
+
+
+@keras.saving.register_keras_serializable(package="tl_research")
+class Normalization(keras.layers.Normalization):
+    """Keras' `Normalization` that reads its mean and variance variables in every call.
+
+    Keras copies them into constants when weights are loaded, so values assigned in any other way (a restored checkpoint)
+    are ignored without a word; EfficientNetB0-B7 begin with this layer. The class keeps Keras' name because `.weights.h5`
+    files are laid out by class names.
+    """
+
+    def call(self, inputs):
+        x = ops.cast(inputs, self.compute_dtype)
+        mean, variance = (ops.cast(v, self.compute_dtype) for v in (self.adapt_mean, self.adapt_variance))
+        return (x - mean) / ops.maximum(ops.sqrt(variance), keras.config.epsilon())

@@ -1,0 +1,1 @@
+"""Parameter groups, one optimizer per group, learning-rate schedules."""

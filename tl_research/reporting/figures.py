@@ -1,0 +1,29 @@
+"""Figures of a finished run, as PNG."""
+
+import matplotlib
+
+matplotlib.use("Agg")  # no screen is needed, or looked for
+import matplotlib.pyplot as plt
+
+
+def save_curves(path, history):
+    """Draws loss and accuracy over the epochs of all phases, with the switches marked.
+
+    Args:
+        path: PNG file to write.
+        history: Rows of `metrics.csv`.
+    """
+    epochs = [row["epoch"] for row in history]
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for axis, name in zip(axes, ("loss", "accuracy")):
+        axis.plot(epochs, [row[f"train_{name}"] for row in history], "o-", markersize=3, label="training (augmented)")
+        axis.plot(epochs, [row[f"val_{name}"] for row in history], "o-", markersize=3, label="validation")
+        for before, after in zip(history, history[1:]):
+            if before["phase"] != after["phase"]:
+                axis.axvline((before["epoch"] + after["epoch"]) / 2, color="gray", linestyle="--", linewidth=1)
+                axis.annotate(f" {after['phase']}", (before["epoch"] + 0.5, 1), xycoords=("data", "axes fraction"),
+                              verticalalignment="top", color="gray")
+        axis.set(xlabel="epoch", title=name)
+        axis.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

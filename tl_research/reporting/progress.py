@@ -1,0 +1,25 @@
+"""Progress on a terminal; elsewhere nothing, since the loop prints one line an epoch."""
+
+import contextlib
+import sys
+
+import tqdm
+
+
+@contextlib.contextmanager
+def progress_bar(description, unit="batches", scale=1):
+    """Yields a function of (done, total) that moves a bar on stderr, with rate and time left, if that is a terminal.
+
+    Args:
+        description: What is going on.
+        unit: What is counted, with `scale` of it in one piece done.
+        scale: See `unit`.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    with tqdm.tqdm(desc=description, unit=" " + unit, leave=False, file=sys.stderr) as bar:
+        def move(done, total):
+            bar.total = total * scale
+            bar.update(done * scale - bar.n)
+        yield move

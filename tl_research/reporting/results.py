@@ -1,0 +1,55 @@
+"""Numbers of a run: metrics from logits, intervals, `metrics.csv`."""
+
+import csv
+import io
+import math
+
+import numpy as np
+
+METRICS_COLUMNS = ("phase", "epoch", "step", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
+                   "images_per_second", "seconds", "learning_rate")
+
+
+def loss_and_accuracy(logits, labels):
+    """Returns (mean cross-entropy in nats, share of correct argmax) over all examples, as floats.
+
+    Args:
+        logits: float [N, K].
+        labels: int [N].
+    """
+    logits = np.asarray(logits, np.float64)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_likelihood = shifted[np.arange(len(labels)), labels] - np.log(np.exp(shifted).sum(axis=1))
+    return float(-log_likelihood.mean()), float((logits.argmax(axis=1) == labels).mean())
+
+
+def wilson_interval(correct, total, z=1.959963984540054):
+    """Returns the (low, high) 95 % interval of a share (Wilson 1927): never outside [0, 1], right for small counts too.
+
+    Args:
+        correct: Number of successes.
+        total: Number of trials, > 0.
+        z: Quantile of the normal distribution.
+    """
+    share = correct / total
+    center = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def metrics_csv(rows):
+    """Returns the text of `metrics.csv`: one row an epoch."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, METRICS_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def without_nan(value):
+    """Returns a JSON value with null in place of every number that is not finite."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""The explicit loop: state, steps, frozen features, checkpoints, audit."""

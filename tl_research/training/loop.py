@@ -1,0 +1,444 @@
+"""The explicit loop: decides when to step, evaluate, stop, save and restore. Holds no maths.
+
+Here, and nowhere else, a clock is read, a summary is written and a checkpoint is saved.
+"""
+
+import contextlib
+import dataclasses
+import math
+import sys
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from tl_research.data import pipeline
+from tl_research.errors import CheckpointError
+from tl_research.errors import Interrupted
+from tl_research.errors import NonFiniteError
+from tl_research.errors import OutOfMemoryError
+from tl_research.optim import schedules
+from tl_research.optim.grouped_optimizer import GroupedOptimizer
+from tl_research.optim.param_groups import make_param_groups
+from tl_research.reporting import results
+from tl_research.reporting.progress import progress_bar
+from tl_research.training import audit
+from tl_research.training import checkpoints
+from tl_research.training import features
+from tl_research.training.state import TrainState
+from tl_research.training.steps import EvalStep
+from tl_research.training.steps import TrainStep
+
+_LIVE_STEPS_PER_CALL = 4  # a step takes a tenth of a second or more: the call costs nothing, signals are answered soon
+_CACHED_STEPS_PER_CALL = 16
+
+
+class Trainer:
+    """Trains a classifier phase by phase.
+
+    Args:
+        config: `tl_research.config.Config`.
+        classifier: A `Classifier` with its initial weights.
+        train: `Examples` to train on.
+        validation: `Examples` that select epochs and phases.
+        directory: The open `RunDirectory`.
+        xla: Whether steps are compiled with XLA.
+        signals: Has `number`, of the signal that was received, or None.
+
+    Attributes:
+        classifier: As given; its weights change.
+        state: `TrainState`.
+    """
+
+    def __init__(self, config, classifier, train, validation, directory, *, xla, signals):
+        self._config, self.classifier, self._directory = config, classifier, directory
+        self._train, self._validation = train, validation
+        self._xla, self._signals = xla, signals
+        self._plan = config.phase_plan
+        self._views = features.Views(config.seed, config.augment_views, bool(config.augmentation))
+        self._plain = features.Views(config.seed, 0, False)
+        self.state = TrainState()
+        self._arrays = {"best": {}, "selected": {}}  # {path: array} of the best epoch of this and of finished phases
+        self._optimizer = None
+        self._base_cut = self._earliest_cut()
+        self._caches = {}
+
+    # What every phase needs.
+
+    def _earliest_cut(self):
+        """Returns the cheapest cut before everything that any phase opens: what lies before it never changes."""
+        opened = set()
+        for phase in self._plan:
+            opened.update(self.classifier.unfreeze(phase.unfreeze))
+        for layer in self.classifier.backbone.layers:
+            layer.trainable = layer in opened
+        cut = self.classifier.graph.cheapest_cut(self.classifier.cut())
+        self._ever_trained = list(self.classifier.trainable_variables())
+        self.classifier.unfreeze("0%")
+        return cut
+
+    @contextlib.contextmanager
+    def _timed(self, kind):
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.state.run_seconds[kind] += time.perf_counter() - start
+
+    def plan_cache(self):
+        """Decides, from sizes alone, what is cached; returns a line that says it and why.
+
+        Raises:
+            UserError: If a phase opens a layer that is not there (see `Classifier.unfreeze`).
+        """
+        config, epochs = self._config, sum(phase.epochs for phase in self._plan)
+        size = self.classifier.graph.bytes_per_image(self._base_cut)
+        shape = " + ".join("x".join(map(str, self.classifier.graph.shape(name))) for name in self._base_cut)
+        what = f"{shape} {self.classifier.graph.dtype(self._base_cut[0])}, {size / 1024:.0f} KiB an image"
+        used = self._views.used(epochs)
+        num_train, num_validation = len(self._train) * used * size, len(self._validation) * size
+        self._cache_validation = config.feature_cache != "off" and num_validation <= config.cache_bytes
+        self._cached_views = 0
+        if config.feature_cache == "off":
+            return "cache: off (--feature_cache=off)"
+        fits = f"validation images cached ({what})" if self._cache_validation else "validation live"
+        if config.batchnorm == "training":
+            self._cache_validation = False
+            return "cache: off, BatchNorm in training mode"
+        if not config.feature_cache_wanted:
+            return f"cache: training live, a fresh view every epoch; {fits}"
+        if used >= epochs and self._views.augmented:
+            return f"cache: training live, {used} views in {epochs} epochs would not pay; {fits}"
+        if num_train + num_validation > config.cache_bytes:
+            return (f"cache: training live, {used} views of {what} need {(num_train + num_validation) / 2**30:.1f} GiB "
+                    f"and --cache_bytes allows {config.cache_bytes / 2**30:.1f}; {fits}")
+        self._cached_views = used
+        return f"cache: {what}, {used} views, {(num_train + num_validation) / 2**30:.2f} GiB"
+
+    @property
+    def cache_in_use(self):
+        """What `plan_cache` chose: `memory` where training uses cached features, else `off`."""
+        return "memory" if self._cached_views else "off"
+
+    def _source(self, side, cut):
+        """Returns the source of a side's tensors at a cut; fills the cache at the first call that needs it."""
+        examples, views, num_views = ((self._train, self._views, self._cached_views) if side == "train" else
+                                      (self._validation, self._plain, int(self._cache_validation)))
+        if not num_views:
+            return features.LiveSource(self.classifier, examples, cut, views)
+        with self._timed("features"):
+            if side not in self._caches:
+                live = features.LiveSource(self.classifier, examples, self._base_cut, views)
+                with progress_bar(f"features of {side}") as progress:
+                    tensors = features.compute_features(live, num_views, self._config.batch_size, progress)
+                self._caches[side] = features.CachedSource(examples, self._base_cut, tensors, views)
+            return features.derive_features(self.classifier, self._caches[side], cut, self._config.batch_size)
+
+    def _make_optimizer(self, phase):
+        """Returns this phase's optimizer; groups that go on keep their state."""
+        config, trainable = self._config, self.classifier.trainable_variables()
+        # In order of joining. A variable that was closed meanwhile joins anew: its moments are of another time.
+        joined = {path: name for path, name in self.state.joined.items() if path in trainable}
+        joined.update({path: phase.name for path in trainable if path not in joined})
+        self.state.joined = joined
+        blocks = {}
+        for index, (block, layers) in enumerate(self.classifier.backbone_blocks):
+            for path in self.classifier.variables:
+                if path.split("/")[0] == "backbone" and path.split("/")[1] in layers:
+                    blocks[path] = (index, block)
+        groups = make_param_groups(
+            trainable, blocks, list(self.classifier.variables), backbone_lr_multiplier=config.backbone_lr_multiplier,
+            layer_decay=config.layer_decay, lr_multiplier=config.lr_multiplier, joined=joined)
+        return GroupedOptimizer(groups, config.optimizer, weight_decay=config.weight_decay, momentum=config.momentum,
+                                nesterov=config.nesterov, clip_norm=config.clip_norm)
+
+    def check_patterns(self):
+        """Raises UserError now, rather than hours later, if a phase names no layer or a pattern no variable."""
+        state = self.state
+        self.state = TrainState()
+        for phase in self._plan:
+            self.classifier.unfreeze(phase.unfreeze)
+            self._make_optimizer(phase)
+        self.classifier.unfreeze("0%")
+        self.state = state
+
+    def describe_phase(self, phase, optimizer, opened):
+        """Returns the line that says what a phase trains."""
+        total = sum(int(np.prod(v.shape)) for v in self.classifier.variables.values())
+        trainable = sum(int(np.prod(v.shape)) for v in optimizer.variables)
+        first = next((layer.name for layer in opened if layer.trainable_variables), "none")
+        rates = ", ".join(f"{name} {rate:.3g}" for name, rate in optimizer.learning_rates(phase.learning_rate).items())
+        return (f"phase {phase.name}: {len(opened)} of {len(self.classifier.backbone.layers)} backbone layers open, "
+                f"{trainable:,} of {total:,} parameters train; first unfrozen: {first}; rates: {rates}; "
+                f"up to {phase.epochs} epochs")
+
+    # Checkpoints.
+
+    def save(self):
+        """Commits a checkpoint of the current state."""
+        variables = {path: self.classifier.variables[path].numpy() for path in self._saved_paths()}
+        arrays = {f"variables/{path}": array for path, array in variables.items()}
+        for kind, values in (*self._arrays.items(), ("optimizer", self._optimizer.state() if self._optimizer else {})):
+            arrays.update({f"{kind}/{name}": array for name, array in values.items()})
+        checkpoints.save(self._directory.file("checkpoints"), dataclasses.asdict(self.state), arrays)
+
+    def _saved_paths(self):
+        """The paths of what a run may change; the rest comes from the pretrained weights and is checked by its hash."""
+        statistics = self.classifier.batchnorm_statistics() if self._config.batchnorm == "training" else ()
+        return sorted({*self._ever_trained, *statistics})
+
+    def restore(self):
+        """Restores the newest checkpoint, if there is one; returns whether there was.
+
+        Raises:
+            CheckpointError: If none can be used, or it is not of this network.
+        """
+        loaded = checkpoints.load_newest(self._directory.file("checkpoints"))
+        if loaded is None:
+            return False
+        state, arrays = loaded
+        self.state = TrainState(**state)
+        kinds = {"variables": {}, "optimizer": {}, "best": {}, "selected": {}}
+        for name, array in arrays.items():
+            kind, _, rest = name.partition("/")
+            kinds[kind][rest] = array
+        self._assign(kinds["variables"], self._saved_paths())
+        self._arrays = {"best": kinds["best"], "selected": kinds["selected"]}
+        self._restored_optimizer = kinds["optimizer"]
+        unchanged = {path: v for path, v in self.classifier.variables.items() if path not in set(self._saved_paths())}
+        different = [path for path, value in audit.hash_variables(unchanged).items()
+                     if self.state.phase_hashes.get(path, value) != value]
+        if different:
+            raise CheckpointError(f"{len(different)} frozen variables are not those the run began with ({different[0]}); "
+                                  "expected the same pretrained weights; restore them or use --resume=never")
+        return True
+
+    def _assign(self, arrays, paths):
+        variables = self.classifier.variables
+        different = [path for path in paths if path not in arrays or arrays[path].shape != tuple(variables[path].shape)]
+        if different:
+            raise CheckpointError(f"the checkpoint does not fit the network at {', '.join(different[:5])}; expected its "
+                                  "own run; use --resume=never")
+        for path in paths:
+            variables[path].assign(arrays[path])
+
+    # Training.
+
+    def run(self, summaries):
+        """Trains all phases that are left; afterwards the classifier has the selected weights.
+
+        Args:
+            summaries: `tl_research.reporting.summaries.Summaries`.
+
+        Raises:
+            AuditError, NonFiniteError, OutOfMemoryError, StorageError, Interrupted: See `tl_research.errors`.
+        """
+        self._summaries = summaries
+        restored = bool(self.state.phase_hashes)
+        for index, phase in enumerate(self._plan):
+            if index < self.state.phase_index or not phase.epochs:
+                continue
+            self._run_phase(index, phase, resume=restored and index == self.state.phase_index)
+            restored = False
+        if self.state.selected:
+            self._assign(self._arrays["selected"], self._saved_paths())
+
+    def _run_phase(self, index, phase, resume):
+        phase_start = time.perf_counter()
+        config, state = self._config, self.state
+        opened = self.classifier.unfreeze(phase.unfreeze)
+        previous, self._optimizer = self._optimizer, self._make_optimizer(phase)
+        if not resume:
+            if self._arrays["selected"]:
+                self._assign(self._arrays["selected"], self._saved_paths())
+            state.phase_index = index
+            state.begin_phase(audit.hash_variables(self.classifier.variables))
+            state.gradient_peak = [0.0] * len(self._optimizer.variables)
+            self._arrays["best"] = {}
+            if previous:
+                self._optimizer.carry_over(previous)
+        else:
+            self._optimizer.load_state(self._restored_optimizer)
+        print(self.describe_phase(phase, self._optimizer, opened), flush=True)
+        cut = self.classifier.cut()
+        source = self._source("train", cut)
+        steps_per_epoch = -(-len(self._train) // config.batch_size)
+        num_steps = steps_per_epoch * phase.epochs
+        warmup_steps, warning = schedules.clip_warmup(phase.warmup_steps, num_steps)
+        if warning:
+            print(f"warning: {warning}", file=sys.stderr)
+        step = TrainStep(self.classifier, self._optimizer, source, dataclasses.replace(phase, warmup_steps=warmup_steps),
+                         num_steps, schedule=config.lr_schedule, label_smoothing=config.label_smoothing, xla=self._xla)
+        evaluate = EvalStep(self.classifier, self._source("validation", cut), config.batch_size, self._xla)
+        if not resume:
+            self.save()
+        seconds_before = state.seconds
+        while state.phase_epoch < phase.epochs and not (phase.patience and state.wait >= phase.patience):
+            self._run_epoch(phase, source, step, steps_per_epoch)
+            self._finish_epoch(phase, evaluate)
+            state.seconds = seconds_before + time.perf_counter() - phase_start
+            self.save()
+            self._stop_if_signalled()
+        self._finish_phase(phase, evaluate)
+        # Not saved here: the next commit is the start of the next phase, and doing this again changes nothing.
+        state.finished[-1]["seconds"] = seconds_before + time.perf_counter() - phase_start
+
+    def _run_epoch(self, phase, source, step, steps_per_epoch):
+        """Takes the steps of one epoch that are left."""
+        config, state, epoch = self._config, self.state, self.state.epoch + 1
+        order = pipeline.epoch_order(config.seed, epoch, len(self._train))
+        indices, weights = pipeline.make_batches(order, config.batch_size)
+        view = self._views.of_epoch(epoch)
+        draws = self._views.draws(view, len(self._train)) if not source.cached else self._plain.draws(0, 0)
+        fixed = [tf.constant(indices), tf.constant(weights), tf.constant(draws), tf.constant(view)]
+        stream = iter(source.examples.stream(indices[state.epoch_step:])) if source.streamed else None
+        default = _CACHED_STEPS_PER_CALL if source.cached else _LIVE_STEPS_PER_CALL
+        if source.cached and source.cut == (self.classifier.graph.output,):
+            default = steps_per_epoch  # only the head is computed: an epoch takes a fraction of a second
+        per_call = 1 if source.streamed else config.steps_per_call or default
+        with progress_bar(f"{phase.name} epoch {epoch}", unit="images", scale=config.batch_size) as progress:
+            while state.epoch_step < steps_per_epoch:
+                count = min(per_call, steps_per_epoch - state.epoch_step)
+                if config.checkpoint_every_steps:
+                    count = min(count, config.checkpoint_every_steps - state.global_step % config.checkpoint_every_steps)
+                start = time.perf_counter()
+                totals = self._call(step, phase, *fixed, tf.constant(state.epoch_step), tf.constant(count),
+                                    tf.constant(state.global_step, tf.int64), tf.constant(state.phase_step, tf.int64),
+                                    next(stream) if stream else None)
+                elapsed = time.perf_counter() - start
+                self._account(phase, step, totals, elapsed)
+                progress(state.epoch_step, steps_per_epoch)
+                if config.checkpoint_every_steps and state.global_step % config.checkpoint_every_steps == 0:
+                    self.save()
+                self._stop_if_signalled()
+
+    def _call(self, step, phase, *arguments):
+        try:
+            return {name: tensor.numpy() for name, tensor in step(*arguments).items()}
+        except tf.errors.ResourceExhaustedError as error:
+            half = max(1, self._config.batch_size // 2)
+            raise OutOfMemoryError(
+                f"out of memory in phase {phase.name} at batch_size {self._config.batch_size}, image_size "
+                f"{self._config.image_size}; expected a step that fits; try --batch_size={half}") from error
+
+    def _account(self, phase, step, totals, elapsed):
+        """Adds the metrics of one call to the state."""
+        state, steps = self.state, int(totals["steps"])
+        state.epoch_step += steps
+        state.phase_step += steps
+        state.global_step += steps
+        state.traces = max(state.traces, step.traces)
+        state.train_seconds += elapsed
+        state.run_seconds["train"] += elapsed
+        state.gradient_peak = np.maximum(state.gradient_peak, totals["gradient_peak"]).tolist()
+        state.largest_rate = max(state.largest_rate, float(totals["largest_rate"]))
+        norms = {group.name: float(norm) for group, norm in zip(self._optimizer.groups, totals["gradient_norm_sum"])}
+        if not totals["finite"]:
+            infinite = [name for name, norm in norms.items() if not math.isfinite(norm)]
+            raise NonFiniteError(
+                f"non-finite {'gradient in group ' + infinite[0] if infinite else 'loss'} at phase {phase.name} step "
+                f"{state.global_step + 1}; expected finite numbers; the update was not applied and the last checkpoint is "
+                "whole; try a lower --learning_rate or --clip_norm=1")
+        sums = state.epoch_totals
+        for name in ("loss_sum", "correct", "examples"):
+            sums[name] = sums.get(name, 0.0) + float(totals[name])
+        sums["seconds"] = sums.get("seconds", 0.0) + elapsed
+        sums["learning_rate"] = float(totals["learning_rate"])
+        for name, rate in self._optimizer.learning_rates(float(totals["learning_rate"])).items():
+            self._summaries.scalar("train", f"learning_rate/{name}", rate, state.global_step)
+            self._summaries.scalar("train", f"gradient_norm/{name}", norms[name] / steps, state.global_step)
+
+    def _finish_epoch(self, phase, evaluate):
+        """Evaluates, records the epoch, and keeps its weights if they are the best of the phase."""
+        state, sums = self.state, self.state.epoch_totals
+        with self._timed("evaluate"):
+            loss, accuracy = results.loss_and_accuracy(evaluate(), self._validation.labels)
+        state.epoch += 1
+        state.phase_epoch += 1
+        row = {"phase": phase.name, "epoch": state.epoch, "step": state.global_step,
+               "train_loss": sums["loss_sum"] / sums["examples"], "train_accuracy": sums["correct"] / sums["examples"],
+               "val_loss": loss, "val_accuracy": accuracy, "images_per_second": sums["examples"] / sums["seconds"],
+               "seconds": sums["seconds"], "learning_rate": sums["learning_rate"]}
+        state.epoch_step, state.epoch_totals = 0, {}
+        previous = state.selected
+        if state.phase_epoch == 1 and previous and math.isfinite(loss):
+            self._warn_of_a_fall(phase, previous, row)
+        # NaN is never best; a tie keeps the earlier epoch, so that it does not matter where a run was cut.
+        if math.isfinite(loss) and (state.best is None or loss < state.best["val_loss"]):
+            state.best, state.wait = {"epoch": state.epoch, "val_loss": loss, "val_accuracy": accuracy}, 0
+            self._arrays["best"] = {path: self.classifier.variables[path].numpy() for path in self._saved_paths()}
+        else:
+            state.wait += 1
+        state.history.append(row)
+        self._directory.write_text("metrics.csv", results.metrics_csv(state.history))
+        for side, prefix in (("train", "train"), ("validation", "val")):
+            for tag in ("loss", "accuracy"):
+                self._summaries.scalar(side, tag, row[f"{prefix}_{tag}"], state.global_step)
+        self._summaries.scalar("train", "images_per_second", row["images_per_second"], state.global_step)
+        self._summaries.flush()
+        best = " (best)" if state.wait == 0 else ""
+        print(f"{phase.name} epoch {state.epoch}: loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.4f}, "
+              f"val_loss {loss:.4f}, val_accuracy {accuracy:.4f}{best}, {row['images_per_second']:.0f} images/s, "
+              f"{row['seconds']:.1f} s", flush=True)
+
+    def _warn_of_a_fall(self, phase, before, row):
+        """Says so if validation falls at a phase switch by more than two standard errors of its accuracy."""
+        share, count = before["val_accuracy"], len(self._validation)
+        noise = 2 * math.sqrt(max(share * (1 - share), 1 / count) / count)
+        if row["val_accuracy"] < share - noise:
+            cause = ("BatchNorm runs in training mode" if self._config.batchnorm == "training" else
+                     f"the learning rate {phase.learning_rate:g} is too high for the open layers")
+            print(f"warning: val_accuracy fell from {share:.4f} to {row['val_accuracy']:.4f} at the switch to "
+                  f"{phase.name}, more than noise; the likely cause: {cause}", file=sys.stderr)
+
+    def _finish_phase(self, phase, evaluate):
+        """Audits the phase, restores and re-evaluates its best weights, and selects between it and the ones before."""
+        state, variables = self.state, self.classifier.variables
+        counts = audit.audit_phase(
+            phase.name, state.phase_hashes, variables, [path for group in self._optimizer.groups for path in group.paths],
+            self.classifier.batchnorm_statistics(), self._largest_updates(),
+            statistics_may_move=self._config.batchnorm == "training")
+        if state.best is None:
+            raise NonFiniteError(f"val_loss was never finite in phase {phase.name}; expected a number; try a lower "
+                                 "--learning_rate")
+        self._assign(self._arrays["best"], self._saved_paths())
+        with self._timed("evaluate"):
+            loss, accuracy = results.loss_and_accuracy(evaluate(), self._validation.labels)
+        trainable = sum(int(np.prod(variable.shape)) for variable in self._optimizer.variables)
+        total = sum(int(np.prod(variable.shape)) for variable in variables.values())
+        state.finished.append({
+            "name": phase.name, "epochs": state.phase_epoch, "best_epoch": state.best["epoch"], "val_accuracy": accuracy,
+            "val_loss": loss, "trainable_parameters": trainable, "frozen_parameters": total - trainable,
+            "traces": state.traces, "images_per_second": state.phase_epoch * len(self._train) / state.train_seconds,
+            "seconds": 0.0, "audit": counts})
+        print(f"audit {phase.name}: {counts['trainable_changed']}/{counts['trainable_total']} trainable variables changed, "
+              f"{counts['frozen_changed']}/{counts['frozen_total']} frozen changed, "
+              f"{counts['batchnorm_stats_changed']} BatchNorm statistics changed; traced {state.traces} time; best weights of "
+              f"epoch {state.best['epoch']}: val_loss {loss:.4f}, val_accuracy {accuracy:.4f}", flush=True)
+        if state.selected and loss >= state.selected["val_loss"]:
+            print(f"{phase.name} did not improve val_loss ({loss:.4f} vs {state.selected['val_loss']:.4f}); keeping phase "
+                  f"{state.selected['phase']}, epoch {state.selected['epoch']}", flush=True)
+        else:
+            state.selected = {"phase": phase.name, "epoch": state.best["epoch"], "val_loss": loss, "val_accuracy": accuracy}
+            self._arrays["selected"] = self._arrays["best"]
+
+    def _largest_updates(self):
+        """Returns {path: estimate of the largest change one step made to an element}, for variables that did not move."""
+        updates = {}
+        peaks = iter(self.state.gradient_peak)
+        for group in self._optimizer.groups:
+            rate = self.state.largest_rate * group.lr_multiplier
+            for path, variable in zip(group.paths, group.variables):
+                gradient = next(peaks) / math.sqrt(max(1, int(np.prod(variable.shape))))  # root mean square
+                adaptive = gradient / (gradient + 1e-7)  # adam, rmsprop and lion divide the size out, to about 1
+                updates[path] = rate * (gradient if self._config.optimizer == "sgd" else adaptive)
+        return updates
+
+    def _stop_if_signalled(self):
+        """Ends the run after a checkpoint if a signal came in."""
+        if self._signals.number is None:
+            return
+        self.save()
+        self._summaries.flush()
+        raise Interrupted(f"interrupted by signal {self._signals.number} after step {self.state.global_step}; everything "
+                          f"is saved; go on with the same flags and --workdir={self._directory.path}", self._signals.number)

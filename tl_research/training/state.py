@@ -1,0 +1,63 @@
+"""All that decides the future of a run, and nothing more: what a checkpoint holds besides arrays."""
+
+import dataclasses
+
+
+@dataclasses.dataclass
+class TrainState:
+    """Position, early stopping, and what earlier phases left. JSON-serializable.
+
+    Order, augmentation and dropout are functions of (seed, epoch, example or step), so that these integers are the
+    position in the data too. Attributes of the current epoch and phase come first.
+
+    Attributes:
+        epoch_step: Steps done in the current epoch.
+        epoch_totals: Sums over these steps, as `TrainStep` returns them.
+        phase_index: Place of the current phase in `--phases`.
+        phase_epoch: Epochs done in it.
+        phase_step: Steps done in it.
+        phase_hashes: {path: SHA-256} of every variable at its start.
+        gradient_peak: Largest norm of each trainable variable's gradient in it.
+        largest_rate: Largest learning rate in it, before multipliers.
+        best: {"epoch", "val_loss", "val_accuracy"} of its best epoch so far.
+        wait: Epochs since then.
+        traces: How often its training step was traced.
+        train_seconds: Time inside train calls in it.
+        seconds: Wall time of it, without evaluation of other phases.
+        global_step: Steps done in all.
+        epoch: Epochs done in all.
+        joined: {path: name of the phase in which the variable first trained}.
+        selected: {"phase", "epoch", "val_loss", "val_accuracy"} of the best weights of all finished phases.
+        finished: The entries of `results.json` of the finished phases.
+        history: The rows of `metrics.csv`.
+        run_seconds: Wall time by kind of work, in earlier processes of this run too.
+    """
+
+    epoch_step: int = 0
+    epoch_totals: dict = dataclasses.field(default_factory=dict)
+    phase_index: int = 0
+    phase_epoch: int = 0
+    phase_step: int = 0
+    phase_hashes: dict = dataclasses.field(default_factory=dict)
+    gradient_peak: list = dataclasses.field(default_factory=list)
+    largest_rate: float = 0.0
+    best: dict | None = None
+    wait: int = 0
+    traces: int = 0
+    train_seconds: float = 0.0
+    seconds: float = 0.0
+    global_step: int = 0
+    epoch: int = 0
+    joined: dict = dataclasses.field(default_factory=dict)
+    selected: dict | None = None
+    finished: list = dataclasses.field(default_factory=list)
+    history: list = dataclasses.field(default_factory=list)
+    run_seconds: dict = dataclasses.field(default_factory=lambda: {"features": 0.0, "train": 0.0, "evaluate": 0.0})
+
+    def begin_phase(self, hashes):
+        """Resets what belongs to one phase."""
+        fresh = TrainState()
+        for name in ("epoch_step", "epoch_totals", "phase_epoch", "phase_step", "gradient_peak", "largest_rate", "best",
+                     "wait", "traces", "train_seconds", "seconds"):
+            setattr(self, name, getattr(fresh, name))
+        self.phase_hashes = hashes

@@ -1,0 +1,150 @@
+"""The training step and the evaluation step of one phase: tensors in, tensors out, traced once."""
+
+import numpy as np
+import tensorflow as tf
+
+from tl_research.data import pipeline
+from tl_research.optim import schedules
+
+
+class TrainStep:
+    """Trains on rows of batches inside one `tf.function`.
+
+    Gradients are taped for, and updates applied to, the optimizer's variables only. The frozen part runs outside the
+    tape. A step whose loss or gradients are not finite changes nothing, and the call ends with it.
+
+    Args:
+        classifier: A `Classifier` with this phase's layers open.
+        optimizer: A `GroupedOptimizer` over the trainable variables.
+        source: Where the tensors at the cut come from.
+        phase: `tl_research.config.Phase`.
+        num_steps: Steps of the whole phase, for the schedule.
+        schedule: `constant` or `cosine`.
+        label_smoothing: Probability spread evenly over the classes.
+        xla: Whether the step (without augmentation, which XLA cannot compile) is compiled with XLA.
+    """
+
+    def __init__(self, classifier, optimizer, source, phase, num_steps, *, schedule="constant", label_smoothing=0.0,
+                 xla=False):
+        self._classifier, self._optimizer, self._source = classifier, optimizer, source
+        self._phase, self._num_steps, self._schedule = phase, num_steps, schedule
+        self._label_smoothing = label_smoothing
+        self._labels = tf.constant(source.examples.labels)
+        self._variables = [variable.value for variable in optimizer.variables]
+        self._update = tf.function(self._update_variables, jit_compile=True) if xla else self._update_variables
+        self._call = tf.function(self._run)
+        self.traces = 0
+
+    def __call__(self, indices, weights, draws, view, first, count, global_step, phase_step, pixels=None):
+        """Takes up to `count` steps.
+
+        Args:
+            indices: int32 [S, B], the epoch's batches.
+            weights: float32 [S, B]: 1, or 0 for filling.
+            draws: float32 [N, columns] or [0, columns], the augmentation of the epoch's view.
+            view: int32 scalar, the epoch's view.
+            first: int32 scalar, row to begin with.
+            count: int32 scalar, rows to take.
+            global_step: int64 scalar, steps taken so far; decides dropout.
+            phase_step: int64 scalar, steps taken in this phase; decides the learning rate.
+            pixels: uint8 [B, H, W, 3] where the source is streamed; `count` is then 1.
+
+        Returns:
+            dict of float32 tensors over the steps taken: steps, loss_sum and correct (weighted by example), examples,
+            gradient_norm_sum [groups], gradient_peak [variables] (largest norm), learning_rate (of the last step, before
+            multipliers), finite (0 if the last step was not, and was not applied), largest_rate.
+        """
+        return self._call(indices, weights, draws, view, first, count, global_step, phase_step, pixels)
+
+    def _run(self, indices, weights, draws, view, first, count, global_step, phase_step, pixels):
+        self.traces += 1  # runs while tracing only
+        num_groups, num_variables = len(self._optimizer.groups), len(self._variables)
+        totals = {"steps": tf.zeros([]), "loss_sum": tf.zeros([]), "correct": tf.zeros([]), "examples": tf.zeros([]),
+                  "gradient_norm_sum": tf.zeros([num_groups]), "gradient_peak": tf.zeros([num_variables]),
+                  "learning_rate": tf.zeros([]), "largest_rate": tf.zeros([]), "finite": tf.ones([])}
+
+        def body(done, totals):
+            step = tf.cast(done, tf.int64)
+            row = first + done
+            tensors = self._source.fetch(indices[row], view, draws, pixels)
+            labels = tf.gather(self._labels, indices[row])
+            metrics = self._update(tensors, labels, weights[row], global_step + step, phase_step + step)
+            finite = metrics["finite"]
+            return done + 1, {
+                "steps": totals["steps"] + finite,
+                "loss_sum": totals["loss_sum"] + metrics["loss_sum"],
+                "correct": totals["correct"] + metrics["correct"],
+                "examples": totals["examples"] + metrics["examples"],
+                "gradient_norm_sum": totals["gradient_norm_sum"] + metrics["gradient_norms"],
+                "gradient_peak": tf.maximum(totals["gradient_peak"], metrics["variable_norms"]),
+                "learning_rate": metrics["learning_rate"],
+                "largest_rate": tf.maximum(totals["largest_rate"], metrics["learning_rate"]),
+                "finite": finite}
+
+        _, totals = tf.while_loop(lambda done, totals: (done < count) & (totals["finite"] > 0), body,
+                                  (tf.constant(0), totals), parallel_iterations=1)
+        return totals
+
+    def _update_variables(self, tensors, labels, weights, global_step, phase_step):
+        """One step: loss, gradients, update. Returns a dict of float32 tensors."""
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(self._variables)
+            logits = self._classifier.logits(self._source.cut, tensors, training=True, step=global_step)
+            losses = cross_entropy(logits, labels, self._label_smoothing)
+            loss = tf.reduce_sum(weights * losses) / tf.reduce_sum(weights)
+        gradients = tape.gradient(loss, self._variables)
+        learning_rate = self._phase.learning_rate * schedules.learning_rate_factor(
+            phase_step, self._num_steps, self._schedule, self._phase.warmup_steps)
+        norms = tf.stack([tf.norm(tf.cast(gradient, tf.float32)) for gradient in gradients])
+        finite = tf.math.is_finite(loss) & tf.reduce_all(tf.math.is_finite(norms))
+
+        def apply():
+            self._optimizer.apply(gradients, learning_rate)
+            return tf.ones([])
+
+        applied = tf.cond(finite, apply, lambda: tf.zeros([]))
+        sizes = [len(group.paths) for group in self._optimizer.groups]
+        group_norms = tf.stack([tf.norm(part) for part in tf.split(norms, sizes)])
+        correct = tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels), tf.float32)
+        return {"loss_sum": tf.reduce_sum(weights * losses), "correct": tf.reduce_sum(weights * correct),
+                "examples": tf.reduce_sum(weights), "gradient_norms": group_norms, "variable_norms": norms,
+                "learning_rate": learning_rate, "finite": applied}
+
+
+def cross_entropy(logits, labels, label_smoothing=0.0):
+    """Returns float32 [B], the cross-entropy of float32 logits [B, K] with int32 labels [B].
+
+    With smoothing s the target is (1 - s) one-hot + s / K (Szegedy et al. 2016, arXiv:1512.00567, section 7).
+    """
+    if not label_smoothing:
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    num_classes = logits.shape[-1]
+    targets = tf.one_hot(labels, num_classes) * (1.0 - label_smoothing) + label_smoothing / num_classes
+    return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+
+
+class EvalStep:
+    """Computes the logits of all examples of a source.
+
+    Args:
+        classifier: A `Classifier`.
+        source: Where the tensors at the cut come from; its images are not augmented.
+        batch_size: Images at a time.
+        xla: Whether the part after the cut is compiled with XLA.
+    """
+
+    def __init__(self, classifier, source, batch_size, xla=False):
+        self._classifier, self._source = classifier, source
+        self._indices, _ = pipeline.make_batches(np.arange(len(source.examples)), batch_size)
+        logits = tf.function(self._logits, jit_compile=True) if xla else self._logits
+        self._call = tf.function(lambda indices, draws, pixels: logits(source.fetch(indices, 0, draws, pixels)))
+
+    def _logits(self, tensors):
+        return self._classifier.logits(self._source.cut, tensors)
+
+    def __call__(self):
+        """Returns float32 [N, K]; every example stands in it once."""
+        draws = tf.constant(self._source.views.draws(0, len(self._source.examples)))
+        stream = iter(self._source.examples.stream(self._indices)) if self._source.streamed else None
+        logits = [self._call(tf.constant(row), draws, next(stream) if stream else None) for row in self._indices]
+        return np.concatenate([part.numpy() for part in logits])[:len(self._source.examples)]
