@@ -2,7 +2,7 @@
 
 An image is a regular file in a class folder (or deeper) whose suffix `keras.utils.image_dataset_from_directory` takes,
 or `.webp`. Hidden and system files and other suffixes are ignored and counted. `--data_dir` and its class folders may be
-links; a link to a file must stay inside, and links to deeper folders are not followed, so that no walk runs in circles.
+links; a link to a file must stay inside, and links to deeper folders are not followed: no walk runs in circles.
 """
 
 import dataclasses
@@ -17,8 +17,7 @@ from tl_research.errors import DataError, UserError
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 _JUNK = ("thumbs.db", "desktop.ini", "__macosx")  # and every name that begins with a dot
-_SIDE_FOLDERS = {"train": "--data_dir", "validation": "--validation_dir", "val": "--validation_dir",
-                 "valid": "--validation_dir", "test": "--test_dir"}
+_SIDE_FOLDERS = ("train", "validation", "val", "valid", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +162,8 @@ def _check_counts(dataset, files, root):
     for folder, count in expected.items():
         found = sum(file.path.startswith(os.path.join(root, folder)) for file in files)
         if found != count:
-            raise DataError(f"{os.path.join(root, folder)} has {found} images; expected {count}; delete {root} and run again")
+            whole = os.path.dirname(root) if dataset in ARCHIVES else root
+            raise DataError(f"{os.path.join(root, folder)} has {found} images; expected {count}; delete {whole} and run again")
 
 
 def _check_classes(classes, folder, flag):
@@ -171,8 +171,9 @@ def _check_classes(classes, folder, flag):
         raise DataError(f"{flag}={folder} holds {len(classes)} classes ({', '.join(map(repr, classes)) or 'no folders'}); "
                         "expected at least 2 folders of images; did you point one level too high or too low?")
     if set(map(str.lower, classes)) <= set(_SIDE_FOLDERS):
-        fix = " ".join(f"{_SIDE_FOLDERS[name.lower()]}={os.path.join(folder, name)}"
-                       for name in sorted(classes, key=lambda name: list(_SIDE_FOLDERS).index(name.lower())))
+        ordered = sorted(classes, key=lambda name: _SIDE_FOLDERS.index(name.lower()))
+        fix = " ".join(f"{flag}={os.path.join(folder, name)}"
+                       for flag, name in zip(("--data_dir", "--validation_dir", "--test_dir"), ordered))
         raise DataError(f"{flag}={folder} holds {' and '.join(classes)}, which are sides and not classes; use {fix}")
     seen = {}
     for name in classes:
@@ -199,7 +200,7 @@ class _Walk:
         real = os.path.realpath(folder)
         names = []
         for entry in entries:
-            if _is_junk(entry.name) or not entry.is_dir():
+            if _is_junk(entry.name) or not os.path.isdir(entry.path):
                 self.ignored += 1
             elif entry.is_symlink() and _is_inside(real, os.path.realpath(entry.path)):
                 self.refused.append((entry.name, "link to a folder that holds the data directory"))
@@ -225,7 +226,7 @@ class _Walk:
                     self.ignored += 1
                 elif entry.is_dir(follow_symlinks=False):
                     pending.append((entry.path, name + "/"))
-                elif entry.is_symlink() and entry.is_dir():
+                elif entry.is_symlink() and os.path.isdir(entry.path):
                     self.refused.append((name, "link to a folder: not followed"))
                 elif not entry.name.lower().endswith(_SUFFIXES):
                     self.ignored += 1
@@ -251,6 +252,7 @@ def _refusal(entry, inside):
             return f"link that leaves the data directory: {target}"
         if not os.path.exists(target):
             return f"dangling link to {target}"
-    if not entry.is_file():  # opening a FIFO would wait for ever
+        return None if os.path.isfile(target) else "not a regular file"
+    if not entry.is_file(follow_symlinks=False):  # opening a FIFO would wait for ever
         return "not a regular file"
     return None

@@ -13,8 +13,6 @@ from tl_research.data.pipeline import Examples
 from tl_research.errors import DataError
 from tl_research.reporting.progress import progress_bar
 
-SIDES = ("train", "validation", "test")
-
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
@@ -53,27 +51,30 @@ def load(config, directory):
                         f"expected all of them; see {directory.file('bad_images.csv')}, remove them or add "
                         "--on_bad_image=skip")
     files = [catalog.files[index] for index in checked.good]
+    names = tuple(file.name for file in files)
     labels = np.array([file.label for file in files], np.int32)
-    sides, split_notes = split.assign_sides(
-        checked.fractions, checked.sha256s, labels, [file.name for file in files], [file.side for file in files],
-        config.split, catalog.classes)
-    manifest = split.make_manifest(config.split_seed, config.split, catalog.classes, files, checked.sha256s, sides)
+    sides = split.assign_sides(names, labels.tolist(), checked.fractions.tolist(), checked.sha256s,
+                               [file.side for file in files], catalog.classes, config.split)
+    manifest = split.make_manifest(config.split_seed, config.split, catalog.classes, names, labels, checked.sha256s,
+                                   sides.sides)
     path = directory.file("split.json")
     if os.path.exists(path):
         split.check_manifest(path, manifest)
     else:
         split.write_manifest(path, manifest)
-    notes = [*catalog.warnings, *split_notes]
+    notes = [*catalog.warnings, *sides.warnings]
+    if sides.num_duplicates:
+        notes.append(f"{sides.num_duplicates} images equal another one; equal images share a side")
+    if catalog.ignored:
+        notes.append(f"{catalog.ignored} files ignored that are no images by their names")
     if checked.bad:
         notes.append(f"{len(checked.bad)} bad images left out, see bad_images.csv")
     if checked.wrong_suffix:
         notes.append(f"{checked.wrong_suffix} images are named as another format; decoded by content")
     examples = {}
-    for side in SIDES:
-        rows = np.flatnonzero(np.array(sides) == side)
-        if not len(rows):
-            raise DataError(f"the {side} side has no images; expected some; change --split or bring more images")
+    for side in split.SIDES:
+        rows = np.flatnonzero(np.array(sides.sides) == side)
         pixels = None if checked.pixels is None else tf.constant(checked.pixels[rows])
-        examples[side] = Examples(tuple(files[row].name for row in rows), tuple(files[row].path for row in rows),
+        examples[side] = Examples(tuple(names[row] for row in rows), tuple(files[row].path for row in rows),
                                   labels[rows], config.image_size, pixels)
     return Dataset(catalog.classes, examples["train"], examples["validation"], examples["test"], tuple(notes))

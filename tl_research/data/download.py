@@ -195,6 +195,8 @@ def _transfer(url, target, part, size, deadline_seconds):
             reason = f"the transfer broke: {error}"
             left -= time.monotonic() - idle_since[0]
         except urllib.error.HTTPError as error:
+            if error.code < 400:  # urllib's own refusal to follow a redirect to file: and its like
+                raise DataError(f"{url}: redirect refused ({error.reason.strip()})") from error
             reason = f"HTTP {error.code}"
             break
         except (OSError, http.client.HTTPException, ValueError) as error:

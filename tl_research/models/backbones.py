@@ -228,7 +228,7 @@ def _download(url, file, connect_timeout, download_timeout):
             urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=connect_timeout).close()
             answer[0] = None
         except Exception as error:
-            answer[0] = error
+            answer[0] = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
 
     thread = threading.Thread(target=ask, daemon=True)  # a socket's timeout does not bound the name lookup
     thread.start()

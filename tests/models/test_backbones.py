@@ -1,0 +1,324 @@
+"""Every backbone's contract. `TL_RESEARCH_ALL_BACKBONES=1 python -m pytest tests/models/test_backbones.py` builds all of them;
+without it, the smallest member of each family."""
+
+import errno
+import hashlib
+import importlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from unittest import mock
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import parameterized
+
+from tl_research.errors import DataError, StorageError, UnreachableError, UserError
+from tl_research.models import backbones
+from tl_research.models.preprocessing import Preprocessing
+
+SMALLEST = {
+    "mobilenet_v2": "MobileNetV2", "mobilenet_v3": "MobileNetV3Small", "efficientnet": "EfficientNetB0",
+    "efficientnet_v2": "EfficientNetV2B0", "efficientnet_lite": "EfficientNetLite0", "resnet": "ResNet50",
+    "resnet_v2": "ResNet50V2", "vgg16": "VGG16", "vgg19": "VGG19", "convnext": "ConvNeXtTiny", "densenet": "DenseNet121",
+    "inception_v3": "InceptionV3", "xception": "Xception", "nasnet": "NASNetMobile",
+}
+NAMES = list(backbones.BACKBONES) if os.environ.get("TL_RESEARCH_ALL_BACKBONES") else list(SMALLEST.values())
+FIRST_AND_LAST_BLOCKS = {  # the first three and the last two, and how many there are in the smallest member
+    "mobilenet_v2": ("stem expanded_conv block_1 block_16 top", 19),
+    "mobilenet_v3": ("stem expanded_conv expanded_conv_1 expanded_conv_10 top", 13),
+    "efficientnet": ("stem block1a block2a block7a top", 18),
+    "efficientnet_v2": ("stem block1a block2a block6h top", 23),
+    "efficientnet_lite": ("stem block1a block2a block7a top", 18),
+    "resnet": ("conv1 conv2_block1 conv2_block2 conv5_block2 conv5_block3", 17),
+    "resnet_v2": ("conv1 conv2_block1 conv2_block2 conv5_block3 post", 18),
+    "vgg16": ("block1 block2 block3 block4 block5", 5),
+    "vgg19": ("block1 block2 block3 block4 block5", 5),
+    "convnext": ("stem stage_0_block_0 stage_0_block_1 stage_3_block_2 top", 23),
+    "densenet": ("conv1 conv2_block1 conv2_block2 conv5_block16 top", 63),
+    "inception_v3": ("stem mixed0 mixed1 mixed9 mixed10", 12),
+    "xception": ("block1 block2 block3 block13 block14", 14),
+    "nasnet": ("stem stem_1 stem_2 cell_11 cell_12", 17),
+}
+ONE_LAYER_OF_A_BLOCK = {  # also layers whose own name says nothing about their block
+    "mobilenet_v2": ("out_relu", "top"), "mobilenet_v3": ("re_lu", "expanded_conv"), "efficientnet": ("rescaling_1", "stem"),
+    "efficientnet_v2": ("block6h_add", "block6h"), "efficientnet_lite": ("block2b_add", "block2b"),
+    "resnet": ("pool1_pool", "conv1"), "resnet_v2": ("max_pooling2d", "conv2_block3"), "vgg16": ("block5_pool", "block5"),
+    "vgg19": ("block5_pool", "block5"), "convnext": ("convnext_tiny_downsampling_block_0", "downsampling_block_0"),
+    "densenet": ("pool2_conv", "pool2"), "inception_v3": ("conv2d_8", "mixed0"), "xception": ("conv2d", "block2"),
+    "nasnet": ("adjust_conv_projection_1", "cell_1"),
+}
+EVERYTHING = """MobileNetV2 MobileNetV3Small MobileNetV3Large EfficientNetB0 EfficientNetB1 EfficientNetB2 EfficientNetB3 EfficientNetB4
+    EfficientNetB5 EfficientNetB6 EfficientNetB7 EfficientNetV2B0 EfficientNetV2B1 EfficientNetV2B2 EfficientNetV2B3 EfficientNetV2S
+    EfficientNetV2M EfficientNetV2L ResNet50 ResNet101 ResNet152 ResNet50V2 VGG16 VGG19 ConvNeXtTiny ConvNeXtSmall ConvNeXtBase
+    DenseNet121 InceptionV3 Xception NASNetMobile EfficientNetLite0"""
+
+
+class TableTest(tf.test.TestCase, parameterized.TestCase):
+
+    def test_table_holds_every_backbone_once_and_knows_each_family(self):
+        self.assertCountEqual(backbones.BACKBONES, EVERYTHING.split())
+        self.assertEqual({spec.family for spec in backbones.BACKBONES.values()}, set(SMALLEST))
+
+    def test_importing_the_table_imports_neither_tensorflow_nor_keras(self):
+        code = "import sys, tl_research.models.backbones; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
+        self.assertEqual(subprocess.run([sys.executable, "-c", code], check=False).returncode, 0)
+
+    @parameterized.parameters(("EfficentNetV2B0", "EfficientNetV2B0"), ("mobilenetv2", "MobileNetV2"), ("Resnet-50", "ResNet50"))
+    def test_misspelt_name_gets_the_nearest_one(self, misspelt, nearest):
+        with self.assertRaisesRegex(UserError, f"did you mean {nearest}[?]"):
+            backbones.get_spec(misspelt)
+
+    def test_name_unlike_any_gets_the_list(self):
+        with self.assertRaisesRegex(UserError, "expected one of MobileNetV2, .*NASNetMobile"):
+            backbones.get_spec("7")
+
+    @parameterized.parameters(*NAMES)
+    def test_image_below_the_smallest_size_is_refused(self, name):
+        smallest = backbones.get_spec(name).min_image_size
+        with self.assertRaisesRegex(UserError, f"at least {smallest} pixels; received image_size={smallest - 1}"):
+            backbones.build_backbone(name, smallest - 1, "none")
+
+    @parameterized.parameters(*[name for name in EVERYTHING.split() if name != "EfficientNetLite0"])
+    def test_preprocessing_equals_the_modules_own(self, name):
+        spec = backbones.get_spec(name)
+        module = importlib.import_module(f"keras.applications.{spec.family}")
+        self.assertTrue(hasattr(keras.applications, name))
+        images = np.random.RandomState(0).uniform(0, 255, (2, 5, 4, 3)).astype("float32")
+        expected = module.preprocess_input(tf.constant(images))
+        self.assertAllClose(Preprocessing(spec.preprocessing)(images), expected, rtol=1e-5, atol=1e-5)
+
+
+class PreprocessingTest(tf.test.TestCase, parameterized.TestCase):
+
+    @parameterized.parameters(
+        ("raw", [0.0, 127.0, 255.0]), ("tf", [-1.0, -1 / 255, 1.0]), ("lite", [-127 / 128, 0.0, 1.0]),
+        ("caffe", [255 - 103.939, 127 - 116.779, -123.68]),
+        ("torch", [-0.485 / 0.229, (127 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225]))
+    def test_one_pixel_worked_out_by_hand(self, mode, expected):
+        for pixel in (np.float32([[[[0, 127, 255]]]]), np.uint8([[[[0, 127, 255]]]])):
+            self.assertAllClose(Preprocessing(mode)(pixel)[0, 0, 0], expected, rtol=1e-5)
+
+    def test_mixed_precision_rounds_only_at_the_end(self):
+        layer = Preprocessing("lite", dtype="mixed_bfloat16")
+        outputs = layer(tf.constant([[[[127.25, 200.0, 200.5]]]]))  # bfloat16 has no 127.25 and no 200.5
+        self.assertEqual(outputs.dtype, tf.bfloat16)
+        self.assertEqual(tf.cast(outputs, tf.float32).numpy().ravel().tolist(), [0.25 / 128, 73 / 128, 73.5 / 128])
+
+    def test_mode_survives_serialization_and_a_wrong_one_is_refused(self):
+        layer = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(Preprocessing("caffe", name="p")))
+        self.assertEqual((type(layer), layer.mode, layer.name), (Preprocessing, "caffe", "p"))
+        with self.assertRaisesRegex(ValueError, "'bgr'; expected one of raw, tf"):
+            Preprocessing("bgr")
+
+
+class BuildTest(tf.test.TestCase, parameterized.TestCase):
+
+    @parameterized.parameters(*NAMES)
+    def test_smallest_image_builds_with_contiguous_blocks_and_unique_variable_names(self, name):
+        spec = backbones.get_spec(name)
+        size = spec.min_image_size
+        model = backbones.build_backbone(name, size, "none")
+        self.assertEqual(model.input_shape, (None, size, size, 3))
+        self.assertLen(model.output_shape, 4)  # no top, no pooling
+
+        blocks = backbones.backbone_blocks(spec, model)
+        names = [block for block, _ in blocks]
+        self.assertEqual([layer for _, layers in blocks for layer in layers], [layer.name for layer in model.layers])
+        self.assertLen(set(names), len(names))
+        expected, number = FIRST_AND_LAST_BLOCKS[spec.family]
+        if name == SMALLEST[spec.family]:
+            self.assertEqual(names[:3] + names[-2:], expected.split())
+            self.assertLen(names, number)
+            layer, block = ONE_LAYER_OF_A_BLOCK[spec.family]
+            self.assertIn(layer, dict(blocks)[block])
+
+        named = backbones.named_variables(model)
+        self.assertEqual([id(v) for v in named.values()], [id(v) for v in model.weights])
+        layers = {layer.name: layer for layer in model.layers}
+        for path, variable in named.items():
+            prefix, layer, *inner, own = path.split("/")
+            self.assertEqual((prefix, own), ("backbone", variable.name))
+            self.assertTrue(any(variable is v for v in layers[layer].weights), path)
+            self.assertLessEqual(len(inner), 1)
+
+    def test_two_variables_of_one_name_are_refused(self):
+        inner = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="a")], name="x")
+        inner.layers[0].kernel.name = inner.layers[0].bias.name
+        model = keras.Sequential([keras.Input((2,)), inner])
+        with self.assertRaisesRegex(ValueError, "layer 'a' share names"):
+            backbones.named_variables(model)
+
+    def test_names_and_values_depend_on_the_arguments_alone(self):
+        first = backbones.build_backbone("Xception", 71, "none", seed=3)
+        keras.layers.Conv2D(1, 1)  # Keras' own numbering goes on to conv2d_1
+        tf.random.normal([2])
+        second = backbones.build_backbone("Xception", 71, "none", seed=3)
+        self.assertIn("conv2d_3", [layer.name for layer in second.layers])
+        self.assertEqual([v.path for v in first.weights], [v.path for v in second.weights])
+        for a, b in zip(first.get_weights(), second.get_weights()):
+            self.assertAllEqual(a, b)
+        other = backbones.build_backbone("Xception", 71, "none", seed=4)
+        self.assertNotAllEqual(first.get_weights()[0], other.get_weights()[0])
+
+    def test_process_numbering_goes_on_after_a_build(self):
+        before = keras.layers.Conv2D(1, 1).name
+        backbones.build_backbone("VGG16", 32, "none")
+        after = keras.layers.Conv2D(1, 1).name
+        number = int(before.rpartition("_")[2]) if before != "conv2d" else 0
+        self.assertEqual(after, f"conv2d_{number + 1}")
+
+
+class ImagenetTest(tf.test.TestCase, parameterized.TestCase):
+    """Weights from Keras' cache, and what becomes of a download that fails. Nothing here reaches a network."""
+
+    def setUp(self):
+        super().setUp()
+        self.home = self._folder()
+        os.mkdir(os.path.join(self.home, "models"))
+        self.enter_context(mock.patch.object(keras.src.backend.config, "_KERAS_DIR", self.home))
+
+    def _folder(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        return folder.name
+
+    def _urlopen(self, **kwargs):
+        return self.enter_context(mock.patch.object(urllib.request, "urlopen", **kwargs))
+
+    def _get_file(self, **kwargs):
+        return self.enter_context(mock.patch.object(keras.utils, "get_file", **kwargs))
+
+    @parameterized.parameters(*[name for name in NAMES if name != "EfficientNetLite0"])
+    def test_table_names_the_file_and_address_that_keras_asks_for(self, name):
+        class Asked(Exception):
+            pass
+
+        size = max(backbones.get_spec(name).min_image_size, 96)
+        with mock.patch.object(keras.src.utils.file_utils, "get_file", side_effect=Asked) as get_file:
+            with self.assertRaises(Asked):
+                getattr(keras.applications, name)(weights="imagenet", include_top=False, input_shape=(size, size, 3))
+        with backbones._download_errors(backbones.get_spec(name), size, 1) as (url, file):
+            self.assertEqual(get_file.call_args.args[:2], (os.path.basename(file), url))
+            self.assertEqual(os.path.dirname(file), os.path.join(self.home, "models"))
+
+    def test_weights_in_the_cache_are_loaded_without_asking_anyone(self):
+        source = backbones.build_backbone("MobileNetV2", 96, "none", seed=1)
+        source.save(self._cache("mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_96_no_top.h5"))
+        self._urlopen(side_effect=AssertionError)
+        model = backbones.build_backbone("MobileNetV2", 96, "imagenet", seed=2)
+        for a, b in zip(source.get_weights(), model.get_weights()):
+            self.assertAllEqual(a, b)
+
+    def test_efficientnet_sees_the_same_pixels_from_a_file_as_from_imagenet(self):
+        source = keras.applications.EfficientNetB0(weights=None, include_top=False, input_shape=(32, 32, 3))
+        norm = source.layers[2]
+        norm.set_weights([np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225]), np.int32(0)])
+        file = self._cache("efficientnetb0_notop.h5")
+        source.save(file)
+        with open(file, "rb") as opened:
+            digest = hashlib.md5(opened.read()).hexdigest()
+        hashes = keras.src.applications.efficientnet.WEIGHTS_HASHES
+        self.enter_context(mock.patch.dict(hashes, {"b0": (None, digest)}))
+        reference = keras.applications.EfficientNetB0(weights="imagenet", include_top=False, input_shape=(32, 32, 3))
+        images = np.random.RandomState(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+        expected = reference(images)
+        self.assertNotAllClose(source(images), expected)  # Keras itself: the same weights, another function
+        for weights in ("imagenet", file):
+            self.assertAllClose(backbones.build_backbone("EfficientNetB0", 32, weights)(images), expected, rtol=1e-5, atol=1e-5)
+
+        assigned = backbones.build_backbone("EfficientNetB0", 32, "none")
+        for variable, value in zip(assigned.weights, reference.get_weights()):
+            variable.assign(value)  # as a restored checkpoint does; Keras' own layer would go on with its constants
+        self.assertAllClose(assigned(images), expected, rtol=1e-5, atol=1e-5)
+
+    @parameterized.named_parameters(
+        ("name", urllib.error.URLError(socket.gaierror(-2, "Name or service not known"))),
+        ("refused", urllib.error.URLError(ConnectionRefusedError(111, "Connection refused"))),
+        ("tls", urllib.error.URLError("certificate verify failed")),
+        ("status", urllib.error.HTTPError("https://x", 503, "Service Unavailable", {}, None)),
+        ("silent", TimeoutError("timed out")))
+    def test_host_that_is_not_reached_is_unreachable_and_says_what_to_do(self, error):
+        self._urlopen(side_effect=error)
+        self._get_file(side_effect=AssertionError)
+        with self.assertRaises(UnreachableError) as raised:
+            backbones.build_backbone("EfficientNetV2B0", 224)
+        message = str(raised.exception)
+        for part in ("https://storage.googleapis.com/tensorflow/keras-applications/efficientnet_v2/efficientnetv2-b0_notop.h5",
+                     os.path.join(self.home, "models", "efficientnetv2-b0_notop.h5"), "--weights=FILE", "--if_offline=embedded"):
+            self.assertIn(part, message)
+        self.assertNotIn("\n", message)
+        self.assertIn(str(getattr(error, "code", "")), message)
+
+    def test_proxy_of_the_environment_is_asked(self):
+        with mock.patch.dict(os.environ, {"https_proxy": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}):
+            with self.assertRaisesRegex(UnreachableError, "refused"):
+                backbones.build_backbone("VGG16", 32)
+
+    def test_name_lookup_that_hangs_is_given_up(self):
+        self._urlopen(side_effect=lambda *args, **kwargs: time.sleep(5))
+        start = time.monotonic()
+        with self.assertRaisesRegex(UnreachableError, "no answer within 0.2 s"):
+            backbones.build_backbone("VGG16", 32, connect_timeout=0.2)
+        self.assertLess(time.monotonic() - start, 3)
+
+    @parameterized.named_parameters(
+        ("broken", Exception("URL fetch failure on https://x: None -- retrieval incomplete"), UnreachableError, 3),
+        ("stalled", TimeoutError("The read operation timed out"), UnreachableError, 3),
+        ("full_disk", OSError(errno.ENOSPC, "No space left on device"), StorageError, 1))
+    def test_transfer_is_tried_three_times_and_a_full_disk_is_not_offline(self, error, expected, attempts):
+        self._urlopen()
+        get_file = self._get_file(side_effect=error)
+        with self.assertRaises(UserError) as raised:
+            backbones.build_backbone("VGG16", 32)
+        self.assertIs(type(raised.exception), expected)
+        self.assertEqual(get_file.call_count, attempts)
+        self.assertIsNone(socket.getdefaulttimeout())
+
+    def test_no_new_attempt_begins_after_the_timeout(self):
+        self._urlopen()
+        get_file = self._get_file(side_effect=TimeoutError)
+        with self.assertRaises(UnreachableError):
+            backbones.build_backbone("VGG16", 32, download_timeout=0.0001)
+        self.assertEqual(get_file.call_count, 1)
+
+    def test_transfer_that_stalls_has_a_timeout(self):
+        self._urlopen()
+        seen = []
+        self._get_file(side_effect=lambda *args, **kwargs: seen.append(socket.getdefaulttimeout()) or 1 / 0)
+        with self.assertRaises(ZeroDivisionError):  # neither network nor file: not dressed up as either
+            backbones.build_backbone("VGG16", 32, download_timeout=7)
+        self.assertEqual(seen, [7, 7, 7])
+
+    def test_file_with_a_wrong_hash_is_an_error_and_not_offline(self):
+        path = self._cache("vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5")
+        with open(path, "wb") as file:
+            file.write(b"not these")
+        with mock.patch.object(keras.src.utils.file_utils, "urlretrieve"):  # Keras downloads it again, to the same bytes
+            with self.assertRaisesRegex(DataError, "corrupted file.*delete it") as raised:
+                backbones.build_backbone("VGG16", 32)
+        self.assertNotIsInstance(raised.exception, UnreachableError)
+        self.assertIn(path, str(raised.exception))
+
+    def test_cache_that_cannot_be_written_is_a_storage_error(self):
+        with open(os.path.join(self.home, "file"), "w"):
+            pass
+        with mock.patch.object(keras.src.backend.config, "_KERAS_DIR", os.path.join(self.home, "file")):
+            with self.assertRaisesRegex(StorageError, "KERAS_HOME"):
+                backbones.build_backbone("VGG16", 32)
+        with mock.patch.object(os, "access", return_value=False):  # Keras would turn to /tmp/.keras
+            with self.assertRaisesRegex(StorageError, "KERAS_HOME"):
+                backbones.build_backbone("VGG16", 32)
+
+    def _cache(self, name):
+        return os.path.join(self.home, "models", name)
+
+
+if __name__ == "__main__":
+    tf.test.main()
