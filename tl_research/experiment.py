@@ -8,7 +8,9 @@ import platform
 import sys
 import time
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes would bury ours
+from tl_research import quiet
+
+quiet.import_tensorflow()
 
 import keras
 import numpy as np
@@ -141,7 +143,9 @@ def _plan(config, data, classifier, trainer, precision, xla, substitutions):
     """
     trainer.check_patterns()
     counts = ", ".join(f"{side} {len(getattr(data, side))}" for side in ("train", "validation", "test"))
-    lines = [f"data: {len(data.train) + len(data.validation) + len(data.test)} images in {len(data.classes)} classes ({counts}) at {config.image_size} px",
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    lines = [f"device: {f'{gpus} GPU' if gpus else f'{os.cpu_count()} CPU cores, no GPU'}",
+             f"data: {len(data.train) + len(data.validation) + len(data.test)} images in {len(data.classes)} classes ({counts}) at {config.image_size} px",
              *(f"data: {line}" for line in data.notes),
              f"model: {classifier.spec.name}, weights {config.weights}, {classifier.graph.num_folded} BatchNorm layers folded; "
              f"precision {precision}, XLA {'on' if xla else 'off'}",

@@ -75,7 +75,7 @@ class EfficientNetLiteTest(tf.test.TestCase, parameterized.TestCase):
             file.write(pickle.dumps(Canary(canary)))
         package = mock.Mock(submodule_search_locations=[folder])
         with mock.patch.object(importlib.util, "find_spec", return_value=package), \
-                mock.patch.object(pickle.Unpickler, "load", side_effect=AssertionError("unpickled")):
+                mock.patch.object(efficientnet_lite._TensorUnpickler, "load", side_effect=AssertionError("unpickled")):
             with self.assertRaisesRegex(DataError, "SHA-256 [0-9a-f]{64}, expected 57934424"):
                 efficientnet_lite.packaged_weights()
         self.assertFalse(os.path.exists(canary))

@@ -191,6 +191,8 @@ def _transfer(url, target, part, size, deadline_seconds):
                 left -= time.monotonic() - idle_since[0]
                 _copy(response, target, part, size, patience, idle_since)
             return
+        except UserError:  # a ValueError too, but not the network's
+            raise
         except _Broken as error:
             reason = f"the transfer broke: {error}"
             left -= time.monotonic() - idle_since[0]
@@ -247,9 +249,9 @@ def _verify(path, target, size, sha256):
     with _storage(target):
         found_size = os.path.getsize(path)
         if path == target:  # cached: the marker spares us the hash
-            with contextlib.suppress(OSError, ValueError), open(marker) as file:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(marker) as file:
                 known = json.load(file)
-                if known == {"size": found_size, "sha256": sha256 or known.get("sha256")}:
+                if known["size"] == found_size == (size or found_size) and known["sha256"] == (sha256 or known["sha256"]):
                     return target
         found = hashlib.sha256()
         with open(path, "rb") as file:

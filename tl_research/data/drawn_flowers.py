@@ -120,9 +120,10 @@ class _Scene:
         softness = softness or self.softness
         sin, cos = _sin_cos(angle + pose.turn)
         # The box in the image that holds the shape's four corners.
-        half = width + softness + abs(bend) * length
+        half, sideways = width + softness, bend * length
         corners = [pose.to_image(cos * u - sin * v, sin * u + cos * v)
-                   for u in (start - softness, start + length + softness) for v in (across - half, across + half)]
+                   for u in (start - softness, start + length + softness)
+                   for v in (across - half + min(0.0, sideways), across + half + max(0.0, sideways))]
         (x0, x1), (y0, y1) = [
             (max(0, int(min(values))), min(IMAGE_SIZE, int(max(values)) + 1)) for values in zip(*corners)]
         if x1 <= x0 or y1 <= y0:

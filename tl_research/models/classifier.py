@@ -5,6 +5,8 @@ The same variables are reached in two ways. `Classifier.model` is a plain Keras 
 which is what the loop uses.
 """
 
+import difflib
+
 import keras
 import tensorflow as tf
 
@@ -140,10 +142,11 @@ class Classifier:
             for block, names in self.backbone_blocks:
                 starts[block] = starts[names[0]]
             if what not in starts:
-                close = backbones.suggest(what, list(starts))
+                close = difflib.get_close_matches(what, starts, n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
                 blocks = [block for block, _ in self.backbone_blocks]
                 raise UserError(f"--unfreeze={what} is neither a layer nor a block of {self.spec.name}; expected N%, all, "
-                                f"or a name such as {blocks[0]}, {blocks[len(blocks) // 2]}, {blocks[-1]}{close}")
+                                f"or a name such as {blocks[0]}, {blocks[len(blocks) // 2]}, {blocks[-1]}{hint}")
             first = starts[what]
         self.backbone.trainable = True
         for index, layer in enumerate(layers):

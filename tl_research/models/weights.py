@@ -194,7 +194,8 @@ def _read(matches, datasets):
         elif dataset.dtype.kind not in "fiu":
             problems.append(f"{label} has type {dataset.dtype}")
         else:
-            value = dataset[()].astype(variable.dtype)
+            with np.errstate(over="ignore"):  # 1e300 becomes infinity, which is refused below
+                value = dataset[()].astype(variable.dtype)
             if np.all(np.isfinite(value)):
                 values.append((variable, value))
             else:
