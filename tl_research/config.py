@@ -295,6 +295,8 @@ def _checked_item(kind, rules, flag, value):
             if "$" in value:
                 raise UserError(f"{flag}={value}; expected a path without $, which is not expanded here; write it out")
             value = os.path.expanduser(value)
+            if flag.endswith("_dir") or (flag == "--weights" and value not in ("imagenet", "none")):
+                value = os.path.abspath(value)  # so that flags.txt repeats the run from any place
         return value
     value = _number(kind, value, flag)
     low, high, above = rules["low"], rules["high"], rules["above"]

@@ -77,7 +77,8 @@ def test_links_that_leave_dangle_or_turn_in_circles_and_fifos_are_refused(tmp_pa
     assert found.classes == ("a", "b")
     assert names(found) == ["a/1.jpg", "a/inside.jpg", "b/1.jpg"]
     reasons = dict(found.refused)
-    assert sorted(reasons) == ["a/away", "a/dangling.jpg", "a/outside.jpg", "a/self.jpg", "a/up", "b/fifo.jpg", "circle"]
+    assert sorted(reasons) == ["a/away", "a/dangling.jpg", "a/outside.jpg", "a/self.jpg", "a/up", "b/fifo.jpg",
+                               "circle"]
     assert reasons["a/outside.jpg"] == f"link that leaves the data directory: {outside}/secret.jpg"
     assert reasons["a/dangling.jpg"].startswith("dangling link")
     assert reasons["b/fifo.jpg"] == "not a regular file"
@@ -135,21 +136,24 @@ def test_given_validation_images_are_held_out_and_given_test_images_fix_all_side
         ("train/a/1.jpg", 0, "train"), ("train/b/1.jpg", 1, "train"),
         ("validation/a/1.jpg", 0, "heldout"), ("validation/b/2.jpg", 1, "heldout")]
     found = find(tmp_path / "t", validation_dir=str(tmp_path / "v"), test_dir=str(tmp_path / "x"))
-    assert [(file.name, file.side) for file in found.files][:4:2] == [("test/a/3.jpg", "test"), ("train/a/1.jpg", "train")]
+    assert [(file.name, file.side) for file in found.files][:4:2] == [("test/a/3.jpg", "test"),
+                                                                      ("train/a/1.jpg", "train")]
     assert {file.side for file in found.files} == {"train", "validation", "test"}
 
 
 def test_labels_come_from_the_training_side_alone(tmp_path):
     make(tmp_path, "t/a/1.jpg", "t/b/1.jpg", "t/c/1.jpg", "v/b/1.jpg", "v/c/2.jpg", "w/b/1.jpg", "w/d/1.jpg")
     found = find(tmp_path / "t", validation_dir=str(tmp_path / "v"))
-    assert [(file.name, file.label) for file in found.files[3:]] == [("validation/b/1.jpg", 1), ("validation/c/2.jpg", 2)]
+    assert [(file.name, file.label) for file in found.files[3:]] == [("validation/b/1.jpg", 1),
+                                                                     ("validation/c/2.jpg", 2)]
     assert found.warnings == (f"class 'a' has no folder in {tmp_path}/v",)
     with pytest.raises(errors.DataError, match="--validation_dir=.*/w has class 'd'"):
         find(tmp_path / "t", validation_dir=str(tmp_path / "w"))
 
 
 @pytest.mark.parametrize("arguments", [
-    dict(dataset="directory"), dict(dataset="tf_flowers", validation_dir="v"), dict(dataset="directory", data_dir="d", test_dir="t")])
+    dict(dataset="directory"), dict(dataset="tf_flowers", validation_dir="v"), dict(dataset="directory", data_dir="d",
+                                                                                    test_dir="t")])
 def test_flags_that_do_not_go_together(arguments):
     with pytest.raises(errors.UserError, match="expected") as raised:
         catalog.find_images(**arguments, download_dir="/nonexistent")
@@ -157,7 +161,8 @@ def test_flags_that_do_not_go_together(arguments):
 
 
 def test_cats_vs_dogs_local_layouts(tmp_path):
-    make(tmp_path / "c", "train/cats/1.jpg", "train/dogs/1.jpg", "validation/cats/2.jpg", "validation/dogs/2.jpg", "vectorize.py")
+    make(tmp_path / "c", "train/cats/1.jpg", "train/dogs/1.jpg", "validation/cats/2.jpg", "validation/dogs/2.jpg",
+         "vectorize.py")
 
     def sides(**arguments):
         found = catalog.find_images("cats_vs_dogs", download_dir="/nonexistent", **arguments)
@@ -193,7 +198,8 @@ def mirror(tmp_path):
 
 
 def test_tf_flowers_from_a_mirror(tmp_path, mirror, monkeypatch):
-    make(tmp_path / "src/flower_photos", *[f"{name}/{i}.jpg" for name in drawn_flowers.CLASSES for i in range(734)], "LICENSE.txt")
+    make(tmp_path / "src/flower_photos", *[f"{name}/{i}.jpg" for name in drawn_flowers.CLASSES for i in range(734)],
+         "LICENSE.txt")
     archive = mirror.folder / "flower_photos.tgz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(tmp_path / "src/flower_photos", "flower_photos")
@@ -261,7 +267,8 @@ def test_a_hundred_thousand_entries_are_listed_in_about_a_second(tmp_path, monke
         def __exit__(self, *_):
             pass
 
-    monkeypatch.setattr(catalog.os, "scandir", lambda path: Listing(fake) if os.fspath(path).endswith("/a") else scandir(path))
+    monkeypatch.setattr(catalog.os, "scandir",
+                        lambda path: Listing(fake) if os.fspath(path).endswith("/a") else scandir(path))
     began = time.process_time()
     assert len(find(tmp_path).files) == 100_001
     assert time.process_time() - began < 3

@@ -215,7 +215,8 @@ def test_unwritable_cache_is_a_storage_error(tmp_path):
 
 
 def test_two_fetches_at_once_transfer_once(server, tmp_path):
-    threads = [threading.Thread(target=download.fetch, args=(server.url + "/slow", str(tmp_path), "a.bin")) for _ in range(2)]
+    threads = [threading.Thread(target=download.fetch, args=(server.url + "/slow", str(tmp_path),
+                                                             "a.bin")) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -30,7 +30,8 @@ def test_drawing_needs_only_what_ieee_fixes():
     """Nothing whose rounding or order another machine may choose is called while drawing."""
     with open(drawn_flowers.__file__) as file:
         source = file.read()
-    names = ["np.sum", ".sum(", ".mean(", "np.dot", "matmul", "einsum", " @ ", "np.exp", "np.sin", "np.cos", "np.power", "**2",
+    names = ["np.sum", ".sum(", ".mean(", "np.dot", "matmul", "einsum", " @ ", "np.exp", "np.sin", "np.cos",
+             "np.power", "**2",
              "randn", "normal(", "np.log", "arctan", "hypot", "np.linalg"]
     assert [name for name in names if name in source] == []
 

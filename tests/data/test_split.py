@@ -32,7 +32,8 @@ def test_fraction_is_the_first_eight_bytes_of_the_seeded_hash():
 
 
 def test_cumulative_split_decides_and_bounds_belong_above():
-    sides = assign((0, 0.0, "a"), (0, 0.79, "b"), (0, 0.8, "c"), (0, 0.89, "d"), (0, 0.91, "e"), (0, 1.0, "f"), *ROSES).sides
+    sides = assign((0, 0.0, "a"), (0, 0.79, "b"), (0, 0.8, "c"), (0, 0.89, "d"), (0, 0.91, "e"), (0, 1.0, "f"),
+                   *ROSES).sides
     assert sides[:6] == ("train", "train", "validation", "validation", "test", "test")
 
 
@@ -116,7 +117,8 @@ def test_class_without_training_images_and_empty_side_are_errors():
 def manifest(**changes):
     names, labels, sha256s = ["b/2.jpg", "a/\udcff\n.jpg", "a/1.jpg"], [1, 0, 0], ["22", "11", "00"]
     sides = ["train", "validation", "test"]
-    arguments = dict(seed=0, fractions=FRACTIONS, classes=("a", "b"), names=names, labels=labels, sha256s=sha256s, sides=sides)
+    arguments = dict(seed=0, fractions=FRACTIONS, classes=("a", "b"), names=names, labels=labels, sha256s=sha256s,
+                     sides=sides)
     return split.make_manifest(**{**arguments, **changes})
 
 
@@ -177,3 +179,10 @@ def test_failed_write_keeps_the_old_split(tmp_path, monkeypatch):
     with pytest.raises(errors.StorageError, match="No space"):
         split.write_manifest(path, manifest(seed=1))
     split.check_manifest(path, manifest())
+
+
+def test_side_that_a_shared_image_fills_takes_no_second_one():
+    # Daisies send "x" to validation; it is a rose as well, so the rose at 0.79, though nearer, stays in train.
+    result = assign((0, 0.1, "a"), (0, 0.2, "b"), (0, 0.7, "x"), (0, 0.95, "e"),
+                    (1, 0.7, "x"), (1, 0.79, "r"), (1, 0.1, "s"), (1, 0.95, "t"))
+    assert result.sides[4:] == ("validation", "train", "train", "test")

@@ -1,8 +1,8 @@
 """Names to files: finds every image of a data set, its class, and the side it is bound to, without opening any.
 
 An image is a regular file in a class folder (or deeper) whose suffix `keras.utils.image_dataset_from_directory` takes,
-or `.webp`. Hidden and system files and other suffixes are ignored and counted. `--data_dir` and its class folders may be
-links; a link to a file must stay inside, and links to deeper folders are not followed: no walk runs in circles.
+or `.webp`. Hidden and system files and other suffixes are ignored and counted. `--data_dir` and its class folders may
+be links; a link to a file must stay inside, and links to deeper folders are not followed: no walk runs in circles.
 """
 
 import dataclasses
@@ -92,9 +92,9 @@ def find_images(dataset, *, data_dir=None, validation_dir=None, test_dir=None, d
     if validation_dir and not data_dir:
         raise UserError("--validation_dir without --data_dir; expected the training images as well; give --data_dir")
     if test_dir and not validation_dir:
-        raise UserError("--test_dir without --validation_dir; expected validation images as well; give --validation_dir")
+        raise UserError("--test_dir without --validation_dir; expected both; give --validation_dir")
     if dataset == "directory" and not data_dir:
-        raise UserError("--dataset=directory without --data_dir; expected a directory with one folder per class; give it")
+        raise UserError("--dataset=directory without --data_dir; expected a directory with one folder per class")
     root = os.path.abspath(os.path.expanduser(data_dir)) if data_dir else _own_root(dataset, download_dir, base_url)
     flags = ("--data_dir", "--validation_dir", "--test_dir")
     folders = [root] + [os.path.abspath(os.path.expanduser(folder)) for folder in (validation_dir, test_dir) if folder]
@@ -102,8 +102,8 @@ def find_images(dataset, *, data_dir=None, validation_dir=None, test_dir=None, d
         folders = [os.path.join(root, side) for side in ("train", "validation", "test")]
         folders = folders if os.path.isdir(folders[2]) else folders[:2]
         if data_dir and not all(map(os.path.isdir, folders)):
-            raise DataError(f"--data_dir={data_dir} does not hold train/ and validation/; expected both for cats_vs_dogs; "
-                            "or give --validation_dir too")
+            raise DataError(f"--data_dir={data_dir} does not hold train/ and validation/; expected both for "
+                            "cats_vs_dogs; or give --validation_dir too")
         flags = ("--data_dir",) * 3
     sides = {1: (None,), 2: ("train", "heldout"), 3: ("train", "validation", "test")}[len(folders)]
 
@@ -163,12 +163,14 @@ def _check_counts(dataset, files, root):
         found = sum(file.path.startswith(os.path.join(root, folder)) for file in files)
         if found != count:
             whole = os.path.dirname(root) if dataset in ARCHIVES else root
-            raise DataError(f"{os.path.join(root, folder)} has {found} images; expected {count}; delete {whole} and run again")
+            raise DataError(f"{os.path.join(root, folder)} has {found} images; expected {count}; "
+                            f"delete {whole} and run again")
 
 
 def _check_classes(classes, folder, flag):
     if len(classes) < 2:
-        raise DataError(f"{flag}={folder} holds {len(classes)} classes ({', '.join(map(repr, classes)) or 'no folders'}); "
+        named = ", ".join(map(repr, classes)) or "no folders"
+        raise DataError(f"{flag}={folder} holds {len(classes)} classes ({named}); "
                         "expected at least 2 folders of images; did you point one level too high or too low?")
     if set(map(str.lower, classes)) <= set(_SIDE_FOLDERS):
         ordered = sorted(classes, key=lambda name: _SIDE_FOLDERS.index(name.lower()))

@@ -251,7 +251,8 @@ def _verify(path, target, size, sha256):
         if path == target:  # cached: the marker spares us the hash
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(marker) as file:
                 known = json.load(file)
-                if known["size"] == found_size == (size or found_size) and known["sha256"] == (sha256 or known["sha256"]):
+                if (known["size"] == found_size == (size or found_size)
+                        and known["sha256"] == (sha256 or known["sha256"])):
                     return target
         found = hashlib.sha256()
         with open(path, "rb") as file:
@@ -260,8 +261,9 @@ def _verify(path, target, size, sha256):
         found = found.hexdigest()
         if found_size != (size or found_size) or found != (sha256 or found):
             os.replace(path, f"{target}.bad")
-            raise DataError(f"{target} has {found_size} bytes and SHA-256 {found}; expected {size or 'any number of'} bytes "
-                            f"and SHA-256 {sha256 or 'any'}; kept as {target}.bad, run again or put a good file there")
+            raise DataError(f"{target} has {found_size} bytes and SHA-256 {found}; expected "
+                            f"{size or 'any number of'} bytes and SHA-256 {sha256 or 'any'}; "
+                            f"kept as {target}.bad, run again or put a good file there")
         os.replace(path, target)
         with open(f"{marker}.part-{os.getpid()}", "w") as file:
             json.dump({"size": found_size, "sha256": found}, file)

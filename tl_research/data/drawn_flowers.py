@@ -2,8 +2,8 @@
 
 Every picture is the same bytes on every machine: random numbers are `RandomState.random_sample` only (its normal
 deviates call `log`), arithmetic is + - * / sqrt and comparisons, which IEEE 754 rounds in one way, angles come from a
-table rounded to 6 decimals, and nothing is reduced (the order of a sum differs between machines). Everything, from petal
-to blade of grass, is one primitive: `_Scene.blade`, a shape along an axis.
+table rounded to 6 decimals, and nothing is reduced (the order of a sum differs between machines). Everything, from
+petal to blade of grass, is one primitive: `_Scene.blade`, a shape along an axis.
 """
 
 import math
@@ -169,8 +169,10 @@ class _Scene:
 
     def background(self):
         """Fills the picture: meadow, hedge, earth, sky, wall or dusk, smooth or busy."""
-        places = (((.16, .30, .10), (.38, .52, .20)), ((.05, .12, .06), (.20, .32, .14)), ((.24, .17, .11), (.46, .36, .25)),
-                  ((.45, .62, .84), (.76, .85, .93)), ((.62, .58, .54), (.84, .81, .76)), ((.03, .03, .04), (.13, .12, .14)),
+        places = (((.16, .30, .10), (.38, .52, .20)), ((.05, .12, .06), (.20, .32, .14)),
+                  ((.24, .17, .11), (.46, .36, .25)),
+                  ((.45, .62, .84), (.76, .85, .93)), ((.62, .58, .54), (.84, .81, .76)), ((.03, .03, .04),
+                                                                                           (.13, .12, .14)),
                   ((.30, .44, .22), (.68, .74, .48)))
         dark, bright = self.choose(*places)
         dark, bright = self.vary(dark, 0.06), self.vary(bright, 0.08)
@@ -180,7 +182,8 @@ class _Scene:
         if self.pick(0, 1) < 0.5:  # lights out of focus
             for _ in range(int(self.pick(3, 12))):
                 radius = self.pick(5, 22)
-                self.spot(self.pick(0, 192), self.pick(0, 192), radius, self.vary(self.choose(dark, bright, (.8, .75, .4)), .12),
+                self.spot(self.pick(0, 192), self.pick(0, 192), radius,
+                          self.vary(self.choose(dark, bright, (.8, .75, .4)), .12),
                           softness=radius * 0.6, opacity=self.pick(0.2, 0.7), edge=0.0)
 
     def clutter(self, amount, near=False):
@@ -194,14 +197,17 @@ class _Scene:
                 for _ in range(int(self.pick(2, 5 if near else 9))):
                     blade = _Pose(pose.x + self.pick(-50, 50), 196)
                     self.blade(blade, 768 + self.pick(-110, 110), 0, self.pick(60, 190), self.pick(1.5, 5), "grass",
-                               green, self.vary(_mix(green, (.6, .7, .3), .4), .05), bend=self.pick(-.3, .3), softness=soft)
+                               green, self.vary(_mix(green, (.6, .7, .3), .4), .05), bend=self.pick(-.3,
+                                                                                                    .3), softness=soft)
             elif kind < 0.75:
                 self.leaf(pose, self.pick(0, 1024), self.pick(40, 90), self.pick(0.15, 0.42), green, softness=soft)
             elif kind < 0.85:
-                self.blade(pose, self.pick(0, 1024), 0, self.pick(60, 180), self.pick(1, 3), "stem", (.3, .22, .15), (.4, .32, .22),
+                self.blade(pose, self.pick(0, 1024), 0, self.pick(60, 180), self.pick(1, 3), "stem", (.3, .22, .15),
+                           (.4, .32, .22),
                            bend=self.pick(-.2, .2), softness=soft)
             else:
-                colour = self.vary(self.choose((.9, .8, .2), (.9, .9, .88), (.8, .2, .3), (.7, .4, .8), (.95, .55, .2)), .08)
+                colour = self.vary(self.choose((.9, .8, .2), (.9, .9, .88), (.8, .2, .3), (.7, .4, .8),
+                                               (.95, .55, .2)), .08)
                 for step in range(5):
                     self.blade(pose, step * 205 + 40, 1, self.pick(9, 16), self.pick(4, 7), "obovate", colour, colour,
                                softness=soft + 1.5)
@@ -209,7 +215,8 @@ class _Scene:
 
     def leaf(self, pose, angle, length, share, green, **options):
         bend, tip = self.pick(-.25, .25), self.vary(_mix(green, (.55, .7, .3), .3), .05)
-        self.blade(pose, angle, 0, length, length * share, "lance", green, tip, bend=bend, veins=.12, light=self.pick(-.2, .2), **options)
+        self.blade(pose, angle, 0, length, length * share, "lance", green, tip, bend=bend, veins=.12,
+                   light=self.pick(-.2, .2), **options)
         self.blade(pose, angle, 0, length * .9, 1.0, "grass", tip, tip, bend=bend * .9, **options)
 
     def stem(self, x, y, width, leaves):
@@ -221,7 +228,8 @@ class _Scene:
         for _ in range(leaves):
             down = self.pick(30, 110)
             side = bend * down * down / 230
-            self.leaf(_Pose(x + cos * down - sin * side, y + sin * down + cos * side), self.choose(900, 640) + self.pick(-70, 70),
+            self.leaf(_Pose(x + cos * down - sin * side, y + sin * down + cos * side),
+                      self.choose(900, 640) + self.pick(-70, 70),
                       self.pick(28, 75), self.pick(.16, .4), self.vary(green, .04))
 
     def seeds(self, pose, radius, count, size, dark, bright):
@@ -262,14 +270,16 @@ def _ring(scene, pose, count, start, length, width, outline, foot, tip, jitter=1
 
 
 def _daisy(scene, x, y, size):
-    white = scene.choose((.96, .96, .94), (.94, .94, .90), (.97, .95, .97), (.95, .72, .82), (.96, .84, .35), (.80, .70, .92))
+    white = scene.choose((.96, .96, .94), (.94, .94, .90), (.97, .95, .97), (.95, .72, .82), (.96, .84, .35),
+                         (.80, .70, .92))
     foot = _mix(white, scene.choose((.7, .75, .5), (.8, .6, .7), white), .35)
     scene.stem(x, y, size * .04 + 1, int(scene.pick(0, 3)))
     pose = _tilted(scene, x, y)
     count, heart = int(scene.pick(11, 25)), size * scene.pick(.18, .34)
     width = size * scene.pick(2.2, 3.4) / count
     for layer in range(scene.choose(1, 2, 2)):
-        _ring(scene, pose, count, heart * .6, size * (1 - layer * .1) - heart * .6, width, scene.choose("strap", "obovate", "ellipse"),
+        _ring(scene, pose, count, heart * .6, size * (1 - layer * .1) - heart * .6, width,
+              scene.choose("strap", "obovate", "ellipse"),
               foot, white, edge=.22, veins=.10)
     yellow = scene.choose((.93, .74, .12), (.88, .62, .10), (.80, .72, .22))
     scene.blade(pose, 0, -heart, 2 * heart, heart, "ellipse", yellow, _mix(yellow, (.5, .3, .05), .3), edge=.45)
@@ -283,7 +293,8 @@ def _sunflower(scene, x, y, size):
     pose = _tilted(scene, x, y)
     count, heart = int(scene.pick(15, 32)), size * scene.pick(.28, .54)
     for layer in range(2):
-        _ring(scene, pose, count, heart * .75, size * (1 - layer * .09) - heart * .75, size * scene.pick(2.4, 3.6) / count,
+        _ring(scene, pose, count, heart * .75, size * (1 - layer * .09) - heart * .75,
+              size * scene.pick(2.4, 3.6) / count,
               scene.choose("lance", "ellipse", "ovate"), foot, yellow, edge=.25, veins=.16)
     dark = scene.choose((.20, .11, .05), (.30, .18, .07), (.42, .30, .10), (.36, .34, .12))
     rim = _mix(dark, scene.choose((.65, .42, .1), (.15, .08, .03)), .5)
@@ -315,7 +326,8 @@ def _dandelion(scene, x, y, size):
         pointing, reach = scene.pick(0, 1024), size * scene.pick(1.1, 1.7)
         for tooth in range(5):
             for side in (-90, 90):
-                scene.blade(_Pose(x, y), pointing + side * .35, reach * (.15 + .16 * tooth), reach * .22, reach * .07, "ovate", green, green)
+                scene.blade(_Pose(x, y), pointing + side * .35, reach * (.15 + .16 * tooth), reach * .22, reach * .07,
+                            "ovate", green, green)
         scene.leaf(_Pose(x, y), pointing, reach, .1, green)
     layers = 4 + int(scene.pick(0, 3))
     for layer in range(layers):
@@ -325,7 +337,8 @@ def _dandelion(scene, x, y, size):
     scene.seeds(pose, size * .2, 14, size * .04 + .6, foot, yellow)
 
 
-_PETALS = ((.78, .08, .12), (.90, .45, .55), (.96, .90, .84), (.95, .80, .30), (.92, .45, .22), (.62, .10, .35), (.93, .70, .76))
+_PETALS = ((.78, .08, .12), (.90, .45, .55), (.96, .90, .84), (.95, .80, .30), (.92, .45, .22), (.62, .10, .35),
+           (.93, .70, .76))
 
 
 def _rose(scene, x, y, size):
@@ -336,7 +349,8 @@ def _rose(scene, x, y, size):
     if scene.pick(0, 1) < 0.3:  # a bud from the side, much like a tulip
         pose = _Pose(x, y + size * .5, scene.pick(-80, 80))
         for angle, share in ((-70, .95), (70, .95), (0, 1.0), (-45, .8), (50, .74), (5, .6)):
-            scene.blade(pose, 768 + angle * scene.pick(.7, 1.2), -size * .1, size * 1.2 * share, size * scene.pick(.42, .52), "obovate",
+            scene.blade(pose, 768 + angle * scene.pick(.7, 1.2), -size * .1, size * 1.2 * share,
+                        size * scene.pick(.42, .52), "obovate",
                         dark, light, bend=-angle * .0018, edge=.4, light=scene.pick(-.2, .2))
         for angle in (-150, -60, 20, 110):
             scene.blade(pose, 768 + angle, -2, size * .5, size * .09, "lance", (.2, .34, .12), (.34, .5, .2), bend=.1)
@@ -345,10 +359,12 @@ def _rose(scene, x, y, size):
     layers = int(scene.pick(3, 6))
     for layer in range(layers):
         share = 1 - layer / (layers + .3)
-        _ring(scene, pose, 5 if layer < 3 else 3, -size * .08 * share, size * share, size * share * scene.pick(.46, .62), "obovate",
+        _ring(scene, pose, 5 if layer < 3 else 3, -size * .08 * share, size * share,
+              size * share * scene.pick(.46, .62), "obovate",
               dark, light, edge=.34, veins=.05)
     for i in range(7):  # the heart: a spiral of rims
-        scene.blade(pose, i * 190, size * (.02 + .017 * i), size * .14, size * .07, "ellipse", dark, _mix(colour, light, .5), edge=.5)
+        scene.blade(pose, i * 190, size * (.02 + .017 * i), size * .14, size * .07, "ellipse", dark,
+                    _mix(colour, light, .5), edge=.5)
 
 
 def _tulip(scene, x, y, size):
@@ -361,20 +377,24 @@ def _tulip(scene, x, y, size):
         scene.stem(x, y, size * .05 + 2, 1)
         pose = _tilted(scene, x, y, .6)
         for layer in range(2):
-            _ring(scene, pose, 3, 0, size * (1 - .08 * layer), size * .42, outline, foot, tip, jitter=.4, turn=171 * layer,
+            _ring(scene, pose, 3, 0, size * (1 - .08 * layer), size * .42, outline, foot, tip, jitter=.4,
+                  turn=171 * layer,
                   edge=.35, veins=.12)
         scene.seeds(pose, size * .12, 7, size * .04 + .7, (.12, .1, .05), (.8, .7, .2))
         return
     base_y = y + size * .7
     scene.stem(x, base_y, size * .05 + 1.5, 0)
     for _ in range(int(scene.pick(0, 3.5))):
-        scene.leaf(_Pose(x + scene.pick(-12, 12), base_y + size * 1.6), 768 + scene.pick(-130, 130), size * scene.pick(1.6, 2.6),
+        scene.leaf(_Pose(x + scene.pick(-12, 12), base_y + size * 1.6), 768 + scene.pick(-130, 130),
+                   size * scene.pick(1.6, 2.6),
                    scene.pick(.1, .2), green)
     pose = _Pose(x, base_y, scene.pick(-90, 90), scene.pick(.8, 1.0), scene.pick(0, 1024))
     spread, length, width = scene.pick(25, 95), size * scene.pick(1.3, 1.7), size * scene.pick(.4, .56)
-    for angle, share, dim in ((-.6, .97, .75), (.6, .97, .75), (0.1, 1.0, .8), (-1, .96, .92), (1, .96, .92), (0, .9, 1.0)):
+    for angle, share, dim in ((-.6, .97, .75), (.6, .97, .75), (0.1, 1.0, .8), (-1, .96, .92), (1, .96, .92),
+                              (0, .9, 1.0)):
         shift = scene.pick(-.12, .12)
-        scene.blade(pose, 768 + (angle + shift) * spread, -size * .06, length * share * scene.pick(.94, 1.05), width, outline,
+        scene.blade(pose, 768 + (angle + shift) * spread, -size * .06, length * share * scene.pick(.94, 1.05), width,
+                    outline,
                     tuple(c * dim for c in foot), tuple(c * dim for c in tip), bend=-.14 * angle * scene.pick(.3, 1.4),
                     edge=.38, veins=.1, light=scene.pick(-.15, .15))
 

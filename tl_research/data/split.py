@@ -5,8 +5,9 @@ train, validation or test by the cumulative split; images of a held-out director
 equal contents share a side, and one file more moves no other.
 
 The one exception: where a class would leave a side empty, the content of that class whose fraction is nearest to the
-side's interval goes there (of two equally near the smaller SHA-256), with all its copies, of whatever class, unless that
-empties another side of a class. Classes take their turn in order, and their sides in the order train, validation, test.
+side's interval goes there (of two equally near the smaller SHA-256), with all its copies, of whatever class, unless
+that empties another side of a class. Classes take their turn in order, and their sides in the order train, validation,
+test.
 """
 
 import collections
@@ -71,7 +72,7 @@ def assign_sides(names, labels, file_fractions, sha256s, fixed_sides, classes, f
         there = {label for label, s in zip(labels, sides) if s == side}
         empty = [_printable(name) for label, name in enumerate(classes) if label not in there]
         if empty and (side == "train" or not there):  # a class that cannot be learned, or nothing to measure with
-            raise DataError(f"no {side} images of {', '.join(empty[:5])}; expected some; add images or remove the class")
+            raise DataError(f"no {side} images of {', '.join(empty[:5])}; expected some; add some or remove the class")
         if empty:
             warnings.append(f"no {side} images of {', '.join(empty[:5])}")
     return Split(tuple(sides), len(sha256s) - len(places), tuple(warnings))
@@ -91,8 +92,8 @@ def _decide(sides, pool, intervals, least, labels, file_fractions, sha256s, clas
 
     for label in sorted(contents):
         if len(contents[label]) < least:
-            raise DataError(f"class {classes[label]!r} has {len(contents[label])} different images; expected {least} or more, "
-                            "one for each of train, validation and test; add images or remove the class")
+            raise DataError(f"class {classes[label]!r} has {len(contents[label])} different images; expected {least} "
+                            "or more, one for each of train, validation and test; add images or remove the class")
         for side, (low, high) in intervals.items():
             if counts[label, side] or len(contents[label]) < len(intervals):
                 continue
@@ -154,7 +155,7 @@ def check_manifest(path, manifest):
         before = {entry["path"]: entry for entry in known["files"]}
         settings = {key: known[key] for key in ("seed", "fractions", "classes")}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"cannot read {path} ({error!r}); expected the split of this run; take a new --workdir") from error
+        raise DataError(f"cannot read {path} ({error!r}); expected a split; take a new --workdir") from error
     for key, value in settings.items():
         if value != manifest[key]:
             raise DataError(f"split.json was made with {key} {value}, now it is {manifest[key]}; take a new --workdir")
