@@ -54,9 +54,9 @@ ONE_LAYER_OF_A_BLOCK = {  # also layers whose own name says nothing about their 
     "densenet": ("pool2_conv", "pool2"), "inception_v3": ("conv2d_8", "mixed0"), "xception": ("conv2d", "block2"),
     "nasnet": ("adjust_conv_projection_1", "cell_1"),
 }
-EVERYTHING = """MobileNetV2 MobileNetV3Small MobileNetV3Large EfficientNetB0 EfficientNetB1 EfficientNetB2 EfficientNetB3 EfficientNetB4
-    EfficientNetB5 EfficientNetB6 EfficientNetB7 EfficientNetV2B0 EfficientNetV2B1 EfficientNetV2B2 EfficientNetV2B3 EfficientNetV2S
-    EfficientNetV2M EfficientNetV2L ResNet50 ResNet101 ResNet152 ResNet50V2 VGG16 VGG19 ConvNeXtTiny ConvNeXtSmall ConvNeXtBase
+EVERYTHING = """MobileNetV2 MobileNetV3Small MobileNetV3Large EfficientNetB0 EfficientNetB1 EfficientNetB2 EfficientNetB3
+    EfficientNetB4 EfficientNetB5 EfficientNetB6 EfficientNetB7 EfficientNetV2B0 EfficientNetV2B1 EfficientNetV2B2
+    EfficientNetV2B3 EfficientNetV2S EfficientNetV2M EfficientNetV2L ResNet50 ResNet101 ResNet152 ResNet50V2 VGG16 VGG19 ConvNeXtTiny ConvNeXtSmall ConvNeXtBase
     DenseNet121 InceptionV3 Xception NASNetMobile EfficientNetLite0"""
 
 
@@ -236,15 +236,19 @@ class ImagenetTest(tf.test.TestCase, parameterized.TestCase):
         self.enter_context(mock.patch.dict(hashes, {"b0": (None, digest)}))
         reference = keras.applications.EfficientNetB0(weights="imagenet", include_top=False, input_shape=(32, 32, 3))
         images = np.random.RandomState(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
-        expected = reference(images)
-        self.assertNotAllClose(source(images), expected)  # Keras itself: the same weights, another function
+
+        def outputs(model):
+            return keras.Model(model.input, model.get_layer("stem_conv").output)(images)
+
+        expected = outputs(reference)
+        self.assertGreater(np.abs(outputs(source) - expected).max(), 0.1)  # Keras itself: the same weights, another function
         for weights in ("imagenet", file):
-            self.assertAllClose(backbones.build_backbone("EfficientNetB0", 32, weights)(images), expected, rtol=1e-5, atol=1e-5)
+            self.assertAllClose(outputs(backbones.build_backbone("EfficientNetB0", 32, weights)), expected, rtol=0, atol=1e-4)
 
         assigned = backbones.build_backbone("EfficientNetB0", 32, "none")
         for variable, value in zip(assigned.weights, reference.get_weights()):
             variable.assign(value)  # as a restored checkpoint does; Keras' own layer would go on with its constants
-        self.assertAllClose(assigned(images), expected, rtol=1e-5, atol=1e-5)
+        self.assertAllClose(outputs(assigned), expected, rtol=0, atol=1e-4)
 
         weights_file = os.path.join(self.home, "ours.weights.h5")
         assigned.save_weights(weights_file)
@@ -296,9 +300,9 @@ class ImagenetTest(tf.test.TestCase, parameterized.TestCase):
 
     def test_no_new_attempt_begins_after_the_timeout(self):
         self._urlopen()
-        get_file = self._get_file(side_effect=TimeoutError)
-        with self.assertRaises(UnreachableError):
-            backbones.build_backbone("VGG16", 32, download_timeout=0.0001)
+        get_file = self._get_file(side_effect=lambda *args, **kwargs: time.sleep(0.05) or [].pop())
+        with self.assertRaises(IndexError):
+            backbones.build_backbone("VGG16", 32, download_timeout=0.01)
         self.assertEqual(get_file.call_count, 1)
 
     def test_transfer_that_stalls_has_a_timeout(self):

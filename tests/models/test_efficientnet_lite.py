@@ -99,10 +99,10 @@ class EfficientNetLiteTest(tf.test.TestCase, parameterized.TestCase):
         with self.assertRaisesRegex(DataError, "Not a PyTorch weights file"):
             efficientnet_lite.read_legacy_torch(data)
 
-    @parameterized.parameters(-1, 1)  # one number before the storage, one behind it
-    def test_tensor_outside_its_storage_is_refused(self, offset):
+    @parameterized.parameters((1, (2, 1)), (0, (-2, 1)), (-4, (2, 1)))  # behind the storage, before it, and from its end
+    def test_tensor_outside_its_storage_is_refused(self, offset, strides):
         storage = efficientnet_lite._Storage("0", "<f4", 4)
-        tensors = {"w": efficientnet_lite._Tensor(storage, offset, (2, 2), (2, 1))}
+        tensors = {"w": efficientnet_lite._Tensor(storage, offset, (2, 2), strides)}
         data = np.int64(4).tobytes() + np.arange(4, dtype="<f4").tobytes()
         with mock.patch.object(efficientnet_lite._TensorUnpickler, "load", side_effect=[0, 1001, {}, tensors, ["0"]]):
             with self.assertRaisesRegex(DataError, "w lies outside its storage"):

@@ -218,7 +218,8 @@ def _download(url, file, connect_timeout, download_timeout):
     folder = os.path.dirname(file)
     os.makedirs(folder, mode=0o700, exist_ok=True)
     if not os.access(os.path.dirname(folder), os.W_OK):  # Keras would use /tmp/.keras, which anyone may have filled
-        raise StorageError(f"{os.path.dirname(folder)} can't be written: set KERAS_HOME to a folder that can, or use --weights=FILE.")
+        raise StorageError(f"{os.path.dirname(folder)} can't be written: set KERAS_HOME to a folder that can, or give "
+                           "--weights=FILE.")
     if os.path.exists(file):
         return
     answer = [TimeoutError(f"no answer within {connect_timeout:g} s")]
@@ -267,14 +268,15 @@ def _download_errors(spec, image_size, timeout):
     except Exception as error:
         reason = " ".join(str(getattr(error, "reason", error)).split())
         if _is_local(error):
-            raise StorageError(f"{file} can't be written ({reason}): free it, or set KERAS_HOME to another folder.") from error
+            raise StorageError(f"{file} can't be written ({reason}): make room, or set KERAS_HOME to another folder.") from error
         if str(error).startswith("URL fetch failure on") or isinstance(
                 error, (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException)):
             raise UnreachableError(
                 f"{spec.name}'s ImageNet weights were not reached at {url} ({reason}): put that file at {file}, or give "
                 "--weights=FILE, or --if_offline=embedded for EfficientNetLite0's packaged weights.") from error
         if isinstance(error, (OSError, ValueError, KeyError)):
-            raise DataError(f"{file} is not {spec.name}'s ImageNet weights ({reason}): delete it, or replace it by {url}") from error
+            raise DataError(f"{file} is not {spec.name}'s ImageNet weights ({reason}): delete it, or replace it by "
+                            f"{url}") from error
         raise
     finally:
         socket.setdefaulttimeout(before)

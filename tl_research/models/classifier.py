@@ -138,9 +138,9 @@ class Classifier:
                 raise UserError(f"--unfreeze={what}; expected a share between 0% and 100%; correct it")
             first = int(len(layers) * (1 - share / 100))
         else:
-            starts = {layer.name: index for index, layer in reversed(list(enumerate(layers)))}
-            for block, names in self.backbone_blocks:
-                starts[block] = starts[names[0]]
+            layer_starts = {layer.name: index for index, layer in reversed(list(enumerate(layers)))}
+            # A block's name wins over that of a layer in it: InceptionV3's mixed7 is both, the layer being its end.
+            starts = {**layer_starts, **{block: layer_starts[names[0]] for block, names in self.backbone_blocks}}
             if what not in starts:
                 close = difflib.get_close_matches(what, starts, n=1)
                 hint = f"; did you mean {close[0]}?" if close else ""

@@ -17,6 +17,8 @@ def can_fold(convolution, batchnorm):
         return False
     if getattr(convolution, "data_format", "channels_last") != "channels_last":
         return False
+    if getattr(convolution, "compute_dtype", None) != batchnorm.compute_dtype:
+        return False  # the one convolution would return its own type
     if type(convolution) is keras.layers.Conv2D and convolution.groups != 1:
         return False
     kinds = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D, keras.layers.Dense)
@@ -50,15 +52,12 @@ def folded_call(convolution, kernel, bias, inputs):
     inputs, kernel, bias = (tf.cast(tensor, dtype) for tensor in (inputs, kernel, bias))
     if isinstance(convolution, keras.layers.Dense):
         return tf.nn.bias_add(tf.tensordot(inputs, kernel, 1), bias)
-    padding = convolution.padding.upper()
-    strides = [1, *convolution.strides, 1]
-    dilations = convolution.dilation_rate
+    # Keras' own operations: TensorFlow's refuse dilation with strides, and on some CPUs the gradient of a dilated Conv2D.
+    options = {name: getattr(convolution, name) for name in ("strides", "padding", "data_format", "dilation_rate")}
     if isinstance(convolution, keras.layers.DepthwiseConv2D):
-        outputs = tf.nn.depthwise_conv2d(inputs, kernel, strides, padding, dilations=dilations)
+        outputs = keras.ops.depthwise_conv(inputs, kernel, **options)
     elif isinstance(convolution, keras.layers.SeparableConv2D):
-        outputs = tf.nn.depthwise_conv2d(
-            inputs, tf.cast(convolution.depthwise_kernel, dtype), strides, padding, dilations=dilations)
-        outputs = tf.nn.conv2d(outputs, kernel, 1, "VALID")
+        outputs = keras.ops.separable_conv(inputs, tf.cast(convolution.depthwise_kernel, dtype), kernel, **options)
     else:
-        outputs = tf.nn.conv2d(inputs, kernel, strides, padding, dilations=dilations)
+        outputs = keras.ops.conv(inputs, kernel, **options)
     return tf.nn.bias_add(outputs, bias)

@@ -46,8 +46,8 @@ def load_weights_file(model, path):
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise DataError(f"--weights={path} can't be read: {' '.join(str(error).split())}") from error
     if problems:
-        raise DataError(f"--weights={path} does not fit {model.name}: {len(problems)} of {len(matches)} variables have no usable "
-                        f"value: {'; '.join(problems[:5])}{'; ...' if len(problems) > 5 else ''}")
+        raise DataError(f"--weights={path} does not fit {model.name}: {len(problems)} of {len(matches)} variables have no "
+                        f"usable value: {_first(problems, 5, '; ')}")
     for variable, value in values:
         variable.assign(value)
     for layer in model.layers:
@@ -55,11 +55,15 @@ def load_weights_file(model, path):
             layer.finalize_state()
     if not extra:
         return []
-    return [f"--weights={path}: ignored {len(extra)} extra layers: {', '.join(extra[:20])}{', ...' if len(extra) > 20 else ''}"]
+    return [f"--weights={path}: ignored {len(extra)} extra layers: {_first(extra, 20, ', ')}"]
+
+
+def _first(items, number, separator):
+    return separator.join(items[:number] + ["..."] * (len(items) > number))
 
 
 def _walk(file, h5py, file_size):
-    """Returns {path: data set} of the whole file; raises ValueError for whatever could read outside it or declare too much."""
+    """Returns {path: data set} of the whole file; raises ValueError for what could read outside it or declares too much."""
     datasets, declared, visited, groups = {}, 0, 0, [("", file)]
     while groups:
         prefix, group = groups.pop()

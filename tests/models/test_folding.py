@@ -1,0 +1,225 @@
+"""A convolution and its BatchNorm computed as one are the same function of the same variables.
+
+The reference is always Keras' own layers, run one after the other. Whole backbones are in `test_classifier.py`.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import parameterized
+from keras import layers
+
+from tl_research.models import folding
+from tl_research.models.graph import FeatureGraph
+
+_OUTPUT_TOLERANCE, _GRADIENT_TOLERANCE = 1e-5, 1e-4  # norm of the difference over norm of the reference
+FOLDED = {
+    "conv": lambda: layers.Conv2D(5, 3, padding="same", use_bias=False),
+    "conv_valid": lambda: layers.Conv2D(5, (3, 2), padding="valid", use_bias=False),
+    "conv_bias_strides": lambda: layers.Conv2D(5, 3, strides=2, padding="same"),
+    "conv_strides_valid": lambda: layers.Conv2D(5, 3, strides=(2, 1), padding="valid", use_bias=False),
+    "conv_dilation": lambda: layers.Conv2D(5, 3, dilation_rate=2, padding="same"),
+    "conv_linear_by_name": lambda: layers.Conv2D(5, 1, activation="linear"),
+    "depthwise": lambda: layers.DepthwiseConv2D(3, padding="same", use_bias=False),
+    "depthwise_bias_strides_valid": lambda: layers.DepthwiseConv2D(3, strides=2, padding="valid"),
+    "depthwise_multiplier": lambda: layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same"),
+    "depthwise_dilation": lambda: layers.DepthwiseConv2D(3, dilation_rate=2, padding="same"),
+    "depthwise_dilation_strides": lambda: layers.DepthwiseConv2D(3, strides=2, dilation_rate=2, padding="valid"),
+    "separable": lambda: layers.SeparableConv2D(5, 3, padding="same", use_bias=False),
+    "separable_bias_strides_multiplier": lambda: layers.SeparableConv2D(5, 3, strides=2, depth_multiplier=2),
+    "separable_dilation": lambda: layers.SeparableConv2D(5, 3, dilation_rate=2, padding="same"),
+    "dense": lambda: layers.Dense(5, use_bias=False),
+    "dense_bias": lambda: layers.Dense(5),
+}
+NOT_FOLDED = {
+    "activation_inside": lambda: layers.Conv2D(5, 3, activation="relu"),
+    "separable_activation_inside": lambda: layers.SeparableConv2D(5, 3, activation="relu"),
+    "grouped": lambda: layers.Conv2D(4, 3, groups=2),
+    "transposed": lambda: layers.Conv2DTranspose(5, 3),
+    "not_a_convolution": lambda: layers.ReLU(),
+}
+
+
+def _chain(layer, batchnorm=None, shape=(8, 7, 4)):
+    inputs = keras.Input(shape, name="input")
+    outputs = (batchnorm or layers.BatchNormalization(name="bn"))(layer(inputs))
+    return _randomized(keras.Model(inputs, layers.ReLU(name="relu")(outputs)))
+
+
+def _randomized(model, seed=0):
+    """Returns the model with no weight left at a value that makes folding trivial."""
+    random = np.random.RandomState(seed)
+    for variable in model.weights:
+        positive = variable.name in ("moving_variance", "gamma")
+        variable.assign(random.uniform(0.5, 2, variable.shape) if positive else random.normal(0, 0.5, variable.shape))
+    return model
+
+
+def _outputs_and_gradients(function, model, images):
+    """Returns (outputs, {path: gradient}) of a random weighting of the outputs that `function` computes."""
+    values = [variable.value for variable in model.trainable_variables]
+    with tf.GradientTape() as tape:
+        outputs = function(images)
+        weights = tf.constant(np.random.RandomState(7).normal(size=outputs.shape), outputs.dtype)
+        loss = tf.reduce_sum(outputs * weights)
+    paths = [variable.path for variable in model.trainable_variables]
+    return outputs, dict(zip(paths, tape.gradient(loss, values)))
+
+
+def _difference(a, b):
+    a, b = np.asarray(tf.cast(a, tf.float64)), np.asarray(tf.cast(b, tf.float64))
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+def _images(model, dtype="float32"):
+    return tf.constant(np.random.RandomState(1).normal(size=(3, *model.input_shape[1:])), dtype)
+
+
+class FoldingTest(parameterized.TestCase, tf.test.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.addCleanup(keras.config.set_floatx, keras.config.floatx())  # of the inputs
+        self.addCleanup(keras.config.set_dtype_policy, keras.config.dtype_policy())
+
+    def _assert_graph_equals_keras(self, model, num_folded, outputs=_OUTPUT_TOLERANCE, gradients=_GRADIENT_TOLERANCE):
+        graph = FeatureGraph(model)
+        self.assertEqual(graph.num_folded, num_folded)
+        images = _images(model, keras.config.dtype_policy().compute_dtype)
+        expected, expected_gradients = _outputs_and_gradients(lambda x: model(x, training=False), model, images)
+        got, got_gradients = _outputs_and_gradients(
+            lambda x: graph.run({graph.input: x}, (graph.output,))[0], model, images)
+        self.assertEqual((got.dtype, got.shape), (expected.dtype, expected.shape))
+        self.assertLess(_difference(got, expected), outputs)
+        self.assertNotEmpty(expected_gradients)
+        for path, gradient in expected_gradients.items():
+            self.assertGreater(np.linalg.norm(gradient), 1e-3, path)
+            self.assertLess(_difference(got_gradients[path], gradient), gradients, path)
+
+    def test_weights_and_gradients_worked_out_by_hand(self):
+        """kernel 2, bias 0.5, gamma 3, beta 0.5, mean 1, variance 3, epsilon 1, so s = 3 / sqrt(4) = 1.5."""
+        model = _chain(layers.Conv2D(1, 1, name="conv"), layers.BatchNormalization(epsilon=1.0, name="bn"), (1, 1, 1))
+        conv, bn = model.get_layer("conv"), model.get_layer("bn")
+        for variable, value in zip(conv.weights + bn.weights, (2.0, 0.5, 3.0, 0.5, 1.0, 3.0)):
+            variable.assign(np.full(variable.shape, value))
+        with tf.GradientTape() as tape:
+            kernel, bias = folding.folded_weights(conv, bn)
+            outputs = folding.folded_call(conv, kernel, bias, tf.fill([1, 1, 1, 1], 2.0))
+        self.assertAllClose(kernel, [[[[3.0]]]])  # 2 * 1.5
+        self.assertAllClose(bias, [-0.25])  # 0.5 - 1 * 1.5 + 1.5 * 0.5
+        self.assertAllClose(outputs, [[[[5.75]]]])
+        variables = [conv.kernel, conv.bias, bn.gamma, bn.beta]
+        gradients = tape.gradient(outputs, [variable.value for variable in variables])
+        # s * x; s; (2 * 2 + 0.5 - 1) / 2; 1
+        self.assertAllClose([np.sum(gradient) for gradient in gradients], [3.0, 1.5, 1.75, 1.0])
+
+    def test_statistics_are_no_part_of_the_tape(self):
+        model = _chain(layers.Conv2D(5, 3, name="conv"))
+        with tf.GradientTape() as tape:
+            folding.folded_weights(model.get_layer("conv"), model.get_layer("bn"))
+        self.assertCountEqual([id(variable) for variable in tape.watched_variables()],
+                              [id(variable.value) for variable in model.trainable_variables])
+
+    @parameterized.product(kind=list(FOLDED), dtype=["float32", "float64"])
+    def test_folded_equals_keras(self, kind, dtype):
+        keras.config.set_floatx(dtype)
+        keras.config.set_dtype_policy(dtype)
+        tolerances = {"float32": (_OUTPUT_TOLERANCE, _GRADIENT_TOLERANCE), "float64": (1e-13, 1e-12)}[dtype]
+        self._assert_graph_equals_keras(_chain(FOLDED[kind]()), 1, *tolerances)
+
+    @parameterized.parameters(*NOT_FOLDED)
+    def test_others_are_left_as_they_are(self, kind):
+        self._assert_graph_equals_keras(_chain(NOT_FOLDED[kind]()), 0)
+
+    @parameterized.product(kind=["conv_bias_strides", "depthwise_multiplier", "separable", "dense_bias"], options=[
+        {"scale": False}, {"center": False}, {"scale": False, "center": False}, {"epsilon": 0.3}, {"axis": 3}])
+    def test_every_kind_of_batchnorm(self, kind, options):
+        self._assert_graph_equals_keras(_chain(FOLDED[kind](), layers.BatchNormalization(**options)), 1)
+
+    def test_dense_of_vectors(self):
+        self._assert_graph_equals_keras(_chain(layers.Dense(5), shape=(6,)), 1)
+
+    def test_batchnorm_over_another_axis_is_not_folded(self):
+        self._assert_graph_equals_keras(_chain(layers.Conv2D(5, 3), layers.BatchNormalization(axis=1)), 0)
+
+    def test_batchnorm_of_another_precision_is_not_folded(self):
+        """The one convolution would return the convolution's type, not the BatchNorm's."""
+        model = _chain(layers.Conv2D(5, 3, dtype="float32"), layers.BatchNormalization(dtype="float64"))
+        self._assert_graph_equals_keras(model, 0)
+
+    @parameterized.parameters("before", "after")
+    def test_convolution_that_is_used_elsewhere_is_not_folded(self, listed):
+        inputs = keras.Input((6, 6, 3))
+        shared = layers.Conv2D(4, 3, padding="same", name="shared")(inputs)
+        normed = layers.BatchNormalization(name="bn")(shared)
+        other = layers.Conv2D(4, 1, name="alone")(shared)
+        other = layers.BatchNormalization(name="bn_alone")(other)
+        summed = layers.Add()([shared, normed, other] if listed == "before" else [other, normed, shared])
+        model = _randomized(keras.Model(inputs, summed))
+        self._assert_graph_equals_keras(model, 1)
+        graph = FeatureGraph(model)
+        self.assertEqual(list(graph.fold_constants((graph.input,), (graph.output,))), ["bn_alone"])
+
+    def test_batchnorm_of_a_sum_is_not_folded(self):
+        inputs = keras.Input((6, 6, 3))
+        summed = layers.Add()([layers.Conv2D(4, 1)(inputs), layers.Conv2D(4, 3, padding="same")(inputs)])
+        self._assert_graph_equals_keras(_randomized(keras.Model(inputs, layers.BatchNormalization()(summed))), 0)
+
+    def test_fold_false_folds_nothing(self):
+        self.assertEqual(FeatureGraph(_chain(layers.Conv2D(5, 3)), fold=False).num_folded, 0)
+
+    def test_cut_between_convolution_and_batchnorm(self):
+        """The convolution is frozen, its BatchNorm trains: each is computed as it is, on its own side."""
+        model = _chain(layers.Conv2D(5, 3, name="conv"))
+        model.get_layer("conv").trainable = False
+        graph, images = FeatureGraph(model), _images(model)
+        cut = graph.cut(lambda layer: bool(layer.trainable_variables))
+        self.assertEqual(cut, ("conv",))
+        self.assertEmpty(graph.fold_constants((graph.input,), cut))
+        frozen = graph.run({graph.input: images}, cut)
+        self.assertAllClose(frozen[0], model.get_layer("conv")(images), rtol=1e-5, atol=1e-5)
+
+        expected, expected_gradients = _outputs_and_gradients(lambda x: model(x, training=False), model, images)
+        got, gradients = _outputs_and_gradients(lambda x: graph.run({"conv": x}, (graph.output,))[0], model, frozen[0])
+        self.assertLess(_difference(got, expected), _OUTPUT_TOLERANCE)
+        self.assertLen(gradients, 2)
+        for path, gradient in expected_gradients.items():
+            self.assertLess(_difference(gradients[path], gradient), _GRADIENT_TOLERANCE)
+        # Asked for both, it gives both.
+        both = graph.run({graph.input: images}, ("conv", graph.output))
+        self.assertLess(_difference(both[0], frozen[0]), _OUTPUT_TOLERANCE)
+        self.assertLess(_difference(both[1], expected), _OUTPUT_TOLERANCE)
+
+    def test_constants_are_the_weights_of_the_moment(self):
+        model = _chain(layers.Conv2D(5, 3, name="conv"))
+        graph, images = FeatureGraph(model), _images(model)
+        run = lambda constants: graph.run({graph.input: images}, (graph.output,), constants=constants)[0]
+        constants = graph.fold_constants((graph.input,), (graph.output,))
+        before = model(images)
+        model.get_layer("bn").gamma.assign(-model.get_layer("bn").gamma)
+        self.assertLess(_difference(run(constants), before), _OUTPUT_TOLERANCE)
+        self.assertLess(_difference(run(None), model(images)), _OUTPUT_TOLERANCE)
+        self.assertGreater(_difference(run(None), before), 0.1)
+
+    @parameterized.parameters("conv_bias_strides", "depthwise_multiplier", "separable", "dense_bias")
+    def test_mixed_bfloat16_keeps_types_and_nearly_values(self, kind):
+        exact = _chain(FOLDED[kind]())
+        keras.config.set_dtype_policy("mixed_bfloat16")
+        model = _chain(FOLDED[kind]())
+        model.set_weights(exact.get_weights())
+        graph, images = FeatureGraph(model), _images(model)
+        self.assertEqual(graph.num_folded, 1)
+        expected, expected_gradients = _outputs_and_gradients(lambda x: exact(x, training=False), exact, images)
+        got, gradients = _outputs_and_gradients(
+            lambda x: graph.run({graph.input: x}, (graph.output,))[0], model, images)
+        self.assertEqual(got.dtype, tf.bfloat16)
+        self.assertEqual(model(images).dtype, tf.bfloat16)
+        self.assertLess(_difference(got, expected), 0.02)  # bfloat16 has 8 bits: 0.004 a rounding
+        self.assertGreater(_difference(got, expected), 1e-4)  # it was computed in bfloat16
+        for gradient, reference in zip(gradients.values(), expected_gradients.values()):
+            self.assertEqual(gradient.dtype, tf.float32)
+            self.assertLess(_difference(gradient, reference), 0.2)  # a rounding turns a ReLU on or off
+
+
+if __name__ == "__main__":
+    tf.test.main()
