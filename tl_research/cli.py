@@ -52,6 +52,8 @@ def run(main):
             if _DEBUG.value:
                 traceback.print_exc()
             return fail(error, error.exit_code)
+        except KeyboardInterrupt:  # before a run watches for signals itself
+            return fail("interrupted", 130)
     app.run(guarded, flags_parser=_parse)
 
 

@@ -43,6 +43,7 @@ class Phase:
     learning_rate: float
     patience: int
     warmup_steps: int
+    lr_schedule: str = "constant"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +123,8 @@ class Config:
     weight_decay: float = setting(0.0, "decoupled, scaled by the group's learning rate; for adamw and lion", low=0)
     clip_norm: float = setting(0.0, "largest global norm of all gradients together; 0 does not clip", low=0)
     label_smoothing: float = setting(0.0, "probability spread over all classes in the training loss", low=0, high=0.9)
-    lr_schedule: str = setting("constant", "within each phase; cosine falls to 0", choices=("constant", "cosine"))
+    lr_schedule: tuple[str, ...] = setting(
+        ("constant",), "of each phase, after warm-up; cosine falls to 0 at its end", choices=("constant", "cosine"))
     warmup_steps: tuple[int, ...] = setting((0,), "steps of linear warm-up at the start of each phase", low=0)
 
     # Loop
@@ -166,9 +168,6 @@ class Config:
                             "optimizer that decouples it; use --optimizer=adamw")
         if self.nesterov and self.optimizer != "sgd":
             raise UserError(f"--nesterov with --optimizer={self.optimizer}; expected --optimizer=sgd; drop one of them")
-        if self.batchnorm == "training" and self.feature_cache_wanted:
-            raise UserError("--batchnorm=training with --augment_views; expected live training, since the statistics "
-                            "of a batch cannot be cached; set --augment_views=0")
         for name in self.phases:
             if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
                 raise UserError(f"--phases names a phase {name!r}; expected letters, digits, _ and -; rename it")
@@ -183,7 +182,7 @@ class Config:
     def phase_plan(self):
         """The phases, one `Phase` each, in order."""
         columns = {}
-        for name in ("epochs", "unfreeze", "learning_rate", "patience", "warmup_steps"):
+        for name in ("epochs", "unfreeze", "learning_rate", "patience", "warmup_steps", "lr_schedule"):
             values = getattr(self, name)
             if len(values) not in (1, len(self.phases)):
                 raise UserError(f"--{name}={_text(values)} has {len(values)} entries; expected 1 or {len(self.phases)}, "
@@ -194,7 +193,7 @@ class Config:
     @property
     def augmentation(self):
         """`--augment` as a dict of factors; flip has factor 1."""
-        if self.augment in ((), ("none",)):
+        if self.augment == ("none",):
             return {}
         factors = {}
         for part in self.augment:
@@ -273,7 +272,9 @@ def _checked(field, value):
         elif not isinstance(value, (tuple, list)):
             value = (value,)
         checked = tuple(_checked_item(kind, rules, flag, item) for item in value)
-        if not checked and not rules["repeated"] and field.name != "augment":
+        if not checked and field.name == "augment":
+            return ("none",)  # an empty flag could not be read back
+        if not checked and not rules["repeated"]:
             raise UserError(f"{flag} is empty; expected at least one entry; leave it out for {_text(field.default)}")
         return checked
     return _checked_item(kind, rules, flag, value)

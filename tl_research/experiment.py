@@ -51,7 +51,9 @@ def run(config, *, started=None):
     with RunDirectory(config) as directory, Signals() as signals:
         if directory.results:
             print(f"{directory.path} is finished", file=sys.stderr)
-            return _print_result(directory.results)
+            _print_result(directory.results)
+            _check_gate(config, directory)
+            return directory.results
         print(f"run directory: {directory.path}", flush=True)
         precision, xla = resolve_device(config)
         data, classifier, substitutions = _load(config, directory)
@@ -84,9 +86,7 @@ def run(config, *, started=None):
         print(f"test accuracy {test['accuracy']:.4f} ({round(test['accuracy'] * test['n'])}/{test['n']}), 95% interval "
               f"{test['ci95'][0]:.3f}-{test['ci95'][1]:.3f}, loss {test['loss']:.4f}; read once, after selection", flush=True)
         _print_result(directory.read_json("results.json"))
-        if test["accuracy"] < config.min_test_accuracy:
-            raise GateError(f"test accuracy {test['accuracy']:.4f}; expected at least --min_test_accuracy="
-                            f"{config.min_test_accuracy}; everything is in {directory.path}")
+        _check_gate(config, directory)
         return summary
 
 
@@ -154,7 +154,7 @@ def _plan(config, data, classifier, trainer, precision, xla, substitutions):
     for phase in config.phase_plan:
         stop = f"early stop after {phase.patience} without a lower val_loss" if phase.patience else "no early stop"
         lines.append(f"plan: {phase.name}: up to {phase.epochs} epochs, unfreeze {phase.unfreeze}, {config.optimizer} "
-                     f"{phase.learning_rate:g} {config.lr_schedule}, {stop}")
+                     f"{phase.learning_rate:g} {phase.lr_schedule}, {stop}")
     return "\n".join(lines)
 
 
@@ -211,6 +211,12 @@ def _results(config, trainer, data, test, substitutions, precision, xla):
 
 
 def _print_result(summary):
-    sys.stdout.flush()
     print("RESULT " + json.dumps(summary, allow_nan=False), flush=True)
-    return summary
+
+
+def _check_gate(config, directory):
+    """Raises GateError if the run did not reach `--min_test_accuracy`: also when it is only printed again."""
+    accuracy = directory.read_json("results.json")["test"]["accuracy"]
+    if accuracy < config.min_test_accuracy:
+        raise GateError(f"test accuracy {accuracy:.4f}; expected at least --min_test_accuracy={config.min_test_accuracy}; "
+                        f"everything is in {directory.path}")

@@ -27,7 +27,7 @@ def augmentation_draws(seed, view, num_examples, num_columns):
 
 
 def make_batches(order, batch_size):
-    """Cuts an order into batches of constant size; the last one is filled up with its first example at weight 0.
+    """Cuts an order into batches of constant size; the last one is filled up with its last example at weight 0.
 
     Args:
         order: int [N].

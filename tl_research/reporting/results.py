@@ -34,7 +34,8 @@ def wilson_interval(correct, total, z=1.959963984540054):
     share = correct / total
     center = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(0.0, center - half), min(1.0, center + half)
+    # Rounding must not put the share itself outside, at 0 and 1.
+    return max(0.0, min(share, center - half)), min(1.0, max(share, center + half))
 
 
 def metrics_csv(rows):

@@ -1,8 +1,9 @@
 """Checkpoints that are data only and are either whole or not there.
 
 A checkpoint is a directory `step-<global step>`: `arrays.bin` (raw little-endian arrays, one after the other, in name
-order), `state.json`, and, written last, `manifest.json` with each array's place and the size and SHA-256 of both files. It is
-written under a temporary name beside its place, synced and renamed, so that a crash leaves the old or the new one.
+order), `state.json`, and, written last, `manifest.json` with each array's place, the size and SHA-256 of both files, and its own
+SHA-256. It is written under a temporary name beside its place, synced and renamed, so that a crash leaves the old or the
+new one.
 """
 
 import hashlib
@@ -51,8 +52,9 @@ def save(directory, state, arrays):
             offset += array.nbytes
         files = {"arrays.bin": write_synced(os.path.join(temporary, "arrays.bin"), chunks),
                  "state.json": write_synced(os.path.join(temporary, "state.json"), [json.dumps(state).encode()])}
-        manifest = json.dumps({"arrays": entries, "files": files}, indent=1)
-        write_synced(os.path.join(temporary, "manifest.json"), [manifest.encode()])
+        manifest = {"arrays": entries, "files": files}
+        manifest["sha256"] = _manifest_sha256(manifest)
+        write_synced(os.path.join(temporary, "manifest.json"), [json.dumps(manifest, indent=1).encode()])
         sync(temporary)
         if os.path.exists(final):  # a phase that starts where another ended has the same step
             os.replace(final, f"{final}.trash-{os.getpid()}")
@@ -89,6 +91,10 @@ def _complete(directory):
     return sorted((name for name in names if re.fullmatch(r"step-\d+", name)), key=lambda name: int(name[5:]))
 
 
+def _manifest_sha256(manifest):
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
 def _read(path):
     """Returns (state, arrays) of one checkpoint.
 
@@ -97,6 +103,8 @@ def _read(path):
     """
     with open(os.path.join(path, "manifest.json"), "rb") as file:
         manifest = json.loads(file.read())
+    if manifest.pop("sha256") != _manifest_sha256(manifest):  # a wrong offset or dtype would load other numbers
+        raise ValueError("manifest.json: checksum differs")
     contents = {}
     for name in ("arrays.bin", "state.json"):
         expected = manifest["files"][name]

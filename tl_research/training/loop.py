@@ -96,24 +96,22 @@ class Trainer:
         shape = " + ".join("x".join(map(str, self.classifier.graph.shape(name))) for name in self._base_cut)
         what = f"{shape} {self.classifier.graph.dtype(self._base_cut[0])}, {size / 1024:.0f} KiB an image"
         used = self._views.used(epochs)
-        num_train, num_validation = len(self._train) * used * size, len(self._validation) * size
-        self._cache_validation = config.feature_cache != "off" and num_validation <= config.cache_bytes
-        self._cached_views = 0
+        validation_bytes = len(self._validation) * size
+        total_bytes = validation_bytes + len(self._train) * used * size
+        self._cached_views, self._cache_validation = 0, False
         if config.feature_cache == "off":
             return "cache: off (--feature_cache=off)"
-        fits = f"validation images cached ({what})" if self._cache_validation else "validation live"
-        if config.batchnorm == "training":
-            self._cache_validation = False
-            return "cache: off, BatchNorm in training mode"
+        self._cache_validation = validation_bytes <= config.cache_bytes
+        validation = f"validation {f'cached ({what})' if self._cache_validation else 'live'}"
         if not config.feature_cache_wanted:
-            return f"cache: training live, a fresh view every epoch; {fits}"
-        if used >= epochs and self._views.augmented:
-            return f"cache: training live, {used} views in {epochs} epochs would not pay; {fits}"
-        if num_train + num_validation > config.cache_bytes:
-            return (f"cache: training live, {used} views of {what} need {(num_train + num_validation) / 2**30:.1f} GiB "
-                    f"and --cache_bytes allows {config.cache_bytes / 2**30:.1f}; {fits}")
+            return f"cache: training live, a fresh view every epoch; {validation}"
+        if self._views.augmented and used >= epochs:
+            return f"cache: training live, {used} views in {epochs} epochs would not pay; {validation}"
+        if total_bytes > config.cache_bytes:
+            return (f"cache: training live, {used} views of {what} need {total_bytes / 2**30:.1f} GiB and --cache_bytes "
+                    f"allows {config.cache_bytes / 2**30:.1f}; {validation}")
         self._cached_views = used
-        return f"cache: {what}, {used} views, {(num_train + num_validation) / 2**30:.2f} GiB"
+        return f"cache: {what}, {used} views, {total_bytes / 2**30:.2f} GiB"
 
     @property
     def cache_in_use(self):
@@ -176,6 +174,7 @@ class Trainer:
 
     def save(self):
         """Commits a checkpoint of the current state."""
+        self._summaries.flush()  # what a crash took of them would not be written again
         variables = {path: self.classifier.variables[path].numpy() for path in self._saved_paths()}
         arrays = {f"variables/{path}": array for path, array in variables.items()}
         for kind, values in (*self._arrays.items(), ("optimizer", self._optimizer.state() if self._optimizer else {})):
@@ -197,7 +196,11 @@ class Trainer:
         if loaded is None:
             return False
         state, arrays = loaded
-        self.state = TrainState(**state)
+        try:
+            self.state = TrainState(**state)
+        except TypeError as error:
+            raise CheckpointError(f"the checkpoint is of another version of this program ({error}); expected its own; "
+                                  "use that version or --resume=never") from error
         kinds = {"variables": {}, "optimizer": {}, "best": {}, "selected": {}}
         for name, array in arrays.items():
             kind, _, rest = name.partition("/")
@@ -268,7 +271,7 @@ class Trainer:
         if warning:
             print(f"warning: {warning}", file=sys.stderr)
         step = TrainStep(self.classifier, self._optimizer, source, dataclasses.replace(phase, warmup_steps=warmup_steps),
-                         num_steps, schedule=config.lr_schedule, label_smoothing=config.label_smoothing, xla=self._xla)
+                         num_steps, schedule=phase.lr_schedule, label_smoothing=config.label_smoothing, xla=self._xla)
         evaluate = EvalStep(self.classifier, self._source("validation", cut), config.batch_size, self._xla)
         if not resume:
             self.save()
@@ -308,7 +311,8 @@ class Trainer:
                 elapsed = time.perf_counter() - start
                 self._account(phase, step, totals, elapsed)
                 progress(state.epoch_step, steps_per_epoch)
-                if config.checkpoint_every_steps and state.global_step % config.checkpoint_every_steps == 0:
+                due = config.checkpoint_every_steps and state.global_step % config.checkpoint_every_steps == 0
+                if due and state.epoch_step < steps_per_epoch:  # the epoch's end is saved with its evaluation
                     self.save()
                 self._stop_if_signalled()
 
@@ -375,7 +379,6 @@ class Trainer:
             for tag in ("loss", "accuracy"):
                 self._summaries.scalar(side, tag, row[f"{prefix}_{tag}"], state.global_step)
         self._summaries.scalar("train", "images_per_second", row["images_per_second"], state.global_step)
-        self._summaries.flush()
         best = " (best)" if state.wait == 0 else ""
         print(f"{phase.name} epoch {state.epoch}: loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.4f}, "
               f"val_loss {loss:.4f}, val_accuracy {accuracy:.4f}{best}, {row['images_per_second']:.0f} images/s, "
@@ -439,6 +442,5 @@ class Trainer:
         if self._signals.number is None:
             return
         self.save()
-        self._summaries.flush()
         raise Interrupted(f"interrupted by signal {self._signals.number} after step {self.state.global_step}; everything "
                           f"is saved; go on with the same flags and --workdir={self._directory.path}", self._signals.number)

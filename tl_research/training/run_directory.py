@@ -2,6 +2,7 @@
 
 import datetime
 import fcntl
+import itertools
 import json
 import os
 import socket
@@ -33,33 +34,45 @@ class RunDirectory:
     """
 
     def __init__(self, config):
-        now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d-%H%M%S")
-        self.path = config.workdir or os.path.join("runs", f"{now}-{config.dataset}-{config.backbone}")
+        self.path = config.workdir or "runs"
         try:
-            if config.resume == "never":
+            if not config.workdir:
+                self.path = _make_new(config)
+            elif config.resume == "never":
                 self._set_old_run_aside()
             os.makedirs(self.path, exist_ok=True)
+            if not self._is_run() and any(name != _LOCK and ".tmp-" not in name for name in os.listdir(self.path)):
+                raise RunDirectoryError(f"--workdir={self.path} holds files but no run; expected an empty directory or a "
+                                        "run of this program; choose another")
             self._lock()
         except OSError as error:
             raise StorageError(f"cannot use --workdir={self.path}: {error.strerror}; expected a directory that can be "
                                "written; choose another") from error
-        self.results = None
-        if os.path.exists(self.file("flags.txt")):
-            self._check_flags(config)
-            if os.path.exists(self.file("results.json")):
-                with open(self.file("results.json")) as file:
-                    self.results = json.load(file)
-        elif set(os.listdir(self.path)) - {_LOCK} - {name for name in os.listdir(self.path) if ".tmp-" in name}:
-            raise RunDirectoryError(f"--workdir={self.path} holds files but no run; expected an empty directory or a run "
-                                    "of this program; choose another")
-        else:
-            write_atomically(self.file("flags.txt"), config.to_flags())
+        try:
+            self.results = self._check_contents(config)
+        except BaseException:
+            self._lock_file.close()
+            raise
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
         self._lock_file.close()
+
+    def _is_run(self):
+        return os.path.exists(self.file("flags.txt"))
+
+    def _check_contents(self, config):
+        """Returns the results of a finished run, or None; writes the flags of a new one."""
+        if self._is_run() and (os.path.exists(self.file("run.json")) or os.path.exists(self.file("checkpoints"))):
+            self._check_flags(config)
+            return self.read_json("results.json")
+        # An attempt that ended before the plan, at a bad image or a misspelt layer, binds nobody to its flags or split.
+        if os.path.exists(self.file("split.json")):
+            os.remove(self.file("split.json"))
+        self.write_text("flags.txt", config.to_flags())
+        return None
 
     def file(self, *names):
         return os.path.join(self.path, *names)
@@ -78,8 +91,8 @@ class RunDirectory:
             return json.load(file)
 
     def _set_old_run_aside(self):
-        if not os.path.isdir(self.path) or not os.listdir(self.path):
-            return
+        if not self._is_run():
+            return  # no run of ours: whatever it is stays where it is
         self._lock()  # not under a process that is still writing
         self._lock_file.close()
         number = 1
@@ -118,3 +131,17 @@ class RunDirectory:
             raise CheckpointError(f"the run in {self.path} was made with {' '.join(before) or 'fewer flags'}, flags now say "
                                   f"{' '.join(after) or 'nothing there'}; expected the same; use another --workdir or "
                                   "--resume=never")
+
+
+def _make_new(config):
+    """Makes a directory in `runs/` that no other run has, also one that starts in the same second, and returns it."""
+    now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d-%H%M%S")
+    name = os.path.join("runs", f"{now}-{config.dataset}-{config.backbone}")
+    for number in itertools.count(1):
+        path = name if number == 1 else f"{name}-{number}"
+        try:
+            os.makedirs(path)
+            return path
+        except FileExistsError:
+            if not os.path.isdir(path):  # `runs` is a file
+                raise

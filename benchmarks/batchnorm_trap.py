@@ -1,0 +1,235 @@
+"""What happens to BatchNorm when fine-tuning begins: `model.fit` with the line everybody copies, our loop, and `fit` held.
+
+    python benchmarks/batchnorm_trap.py --dataset=tf_flowers --data_dir=DIR --figure=docs/images/batchnorm_trap.png
+
+prints a table and what follows from it, in about 20 minutes on 2 CPU cores. The head is trained once, by our loop, and
+its best weights are where all three columns begin: same images, rates and augmentation factors, a new Adam each.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+
+from tl_research import quiet
+
+quiet.import_tensorflow()
+
+import keras
+import matplotlib
+
+matplotlib.use("Agg")  # no screen is needed, or looked for
+import matplotlib.pyplot as plt
+import numpy as np
+
+from tl_research import cli
+from tl_research import experiment
+from tl_research.config import Config
+from tl_research.config import DATASETS
+from tl_research.config import setting
+from tl_research.data import dataset
+from tl_research.errors import UserError
+from tl_research.files import write_atomically
+from tl_research.models import backbones
+from tl_research.models.classifier import Classifier
+from tl_research.models.classifier import InferenceBackbone
+from tl_research.models.preprocessing import Preprocessing
+from tl_research.reporting import results
+from tl_research.reporting.summaries import Summaries
+from tl_research.signals import Signals
+from tl_research.training.loop import Trainer
+from tl_research.training.run_directory import RunDirectory
+
+TRAP, LOOP, HELD = "fit, base_model(x, training=False)", "our loop", "fit, InferenceBackbone"
+_STYLES = {TRAP: ("#D55E00", "o-"), LOOP: ("#0072B2", "o-"), HELD: ("#009E73", "s--")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The flags of this benchmark; what is not here is as in `Config`."""
+
+    dataset: str = setting("tf_flowers", "where images come from; directory needs --data_dir", choices=DATASETS)
+    data_dir: str | None = setting(None, "one folder per class; with a named data set, a copy used instead of downloading")
+    backbone: str = setting("EfficientNetLite0", "a name from tl_research/models/backbones.py")
+    image_size: int = setting(224, "height and width in pixels that images are resized to")
+    batch_size: int = setting(32, "images a step")
+    seed: int = setting(0, "decides the head's initial weights, order, augmentation and dropout")
+    head_epochs: int = setting(8, "epochs with the backbone frozen, Adam 1e-3; at least 1")
+    finetune_epochs: int = setting(4, "epochs with the top 30 % of its layers open, Adam 1e-5; at least 1")
+    output_json: str | None = setting(None, "file for all numbers; None writes none")
+    figure: str | None = setting(None, "PNG file for the figure; None draws none")
+
+    def config(self, workdir, phase, epochs, unfreeze, learning_rate):
+        """Returns the `Config` of one phase of our loop, all epochs of which are run."""
+        if epochs < 1:
+            raise UserError(f"--{phase}_epochs={epochs}; expected at least 1; correct it")
+        same = {name: value for name, value in vars(self).items() if name in Config.__dataclass_fields__}
+        return Config(**same, workdir=os.path.join(workdir, phase), precision="float32", phases=phase, epochs=epochs,
+                      unfreeze=unfreeze, learning_rate=learning_rate, patience=0)
+
+
+def compare(settings):
+    """Trains the head once and fine-tunes it in three ways.
+
+    Returns:
+        dict: `settings`; `validation_images`; `head`: a row per epoch; `start`: the row of its best weights; and `columns`:
+        {name: {"start" (as evaluated by that column), "rows", "statistics_changed", "statistics_total",
+        "largest_relative_change"}}. A row has epoch, train_accuracy, val_accuracy and val_loss.
+    """
+    with tempfile.TemporaryDirectory() as workdir, Signals() as signals:
+        head_config = settings.config(workdir, "head", settings.head_epochs, "0%", 1e-3)
+        config = settings.config(workdir, "finetune", settings.finetune_epochs, "30%", 1e-5)
+        backbones.get_spec(config.backbone)  # a misspelt name should not wait for the data
+        _, xla = experiment.resolve_device(config)
+        with RunDirectory(head_config) as directory:
+            data = dataset.load(head_config, directory)
+            classifier = Classifier(config.backbone, config.weights, config.image_size, len(data.classes),
+                                    augmentation=config.augmentation, dropout=config.dropout, seed=config.seed)
+            before = _statistics(classifier.backbone)
+            head, start = _run_loop(head_config, classifier, data, directory, xla, signals)
+        head_weights = classifier.head.get_weights()
+        with RunDirectory(config) as directory:
+            rows, _ = _run_loop(config, classifier, data, directory, xla, signals)
+    columns = {TRAP: None, LOOP: {"start": start, "rows": rows, **_moved(before, classifier.backbone)}}
+    for name in (TRAP, HELD):
+        print(f"{name}:", flush=True)
+        backbone, evaluated, rows = _run_fit(config, data, head_weights, held=name == HELD)
+        columns[name] = {"start": {**start, **evaluated}, "rows": rows, **_moved(before, backbone)}
+    for column in columns.values():
+        column["rows"] = [{**row, "epoch": len(head) + 1 + i} for i, row in enumerate(column["rows"])]
+    return {"settings": vars(settings), "validation_images": len(data.validation), "head": head, "start": start,
+            "columns": columns}
+
+
+def _run_loop(config, classifier, data, directory, xla, signals):
+    """Runs one phase of the project's own loop; returns (a row per epoch, the row of the best weights, re-evaluated)."""
+    trainer = Trainer(config, classifier, data.train, data.validation, directory, xla=xla, signals=signals)
+    print(trainer.plan_cache(), flush=True)
+    trainer.run(Summaries(directory.path, None))
+    rows = [{name: row[name] for name in ("epoch", "train_accuracy", "val_accuracy", "val_loss")}
+            for row in trainer.state.history]
+    best = trainer.state.selected
+    return rows, {**rows[best["epoch"] - 1], "val_accuracy": best["val_accuracy"], "val_loss": best["val_loss"]}
+
+
+def _run_fit(config, data, head_weights, held):
+    """Fine-tunes as the common recipe does; returns (the backbone, validation before, a row per epoch)."""
+    base_model = backbones.build_backbone(config.backbone, config.image_size, config.weights, seed=config.seed)
+    keras.utils.set_random_seed(config.seed)
+    inputs = keras.Input((config.image_size, config.image_size, 3))
+    x = keras.layers.RandomFlip("horizontal")(inputs)
+    x = keras.layers.RandomRotation(config.augmentation["rotation"])(x)
+    x = keras.layers.RandomZoom(config.augmentation["zoom"])(x)
+    x = Preprocessing(backbones.get_spec(config.backbone).preprocessing)(x)
+    x = InferenceBackbone(base_model)(x) if held else base_model(x, training=False)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    x = keras.layers.Dropout(config.dropout)(x)
+    outputs = keras.layers.Dense(len(data.classes))(x)
+    model = keras.Model(inputs, outputs)
+    model.layers[-1].set_weights(head_weights)  # in place of the recipe's first `fit`, which trains the dense layer alone
+
+    (phase,) = config.phase_plan
+    base_model.trainable = True
+    for layer in base_model.layers[:int(len(base_model.layers) * 0.7)]:
+        layer.trainable = False
+    model.compile(optimizer=keras.optimizers.Adam(phase.learning_rate),
+                  loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    train, validation = ((side.images(range(len(side))), side.labels) for side in (data.train, data.validation))
+    loss, accuracy = model.evaluate(*validation, batch_size=config.batch_size, verbose=0)
+    history = model.fit(*train, batch_size=config.batch_size, epochs=phase.epochs, validation_data=validation,
+                        verbose=2).history
+    columns = history["accuracy"], history["val_accuracy"], history["val_loss"]
+    rows = [dict(zip(("train_accuracy", "val_accuracy", "val_loss"), row)) for row in zip(*columns)]
+    return base_model, {"val_accuracy": accuracy, "val_loss": loss}, rows
+
+
+def _statistics(backbone):
+    """Returns the moving means and variances of all BatchNorm layers, a list of arrays."""
+    return [np.array(variable) for layer in backbone._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)
+            for variable in (layer.moving_mean, layer.moving_variance)]
+
+
+def _moved(before, backbone):
+    """Compares the statistics with those of before: exactly for the count, by Euclidean norm for the size."""
+    pairs = list(zip(before, _statistics(backbone), strict=True))
+    return {"statistics_changed": sum(a.tobytes() != b.tobytes() for a, b in pairs), "statistics_total": len(pairs),
+            "largest_relative_change": max((float(np.linalg.norm(b - a) / np.linalg.norm(a)) for a, b in pairs), default=0.0)}
+
+
+def table(result):
+    """Returns the comparison as a Markdown table."""
+    def cells(row):
+        return f"{row['train_accuracy']:.3f} / {row['val_accuracy']:.3f} / {row['val_loss']:.3f}"
+
+    columns = result["columns"].values()
+    lines = [["epoch: training accuracy / validation accuracy / validation loss", f"`{TRAP}`", LOOP, f"`{HELD}`"],
+             [f"{result['start']['epoch']}, head: where all begin", *(cells(column["start"]) for column in columns)],
+             *([f"{rows[0]['epoch']}, fine-tuning", *map(cells, rows)] for rows in zip(*(c["rows"] for c in columns))),
+             ["moving statistics changed", *(f"{c['statistics_changed']} of {c['statistics_total']}" for c in columns)],
+             ["largest relative change of one", *(f"{c['largest_relative_change']:.3g}" for c in columns)]]
+    widths = [max(map(len, cells)) for cells in zip(*lines)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
+
+
+def conclusion(result):
+    """Returns one paragraph that says what the numbers show, whichever way they turned out."""
+    columns, start, count = result["columns"], result["start"], result["validation_images"]
+    share = start["val_accuracy"]
+    noise = 2 * math.sqrt(max(share * (1 - share), 1 / count) / count)  # as in the loop's own warning of a fall
+    sentences = []
+    for name, column in columns.items():
+        first, last = column["rows"][0], column["rows"][-1]
+        sentences.append(
+            f"{name}: {column['statistics_changed']} of {column['statistics_total']} moving statistics change; in the first "
+            f"epoch after the switch training accuracy changes by {100 * (first['train_accuracy'] - start['train_accuracy']):+.1f} "
+            f"points, validation accuracy by {100 * (first['val_accuracy'] - share):+.1f} (two standard errors are "
+            f"{100 * noise:.1f}) and validation loss by {first['val_loss'] - start['val_loss']:+.3f}; at epoch {last['epoch']} "
+            f"validation stands {100 * (last['val_accuracy'] - share):+.1f} points and {last['val_loss'] - start['val_loss']:+.3f} "
+            "in loss from where it began.")
+    moved = [name for name, column in columns.items() if column["statistics_changed"]]
+    if moved != [TRAP]:
+        return " ".join([*sentences, f"Statistics moved in: {', '.join(moved) or 'none of the three'}."])
+    trap, held = columns[TRAP]["rows"][-1], columns[HELD]["rows"][-1]
+    return " ".join([*sentences, "So training=False in a functional graph does not hold the statistics under fit. The same fit "
+                     "with a layer that passes it in its own call holds all of them, and ends "
+                     f"{100 * (held['val_accuracy'] - trap['val_accuracy']):+.1f} points in validation accuracy and "
+                     f"{held['val_loss'] - trap['val_loss']:+.3f} in loss from where the copied line ends."])
+
+
+def save_figure(path, result):
+    """Draws validation accuracy and loss over the switch for the three columns."""
+    start, head = result["start"], result["head"]
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axis, key, title in zip(axes, ("val_accuracy", "val_loss"), ("validation accuracy", "validation loss")):
+        axis.plot([row["epoch"] for row in head], [row[key] for row in head], "o-", color="0.45", markersize=4)
+        for name, column in result["columns"].items():
+            color, line = _STYLES[name]
+            rows = [{**start, "epoch": head[-1]["epoch"]}, *column["rows"]]
+            label = f"{name}: {column['statistics_changed']} of {column['statistics_total']} statistics moved"
+            axis.plot([row["epoch"] for row in rows], [row[key] for row in rows], line, color=color, markersize=4, label=label)
+        axis.axvline(head[-1]["epoch"], color="0.7", linestyle=":", linewidth=1, zorder=0)
+        axis.set(xlabel="epoch", title=title)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=1, frameon=False)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+
+
+def main():
+    settings = cli.config_from_flags(Settings)
+    for path in filter(None, (settings.output_json, settings.figure)):
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)  # now, rather than fail after the training
+    result = compare(settings)
+    print("\n" + table(result) + "\n\n" + conclusion(result), flush=True)
+    if settings.output_json:
+        write_atomically(settings.output_json, json.dumps(results.without_nan(result), indent=1) + "\n")
+    if settings.figure:
+        save_figure(settings.figure, result)
+
+
+if __name__ == "__main__":
+    cli.define_flags(Settings)
+    cli.run(main)

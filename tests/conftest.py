@@ -1,0 +1,123 @@
+"""A backbone small enough to train in a second, and command lines run in forks of one process that has TensorFlow."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+_FORK_SERVER = r"""
+import json, os, runpy, sys, traceback
+from tl_research import experiment  # imports TensorFlow, runs nothing: so far it may be forked
+
+train, output, cases = json.load(sys.stdin)
+codes = []
+for index, arguments in enumerate(cases):
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            for number, name in ((1, "stdout"), (2, "stderr")):
+                file = os.open(f"{output}/{index}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                os.dup2(file, number)
+            sys.argv = [train, *arguments]
+            runpy.run_path(train, run_name="__main__")
+            code = 0
+        except SystemExit as error:
+            code = error.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+print(json.dumps(codes))
+"""
+
+
+def offline_environment(home):
+    """Returns an environment whose home is empty and from which no host is reached."""
+    nowhere = "http://127.0.0.1:9"  # the discard port, where nobody listens
+    return {**os.environ, "HOME": str(home), "KERAS_HOME": os.path.join(str(home), "keras"), "PYTHONPATH": ROOT,
+            "http_proxy": nowhere, "https_proxy": nowhere, "HTTP_PROXY": nowhere, "HTTPS_PROXY": nowhere, "no_proxy": ""}
+
+
+@pytest.fixture(scope="session")
+def run_train(tmp_path_factory):
+    """A function of command lines of train.py, run one after the other; returns (exit code, stdout, stderr) for each."""
+    def run(*cases, home=None):
+        output = tmp_path_factory.mktemp("forks")
+        request = json.dumps([os.path.join(ROOT, "train.py"), str(output), [list(map(str, case)) for case in cases]])
+        done = subprocess.run([sys.executable, "-c", _FORK_SERVER], input=request, text=True, capture_output=True,
+                              cwd=output, env=offline_environment(home or output), timeout=300)
+        assert done.returncode == 0, done.stderr
+        codes = json.loads(done.stdout.splitlines()[-1])
+        return [(code, (output / f"{index}.stdout").read_text(), (output / f"{index}.stderr").read_text())
+                for index, code in enumerate(codes)]
+    return run
+
+
+@pytest.fixture
+def tiny_backbone(monkeypatch):
+    """Makes `Tiny` a backbone: three blocks, two of them with BatchNorm whose statistics are not trivial."""
+    import keras
+
+    from tl_research.models import backbones
+
+    spec = backbones.BackboneSpec("Tiny", "tiny", "lite", 16, r"(?P<block>block\d)_", False, "", "")
+    monkeypatch.setitem(backbones.BACKBONES, "Tiny", spec)
+
+    def build(name, image_size, weights, seed=0, **_):
+        keras.utils.set_random_seed(seed)
+        inputs = x = keras.Input((image_size, image_size, 3), name="input")
+        for number, filters in ((1, 6), (2, 8)):
+            x = keras.layers.Conv2D(filters, 3, 2, "same", use_bias=False, name=f"block{number}_conv")(x)
+            x = keras.layers.BatchNormalization(name=f"block{number}_bn")(x)
+            x = keras.layers.ReLU(name=f"block{number}_relu")(x)
+        x = keras.layers.Conv2D(10, 1, name="block3_conv")(x)
+        x = keras.layers.ReLU(name="block3_relu")(x)
+        model = keras.Model(inputs, x, name="tiny")
+        random = np.random.RandomState(seed)
+        for layer in model.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.set_weights([random.uniform(0.5, 1.5, weight.shape) for weight in layer.get_weights()])
+        return model
+
+    monkeypatch.setattr(backbones, "build_backbone", build)
+
+
+@pytest.fixture
+def make_examples():
+    """A function of (count, seed) to `Examples` of 16 px in memory, whose brightest channel is their class (of 3)."""
+    import tensorflow as tf
+
+    from tl_research.data.pipeline import Examples
+
+    def make(count, seed=0):
+        labels = np.arange(count, dtype=np.int32) % 3
+        pixels = np.random.RandomState(seed).randint(0, 200, (count, 16, 16, 3)).astype(np.uint8)
+        pixels[np.arange(count), :, :, labels] += 50
+        names = tuple(f"{i:03d}.png" for i in range(count))
+        return Examples(names, names, labels, 16, tf.constant(pixels))
+    return make
+
+
+@pytest.fixture(scope="session")
+def write_images():
+    """A function that writes `count` PNGs into each class folder of a directory and returns it."""
+    import PIL.Image
+
+    def write(directory, classes=("ant", "bee", "cat"), count=20, size=64, strength=40):
+        for label, name in enumerate(classes):
+            os.makedirs(os.path.join(directory, name))
+            for i in range(count):
+                pixels = np.random.RandomState(1000 * label + i).randint(0, 200, (size, size, 3)).astype(np.uint8)
+                pixels[size // 4:, :, label % 3] += strength
+                PIL.Image.fromarray(pixels).save(os.path.join(directory, name, f"{i:02d}.png"))
+        return str(directory)
+    return write

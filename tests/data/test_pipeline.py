@@ -1,0 +1,94 @@
+"""Order, augmentation draws and batches are functions of integers; pixels are the same from memory and from files."""
+
+import os
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+
+from tl_research.data import image_check
+from tl_research.data import pipeline
+
+
+def test_order_is_a_permutation_that_depends_on_seed_and_epoch_alone():
+    np.random.seed(1)
+    first = pipeline.epoch_order(3, 5, 100)
+    np.random.seed(2)
+    np.testing.assert_array_equal(first, pipeline.epoch_order(3, 5, 100))
+    assert sorted(first) == list(range(100))
+    for other in (pipeline.epoch_order(3, 6, 100), pipeline.epoch_order(4, 5, 100)):
+        assert (first != other).sum() > 80
+
+
+def test_order_is_the_same_on_every_machine():
+    assert pipeline.epoch_order(0, 1, 8).tolist() == [3, 0, 1, 6, 7, 2, 5, 4]
+
+
+def test_draws_belong_to_the_example_and_the_view():
+    draws = pipeline.augmentation_draws(0, 2, 50, 7)
+    assert draws.shape == (50, 7) and draws.dtype == np.float32 and draws.min() >= 0 and draws.max() < 1
+    np.testing.assert_array_equal(draws[:20], pipeline.augmentation_draws(0, 2, 20, 7))  # more examples move no draw
+    for other in (pipeline.augmentation_draws(0, 3, 50, 7), pipeline.augmentation_draws(1, 2, 50, 7)):
+        assert abs(np.corrcoef(draws.ravel(), other.ravel())[0, 1]) < 0.2
+    assert len(np.unique(draws)) == draws.size
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 10, 16])
+def test_batches_hold_every_example_once_at_weight_1(batch_size):
+    order = pipeline.epoch_order(0, 1, 10)
+    indices, weights = pipeline.make_batches(order, batch_size)
+    assert indices.shape == weights.shape == (-(-10 // batch_size), batch_size)
+    assert indices.dtype == np.int32 and weights.dtype == np.float32
+    np.testing.assert_array_equal(indices[weights == 1], order)
+    assert weights.sum() == 10 and set(np.unique(weights)) <= {0, 1}
+    assert set(indices[weights == 0]) <= {order[-1]}  # filling is an example, so that nothing odd is computed
+
+
+def test_images_and_draws_of_an_example_do_not_depend_on_the_batch_size(make_examples, tiny_backbone):
+    from tl_research.models.classifier import Classifier
+    from tl_research.training import features
+
+    examples = make_examples(11)
+    classifier = Classifier("Tiny", "none", 16, 3, augmentation={"flip": 1.0, "rotation": 0.1}, seed=0)
+    source = features.LiveSource(classifier, examples, (classifier.graph.output,), features.Views(0, 2, True))
+    small, large = (features.compute_features(source, 2, batch_size)[0] for batch_size in (2, 8))
+    np.testing.assert_allclose(small, large, rtol=1e-5, atol=1e-5)
+    assert len(small) == 22 and np.abs(small[:11] - small[11:]).max() > 1e-2  # the views differ
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = []
+    for i in range(7):
+        pixels = np.random.RandomState(i).randint(0, 256, (20 + i, 30, 3)).astype(np.uint8)
+        paths.append(str(tmp_path / f"{i}.{'jpg' if i % 2 else 'png'}"))
+        PIL.Image.fromarray(pixels).save(paths[-1])
+    return tuple(paths)
+
+
+def _examples(files, in_memory):
+    decode = image_check.make_decoder(16)
+    pixels = tf.stack([decode(tf.io.read_file(path)) for path in files]) if in_memory else None
+    return pipeline.Examples(files, files, np.zeros(7, np.int32), 16, pixels)
+
+
+def test_streamed_images_equal_those_in_memory_in_order(files):
+    indices, _ = pipeline.make_batches(np.array([6, 0, 3, 2, 5, 1, 4]), 3)
+    memory, streamed = _examples(files, True), _examples(files, False)
+    batches = list(streamed.stream(indices))
+    assert len(batches) == 3
+    for row, batch in zip(indices, batches):
+        assert batch.shape == (3, 16, 16, 3) and batch.dtype == tf.uint8
+        np.testing.assert_array_equal(batch, tf.gather(memory.pixels, row))
+    np.testing.assert_array_equal(streamed.images([4, 1]), memory.images([4, 1]))
+    assert len({bytes(image.numpy().tobytes()) for image in memory.pixels}) == 7
+
+
+def test_stream_reads_names_that_are_not_utf8(tmp_path):
+    path = bytes(tmp_path) + b"/\xff.png"
+    with open(path, "wb") as file:
+        PIL.Image.new("RGB", (16, 16), (1, 2, 3)).save(file, "PNG")
+
+    examples = pipeline.Examples(("x",), (os.fsdecode(path),), np.zeros(1, np.int32), 16, None)
+    assert (examples.images([0]).numpy() == [1, 2, 3]).all()

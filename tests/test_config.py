@@ -1,0 +1,132 @@
+"""Every setting is checked where it is declared, for Python callers and flags alike."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from tl_research.config import Config
+from tl_research.errors import UserError
+
+
+def _parse(text):
+    """Returns the Config that flagfile lines describe, as train.py would."""
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    values = {}
+    for line in text.splitlines():
+        name, _, value = line.removeprefix("--").partition("=")
+        if fields[name].metadata["repeated"]:
+            values[name] = (*values.get(name, ()), value)
+        elif fields[name].type is bool:
+            values[name] = {"true": True, "false": False}[value]
+        else:
+            values[name] = value
+    return Config(**values)
+
+
+def test_imports_neither_tensorflow_nor_absl():
+    code = ("import sys, tl_research.config; print([name for name in ('tensorflow', 'absl', 'keras', 'numpy') "
+            "if name in sys.modules])")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("name, value, received", [
+    ("dataset", "tf_flower", "did you mean tf_flowers"),
+    ("optimizer", "adm", "did you mean adam"),
+    ("lr_schedule", "constant,cosin", "did you mean cosine"),
+    ("image_size", 15, "at least 16"),
+    ("image_size", "224px", "expected a whole number"),
+    ("image_size", 32.5, "expected a whole number"),
+    ("batch_size", 0, "at least 1"),
+    ("batch_size", True, "expected a whole number"),
+    ("dropout", float("nan"), "expected a finite number"),
+    ("dropout", 0.96, "at least 0 and at most 0.95"),
+    ("learning_rate", "1e-3,0", "above 0"),
+    ("learning_rate", "inf", "expected a finite number"),
+    ("layer_decay", 0, "above 0 and at most 1"),
+    ("nesterov", "yes", "expected true or false"),
+    ("data_dir", "$HOME/photos", "not expanded here"),
+    ("data_dir", " ", "expected text"),
+    ("workdir", "a\0b", "expected text"),
+    ("weights", None, "has no value"),
+    ("epochs", (), "is empty"),
+    ("epochs", "1e3", "expected a whole number"),
+    ("seed", -1, "at least 0"),
+    ("split", "0.8,0.1", "three fractions"),
+    ("split", "0.8,0.1,0.2", "sum to 1"),
+    ("split", "0.9,0.1,0", "above 0"),
+    ("epochs", "1,2,3", "--epochs=1,2,3 has 3 entries; expected 1 or 2"),
+    ("warmup_steps", "1,2,3", "has 3 entries"),
+    ("phases", "head,head", "repeats a name"),
+    ("phases", "head,fine/tune", "'fine/tune'"),
+    ("augment", "flop", "did you mean flip"),
+    ("augment", "flip,flip", "at most once"),
+    ("augment", "none,flip", "at most once, or none"),
+    ("augment", "rotation", "the others with a factor"),
+    ("augment", "flip=0.5", "flip without"),
+    ("augment", "rotation=nan", "finite"),
+    ("augment", "rotation=1.5", "(0, 1]"),
+    ("weight_decay", 0.1, "use --optimizer=adamw"),
+    ("nesterov", True, "expected --optimizer=sgd"),
+    ("dataset", "directory", "add --data_dir"),
+    ("validation_dir", "x", "add --data_dir"),
+    ("test_dir", "x", "add --validation_dir"),
+])
+def test_error_names_the_flag_and_the_fix(name, value, received):
+    with pytest.raises(UserError) as error:
+        Config(**{name: value})
+    assert f"--{name}" in str(error.value) and received in str(error.value)
+    assert "\n" not in str(error.value) and error.value.exit_code == 1
+
+
+def test_one_entry_serves_all_phases():
+    plan = Config(phases="a,b,c", epochs=(1, 2, 3), unfreeze="0%", learning_rate=0.5, patience="4", warmup_steps=(0, 5, 6),
+                  lr_schedule="constant,constant,cosine").phase_plan
+    assert [dataclasses.astuple(phase) for phase in plan] == [
+        ("a", 1, "0%", 0.5, 4, 0, "constant"), ("b", 2, "0%", 0.5, 4, 5, "constant"), ("c", 3, "0%", 0.5, 4, 6, "cosine")]
+
+
+def test_default_plan_is_the_recipe():
+    assert [dataclasses.astuple(phase) for phase in Config().phase_plan] == [
+        ("head", 8, "0%", 1e-3, 0, 0, "constant"), ("finetune", 10, "30%", 1e-5, 3, 0, "constant")]
+
+
+def test_augmentation_factors():
+    assert Config().augmentation == {"flip": 1.0, "rotation": 0.1, "zoom": 0.1}
+    assert Config(augment="none").augmentation == Config(augment=()).augmentation == {}
+
+
+@pytest.mark.parametrize("settings, wanted", [
+    ({}, False), ({"augment_views": 3}, True), ({"augment": "none"}, True), ({"augment_views": 3, "feature_cache": "off"}, False)])
+def test_features_can_be_reused_only_with_a_fixed_set_of_views(settings, wanted):
+    assert Config(**settings).feature_cache_wanted == wanted
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"augment": ()}, {"lr_multiplier": ("block6=0.1", "a,b=c=2"), "learning_rate": (1 / 3, 1e-300)},
+    {"dataset": "directory", "data_dir": "/a b/c", "nesterov": True, "optimizer": "sgd", "augment": "none"}])
+def test_flags_text_gives_the_same_config_back(settings):
+    config = Config(**settings)
+    assert _parse(config.to_flags()) == config
+
+
+def test_flags_text_leaves_out_the_runs_own_place():
+    text = Config(workdir="/tmp/x", resume="never").to_flags()
+    assert "workdir" not in text and "resume" not in text and text.startswith("--dataset=tf_flowers\n")
+
+
+def test_paths_are_expanded_and_absolute(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.chdir(tmp_path)
+    assert Config(data_dir="~/photos").data_dir == "/home/somebody/photos"
+    assert Config(data_dir="photos").data_dir == str(tmp_path / "photos")
+    assert Config(weights="w.h5").weights == str(tmp_path / "w.h5") and Config(weights="none").weights == "none"
+
+
+def test_every_setting_says_what_it_is():
+    for field in dataclasses.fields(Config):
+        assert field.metadata["help"], field.name
+    may_change = {field.name for field in dataclasses.fields(Config) if field.metadata["may_change"]}
+    assert may_change == {"data_dir", "validation_dir", "test_dir", "download_dir", "download_base_url", "cache_pixels",
+                          "steps_per_call", "checkpoint_every_steps", "min_test_accuracy", "workdir", "resume"}

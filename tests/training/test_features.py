@@ -1,0 +1,117 @@
+"""Cached training is live training: the same numbers, computed once."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tl_research.config import Phase
+from tl_research.data import pipeline
+from tl_research.models.classifier import Classifier
+from tl_research.optim.grouped_optimizer import GroupedOptimizer
+from tl_research.optim.param_groups import make_param_groups
+from tl_research.training import features
+from tl_research.training import steps
+
+_AUGMENTATION = {"flip": 1.0, "rotation": 0.1, "zoom": 0.1}
+
+
+def _classifier(unfreeze="0%"):
+    classifier = Classifier("Tiny", "none", 16, 3, augmentation=_AUGMENTATION, dropout=0.2, seed=0)
+    classifier.unfreeze(unfreeze)
+    return classifier
+
+
+def test_view_of_an_epoch():
+    fixed, fresh, plain = features.Views(0, 3, True), features.Views(0, 0, True), features.Views(0, 3, False)
+    assert [fixed.of_epoch(epoch) for epoch in range(1, 8)] == [0, 1, 2, 0, 1, 2, 0]
+    assert [fresh.of_epoch(epoch) for epoch in range(1, 5)] == [0, 1, 2, 3]
+    assert [plain.of_epoch(epoch) for epoch in range(1, 5)] == [0, 0, 0, 0]
+    assert [fixed.used(epochs) for epochs in (0, 1, 2, 3, 9)] == [0, 1, 2, 3, 3]  # more views than epochs: those used only
+    assert fresh.used(9) == 9 and plain.used(9) == 1
+    assert plain.draws(0, 5).shape == (0, 7)
+    np.testing.assert_array_equal(fixed.draws(2, 5), pipeline.augmentation_draws(0, 2, 5, 7))
+
+
+def _losses(classifier, source, views, num_steps, num_examples=36, batch_size=8):
+    """The loss of each training step, one call a step."""
+    groups = make_param_groups(classifier.trainable_variables(), {}, list(classifier.variables))
+    step = steps.TrainStep(classifier, GroupedOptimizer(groups, "adam"), source, Phase("p", 9, "", 1e-3, 0, 0), num_steps)
+    losses, epoch = [], 0
+    while len(losses) < num_steps:
+        epoch += 1
+        indices, weights = pipeline.make_batches(pipeline.epoch_order(0, epoch, num_examples), batch_size)
+        view = views.of_epoch(epoch)
+        draws = views.draws(view, num_examples) if not source.cached else np.zeros((0, 7), np.float32)
+        for row in range(len(indices)):
+            done = tf.constant(len(losses), tf.int64)
+            totals = step(tf.constant(indices), tf.constant(weights), tf.constant(draws), tf.constant(view), tf.constant(row),
+                          tf.constant(1), done, done)
+            losses.append(float(totals["loss_sum"] / totals["examples"]))
+    assert step.traces == 1
+    return losses[:num_steps]
+
+
+@pytest.mark.parametrize("unfreeze", ["0%", "block3"])
+def test_losses_of_20_cached_steps_equal_live_ones(tiny_backbone, make_examples, unfreeze):
+    examples, views = make_examples(36), features.Views(0, 2, True)
+    live = _classifier(unfreeze)
+    expected = _losses(live, features.LiveSource(live, examples, live.cut(), views), views, 20)
+    cached = _classifier(unfreeze)
+    base = features.LiveSource(cached, examples, ("block2_relu",), views)
+    stored = features.CachedSource(examples, ("block2_relu",), features.compute_features(base, 2, 8), views)
+    source = features.derive_features(cached, stored, cached.cut(), 8)
+    assert source.cut == cached.cut() and source.cached and not source.streamed
+    received = _losses(cached, source, views, 20)
+    np.testing.assert_allclose(received, expected, rtol=1e-5)
+    assert len(set(expected)) == 20
+    one_view = features.CachedSource(examples, stored.stored, [stored.tensors[0][:36]] * 1, features.Views(0, 1, True))
+    other = _classifier(unfreeze)
+    without = _losses(other, features.derive_features(other, one_view, other.cut(), 8), features.Views(0, 1, True), 20)
+    assert np.abs(np.array(without[5:10]) / expected[5:10] - 1).max() > 1e-4  # the second epoch's view matters
+
+
+def test_features_lie_view_by_view_in_the_order_of_the_examples(tiny_backbone, make_examples):
+    examples, views, classifier = make_examples(11), features.Views(7, 3, True), _classifier()
+    seen = []
+    source = features.LiveSource(classifier, examples, ("block1_relu", "block2_relu"), views)
+    first, second = features.compute_features(source, 3, 4, lambda *counts: seen.append(counts))
+    assert first.shape == (33, 8, 8, 6) and second.shape == (33, 4, 4, 8)
+    assert seen == [(done, 9) for done in range(1, 10)]
+    images = classifier.augmentation.apply_draws(examples.pixels, tf.constant(pipeline.augmentation_draws(7, 2, 11, 7)))
+    expected = classifier.frozen_part(("block2_relu",))(images)[0]
+    np.testing.assert_allclose(second[22:], expected, rtol=1e-5, atol=1e-5)
+    cached = features.CachedSource(examples, source.cut, [first, second], views)
+    np.testing.assert_array_equal(cached.fetch(tf.constant([10, 3]), tf.constant(2), None)[1], tf.gather(second, [32, 25]))
+
+
+def test_filling_the_cache_again_gives_equal_bits(tiny_backbone, make_examples):
+    examples, views = make_examples(11), features.Views(0, 2, True)
+    first, second = (features.compute_features(features.LiveSource(_classifier(), examples, ("block2_relu",), views), 2, 4)[0]
+                     for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("cut", [("pooled_features",), ("block2_bn",), ("block1_relu",)])
+def test_derived_features_equal_recomputed_ones(tiny_backbone, make_examples, cut):
+    examples, views, classifier = make_examples(11), features.Views(0, 2, True), _classifier()
+    base = features.CachedSource(examples, ("block1_relu",), features.compute_features(
+        features.LiveSource(classifier, examples, ("block1_relu",), views), 2, 4), views)
+    derived = features.derive_features(classifier, base, cut, 4)
+    recomputed = features.compute_features(features.LiveSource(classifier, examples, cut, views), 2, 4)
+    for view in (0, 1):
+        rows = tf.constant([10, 0, 5])
+        for received, expected in zip(derived.fetch(rows, tf.constant(view), None), recomputed):
+            np.testing.assert_allclose(received, tf.gather(expected, rows + 11 * view), rtol=1e-4, atol=1e-5)
+
+
+def test_derived_features_are_those_of_the_weights_of_now(tiny_backbone, make_examples):
+    """A layer that an earlier phase trained lies behind the cache: what is derived must not be of its old weights."""
+    examples, views, classifier = make_examples(6), features.Views(0, 0, False), _classifier()
+    base = features.CachedSource(examples, ("block2_relu",), features.compute_features(
+        features.LiveSource(classifier, examples, ("block2_relu",), views), 1, 4), views)
+    features.derive_features(classifier, base, ("pooled_features",), 4)
+    kernel = classifier.variables["backbone/block3_conv/kernel"]
+    kernel.assign(kernel * 2.0 + 0.1)
+    derived = features.derive_features(classifier, base, ("pooled_features",), 4)
+    expected = features.compute_features(features.LiveSource(classifier, examples, ("pooled_features",), views), 1, 4)[0]
+    np.testing.assert_allclose(derived.fetch(tf.range(6), tf.constant(0), None)[0], expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,462 @@
+"""The loop: which epoch and phase are kept, what goes on from phase to phase, and that a resumed run is an unbroken one."""
+
+import csv
+import glob
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tl_research import experiment
+from tl_research.config import Config
+from tl_research.errors import AuditError
+from tl_research.errors import CheckpointError
+from tl_research.errors import GateError
+from tl_research.errors import Interrupted
+from tl_research.errors import NonFiniteError
+from tl_research.errors import OutOfMemoryError
+from tl_research.models import backbones
+from tl_research.models.classifier import Classifier
+from tl_research.reporting import results
+from tl_research.reporting.summaries import Summaries
+from tl_research.signals import Signals
+from tl_research.training import audit
+from tl_research.training import checkpoints
+from tl_research.training import loop
+from tl_research.training import steps
+from tl_research.training.run_directory import RunDirectory
+
+
+class _Crash(BaseException):
+    """Stands for the process's sudden end."""
+
+
+class _Script:
+    """Gives the validation loss that was written down for each epoch, and the same again for the same weights."""
+
+    def __init__(self, losses, accuracies=()):
+        self._losses, self._accuracies, self._seen = list(losses), list(accuracies), {}
+
+    def __call__(self, logits, labels):
+        return self._seen.setdefault(np.asarray(logits).tobytes(), (
+            self._losses[min(len(self._seen), len(self._losses) - 1)], ([*self._accuracies, 0.5, 0.5] * 9)[len(self._seen)]))
+
+
+@pytest.fixture
+def train(tiny_backbone, make_examples, tmp_path, monkeypatch):
+    """A function that trains the tiny classifier on 10 images; returns (trainer, weights after each epoch)."""
+    def train(val_losses=None, accuracies=(), change=None, **settings):
+        settings = {"epochs": (2, 2), "unfreeze": ("0%", "block3"), "learning_rate": (1e-2, 1e-3), "batch_size": 4,
+                    "image_size": 16, "patience": 0, "augment": "none", "feature_cache": "off", **settings}
+        config = Config(dataset="drawn_flowers", backbone="Tiny", workdir=str(tmp_path / "run"), resume="never", **settings)
+        classifier = Classifier("Tiny", "none", 16, 3, augmentation=config.augmentation, dropout=0.2, seed=0)
+        if change:
+            change(classifier)
+        if val_losses is not None:
+            monkeypatch.setattr(results, "loss_and_accuracy", _Script(val_losses, accuracies))
+        epochs = []
+        finish = loop.Trainer._finish_epoch
+        with RunDirectory(config) as directory, monkeypatch.context() as patch:
+            def record(trainer, *args):
+                epochs.append({path: variable.numpy() for path, variable in classifier.variables.items()})
+                finish(trainer, *args)
+
+            patch.setattr(loop.Trainer, "_finish_epoch", record)
+            trainer = loop.Trainer(config, classifier, make_examples(10), make_examples(5, seed=1), directory, xla=False,
+                                   signals=Signals())
+            trainer.plan_cache()
+            summaries = Summaries(directory.path, None)
+            trainer.run(summaries)
+            summaries.close()
+        return trainer, epochs
+    return train
+
+
+def _assert_weights(trainer, expected):
+    for path, value in expected.items():
+        np.testing.assert_array_equal(trainer.classifier.variables[path].numpy(), value, err_msg=path)
+
+
+# What is kept.
+
+def test_patience_ends_a_phase_and_its_best_weights_are_restored_and_evaluated_again(train, capsys):
+    trainer, epochs = train([0.9, 0.5, 0.6, 0.7, 0.1], epochs=(9,), phases=("only",), unfreeze="block3", patience=2, learning_rate=1e-2)
+    assert len(epochs) == 4
+    (phase,) = trainer.state.finished
+    assert (phase["epochs"], phase["best_epoch"], phase["val_loss"]) == (4, 2, 0.5)  # 0.5 again: those weights were evaluated
+    _assert_weights(trainer, epochs[1])
+    assert (epochs[1]["head/kernel"] != epochs[3]["head/kernel"]).any()
+    lines = [line for line in capsys.readouterr().out.splitlines() if " epoch " in line and "val_loss" in line]
+    assert [" (best)" in line for line in lines if line.startswith("only epoch")] == [True, True, False, False]
+
+
+def test_without_patience_all_epochs_are_trained_and_the_best_restored(train):
+    trainer, epochs = train([0.9, 0.5, 0.6, 0.7], epochs=(4,), phases=("only",), unfreeze="block3", learning_rate=1e-2)
+    assert len(epochs) == 4 and trainer.state.finished[0]["epochs"] == 4
+    _assert_weights(trainer, epochs[1])
+
+
+def test_tie_keeps_the_earlier_epoch(train):
+    trainer, epochs = train([0.9, 0.5, 0.5], epochs=(3,), phases=("only",), unfreeze="0%", learning_rate=1e-2)
+    assert trainer.state.finished[0]["best_epoch"] == 2
+    _assert_weights(trainer, epochs[1])
+
+
+def test_later_phase_that_never_is_better_is_not_kept(train, capsys):
+    trainer, epochs = train([0.5, 0.4, 0.6, 0.4000001])
+    assert trainer.state.selected == {"phase": "head", "epoch": 2, "val_loss": 0.4, "val_accuracy": 0.5}
+    _assert_weights(trainer, epochs[1])
+    assert "finetune did not improve val_loss (0.4000 vs 0.4000); keeping phase head, epoch 2" in capsys.readouterr().out
+    assert trainer.state.finished[1]["best_epoch"] == 4
+
+
+def test_later_phase_that_is_better_is_kept_and_epochs_go_on_counting(train):
+    trainer, epochs = train([0.5, 0.4, 0.3, 0.6])
+    assert trainer.state.selected["phase"] == "finetune" and trainer.state.selected["epoch"] == 3
+    _assert_weights(trainer, epochs[2])
+    assert [row["epoch"] for row in trainer.state.history] == [1, 2, 3, 4]
+    assert [row["step"] for row in trainer.state.history] == [3, 6, 9, 12]
+
+
+def test_phase_begins_with_the_best_weights_of_the_ones_before(train, monkeypatch):
+    starts, original = [], loop.Trainer._run_epoch
+
+    def spy(trainer, phase, *args):
+        starts.append((phase.name, trainer.classifier.variables["head/kernel"].numpy()))
+        original(trainer, phase, *args)
+
+    monkeypatch.setattr(loop.Trainer, "_run_epoch", spy)
+    _, epochs = train([0.4, 0.5, 0.6, 0.6])
+    assert [name for name, _ in starts] == ["head", "head", "finetune", "finetune"]
+    np.testing.assert_array_equal(starts[2][1], epochs[0]["head/kernel"])
+
+
+def test_nan_is_never_best_and_counts_as_no_improvement(train):
+    nan = float("nan")
+    trainer, epochs = train([nan, 0.5, nan, 0.6, 0.1], epochs=(9,), phases=("only",), unfreeze="0%", patience=2, learning_rate=1e-2)
+    assert trainer.state.finished[0]["best_epoch"] == 2 and len(epochs) == 4
+    _assert_weights(trainer, epochs[1])
+    assert results.without_nan(trainer.state.history)[0]["val_loss"] is None
+
+
+def test_validation_that_never_is_finite_is_an_error(train):
+    with pytest.raises(NonFiniteError, match="val_loss was never finite in phase head") as error:
+        train([float("nan")])
+    assert error.value.exit_code == 5
+
+
+@pytest.mark.parametrize("epochs, trained", [((0, 2), ["finetune"]), ((2, 0), ["head"]), ((0, 0), [])])
+def test_phase_of_no_epochs_is_skipped(train, epochs, trained):
+    trainer, weights = train(epochs=epochs)
+    assert [phase["name"] for phase in trainer.state.finished] == trained
+    assert [row["epoch"] for row in trainer.state.history] == list(range(1, len(weights) + 1))
+    assert bool(trainer.state.selected) == bool(trained)
+
+
+def test_fall_at_a_phase_switch_is_said_in_one_line(train, capsys):
+    train([0.5, 0.4, 0.9, 0.9], accuracies=[1.0, 1.0, 0.0, 0.0])
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
+    assert warnings == ["warning: val_accuracy fell from 1.0000 to 0.0000 at the switch to finetune, more than noise; the likely "
+                        "cause: the learning rate 0.001 is too high for the open layers"]
+
+
+def test_small_fall_is_not_worth_a_line(train, capsys):
+    train([0.5, 0.4, 0.9, 0.9], accuracies=[0.6, 0.6, 0.4, 0.4])  # of 5 images: one standard error is 0.22
+    assert "fell" not in capsys.readouterr().err
+
+
+# What a phase carries over, and proves.
+
+def test_group_that_goes_on_keeps_its_state_and_a_new_one_starts_from_zero(train, monkeypatch):
+    saved, save = [], checkpoints.save
+
+    def spy(directory, state, arrays):
+        saved.append((state["phase_index"], {name: np.array(array) for name, array in arrays.items()}))
+        save(directory, state, arrays)
+
+    monkeypatch.setattr(checkpoints, "save", spy)
+    train([0.5, 0.4, 0.3, 0.2])
+    end_of_head = [arrays for phase, arrays in saved if phase == 0][-1]
+    start_of_finetune, end_of_finetune = [arrays for phase, arrays in saved if phase == 1][::2]
+    slots = [name for name in end_of_head if name.startswith("optimizer/head/")]
+    assert len(slots) == 5  # two moments of kernel and bias, and the step count
+    for name in slots:
+        np.testing.assert_array_equal(start_of_finetune[name], end_of_head[name])
+    assert start_of_finetune["optimizer/head/iterations"] == 6
+    assert end_of_finetune["optimizer/head/iterations"] == 12
+    backbone = [name for name in start_of_finetune if name.startswith("optimizer/backbone")]
+    assert len(backbone) == 5 and all((start_of_finetune[name] == 0).all() for name in backbone)
+    (count,) = [name for name in backbone if name.endswith("/iterations")]
+    assert end_of_finetune[count] == 6
+
+
+def test_phases_report_what_they_did(train):
+    trainer, _ = train()
+    head, finetune = trainer.state.finished
+    total = sum(int(np.prod(v.shape)) for v in trainer.classifier.variables.values())
+    assert (head["trainable_parameters"], head["frozen_parameters"]) == (33, total - 33)  # 10 x 3 + 3
+    assert finetune["trainable_parameters"] == 33 + 8 * 10 + 10
+    assert head["traces"] == finetune["traces"] == 1
+    count = len(trainer.classifier.variables)
+    assert head["audit"] == {"trainable_changed": 2, "trainable_total": 2, "frozen_changed": 0, "frozen_total": count - 2,
+                             "batchnorm_stats_changed": 0}
+    assert finetune["audit"]["trainable_changed"] == finetune["audit"]["trainable_total"] == 4
+    for phase in (head, finetune):
+        assert phase["images_per_second"] > 0 and phase["seconds"] > 0
+
+
+@pytest.mark.parametrize("path", ["backbone/block1_conv/kernel", "backbone/block2_bn/moving_mean"])
+def test_frozen_variable_that_moves_in_a_phase_fails_its_audit(train, monkeypatch, path):
+    def disturb(trainer, *args):
+        variable = trainer.classifier.variables[path]
+        variable.assign(np.nextafter(variable.numpy(), np.float32(99)))
+        original(trainer, *args)
+
+    original = loop.Trainer._finish_epoch
+    monkeypatch.setattr(loop.Trainer, "_finish_epoch", disturb)
+    with pytest.raises(AuditError, match=path):
+        train()
+
+
+def test_audit_looks_at_the_last_step_and_not_at_the_restored_weights(train, monkeypatch):
+    """The best epoch of a phase may be weights that hardly moved; the audit is about what the steps did."""
+    hashes, original = [], audit.audit_phase
+
+    def spy(phase, before, variables, *args, **kwargs):
+        hashes.append(audit.weights_sha256(variables))
+        return original(phase, before, variables, *args, **kwargs)
+
+    monkeypatch.setattr(audit, "audit_phase", spy)
+    _, epochs = train([0.1, 0.5, 0.6, 0.7])
+    assert hashes == [audit.weights_sha256(epochs[1]), audit.weights_sha256(epochs[3])]
+
+
+def test_loss_that_is_not_finite_ends_the_run_with_the_step(train):
+    def spoil(classifier):
+        classifier.variables["head/bias"].assign([0.0, np.inf, 0.0])
+
+    with pytest.raises(NonFiniteError, match="non-finite .* at phase head step 1; .*the update was not applied") as error:
+        train(change=spoil)
+    assert error.value.exit_code == 5
+
+
+def test_out_of_memory_names_the_batch_size_to_try(train, monkeypatch):
+    def exhaust(*args):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM")
+
+    monkeypatch.setattr(steps.TrainStep, "__call__", exhaust)
+    with pytest.raises(OutOfMemoryError, match="out of memory in phase head at batch_size 4.*--batch_size=2") as error:
+        train()
+    assert error.value.exit_code == 10
+
+
+def test_number_of_steps_in_a_call_changes_no_weight(train):
+    first, _ = train()  # calls of 3 steps, which is an epoch
+    second, _ = train(steps_per_call=2)
+    assert audit.weights_sha256(first.classifier.variables) == audit.weights_sha256(second.classifier.variables)
+
+
+def test_plan_of_the_cache_comes_from_sizes(train, capsys):
+    trainer, _ = train(epochs=(0, 0))
+
+    def plan(**settings):
+        trainer._config = Config(**{"dataset": "drawn_flowers", "image_size": 16, "epochs": (2, 2), **settings})
+        trainer._plan = trainer._config.phase_plan
+        trainer._views = loop.features.Views(0, trainer._config.augment_views, bool(trainer._config.augmentation))
+        return trainer.plan_cache(), trainer.cache_in_use
+
+    text, used = plan()
+    assert used == "off" and "a fresh view every epoch; validation cached" in text
+    text, used = plan(augment_views=2)
+    assert used == "memory" and "2 views" in text
+    assert plan(augment_views=2, cache_bytes=1000)[1] == "off"
+    assert plan(augment_views=2, feature_cache="off") == ("cache: off (--feature_cache=off)", "off")
+    assert plan(augment_views=4)[1] == "off"  # each view would be used once
+    assert plan(augment="none")[1] == "memory"
+
+
+# Resuming, through the whole experiment.
+
+_EPOCHS, _STEPS = (2, 2), 5  # of 34 training images in batches of 8
+
+
+@pytest.fixture
+def run(tiny_backbone, write_images, tmp_path, capsys):
+    """A function of (workdir, settings) that runs the experiment; returns (results, its stderr)."""
+    photos = write_images(tmp_path / "photos", count=15, size=16)
+
+    def run(name, **settings):
+        settings = {"epochs": _EPOCHS, "unfreeze": ("0%", "block3"), "learning_rate": (1e-2, 1e-3), "batch_size": 8, **settings}
+        experiment.run(Config(dataset="directory", data_dir=photos, image_size=16, backbone="Tiny", weights="none",
+                              workdir=str(tmp_path / name), **settings))
+        with open(tmp_path / name / "results.json") as file:
+            return json.load(file)
+    return run
+
+
+def _without_times(value):
+    if isinstance(value, dict):
+        return {key: _without_times(item) for key, item in value.items() if key not in ("seconds", "images_per_second")}
+    return [_without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def _metrics(path):
+    with open(path) as file:
+        return [_without_times(row) for row in csv.DictReader(file)]
+
+
+def _events(path, side):
+    """Returns {tag: [(step, value or None)]} of all event files of one side."""
+    found = {}
+    for file in sorted(glob.glob(os.path.join(path, side, "*tfevents*"))):
+        for record in tf.data.TFRecordDataset(file):
+            event = tf.compat.v1.Event.FromString(record.numpy())
+            for value in event.summary.value:
+                number = tf.make_ndarray(value.tensor)
+                found.setdefault(value.tag, []).append((event.step, float(number) if number.dtype == np.float32 else None))
+    return found
+
+
+def _at_step(monkeypatch, step, action):
+    """Calls `action` as soon as the loop has taken that many steps."""
+    original = loop.Trainer._account
+
+    def account(trainer, *args):
+        original(trainer, *args)
+        if trainer.state.global_step == step:
+            monkeypatch.setattr(loop.Trainer, "_account", original)
+            action()
+
+    monkeypatch.setattr(loop.Trainer, "_account", account)
+
+
+def _at_epoch_end(monkeypatch, epoch, action):
+    original = loop.Trainer._finish_epoch
+
+    def finish(trainer, *args):
+        original(trainer, *args)
+        if trainer.state.epoch == epoch:
+            monkeypatch.setattr(loop.Trainer, "_finish_epoch", original)
+            action()
+
+    monkeypatch.setattr(loop.Trainer, "_finish_epoch", finish)
+
+
+def _crash():
+    raise _Crash
+
+
+def _assert_equal_runs(tmp_path, first, second):
+    with open(tmp_path / first / "results.json") as one, open(tmp_path / second / "results.json") as other:
+        one, other = json.load(one), json.load(other)
+    assert _without_times(one) == _without_times(other)
+    assert one["weights_sha256"] == other["weights_sha256"] and one["selected_phase"]
+    assert _metrics(tmp_path / first / "metrics.csv") == _metrics(tmp_path / second / "metrics.csv")
+    for side in ("train", "validation"):
+        expected, received = _events(tmp_path / first, side), _events(tmp_path / second, side)
+        expected.pop("images_per_second", None)
+        received.pop("images_per_second", None)
+        assert received == expected
+        for tag, records in received.items():
+            assert len({step for step, _ in records}) == len(records), tag
+
+
+def test_resumed_run_ends_as_an_unbroken_one(run, tmp_path, monkeypatch, capsys):
+    """Cut off at steps and epoch ends of both phases, by signals and by crashes, some of them in one run."""
+    steps_of_call = {"steps_per_call": 2}  # calls of 2, 2 and 1 steps
+    run("unbroken", **steps_of_call)
+    assert len(_metrics(tmp_path / "unbroken" / "metrics.csv")) == sum(_EPOCHS)
+    total = int(_metrics(tmp_path / "unbroken" / "metrics.csv")[-1]["step"])
+    per_epoch = total // sum(_EPOCHS)
+    assert per_epoch == _STEPS
+
+    # In mid-epoch, at the end of a phase, at an epoch's last step; what lies behind a crash's last checkpoint is done again.
+    for place, when, number, code, said in (
+            (_at_step, 2, signal.SIGTERM, 143, "phase head, epoch 1, step 2"),
+            (_at_epoch_end, 1, None, None, None),
+            (_at_epoch_end, 2, signal.SIGINT, 130, f"phase head, epoch 3, step {2 * _STEPS}"),
+            (_at_step, 2 * _STEPS + 4, None, None, None),
+            (_at_step, 3 * _STEPS, signal.SIGHUP, 129, f"phase finetune, epoch 3, step {3 * _STEPS}")):
+        place(monkeypatch, when, (lambda: signal.raise_signal(number)) if number else _crash)
+        with pytest.raises(Interrupted if number else _Crash) as error:
+            run("broken", **steps_of_call)
+        if not number:
+            continue
+        assert f"interrupted by signal {int(number)} after step " in str(error.value) and error.value.exit_code == code
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # handlers are given back
+        with monkeypatch.context() as patch:  # look at what the resumed run says, then stop it before its first step
+            patch.setattr(loop.Trainer, "run", lambda *args: _crash())
+            capsys.readouterr()
+            with pytest.raises(_Crash):
+                run("broken", **steps_of_call)
+            assert f"resumed {said}\n" in capsys.readouterr().err
+    run("broken", **steps_of_call)
+    _assert_equal_runs(tmp_path, "unbroken", "broken")
+
+
+def test_checkpoints_in_mid_epoch_are_resumed_bit_for_bit(run, tmp_path, monkeypatch):
+    settings = {"checkpoint_every_steps": 3}
+    run("unbroken", **settings)
+    for step in (9, 15):  # just before they would be saved: 7 to 9 and 13 to 15 are done again
+        _at_step(monkeypatch, step, _crash)
+        with pytest.raises(_Crash):
+            run("crashed", **settings)
+    run("crashed", **settings)
+    _assert_equal_runs(tmp_path, "unbroken", "crashed")
+
+
+def test_event_files_have_the_tags_of_the_contract(run, tmp_path):
+    run("run", steps_per_call=2, lr_multiplier=("head/=3",))
+    train, validation = _events(tmp_path / "run", "train"), _events(tmp_path / "run", "validation")
+    assert set(validation) == {"loss", "accuracy"}
+    head, names = "head[head/]", ("head[head/]", "backbone")
+    assert set(train) == {"loss", "accuracy", "images_per_second", "plan", "test",
+                          *(f"{kind}/{name}" for kind in ("learning_rate", "gradient_norm") for name in names)}
+    rows = _metrics(tmp_path / "run" / "metrics.csv")
+    for side, prefix in ((train, "train"), (validation, "val")):
+        for tag in ("loss", "accuracy"):
+            assert [step for step, _ in side[tag]] == [int(row["step"]) for row in rows] == [5, 10, 15, 20]
+            np.testing.assert_allclose([value for _, value in side[tag]], [float(row[f"{prefix}_{tag}"]) for row in rows], rtol=1e-6)
+    assert [step for step, _ in train[f"learning_rate/{head}"]] == [2, 4, 5, 7, 9, 10, 12, 14, 15, 17, 19, 20]
+    np.testing.assert_allclose([value for _, value in train[f"learning_rate/{head}"]], 6 * [3e-2] + 6 * [3e-3], rtol=1e-6)
+    assert [step for step, _ in train["learning_rate/backbone"]] == [12, 14, 15, 17, 19, 20]
+    assert all(value > 0 for _, value in train["gradient_norm/backbone"])
+
+
+def test_images_decoded_again_every_epoch_train_the_same_weights(run):
+    assert run("memory")["weights_sha256"] == run("streamed", cache_pixels=0)["weights_sha256"]
+
+
+def test_cached_views_train_as_the_same_views_live(run, tmp_path):
+    cached = run("cached", augment_views=2)
+    live = run("live", augment_views=2, feature_cache="off")
+    assert cached["feature_cache"] == "memory" and live["feature_cache"] == "off"
+    for one, other in zip(_metrics(tmp_path / "cached" / "metrics.csv"), _metrics(tmp_path / "live" / "metrics.csv"), strict=True):
+        np.testing.assert_allclose(float(one["train_loss"]), float(other["train_loss"]), rtol=1e-5)
+        np.testing.assert_allclose(float(one["val_loss"]), float(other["val_loss"]), rtol=1e-4)
+
+
+def test_finished_run_trains_no_more_and_keeps_its_gate(run, tmp_path, capsys):
+    first = run("run", epochs=(1, 0))
+    before = {path: os.stat(path).st_mtime_ns for path in glob.glob(f"{tmp_path}/run/**", recursive=True)}
+    capsys.readouterr()
+    run("run", epochs=(1, 0))
+    captured = capsys.readouterr()
+    assert captured.out == "RESULT " + json.dumps(first) + "\n" and "is finished" in captured.err
+    assert {path: os.stat(path).st_mtime_ns for path in before} == before
+    with pytest.raises(GateError, match="expected at least --min_test_accuracy=1.0"):  # nobody may pass by asking twice
+        run("run", epochs=(1, 0), min_test_accuracy=1.0)
+
+
+def test_pretrained_weights_that_changed_meanwhile_are_noticed(run, monkeypatch):
+    _at_step(monkeypatch, 9, _crash)
+    with pytest.raises(_Crash):
+        run("run")
+    build = backbones.build_backbone
+    monkeypatch.setattr(backbones, "build_backbone", lambda *args, seed, **kwargs: build(*args, seed=seed + 1, **kwargs))
+    with pytest.raises(CheckpointError, match="frozen variables are not those the run began with") as error:
+        run("run")
+    assert error.value.exit_code == 7

@@ -1,0 +1,164 @@
+"""A run directory belongs to one run and one process; whatever is no run of ours is left alone."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tl_research.config import Config
+from tl_research.errors import CheckpointError
+from tl_research.errors import RunDirectoryError
+from tl_research.errors import StorageError
+from tl_research.training.run_directory import RunDirectory
+
+
+def _open(path, **settings):
+    return RunDirectory(Config(dataset="drawn_flowers", workdir=str(path), **settings))
+
+
+def _begin(path, **settings):
+    """Leaves an unfinished run that has begun."""
+    with _open(path, **settings) as directory:
+        directory.write_json("run.json", {"substitutions": []})
+
+
+def test_imports_no_tensorflow():
+    code = "import sys, tl_research.training.run_directory; print('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_new_directory_holds_its_flags_and_no_results(tmp_path):
+    with _open(tmp_path / "a" / "b", seed=3) as directory:
+        assert directory.results is None
+        assert (tmp_path / "a" / "b" / "flags.txt").read_text() == Config(dataset="drawn_flowers", seed=3).to_flags()
+
+
+def test_without_workdir_every_run_gets_a_new_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = Config(dataset="drawn_flowers", backbone="EfficientNetLite0")
+    with RunDirectory(config) as first, RunDirectory(config) as second, RunDirectory(config) as third:
+        paths = [first.path, second.path, third.path]
+    assert len(set(paths)) == 3 and sorted(os.listdir("runs")) == sorted(map(os.path.basename, paths))
+    assert all("-drawn_flowers-EfficientNetLite0" in path for path in paths)
+
+
+def test_second_process_is_refused_and_told_who_has_it(tmp_path):
+    code = ("import sys; from tl_research.config import Config; from tl_research.training.run_directory import RunDirectory\n"
+            f"directory = RunDirectory(Config(dataset='drawn_flowers', workdir={str(tmp_path)!r}))\n"
+            "print('open', flush=True); sys.stdin.read()")
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout.readline() == "open\n"
+        for resume in ("auto", "never"):
+            with pytest.raises(RunDirectoryError, match=f"used by pid {owner.pid} on host .* since 20") as error:
+                _open(tmp_path, resume=resume)
+            assert error.value.exit_code == 8
+        owner.kill()
+    with _open(tmp_path):  # a killed owner leaves no lock
+        pass
+    assert "flags.txt" in os.listdir(tmp_path)
+
+
+def test_closing_gives_the_lock_back(tmp_path):
+    with _open(tmp_path):
+        with pytest.raises(RunDirectoryError, match="used by"):
+            _open(tmp_path)
+    with _open(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_directory_of_something_else_is_left_alone(tmp_path, resume):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("precious")
+    with pytest.raises(RunDirectoryError, match="holds files but no run"):
+        _open(tmp_path / "photos", resume=resume)
+    assert os.listdir(tmp_path) == ["photos"] and os.listdir(tmp_path / "photos") == ["cat.jpg"]
+    assert (tmp_path / "photos" / "cat.jpg").read_text() == "precious"
+
+
+def test_lock_and_temporary_files_alone_count_as_empty(tmp_path):
+    (tmp_path / ".lock").write_text("")
+    (tmp_path / "flags.txt.tmp-99").write_text("--see")
+    with _open(tmp_path):
+        assert os.path.exists(tmp_path / "flags.txt")
+
+
+def test_path_under_a_file_is_a_storage_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / ("x" * 300)):
+        with pytest.raises(StorageError, match="cannot use --workdir=") as error:
+            _open(path)
+        assert error.value.exit_code == 9
+
+
+@pytest.mark.parametrize("settings, named", [
+    ({"batch_size": 64}, "--batch_size=32, flags now say --batch_size=64"),
+    ({"lr_multiplier": ("a=2",)}, "fewer flags, flags now say --lr_multiplier=a=2"),
+    ({"epochs": (8, 11)}, "--epochs=8,10, flags now say --epochs=8,11"),
+])
+def test_flags_that_may_not_change_are_named(tmp_path, settings, named):
+    _begin(tmp_path)
+    with pytest.raises(CheckpointError) as error:
+        _open(tmp_path, **settings)
+    assert named in str(error.value) and error.value.exit_code == 7
+    with _open(tmp_path) as directory:  # it is free again, and still that run
+        assert directory.read_json("run.json") == {"substitutions": []}
+
+
+def test_flags_that_may_change_may(tmp_path):
+    _begin(tmp_path)
+    with _open(tmp_path, checkpoint_every_steps=5, min_test_accuracy=0.5, cache_pixels=0):
+        pass
+
+
+def test_attempt_that_never_began_binds_nobody(tmp_path):
+    """The message about a bad image says to add --on_bad_image=skip: then that must be possible."""
+    with _open(tmp_path) as directory:
+        directory.write_text("split.json", "{}")
+        directory.write_text("bad_images.csv", "path,reason\n")
+    with _open(tmp_path, on_bad_image="skip"):
+        assert "--on_bad_image=skip\n" in (tmp_path / "flags.txt").read_text()
+        assert not os.path.exists(tmp_path / "split.json")  # of other settings, perhaps
+
+
+def test_finished_run_brings_its_results(tmp_path):
+    _begin(tmp_path)
+    (tmp_path / "results.json").write_text('{"test": {"accuracy": 0.5}}')
+    with _open(tmp_path) as directory:
+        assert directory.results == {"test": {"accuracy": 0.5}}
+
+
+def test_never_sets_the_old_run_aside(tmp_path, capsys):
+    _begin(tmp_path / "run", seed=1)
+    _begin(tmp_path / "run", seed=2, resume="never")
+    with _open(f"{tmp_path}/run/", seed=3, resume="never") as directory:
+        assert directory.read_json("run.json") is None
+    assert sorted(os.listdir(tmp_path)) == ["run", "run.old-1", "run.old-2"]
+    for name, seed in (("run.old-1", 1), ("run.old-2", 2), ("run", 3)):
+        assert f"--seed={seed}\n" in (tmp_path / name / "flags.txt").read_text()
+    assert "is now" in capsys.readouterr().err
+
+
+def test_json_is_written_whole_and_without_nan(tmp_path):
+    with _open(tmp_path) as directory:
+        directory.write_json("x.json", {"a": [1, None]})
+        assert json.loads((tmp_path / "x.json").read_text()) == {"a": [1, None]} == directory.read_json("x.json")
+        with pytest.raises(ValueError):
+            directory.write_json("x.json", {"a": float("nan")})
+        assert directory.read_json("x.json") == {"a": [1, None]} and directory.read_json("y.json") is None
+    assert not [name for name in os.listdir(tmp_path) if ".tmp-" in name]
+
+
+def test_full_disk_is_a_storage_error_that_leaves_the_old_file(tmp_path, monkeypatch):
+    with _open(tmp_path) as directory:
+        directory.write_text("x.txt", "old")
+
+        def full(descriptor):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(StorageError, match="could not write .*x.txt: No space left on device"):
+            directory.write_text("x.txt", "new")
+        assert (tmp_path / "x.txt").read_text() == "old"

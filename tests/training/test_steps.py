@@ -1,0 +1,227 @@
+"""A training step does exactly what its equations say: checked against steps worked out without it."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tl_research.config import Phase
+from tl_research.data import pipeline
+from tl_research.models.classifier import Classifier
+from tl_research.optim.grouped_optimizer import GroupedOptimizer
+from tl_research.optim.param_groups import make_param_groups
+from tl_research.training import features
+from tl_research.training import steps
+
+
+@pytest.fixture
+def classifier(tiny_backbone):
+    return Classifier("Tiny", "none", 16, 3, augmentation={}, dropout=0.0, seed=0)
+
+
+def _make_step(classifier, examples, rate=0.5, optimizer="sgd", num_steps=10, backbone_multiplier=1.0, clip_norm=0.0,
+               warmup=0, tensors=None, **kwargs):
+    groups = make_param_groups(classifier.trainable_variables(), {}, list(classifier.variables),
+                               backbone_lr_multiplier=backbone_multiplier)
+    optimizer = GroupedOptimizer(groups, optimizer, momentum=0.0, clip_norm=clip_norm)
+    cut, views = classifier.cut(), features.Views(0, 0, False)
+    source = (features.LiveSource(classifier, examples, cut, views) if tensors is None else
+              features.CachedSource(examples, cut, [tf.constant(tensors)], views))
+    return steps.TrainStep(classifier, optimizer, source, Phase("p", 1, "0%", rate, 0, warmup), num_steps, **kwargs)
+
+
+def _call(step, indices, weights=None, first=0, count=None, done=0):
+    indices = np.array(indices, np.int32)
+    weights = np.ones(indices.shape, np.float32) if weights is None else np.array(weights, np.float32)
+    totals = step(tf.constant(indices), tf.constant(weights), tf.zeros([0, 7]), tf.constant(0), tf.constant(first),
+                  tf.constant(len(indices) if count is None else count), tf.constant(done, tf.int64), tf.constant(done, tf.int64))
+    return {name: tensor.numpy() for name, tensor in totals.items()}
+
+
+def _values(classifier):
+    return {path: variable.numpy() for path, variable in classifier.variables.items()}
+
+
+def _pooled(classifier, examples):
+    """The features of all examples, by Keras."""
+    images = classifier.preprocessing(tf.cast(examples.pixels, tf.float32))
+    return classifier.backbone(images, training=False).numpy().mean(axis=(1, 2))
+
+
+def _softmax(logits):
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_head_step_equals_the_one_worked_out_by_hand(classifier, make_examples, smoothing):
+    examples, chosen = make_examples(9), [4, 0, 7, 2]
+    before, inputs = _values(classifier), _pooled(classifier, examples)[chosen]
+    totals = _call(_make_step(classifier, examples, label_smoothing=smoothing), [chosen])
+    logits = inputs @ before["head/kernel"] + before["head/bias"]
+    targets = np.eye(3)[examples.labels[chosen]] * (1 - smoothing) + smoothing / 3
+    error = (_softmax(logits) - targets) / 4
+    after = _values(classifier)
+    np.testing.assert_allclose(after["head/kernel"], before["head/kernel"] - 0.5 * inputs.T @ error, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(after["head/bias"], before["head/bias"] - 0.5 * error.sum(axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(totals["loss_sum"], -(targets * np.log(_softmax(logits))).sum(), rtol=1e-5)
+    assert totals["correct"] == (logits.argmax(axis=1) == examples.labels[chosen]).sum()
+    assert totals["examples"] == 4 and totals["steps"] == 1 and totals["finite"] == 1
+    norms = [np.linalg.norm(inputs.T @ error), np.linalg.norm(error.sum(axis=0))]
+    np.testing.assert_allclose(totals["gradient_peak"], norms, rtol=1e-4)
+    np.testing.assert_allclose(totals["gradient_norm_sum"], [np.hypot(*norms)], rtol=1e-4)
+    for path in before:
+        if not path.startswith("head/"):
+            np.testing.assert_array_equal(after[path], before[path])
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 0.05])
+def test_finetune_step_equals_plain_tensorflow(classifier, make_examples, clip_norm):
+    examples, chosen = make_examples(9), [4, 0, 7, 2]
+    classifier.unfreeze("block2")
+    trainable = classifier.trainable_variables()
+    assert {path.split("/")[1] for path in trainable if path.startswith("backbone")} == {"block2_conv", "block2_bn", "block3_conv"}
+    before = _values(classifier)
+    pixels, labels = tf.gather(examples.pixels, chosen), examples.labels[chosen]
+    with tf.GradientTape() as tape:
+        logits = classifier.model(tf.cast(pixels, tf.float32))
+        loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(tf.one_hot(labels, 3), logits))
+    gradients = tape.gradient(loss, [variable.value for variable in trainable.values()])
+    norm = np.sqrt(sum(np.sum(np.square(gradient)) for gradient in gradients))
+    assert norm > 0.05
+    scale = min(1.0, clip_norm / norm) if clip_norm else 1.0
+    _call(_make_step(classifier, examples, backbone_multiplier=0.25, clip_norm=clip_norm), [chosen])
+    after = _values(classifier)
+    for (path, _), gradient in zip(trainable.items(), gradients):
+        multiplier = 0.25 if path.startswith("backbone") else 1.0
+        np.testing.assert_allclose(after[path], before[path] - 0.5 * multiplier * scale * gradient, rtol=1e-4, atol=1e-6, err_msg=path)
+        assert (after[path] != before[path]).any()
+    for path in before.keys() - trainable.keys():
+        np.testing.assert_array_equal(after[path], before[path], err_msg=path)
+
+
+def test_steps_of_one_call_equal_steps_of_many(classifier, make_examples):
+    examples = make_examples(9)
+    rows = [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    start = _values(classifier)
+    _call(_make_step(classifier, examples, optimizer="adam", rate=0.01), rows)
+    together = _values(classifier)
+    for path, value in start.items():
+        classifier.variables[path].assign(value)
+    step = _make_step(classifier, examples, optimizer="adam", rate=0.01)
+    for first, count in ((0, 1), (1, 2)):
+        _call(step, rows, first=first, count=count, done=first)
+    for path, value in _values(classifier).items():
+        np.testing.assert_array_equal(value, together[path])
+    assert (together["head/kernel"] != start["head/kernel"]).all()
+
+
+def test_padding_has_no_influence(classifier, make_examples):
+    examples, start, results = make_examples(9), _values(classifier), []
+    classifier.unfreeze("block2")
+    for row, weights in (([4, 0], [1, 1]), ([4, 0, 7], [1, 1, 0]), ([4, 0, 2], [1, 1, 0])):
+        for path, value in start.items():
+            classifier.variables[path].assign(value)
+        totals = _call(_make_step(classifier, examples), [row], [weights])
+        assert totals["examples"] == 2
+        results.append((totals, _values(classifier)))
+    for path in start:
+        np.testing.assert_array_equal(results[1][1][path], results[2][1][path])
+        np.testing.assert_allclose(results[0][1][path], results[1][1][path], rtol=1e-5, atol=1e-7)
+    for name in ("loss_sum", "correct"):
+        np.testing.assert_allclose(results[0][0][name], results[1][0][name], rtol=1e-6)
+        assert results[1][0][name] == results[2][0][name]
+
+
+def test_traced_once_over_epochs_of_calls_of_different_length(classifier, make_examples):
+    examples = make_examples(10)
+    step = _make_step(classifier, examples)
+    for epoch in (1, 2):
+        indices, weights = pipeline.make_batches(pipeline.epoch_order(0, epoch, 10), 4)
+        for first, count in ((0, 1), (1, 2)):
+            _call(step, indices, weights, first, count, done=3 * (epoch - 1) + first)
+    assert step.traces == 1
+
+
+def test_learning_rate_is_that_of_the_step_in_the_phase(classifier, make_examples):
+    step = _make_step(classifier, make_examples(9), rate=0.8, num_steps=8, warmup=4, schedule="cosine")
+    rates = [float(_call(step, [[0, 1]], done=done)["learning_rate"]) for done in range(8)]
+    np.testing.assert_allclose(rates, [0.2, 0.4, 0.6, 0.8, 0.8, 0.8 * (1 + np.cos(np.pi / 4)) / 2, 0.4,
+                                       0.8 * (1 - np.cos(np.pi / 4)) / 2], rtol=1e-5)
+    totals = _call(step, [[0, 1]] * 4, done=3)
+    np.testing.assert_allclose([totals["largest_rate"], totals["learning_rate"]], [0.8, 0.4], rtol=1e-5)
+
+
+def test_dropout_depends_on_the_global_step_alone(tiny_backbone, make_examples):
+    examples, kernels = make_examples(9), []
+    for done in (5, 5, 6):
+        classifier = Classifier("Tiny", "none", 16, 3, dropout=0.5, seed=0)
+        _call(_make_step(classifier, examples), [[0, 1, 2]], done=done)
+        kernels.append(_values(classifier)["head/kernel"])
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert (kernels[0] != kernels[2]).any()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_step_that_is_not_finite_changes_nothing_and_ends_the_call(classifier, make_examples, optimizer):
+    examples = make_examples(9)
+    tensors = _pooled(classifier, examples)
+    tensors[5] = np.inf
+    step = _make_step(classifier, examples, optimizer=optimizer, tensors=tensors)
+    _call(step, [[0, 1], [2, 3]])
+    good, state = _values(classifier), step._optimizer.state()
+    totals = _call(step, [[4, 5], [6, 7]], done=2)
+    assert totals["finite"] == 0 and totals["steps"] == 0  # and [6, 7] was not taken either
+    for path, value in _values(classifier).items():
+        np.testing.assert_array_equal(value, good[path])
+    assert state.keys() == step._optimizer.state().keys()
+    for name, value in step._optimizer.state().items():
+        np.testing.assert_array_equal(value, state[name])
+    assert _call(step, [[6, 7]], done=2)["finite"] == 1
+    assert (_values(classifier)["head/kernel"] != good["head/kernel"]).any()
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_infinite_gradient_of_a_finite_loss_changes_nothing(classifier, make_examples, monkeypatch, clip_norm):
+    @tf.custom_gradient
+    def explode(losses):
+        return losses, lambda upstream: upstream * np.inf
+
+    plain = steps.cross_entropy
+    monkeypatch.setattr(steps, "cross_entropy", lambda *args: explode(plain(*args)))
+    before = _values(classifier)
+    totals = _call(_make_step(classifier, make_examples(9), clip_norm=clip_norm), [[0, 1]])
+    assert totals["finite"] == 0 and np.isfinite(totals["loss_sum"])
+    for path, value in _values(classifier).items():
+        np.testing.assert_array_equal(value, before[path])
+
+
+def test_label_smoothing_formula():
+    logits, labels = np.array([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0]], np.float32), np.array([0, 2], np.int32)
+    log_p = np.log(_softmax(logits))
+    # K = 3, s = 0.3: the true class has target 0.7 + 0.1, the others 0.1.
+    expected = [-(0.8 * log_p[0, 0] + 0.1 * log_p[0, 1] + 0.1 * log_p[0, 2]),
+                -(0.1 * log_p[1, 0] + 0.1 * log_p[1, 1] + 0.8 * log_p[1, 2])]
+    np.testing.assert_allclose(steps.cross_entropy(logits, labels, 0.3), expected, rtol=1e-5)
+    np.testing.assert_allclose(steps.cross_entropy(logits, labels), [-log_p[0, 0], -log_p[1, 2]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [4, 16])
+def test_evaluation_counts_every_example_once_in_order(classifier, make_examples, batch_size):
+    examples = make_examples(10)
+    source = features.LiveSource(classifier, examples, classifier.cut(), features.Views(0, 0, False))
+    logits = steps.EvalStep(classifier, source, batch_size)()
+    assert logits.shape == (10, 3)
+    np.testing.assert_allclose(logits, classifier.model.predict(examples.pixels.numpy().astype(np.float32), verbose=0), rtol=1e-4, atol=1e-5)
+    assert keras.backend.backend() == "tensorflow"
+
+
+def test_evaluation_sees_the_weights_of_now(classifier, make_examples):
+    examples = make_examples(4)
+    classifier.unfreeze("block3")
+    source = features.LiveSource(classifier, examples, classifier.cut(), features.Views(0, 0, False))
+    evaluate = steps.EvalStep(classifier, source, 4)
+    evaluate()
+    for path in ("backbone/block3_conv/kernel", "head/bias"):
+        classifier.variables[path].assign(classifier.variables[path] + 1.0)
+    np.testing.assert_allclose(evaluate(), classifier.model(tf.cast(examples.pixels, tf.float32)), rtol=1e-4, atol=1e-5)
