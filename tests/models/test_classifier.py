@@ -371,6 +371,7 @@ class LogitsTest(_Case):
         self.assertNear(np.mean(first == 0), 0.25, 0.05)  # 1500 draws: a standard deviation of 0.011
         tf.random.uniform([])
         self.assertAllEqual(masks(classifier, 3, features), first)
+        self.assertAllEqual(masks(classifier, 3, tf.cast(features, tf.bfloat16)), first)  # 1 / 0.75 in float32
         self.assertAllEqual(tf.function(lambda step: classifier.logits(
             classifier.cut(), [features], training=True, step=step))(tf.constant(3, tf.int64)), first)
         for other in (masks(classifier, 4, features), masks(_mobilenet(dropout=0.25, seed=8), 3, features)):

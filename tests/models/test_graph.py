@@ -218,9 +218,13 @@ class CostTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(self._narrow_and_wide(17).cheapest_cut(("relu",)), ("relu",))
 
     def test_pixels_are_no_features(self):
-        """The input, 3 channels, is smaller than `wide_bn`, 16 channels: still features are kept, not pixels."""
-        self.assertEqual(self._narrow_and_wide(1).cheapest_cut(("wide_bn",)), ("wide_bn",))
-        self.assertEqual(self._narrow_and_wide(1).cheapest_cut(("input",)), ("input",))  # all open: nothing is frozen
+        """`narrow` and the input together have 4 channels, `sum` 16: still no pixels are kept."""
+        inputs = keras.Input((8, 8, 3), name="input")
+        narrow = layers.Conv2D(1, 1, name="narrow")(inputs)
+        wide = [layers.Conv2D(16, 1, name="left")(narrow), layers.Conv2D(16, 1, name="right")(inputs)]
+        graph = FeatureGraph(keras.Model(inputs, layers.Add(name="sum")(wide)))
+        self.assertEqual(graph.cheapest_cut(("sum",)), ("sum",))
+        self.assertEqual(graph.cheapest_cut(("input",)), ("input",))  # all open: nothing is frozen
 
     def test_cheapest_cut_of_two_branches_has_both_or_neither(self):
         inputs = keras.Input((4, 4, 3), name="input")

@@ -8,14 +8,14 @@ from tl_research.reporting import summaries
 
 
 def _records(directory):
-    """Returns [(file name, step, tag, value)] of all scalars in a directory, file by file."""
+    """Returns [(file name, step, tag, value)] of all scalars in a directory, by step: names of one second have no order."""
     found = []
     for name in sorted(os.listdir(directory)):
         for record in tf.data.TFRecordDataset(os.path.join(directory, name)):
             event = tf.compat.v1.Event.FromString(record.numpy())
             found += [(name, event.step, value.tag, float(tf.make_ndarray(value.tensor)))
                       for value in event.summary.value if value.metadata.plugin_data.plugin_name == "scalars"]
-    return found
+    return sorted(found, key=lambda record: record[1])
 
 
 def _write(directory, last_step, steps, offset=0.0):
