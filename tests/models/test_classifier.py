@@ -43,11 +43,12 @@ def _batchnorms(backbone):
     return [layer for layer in backbone._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
 
 
-def _randomize(classifier, num_pictures=2):
+def _randomize(classifier, num_pictures=4):
     """Gives an untrained backbone weights at which a mistake anywhere shows in the logits.
 
     Kernels keep the signal's size (Keras' initial depthwise kernels lose it, then every image has the same features), gamma
-    and beta are drawn, and statistics are those of some pictures, disturbed.
+    and beta are drawn, and statistics are those of some pictures (random ones make a deep network magnify rounding). A batch
+    of other pictures, or of fewer, has other statistics.
     """
     random = np.random.default_rng(0)
     for layer in classifier.backbone._flatten_layers(include_self=False):
@@ -71,9 +72,6 @@ def _randomize(classifier, num_pictures=2):
         classifier.graph.run({classifier.graph.input: pictures}, (classifier.graph.output,), batchnorm_in_training=layers)
     for layer, momentum in zip(layers, momenta):
         layer.momentum = momentum
-        mean, variance = np.array(layer.moving_mean), np.array(layer.moving_variance)
-        layer.moving_mean.assign(mean + random.normal(0, 0.1, mean.shape) * np.sqrt(variance))
-        layer.moving_variance.assign((variance + layer.epsilon) * random.uniform(0.8, 1.25, variance.shape))
     classifier.unfreeze("0%")
     return classifier
 
@@ -146,7 +144,7 @@ class FamilyTest(_Case):
             loss = tf.reduce_sum(by_hand * weighting)
         by_hand_gradients = tape.gradient(loss, values)
         with_numpy = np.mean(features, axis=(1, 2)) @ np.array(classifier.head.kernel) + np.array(classifier.head.bias)
-        self.assert_near(by_hand, with_numpy, 1e-6)
+        self.assert_near(by_hand, with_numpy, output_tolerance)
         self.assertGreater(np.linalg.norm(with_numpy[0] - with_numpy[1]), 0.05 * np.linalg.norm(with_numpy))  # it sees
 
         logits = classifier.model(pixels, training=True)  # neither dropout nor augmentation was asked for
