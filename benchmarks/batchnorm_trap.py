@@ -87,30 +87,32 @@ def compare(settings):
             classifier = Classifier(config.backbone, config.weights, config.image_size, len(data.classes),
                                     augmentation=config.augmentation, dropout=config.dropout, seed=config.seed)
             before = _statistics(classifier.backbone)
-            head, start = _run_loop(head_config, classifier, data, directory, xla, signals)
+            head, start, head_state = _run_loop(head_config, classifier, data, directory, xla, signals)
         head_weights = classifier.head.get_weights()
         with RunDirectory(config) as directory:
-            rows, _ = _run_loop(config, classifier, data, directory, xla, signals)
+            rows, _, _ = _run_loop(config, classifier, data, directory, xla, signals, head_state)
     columns = {TRAP: None, LOOP: {"start": start, "rows": rows, **_moved(before, classifier.backbone)}}
     for name in (TRAP, HELD):
         print(f"{name}:", flush=True)
         backbone, evaluated, rows = _run_fit(config, data, head_weights, held=name == HELD)
-        columns[name] = {"start": {**start, **evaluated}, "rows": rows, **_moved(before, backbone)}
-    for column in columns.values():
-        column["rows"] = [{**row, "epoch": len(head) + 1 + i} for i, row in enumerate(column["rows"])]
+        columns[name] = {"start": {**start, **evaluated}, **_moved(before, backbone),
+                         "rows": [{"epoch": len(head) + 1 + i, **row} for i, row in enumerate(rows)]}
     return {"settings": vars(settings), "validation_images": len(data.validation), "head": head, "start": start,
             "columns": columns}
 
 
-def _run_loop(config, classifier, data, directory, xla, signals):
-    """Runs one phase of the project's own loop; returns (a row per epoch, the row of the best weights, re-evaluated)."""
+def _run_loop(config, classifier, data, directory, xla, signals, earlier=None):
+    """Runs one phase of the project's own loop; returns (a row per epoch, the row of the best weights, `TrainState`)."""
     trainer = Trainer(config, classifier, data.train, data.validation, directory, xla=xla, signals=signals)
+    if earlier:  # counts on, as from phase to phase: the order, augmentation and dropout of the first epochs do not come again
+        trainer.state.epoch, trainer.state.global_step = earlier.epoch, earlier.global_step
     print(trainer.plan_cache(), flush=True)
     trainer.run(Summaries(directory.path, None))
     rows = [{name: row[name] for name in ("epoch", "train_accuracy", "val_accuracy", "val_loss")}
             for row in trainer.state.history]
-    best = trainer.state.selected
-    return rows, {**rows[best["epoch"] - 1], "val_accuracy": best["val_accuracy"], "val_loss": best["val_loss"]}
+    selected = {name: trainer.state.selected[name] for name in ("epoch", "val_accuracy", "val_loss")}
+    (best,) = ({**row, **selected} for row in rows if row["epoch"] == selected["epoch"])
+    return rows, best, trainer.state
 
 
 def _run_fit(config, data, head_weights, held):
@@ -146,7 +148,7 @@ def _run_fit(config, data, head_weights, held):
 
 def _statistics(backbone):
     """Returns the moving means and variances of all BatchNorm layers, a list of arrays."""
-    return [np.array(variable) for layer in backbone._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)
+    return [variable.numpy() for layer in backbone._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)
             for variable in (layer.moving_mean, layer.moving_variance)]
 
 
@@ -181,13 +183,14 @@ def conclusion(result):
     sentences = []
     for name, column in columns.items():
         first, last = column["rows"][0], column["rows"][-1]
+        in_training = first["train_accuracy"] - start["train_accuracy"]
         sentences.append(
             f"{name}: {column['statistics_changed']} of {column['statistics_total']} moving statistics change; in the first "
-            f"epoch after the switch training accuracy changes by {100 * (first['train_accuracy'] - start['train_accuracy']):+.1f} "
-            f"points, validation accuracy by {100 * (first['val_accuracy'] - share):+.1f} (two standard errors are "
-            f"{100 * noise:.1f}) and validation loss by {first['val_loss'] - start['val_loss']:+.3f}; at epoch {last['epoch']} "
-            f"validation stands {100 * (last['val_accuracy'] - share):+.1f} points and {last['val_loss'] - start['val_loss']:+.3f} "
-            "in loss from where it began.")
+            f"epoch after the switch training accuracy changes by {100 * in_training:+.1f} points, validation accuracy by "
+            f"{100 * (first['val_accuracy'] - share):+.1f} (two standard errors are {100 * noise:.1f}) and validation loss by "
+            f"{first['val_loss'] - start['val_loss']:+.3f}; at epoch {last['epoch']} validation stands "
+            f"{100 * (last['val_accuracy'] - share):+.1f} points and {last['val_loss'] - start['val_loss']:+.3f} in loss from "
+            "where it began.")
     moved = [name for name, column in columns.items() if column["statistics_changed"]]
     if moved != [TRAP]:
         return " ".join([*sentences, f"Statistics moved in: {', '.join(moved) or 'none of the three'}."])
@@ -200,20 +203,25 @@ def conclusion(result):
 
 def save_figure(path, result):
     """Draws validation accuracy and loss over the switch for the three columns."""
-    start, head = result["start"], result["head"]
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axis, key, title in zip(axes, ("val_accuracy", "val_loss"), ("validation accuracy", "validation loss")):
-        axis.plot([row["epoch"] for row in head], [row[key] for row in head], "o-", color="0.45", markersize=4)
+    head, start = result["head"], {**result["start"], "epoch": len(result["head"])}
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    for axis, key in zip(axes, ("val_accuracy", "val_loss")):
         for name, column in result["columns"].items():
+            rows = [start, *column["rows"]]
+            label = f"{name}: {column['statistics_changed']} of {column['statistics_total']} BatchNorm statistics moved"
             color, line = _STYLES[name]
-            rows = [{**start, "epoch": head[-1]["epoch"]}, *column["rows"]]
-            label = f"{name}: {column['statistics_changed']} of {column['statistics_total']} statistics moved"
             axis.plot([row["epoch"] for row in rows], [row[key] for row in rows], line, color=color, markersize=4, label=label)
-        axis.axvline(head[-1]["epoch"], color="0.7", linestyle=":", linewidth=1, zorder=0)
-        axis.set(xlabel="epoch", title=title)
+        axis.plot([row["epoch"] for row in head], [row[key] for row in head], "o-", color="0.35", markersize=4,
+                  label="head phase, backbone frozen: the same for all")
+        axis.axvline(start["epoch"], color="0.6", linestyle=":", linewidth=1, zorder=0)
+        axis.annotate("fine-tuning begins ", (start["epoch"], 1), xycoords=("data", "axes fraction"), color="0.35",
+                      horizontalalignment="right", verticalalignment="top")
+        axis.set(xlabel="epoch", title={"val_accuracy": "Validation accuracy", "val_loss": "Validation loss"}[key])
         axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.margins(y=0.12)
+        axis.grid(axis="y", color="0.92")
         axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=1, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", frameon=False)
     figure.savefig(path, dpi=140)
     plt.close(figure)
 
