@@ -5,12 +5,12 @@ directly and get the same checks. Imports neither tensorflow nor absl, so that `
 """
 
 import dataclasses
-import difflib
 import math
 import os
 import re
 
 from tl_research.errors import UserError
+from tl_research.errors import suggestion
 
 DATASETS = ("tf_flowers", "cats_vs_dogs", "drawn_flowers", "directory")
 # Factors mean what they mean in the Keras layer of the same name; flip is horizontal and takes none.
@@ -200,7 +200,7 @@ class Config:
             name, _, value = part.partition("=")
             if name not in AUGMENTATIONS or name in factors:
                 raise UserError(f"--augment has {part!r}; expected each of {', '.join(AUGMENTATIONS)} at most once, "
-                                f"or none{_suggestion(name, AUGMENTATIONS)}")
+                                f"or none{suggestion(name, AUGMENTATIONS)}")
             if (name == "flip") == bool(value):
                 raise UserError(f"--augment has {part!r}; expected flip without and the others with a factor; "
                                 "write for example flip,rotation=0.1")
@@ -232,11 +232,6 @@ def _text(value):
     if isinstance(value, bool):
         return "true" if value else "false"
     return repr(value) if isinstance(value, float) else str(value)
-
-
-def _suggestion(word, words):
-    close = difflib.get_close_matches(word, words, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _number(kind, value, flag):
@@ -291,7 +286,7 @@ def _checked_item(kind, rules, flag, value):
         value = str(value).strip()
         if rules["choices"] and value not in rules["choices"]:
             raise UserError(f"{flag}={value}; expected one of {', '.join(rules['choices'])}"
-                            f"{_suggestion(value, rules['choices'])}")
+                            f"{suggestion(value, rules['choices'])}")
         if flag.endswith("_dir") or flag in ("--workdir", "--weights"):
             if "$" in value:
                 raise UserError(f"{flag}={value}; expected a path without $, which is not expanded here; write it out")

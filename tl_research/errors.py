@@ -1,5 +1,13 @@
 """Errors a user can fix, each with the exit code that `train.py` and the tools end with."""
 
+import difflib
+
+
+def suggestion(word, words):
+    """Returns `; did you mean WORD?` for the nearest of `words`, to end a message with, or nothing."""
+    close = difflib.get_close_matches(word, words, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
 
 class UserError(ValueError):
     """A flag, value or pattern that cannot be used. The message is one line: received; expected; how to fix it."""

@@ -51,9 +51,7 @@ def run(config, *, started=None):
     with RunDirectory(config) as directory, Signals() as signals:
         if directory.results:
             print(f"{directory.path} is finished", file=sys.stderr)
-            _print_result(directory.results)
-            _check_gate(config, directory)
-            return directory.results
+            return _report(config, directory, directory.results)
         print(f"run directory: {directory.path}", flush=True)
         precision, xla = resolve_device(config)
         data, classifier, substitutions = _load(config, directory)
@@ -80,14 +78,13 @@ def run(config, *, started=None):
         summaries.text("train", "test", f"accuracy {test['accuracy']:.4f} of {test['n']} images", state.global_step)
         summaries.close()
         summary["seconds"] = {"total": time.perf_counter() - started, **seconds, **state.run_seconds}
-        directory.write_json("results.json", results.without_nan(summary))
+        summary = results.without_nan(summary)
+        directory.write_json("results.json", summary)
         for substitution in substitutions:
             print(f"note: {substitution}", flush=True)
         print(f"test accuracy {test['accuracy']:.4f} ({round(test['accuracy'] * test['n'])}/{test['n']}), 95% interval "
               f"{test['ci95'][0]:.3f}-{test['ci95'][1]:.3f}, loss {test['loss']:.4f}; read once, after selection", flush=True)
-        _print_result(directory.read_json("results.json"))
-        _check_gate(config, directory)
-        return summary
+        return _report(config, directory, summary)
 
 
 def resolve_device(config):
@@ -144,8 +141,9 @@ def _plan(config, data, classifier, trainer, precision, xla, substitutions):
     trainer.check_patterns()
     counts = ", ".join(f"{side} {len(getattr(data, side))}" for side in ("train", "validation", "test"))
     gpus = len(tf.config.list_physical_devices("GPU"))
+    total = len(data.train) + len(data.validation) + len(data.test)
     lines = [f"device: {f'{gpus} GPU' if gpus else f'{os.cpu_count()} CPU cores, no GPU'}",
-             f"data: {len(data.train) + len(data.validation) + len(data.test)} images in {len(data.classes)} classes ({counts}) at {config.image_size} px",
+             f"data: {total} images in {len(data.classes)} classes ({counts}) at {config.image_size} px",
              *(f"data: {line}" for line in data.notes),
              f"model: {classifier.spec.name}, weights {config.weights}, {classifier.graph.num_folded} BatchNorm layers folded; "
              f"precision {precision}, XLA {'on' if xla else 'off'}",
@@ -210,13 +208,15 @@ def _results(config, trainer, data, test, substitutions, precision, xla):
             "weights_sha256": audit.weights_sha256(trainer.classifier.variables)}
 
 
-def _print_result(summary):
+def _report(config, directory, summary):
+    """Prints and returns the contents of `results.json`, of this process or of an earlier one.
+
+    Raises:
+        GateError: If the run did not reach `--min_test_accuracy`: also when it is only printed again.
+    """
     print("RESULT " + json.dumps(summary, allow_nan=False), flush=True)
-
-
-def _check_gate(config, directory):
-    """Raises GateError if the run did not reach `--min_test_accuracy`: also when it is only printed again."""
-    accuracy = directory.read_json("results.json")["test"]["accuracy"]
+    accuracy = summary["test"]["accuracy"]
     if accuracy < config.min_test_accuracy:
         raise GateError(f"test accuracy {accuracy:.4f}; expected at least --min_test_accuracy={config.min_test_accuracy}; "
                         f"everything is in {directory.path}")
+    return summary

@@ -175,7 +175,7 @@ def test_failed_write_keeps_the_old_split(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(split.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(errors.StorageError, match="No space"):
         split.write_manifest(path, manifest(seed=1))
     split.check_manifest(path, manifest())

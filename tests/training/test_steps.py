@@ -20,14 +20,14 @@ def classifier(tiny_backbone):
 
 
 def _make_step(classifier, examples, rate=0.5, optimizer="sgd", num_steps=10, backbone_multiplier=1.0, clip_norm=0.0,
-               warmup=0, tensors=None, **kwargs):
+               warmup=0, schedule="constant", tensors=None, **kwargs):
     groups = make_param_groups(classifier.trainable_variables(), {}, list(classifier.variables),
                                backbone_lr_multiplier=backbone_multiplier)
     optimizer = GroupedOptimizer(groups, optimizer, momentum=0.0, clip_norm=clip_norm)
     cut, views = classifier.cut(), features.Views(0, 0, False)
     source = (features.LiveSource(classifier, examples, cut, views) if tensors is None else
               features.CachedSource(examples, cut, [tf.constant(tensors)], views))
-    return steps.TrainStep(classifier, optimizer, source, Phase("p", 1, "0%", rate, 0, warmup), num_steps, **kwargs)
+    return steps.TrainStep(classifier, optimizer, source, Phase("p", 1, "0%", rate, 0, warmup, schedule), num_steps, **kwargs)
 
 
 def _call(step, indices, weights=None, first=0, count=None, done=0):

@@ -14,9 +14,9 @@ import collections
 import dataclasses
 import hashlib
 import json
-import os
 
-from tl_research.errors import DataError, StorageError
+from tl_research.errors import DataError
+from tl_research.files import write_atomically
 
 SIDES = ("train", "validation", "test")
 
@@ -127,20 +127,7 @@ def write_manifest(path, manifest):
     """
     head = json.dumps({key: value for key, value in manifest.items() if key != "files"})
     text = head[:-1] + ', "files": [\n' + ",\n".join(map(json.dumps, manifest["files"])) + "\n]}\n"
-    temporary = f"{path}.tmp-{os.getpid()}"
-    try:
-        with open(temporary, "w", encoding="ascii") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        directory = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
-        try:
-            os.fsync(directory)  # makes the new name itself durable
-        finally:
-            os.close(directory)
-    except OSError as error:
-        raise StorageError(f"cannot write {path} ({error}); free some space or set --workdir") from error
+    write_atomically(path, text)
 
 
 def check_manifest(path, manifest):

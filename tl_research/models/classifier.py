@@ -5,12 +5,11 @@ The same variables are reached in two ways. `Classifier.model` is a plain Keras 
 which is what the loop uses.
 """
 
-import difflib
-
 import keras
 import tensorflow as tf
 
 from tl_research.errors import UserError
+from tl_research.errors import suggestion
 from tl_research.models import backbones
 from tl_research.models.augmentation import Augmentation
 from tl_research.models.graph import FeatureGraph
@@ -142,11 +141,9 @@ class Classifier:
             # A block's name wins over that of a layer in it: InceptionV3's mixed7 is both, the layer being its end.
             starts = {**layer_starts, **{block: layer_starts[names[0]] for block, names in self.backbone_blocks}}
             if what not in starts:
-                close = difflib.get_close_matches(what, starts, n=1)
-                hint = f"; did you mean {close[0]}?" if close else ""
                 blocks = [block for block, _ in self.backbone_blocks]
                 raise UserError(f"--unfreeze={what} is neither a layer nor a block of {self.spec.name}; expected N%, all, "
-                                f"or a name such as {blocks[0]}, {blocks[len(blocks) // 2]}, {blocks[-1]}{hint}")
+                                f"or a name such as {blocks[0]}, {blocks[len(blocks) // 2]}, {blocks[-1]}{suggestion(what, starts)}")
             first = starts[what]
         self.backbone.trainable = True
         for index, layer in enumerate(layers):

@@ -72,9 +72,8 @@ def save(directory, state, arrays):
 
 def _remove(path):
     """Removes a checkpoint so that an interruption leaves nothing that looks like one."""
-    trash = path if ".trash-" in path else f"{path}.trash-{os.getpid()}"
-    if trash != path:
-        os.replace(path, trash)
+    trash = f"{path}.trash-{os.getpid()}"
+    os.replace(path, trash)
     shutil.rmtree(trash, ignore_errors=True)
 
 

@@ -162,8 +162,8 @@ class Trainer:
 
     def describe_phase(self, phase, optimizer, opened):
         """Returns the line that says what a phase trains."""
-        total = sum(int(np.prod(v.shape)) for v in self.classifier.variables.values())
-        trainable = sum(int(np.prod(v.shape)) for v in optimizer.variables)
+        total = _num_parameters(self.classifier.variables.values())
+        trainable = _num_parameters(optimizer.variables)
         first = next((layer.name for layer in opened if layer.trainable_variables), "none")
         rates = ", ".join(f"{name} {rate:.3g}" for name, rate in optimizer.learning_rates(phase.learning_rate).items())
         return (f"phase {phase.name}: {len(opened)} of {len(self.classifier.backbone.layers)} backbone layers open, "
@@ -271,7 +271,7 @@ class Trainer:
         if warning:
             print(f"warning: {warning}", file=sys.stderr)
         step = TrainStep(self.classifier, self._optimizer, source, dataclasses.replace(phase, warmup_steps=warmup_steps),
-                         num_steps, schedule=phase.lr_schedule, label_smoothing=config.label_smoothing, xla=self._xla)
+                         num_steps, label_smoothing=config.label_smoothing, xla=self._xla)
         evaluate = EvalStep(self.classifier, self._source("validation", cut), config.batch_size, self._xla)
         if not resume:
             self.save()
@@ -364,9 +364,8 @@ class Trainer:
                "val_loss": loss, "val_accuracy": accuracy, "images_per_second": sums["examples"] / sums["seconds"],
                "seconds": sums["seconds"], "learning_rate": sums["learning_rate"]}
         state.epoch_step, state.epoch_totals = 0, {}
-        previous = state.selected
-        if state.phase_epoch == 1 and previous and math.isfinite(loss):
-            self._warn_of_a_fall(phase, previous, row)
+        if state.phase_epoch == 1 and state.selected and math.isfinite(loss):
+            self._warn_of_a_fall(phase, state.selected, row)
         # NaN is never best; a tie keeps the earlier epoch, so that it does not matter where a run was cut.
         if math.isfinite(loss) and (state.best is None or loss < state.best["val_loss"]):
             state.best, state.wait = {"epoch": state.epoch, "val_loss": loss, "val_accuracy": accuracy}, 0
@@ -407,8 +406,7 @@ class Trainer:
         self._assign(self._arrays["best"], self._saved_paths())
         with self._timed("evaluate"):
             loss, accuracy = results.loss_and_accuracy(evaluate(), self._validation.labels)
-        trainable = sum(int(np.prod(variable.shape)) for variable in self._optimizer.variables)
-        total = sum(int(np.prod(variable.shape)) for variable in variables.values())
+        trainable, total = _num_parameters(self._optimizer.variables), _num_parameters(variables.values())
         state.finished.append({
             "name": phase.name, "epochs": state.phase_epoch, "best_epoch": state.best["epoch"], "val_accuracy": accuracy,
             "val_loss": loss, "trainable_parameters": trainable, "frozen_parameters": total - trainable,
@@ -432,7 +430,7 @@ class Trainer:
         for group in self._optimizer.groups:
             rate = self.state.largest_rate * group.lr_multiplier
             for path, variable in zip(group.paths, group.variables):
-                gradient = next(peaks) / math.sqrt(max(1, int(np.prod(variable.shape))))  # root mean square
+                gradient = next(peaks) / math.sqrt(max(1, _num_parameters([variable])))  # root mean square
                 adaptive = gradient / (gradient + 1e-7)  # adam, rmsprop and lion divide the size out, to about 1
                 updates[path] = rate * (gradient if self._config.optimizer == "sgd" else adaptive)
         return updates
@@ -444,3 +442,7 @@ class Trainer:
         self.save()
         raise Interrupted(f"interrupted by signal {self._signals.number} after step {self.state.global_step}; everything "
                           f"is saved; go on with the same flags and --workdir={self._directory.path}", self._signals.number)
+
+
+def _num_parameters(variables):
+    return sum(math.prod(variable.shape) for variable in variables)

@@ -19,15 +19,13 @@ class TrainStep:
         source: Where the tensors at the cut come from.
         phase: `tl_research.config.Phase`.
         num_steps: Steps of the whole phase, for the schedule.
-        schedule: `constant` or `cosine`.
         label_smoothing: Probability spread evenly over the classes.
         xla: Whether the step (without augmentation, which XLA cannot compile) is compiled with XLA.
     """
 
-    def __init__(self, classifier, optimizer, source, phase, num_steps, *, schedule="constant", label_smoothing=0.0,
-                 xla=False):
+    def __init__(self, classifier, optimizer, source, phase, num_steps, *, label_smoothing=0.0, xla=False):
         self._classifier, self._optimizer, self._source = classifier, optimizer, source
-        self._phase, self._num_steps, self._schedule = phase, num_steps, schedule
+        self._phase, self._num_steps = phase, num_steps
         self._label_smoothing = label_smoothing
         self._labels = tf.constant(source.examples.labels)
         self._variables = [variable.value for variable in optimizer.variables]
@@ -94,7 +92,7 @@ class TrainStep:
             loss = tf.reduce_sum(weights * losses) / tf.reduce_sum(weights)
         gradients = tape.gradient(loss, self._variables)
         learning_rate = self._phase.learning_rate * schedules.learning_rate_factor(
-            phase_step, self._num_steps, self._schedule, self._phase.warmup_steps)
+            phase_step, self._num_steps, self._phase.lr_schedule, self._phase.warmup_steps)
         norms = tf.stack([tf.norm(tf.cast(gradient, tf.float32)) for gradient in gradients])
         finite = tf.math.is_finite(loss) & tf.reduce_all(tf.math.is_finite(norms))
 
