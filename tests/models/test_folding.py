@@ -9,6 +9,7 @@ import tensorflow as tf
 from absl.testing import parameterized
 from keras import layers
 
+from tl_research.models import convolutions
 from tl_research.models import folding
 from tl_research.models.graph import FeatureGraph
 
@@ -103,7 +104,7 @@ class FoldingTest(parameterized.TestCase, tf.test.TestCase):
             variable.assign(np.full(variable.shape, value))
         with tf.GradientTape() as tape:
             kernel, bias = folding.folded_weights(conv, bn)
-            outputs = folding.folded_call(conv, kernel, bias, tf.fill([1, 1, 1, 1], 2.0))
+            outputs = convolutions.convolve(conv, tf.fill([1, 1, 1, 1], 2.0), kernel, bias)
         self.assertAllClose(kernel, [[[[3.0]]]])  # 2 * 1.5
         self.assertAllClose(bias, [-0.25])  # 0.5 - 1 * 1.5 + 1.5 * 0.5
         self.assertAllClose(outputs, [[[[5.75]]]])

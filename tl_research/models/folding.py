@@ -44,20 +44,3 @@ def folded_weights(convolution, batchnorm):
     if isinstance(convolution, keras.layers.SeparableConv2D):
         return convolution.pointwise_kernel * scale, bias
     return convolution.kernel * scale, bias
-
-
-def folded_call(convolution, kernel, bias, inputs):
-    """Returns what the convolution and its BatchNorm would, in the convolution's compute dtype."""
-    dtype = convolution.compute_dtype
-    inputs, kernel, bias = (tf.cast(tensor, dtype) for tensor in (inputs, kernel, bias))
-    if isinstance(convolution, keras.layers.Dense):
-        return tf.nn.bias_add(tf.tensordot(inputs, kernel, 1), bias)
-    # Keras' own operations: TensorFlow's refuse dilation with strides, and on some CPUs the gradient of a dilated Conv2D.
-    options = {name: getattr(convolution, name) for name in ("strides", "padding", "data_format", "dilation_rate")}
-    if isinstance(convolution, keras.layers.DepthwiseConv2D):
-        outputs = keras.ops.depthwise_conv(inputs, kernel, **options)
-    elif isinstance(convolution, keras.layers.SeparableConv2D):
-        outputs = keras.ops.separable_conv(inputs, tf.cast(convolution.depthwise_kernel, dtype), kernel, **options)
-    else:
-        outputs = keras.ops.conv(inputs, kernel, **options)
-    return tf.nn.bias_add(outputs, bias)

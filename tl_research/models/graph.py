@@ -11,6 +11,7 @@ import math
 import keras
 import tensorflow as tf
 
+from tl_research.models import convolutions
 from tl_research.models import folding
 
 # What a byte of cached feature costs in memory and traffic, in multiply-adds: about the ratio of a CPU's arithmetic to
@@ -153,19 +154,16 @@ class FeatureGraph:
         """
         values = {id(self._tensors[name]): tensor for name, tensor in known.items()}
         for node, convolution in self._needed(known, outputs):
-            if convolution and node.operation not in batchnorm_in_training:
-                (inputs,), _ = convolution.arguments.fill_in(values)
+            training = node.operation in batchnorm_in_training
+            args, kwargs = (convolution or node).arguments.fill_in(values)
+            if convolution and not training:
                 weights = (constants or {}).get(node.outputs[0])
                 weights = weights or folding.folded_weights(convolution.operation, node.operation)
-                results = [folding.folded_call(convolution.operation, *weights, inputs)]
+                results = [convolutions.convolve(convolution.operation, *args, *weights)]
             elif convolution:
-                (inputs,), _ = convolution.arguments.fill_in(values)
-                results = [node.operation(convolution.operation(inputs), training=True)]
+                results = [node.operation(_call(convolution.operation, args, kwargs), training=True)]
             else:
-                args, kwargs = node.arguments.fill_in(values)
-                if getattr(node.operation, "_call_has_training_arg", False):
-                    kwargs = {**kwargs, "training": node.operation in batchnorm_in_training}
-                results = keras.tree.flatten(node.operation(*args, **kwargs))
+                results = keras.tree.flatten(_call(node.operation, args, kwargs, training))
             for name, result in zip(node.outputs, results):
                 values[id(self._tensors[name])] = result
         return [values[id(self._tensors[name])] for name in outputs]
@@ -181,3 +179,12 @@ class FeatureGraph:
                     positions = math.prod(self.shape(each.outputs[0])[:-1])
                     total += positions * math.prod(kernel.shape)
         return total
+
+
+def _call(operation, args, kwargs, training=False):
+    """Calls a layer or operator; `training` reaches a layer that knows the argument."""
+    if convolutions.is_depthwise(operation):
+        return convolutions.call_depthwise(operation, *args)
+    if getattr(operation, "_call_has_training_arg", False):
+        kwargs = {**kwargs, "training": training}
+    return operation(*args, **kwargs)

@@ -1,0 +1,83 @@
+"""Depthwise convolutions in parts equal Keras' own layers, in their outputs and in every gradient."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import parameterized
+from keras import layers
+
+from tl_research.models import convolutions
+from tl_research.models.graph import FeatureGraph
+
+CHANNELS = 6
+# As users write them; widths above 3 take the filter gradient in parts.
+DEPTHWISE = {
+    "width_3": lambda: layers.DepthwiseConv2D(3, padding="same"),
+    "width_5_same": lambda: layers.DepthwiseConv2D(5, padding="same", use_bias=False),
+    "width_5_same_strides": lambda: layers.DepthwiseConv2D(5, strides=2, padding="same"),
+    "width_5_valid_strides": lambda: layers.DepthwiseConv2D(5, strides=3, padding="valid"),
+    "width_4_height_2": lambda: layers.DepthwiseConv2D((2, 4), padding="same"),
+    "width_7_multiplier": lambda: layers.DepthwiseConv2D(7, depth_multiplier=2, padding="same"),
+    "width_5_activation": lambda: layers.DepthwiseConv2D(5, padding="same", activation="relu"),
+    "width_5_dilation": lambda: layers.DepthwiseConv2D(5, padding="same", dilation_rate=2),
+    "conv2d_with_groups": lambda: layers.Conv2D(CHANNELS, 7, groups=CHANNELS, padding="same"),
+    "conv2d_with_groups_strides": lambda: layers.Conv2D(CHANNELS, 5, groups=CHANNELS, strides=2, activation="tanh"),
+}
+OTHERS = {
+    "conv2d": lambda: layers.Conv2D(CHANNELS, 5),
+    "conv2d_of_one_channel": lambda: layers.Conv2D(1, 5),
+    "two_groups": lambda: layers.Conv2D(CHANNELS, 5, groups=2),
+    "groups_with_two_filters": lambda: layers.Conv2D(2 * CHANNELS, 5, groups=CHANNELS),
+    "channels_first": lambda: layers.DepthwiseConv2D(5, data_format="channels_first"),
+    "separable": lambda: layers.SeparableConv2D(4, 5),
+}
+
+
+def _outputs_and_gradients(call, layer, images):
+    """Returns outputs, and the gradients of images and weights of a random weighting of the outputs."""
+    values = [images, *(variable.value for variable in layer.trainable_variables)]
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        outputs = call(images)
+        loss = tf.reduce_sum(outputs * np.random.RandomState(2).normal(size=outputs.shape))
+    return [outputs, *tape.gradient(loss, values)]
+
+
+class ConvolutionsTest(parameterized.TestCase, tf.test.TestCase):
+
+    @parameterized.named_parameters(
+        (f"{name}_{height}x{width}", make, height, width)
+        for name, make in DEPTHWISE.items() for height, width in ((9, 8), (11, 13)))
+    def test_depthwise_equals_the_keras_layer(self, make, height, width):
+        keras.backend.set_floatx("float64")
+        self.addCleanup(keras.backend.set_floatx, "float32")
+        keras.utils.set_random_seed(0)
+        layer = make()
+        layer.build((None, height, width, CHANNELS))
+        self.assertTrue(convolutions.is_depthwise(layer))
+        images = tf.constant(np.random.RandomState(1).normal(size=(3, height, width, CHANNELS)))
+        expected = _outputs_and_gradients(layer, layer, images)
+        actual = _outputs_and_gradients(lambda x: convolutions.call_depthwise(layer, x), layer, images)
+        self.assertEqual(len(actual), len(expected))
+        for a, b in zip(actual, expected):
+            self.assertEqual(a.dtype, b.dtype)
+            self.assertAllClose(a, b, rtol=1e-11, atol=1e-11)
+
+    @parameterized.named_parameters((name, make) for name, make in OTHERS.items())
+    def test_other_layers_are_left_to_keras(self, make):
+        layer = make()
+        layer.build((None, CHANNELS, 9, CHANNELS))
+        self.assertFalse(convolutions.is_depthwise(layer))
+
+    def test_graph_runs_a_convolution_with_a_group_for_each_channel_as_depthwise(self):
+        inputs = keras.Input((9, 9, CHANNELS))
+        model = keras.Model(inputs, layers.Conv2D(CHANNELS, 7, groups=CHANNELS, padding="same")(inputs))
+        graph, images = FeatureGraph(model), tf.random.stateless_normal([2, 9, 9, CHANNELS], seed=(0, 1))
+        run = tf.function(lambda x: graph.run({graph.input: x}, [graph.output])[0])
+        operations = {operation.type for operation in run.get_concrete_function(images).graph.get_operations()}
+        self.assertIn("DepthwiseConv2dNative", operations)
+        self.assertAllClose(run(images), model(images), rtol=1e-5, atol=1e-5)
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,90 @@
+"""Convolutions of Keras layers with given weights, in the formulation that is fastest for equal results."""
+
+import keras
+import tensorflow as tf
+
+_FAST_WIDTH = 3  # oneDNN's filter gradient of a depthwise convolution is 2-3 times slower from width 4 on
+
+
+def convolve(layer, inputs, kernel, bias=None):
+    """Returns what a convolution or dense layer with this kernel and bias computes, before its activation.
+
+    Args:
+        layer: Conv2D, DepthwiseConv2D, SeparableConv2D (`kernel` is then the pointwise one) or Dense, channels last.
+        inputs: [B, ...].
+        kernel: In the layer's own shape.
+        bias: [channels] or None.
+
+    Returns:
+        [B, ...] in the layer's compute dtype.
+    """
+    inputs, kernel = tf.cast(inputs, layer.compute_dtype), tf.cast(kernel, layer.compute_dtype)
+    if isinstance(layer, keras.layers.Dense):
+        outputs = tf.tensordot(inputs, kernel, 1)
+    else:
+        options = {name: getattr(layer, name) for name in ("strides", "padding", "dilation_rate")}
+        if isinstance(layer, keras.layers.DepthwiseConv2D):
+            outputs = _depthwise(inputs, kernel, **options)
+        elif isinstance(layer, keras.layers.SeparableConv2D):
+            depthwise = _depthwise(inputs, tf.cast(layer.depthwise_kernel, layer.compute_dtype), **options)
+            outputs = keras.ops.conv(depthwise, kernel, data_format="channels_last")
+        elif is_depthwise(layer):
+            outputs = _depthwise(inputs, tf.transpose(kernel, [0, 1, 3, 2]), **options)
+        else:
+            # Keras' operation: TensorFlow's refuses dilation with strides and, on some CPUs, the gradient with dilation.
+            outputs = keras.ops.conv(inputs, kernel, data_format="channels_last", **options)
+    return outputs if bias is None else tf.nn.bias_add(outputs, tf.cast(bias, outputs.dtype))
+
+
+def is_depthwise(layer):
+    """Returns whether a layer is a depthwise convolution, also one written as Conv2D with a group for each channel.
+
+    ConvNeXt has such a Conv2D, for which Keras on a CPU takes about a hundred times as long.
+    """
+    if getattr(layer, "data_format", None) != "channels_last":
+        return False
+    if type(layer) is keras.layers.Conv2D:
+        return layer.groups > 1 and layer.groups == layer.filters and layer.kernel.shape[2] == 1
+    return type(layer) is keras.layers.DepthwiseConv2D
+
+
+def call_depthwise(layer, inputs):
+    """Returns `layer(inputs)` of a layer that `is_depthwise`."""
+    return layer.activation(convolve(layer, inputs, layer.kernel, layer.bias if layer.use_bias else None))
+
+
+def _depthwise(inputs, kernel, strides, padding, dilation_rate):
+    """A depthwise convolution whose filter gradient is taken in parts of width `_FAST_WIDTH`.
+
+    Args:
+        inputs: [B, H, W, C], with H and W known.
+        kernel: [h, w, C, channel multiplier].
+    """
+    height, width = kernel.shape[:2]
+    stride = strides[0]
+    if (width <= _FAST_WIDTH or strides != (stride, stride) or dilation_rate != (1, 1)
+            or tf.config.get_visible_devices("GPU")):
+        return keras.ops.depthwise_conv(inputs, kernel, strides=strides, padding=padding, dilation_rate=dilation_rate,
+                                        data_format="channels_last")
+    steps, padding = [1, stride, stride, 1], padding.upper()
+
+    @tf.custom_gradient
+    def convolved(inputs, kernel):
+        outputs = tf.nn.depthwise_conv2d(inputs, kernel, steps, padding)
+
+        def gradient(upstream):
+            to_inputs = tf.nn.depthwise_conv2d_backprop_input(tf.shape(inputs), kernel, upstream, steps, padding)
+            sizes = [(outputs.shape[axis] - 1) * stride + kernel.shape[axis - 1] for axis in (1, 2)]  # that a filter sees
+            missing = [max(size - inputs.shape[axis], 0) for size, axis in zip(sizes, (1, 2))]
+            padded = tf.pad(inputs, [(0, 0), *((size // 2, size - size // 2) for size in missing), (0, 0)])
+            parts = []
+            for first in range(0, width, _FAST_WIDTH):
+                part = min(_FAST_WIDTH, width - first)
+                seen = padded[:, :sizes[0], first:first + sizes[1] - width + part]
+                shape = [height, part, *kernel.shape[2:]]
+                parts.append(tf.nn.depthwise_conv2d_backprop_filter(seen, shape, upstream, steps, "VALID"))
+            return to_inputs, tf.concat(parts, axis=1)
+
+        return outputs, gradient
+
+    return convolved(inputs, kernel)
