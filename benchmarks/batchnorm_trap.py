@@ -81,7 +81,7 @@ def compare(settings):
         head_config = settings.config(workdir, "head", settings.head_epochs, "0%", 1e-3)
         config = settings.config(workdir, "finetune", settings.finetune_epochs, "30%", 1e-5)
         backbones.get_spec(config.backbone)  # a misspelt name should not wait for the data
-        _, xla = experiment.resolve_device(config)
+        _, xla = experiment.resolve_device(config, {})
         with RunDirectory(head_config) as directory:
             data = dataset.load(head_config, directory)
             classifier = Classifier(config.backbone, config.weights, config.image_size, len(data.classes),

@@ -20,6 +20,7 @@ from tl_research.data import dataset
 from tl_research.errors import ExportError
 from tl_research.errors import GateError
 from tl_research.errors import UnreachableError
+from tl_research.files import storage_errors
 from tl_research.models import backbones
 from tl_research.models.classifier import Classifier
 from tl_research.reporting import figures
@@ -53,7 +54,7 @@ def run(config, *, started=None):
             print(f"{directory.path} is finished", file=sys.stderr)
             return _report(config, directory, directory.results)
         print(f"run directory: {directory.path}", flush=True)
-        precision, xla = resolve_device(config)
+        precision, xla = resolve_device(config, directory.read_json("run.json") or {})
         data, classifier, substitutions = _load(config, directory)
         seconds = {"data": time.perf_counter() - started}
         trainer = Trainer(config, classifier, data.train, data.validation, directory, xla=xla, signals=signals)
@@ -63,18 +64,23 @@ def run(config, *, started=None):
         state = trainer.state
         summaries = Summaries(directory.path, state.global_step if restored else None)
         if restored:
-            name = config.phase_plan[state.phase_index].name
-            print(f"resumed phase {name}, epoch {state.epoch + 1}, step {state.global_step}", file=sys.stderr)
+            phase = config.phase_plan[state.phase_index]
+            epoch = state.epoch + (not state.phase_over(phase))
+            print(f"resumed phase {phase.name}, epoch {epoch}, step {state.global_step}", file=sys.stderr)
         else:
             _write_run_json(directory, precision, xla, trainer, substitutions)
             summaries.text("train", "plan", "\n\n".join(plan.splitlines()), 0)
         trainer.run(summaries)
-        test = _test(config, classifier, data.test, xla)
+        if state.test is None:
+            state.test = _test(config, classifier, data.test, xla)
+            trainer.save()  # from here on an interruption does not read the test images again
+        test = state.test
         export(classifier, data, directory, precision)
         summary = _results(config, trainer, data, test, substitutions, precision, xla)
-        os.makedirs(directory.file("report"), exist_ok=True)
-        if state.history:
-            figures.save_curves(directory.file("report", "curves.png"), state.history)
+        with storage_errors(directory.file("report")):
+            os.makedirs(directory.file("report"), exist_ok=True)
+            if state.history:
+                figures.save_curves(directory.file("report", "curves.png"), state.history)
         summaries.text("train", "test", f"accuracy {test['accuracy']:.4f} of {test['n']} images", state.global_step)
         summaries.close()
         summary["seconds"] = {"total": time.perf_counter() - started, **seconds, **state.run_seconds}
@@ -87,15 +93,20 @@ def run(config, *, started=None):
         return _report(config, directory, summary)
 
 
-def resolve_device(config):
-    """Sets Keras' dtype policy; returns (precision, whether XLA is on) as resolved for this machine."""
+def resolve_device(config, recorded):
+    """Sets Keras' dtype policy; returns (precision, whether XLA is on) as resolved for this machine.
+
+    Args:
+        config: `Config`.
+        recorded: Contents of `run.json`: a resumed run goes on with what it began with.
+    """
     gpus = tf.config.list_physical_devices("GPU")
-    precision = config.precision
+    precision = recorded.get("precision", config.precision)
     if precision == "auto":
         capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0)) if gpus else (0, 0)
         precision = "mixed_bfloat16" if capability >= (8, 0) else "float32"
     keras.config.set_dtype_policy(precision)
-    return precision, bool(gpus) if config.xla == "auto" else config.xla == "on"
+    return precision, recorded.get("xla", bool(gpus) if config.xla == "auto" else config.xla == "on")
 
 
 def _load(config, directory):
@@ -182,10 +193,11 @@ def export(classifier, data, directory, precision):
     Raises:
         ExportError: If the logits of validation images differ; the file is removed.
     """
-    os.makedirs(directory.file("export"), exist_ok=True)
     path = directory.file("export", "model.keras")
     temporary = directory.file("export", f"tmp-{os.getpid()}.keras")
-    classifier.model.save(temporary)
+    with storage_errors(path):
+        os.makedirs(directory.file("export"), exist_ok=True)
+        classifier.model.save(temporary)
     images = tf.cast(data.validation.images(range(min(64, len(data.validation)))), tf.float32)
     cut = classifier.cut()
     expected = classifier.logits(cut, classifier.frozen_part(cut)(images)).numpy()

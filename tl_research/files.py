@@ -1,9 +1,20 @@
 """Files that are whole or not there, also after a crash."""
 
+import contextlib
 import hashlib
 import os
 
 from tl_research.errors import StorageError
+
+
+@contextlib.contextmanager
+def storage_errors(path):
+    """Turns an error of the operating system while `path` is written into a StorageError."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"could not write {path}: {error.strerror or error}; expected a writable place with room; "
+                           "free some or choose another --workdir") from error
 
 
 def sync(path):
@@ -35,12 +46,9 @@ def write_atomically(path, text):
         StorageError: If the file cannot be written.
     """
     temporary = f"{path}.tmp-{os.getpid()}"
-    try:
+    with storage_errors(path):
         if os.path.exists(temporary):
             os.remove(temporary)
         write_synced(temporary, [text.encode()])
         os.replace(temporary, path)
         sync(os.path.dirname(path) or ".")
-    except OSError as error:
-        raise StorageError(f"could not write {path}: {error.strerror}; expected a writable place with room; "
-                           "free some or choose another --workdir") from error

@@ -1,28 +1,53 @@
-"""Signals that end a run after its checkpoint instead of at once."""
+"""Signals that end a run: at once, or after its checkpoint where it must not be cut in two."""
 
+import contextlib
 import signal
 import threading
 
+from tl_research.errors import Interrupted
+
 
 class Signals:
-    """While active, remembers the first SIGINT, SIGTERM or SIGHUP in `number`; a second one acts as it always does."""
+    """While active, the first SIGINT, SIGTERM or SIGHUP raises Interrupted; a second one acts as it always does.
+
+    Attributes:
+        number: Of the signal that came, or None.
+    """
 
     def __init__(self):
         self.number = None
+        self._held = False
         self._before = {}
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                self._before[number] = signal.signal(number, self._remember)
+                self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *exception):
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _remember(self, number, frame):
+    @contextlib.contextmanager
+    def held(self):
+        """Inside, a signal only sets `number`; at the end at the latest it is answered."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self.number is not None:
+            self._interrupt()
+
+    def _receive(self, number, frame):
         if self.number is not None:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.number = number
+        if not self._held:
+            self._interrupt()
+
+    def _interrupt(self):
+        raise Interrupted(f"interrupted by signal {int(self.number)}; the last checkpoint, if there is one, is whole; go on "
+                          "with the same flags and --workdir", self.number)

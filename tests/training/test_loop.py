@@ -18,6 +18,7 @@ from tl_research.errors import GateError
 from tl_research.errors import Interrupted
 from tl_research.errors import NonFiniteError
 from tl_research.errors import OutOfMemoryError
+from tl_research.errors import StorageError
 from tl_research.models import backbones
 from tl_research.models.classifier import Classifier
 from tl_research.reporting import results
@@ -25,6 +26,7 @@ from tl_research.reporting.summaries import Summaries
 from tl_research.signals import Signals
 from tl_research.training import audit
 from tl_research.training import checkpoints
+from tl_research.training import features
 from tl_research.training import loop
 from tl_research.training import steps
 from tl_research.training.run_directory import RunDirectory
@@ -377,7 +379,7 @@ def test_resumed_run_ends_as_an_unbroken_one(run, tmp_path, monkeypatch, capsys)
     for place, when, number, code, said in (
             (_at_step, 2, signal.SIGTERM, 143, "phase head, epoch 1, step 2"),
             (_at_epoch_end, 1, None, None, None),
-            (_at_epoch_end, 2, signal.SIGINT, 130, f"phase head, epoch 3, step {2 * _STEPS}"),
+            (_at_epoch_end, 2, signal.SIGINT, 130, f"phase head, epoch 2, step {2 * _STEPS}"),
             (_at_step, 2 * _STEPS + 4, None, None, None),
             (_at_step, 3 * _STEPS, signal.SIGHUP, 129, f"phase finetune, epoch 3, step {3 * _STEPS}")):
         place(monkeypatch, when, (lambda: signal.raise_signal(number)) if number else _crash)
@@ -460,3 +462,52 @@ def test_pretrained_weights_that_changed_meanwhile_are_noticed(run, monkeypatch)
     with pytest.raises(CheckpointError, match="frozen variables are not those the run began with") as error:
         run("run")
     assert error.value.exit_code == 7
+
+
+def test_signal_while_the_cache_is_filled_ends_the_run_at_once(run, tmp_path, monkeypatch):
+    expected = run("unbroken", augment_views=1)
+    with monkeypatch.context() as patch:
+        compute = features.compute_features
+        patch.setattr(features, "compute_features", lambda source, views, size, progress: compute(
+            source, views, size, lambda done, total: signal.raise_signal(signal.SIGTERM)))
+        patch.setattr(loop.Trainer, "_run_epoch", lambda *args: pytest.fail("trained after the signal"))
+        with pytest.raises(Interrupted, match="interrupted by signal 15; ") as error:
+            run("broken", augment_views=1)
+        assert error.value.exit_code == 143
+    assert run("broken", augment_views=1)["weights_sha256"] == expected["weights_sha256"]
+
+
+def test_test_images_are_read_once_though_the_run_ends_before_its_results(run, tmp_path, monkeypatch):
+    expected = run("unbroken")
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "export", lambda *args: _crash())
+        with pytest.raises(_Crash):
+            run("broken")
+    monkeypatch.setattr(experiment, "_test", lambda *args: pytest.fail("read again"))
+    monkeypatch.setattr(loop.Trainer, "_run_phase", lambda *args: pytest.fail("trained again"))
+    result = run("broken")
+    assert (result["test"], result["weights_sha256"]) == (expected["test"], expected["weights_sha256"])
+    _assert_equal_runs(tmp_path, "unbroken", "broken")
+
+
+def test_resumed_run_keeps_its_precision_and_xla(run, tmp_path, monkeypatch):
+    _at_step(monkeypatch, 9, _crash)
+    with pytest.raises(_Crash):
+        run("run")
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (recorded["precision"], recorded["xla"]) == ("float32", False)
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**recorded, "xla": True}))  # as if it began on a GPU
+    assert run("run")["xla"] is True
+
+
+@pytest.mark.parametrize("place", ["export", "report", "train"])
+def test_what_cannot_be_written_is_a_storage_error(run, tmp_path, monkeypatch, place):
+    monkeypatch.setattr(loop.Trainer, "run", lambda trainer, summaries: summaries.flush())
+    monkeypatch.setattr(experiment, "_test", lambda *args: {"accuracy": 0.0, "loss": 0.0, "n": 1, "ci95": [0.0, 1.0], "reads": 1})
+    monkeypatch.setattr(loop.Trainer, "save", lambda trainer: None)
+    os.makedirs(tmp_path / "run")
+    (tmp_path / "run" / "flags.txt").write_text("")  # a run of ours, with a file where a directory should be
+    (tmp_path / "run" / place).write_text("in the way")
+    with pytest.raises(StorageError, match="could not write .*; expected a writable place with room") as error:
+        run("run")
+    assert error.value.exit_code == 9

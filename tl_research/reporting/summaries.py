@@ -1,8 +1,11 @@
 """TensorBoard runs `train/` and `validation/`: the same tags, one global step over all phases."""
 
+import contextlib
 import os
 
 import tensorflow as tf
+
+from tl_research.files import storage_errors
 
 
 class Summaries:
@@ -11,30 +14,45 @@ class Summaries:
     Args:
         directory: The run directory.
         last_step: Records after this step are dropped first, as a resumed run writes them again; None drops all.
+
+    Raises:
+        StorageError: In every method, if the records cannot be written.
     """
 
     def __init__(self, directory, last_step):
-        self._writers = {}
-        for side in ("train", "validation"):
-            path = os.path.join(directory, side)
-            drop_records_after(path, -1 if last_step is None else last_step)
-            self._writers[side] = tf.summary.create_file_writer(path)
+        self._directory, self._writers = directory, {}
+        with self._storage_errors():
+            for side in ("train", "validation"):
+                path = os.path.join(directory, side)
+                drop_records_after(path, -1 if last_step is None else last_step)
+                self._writers[side] = tf.summary.create_file_writer(path)
+
+    @contextlib.contextmanager
+    def _storage_errors(self):
+        """Turns errors of the operating system, also those that TensorFlow reports, into StorageError."""
+        with storage_errors(self._directory):
+            try:
+                yield
+            except tf.errors.OpError as error:
+                raise OSError(error.message) from error
 
     def scalar(self, side, tag, value, step):
-        with self._writers[side].as_default():
+        with self._storage_errors(), self._writers[side].as_default():
             tf.summary.scalar(tag, value, step=step)
 
     def text(self, side, tag, markdown, step):
-        with self._writers[side].as_default():
+        with self._storage_errors(), self._writers[side].as_default():
             tf.summary.text(tag, markdown, step=step)
 
     def flush(self):
-        for writer in self._writers.values():
-            writer.flush()
+        with self._storage_errors():
+            for writer in self._writers.values():
+                writer.flush()
 
     def close(self):
-        for writer in self._writers.values():
-            writer.close()
+        with self._storage_errors():
+            for writer in self._writers.values():
+                writer.close()
 
 
 def drop_records_after(directory, last_step):

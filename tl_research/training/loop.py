@@ -43,7 +43,7 @@ class Trainer:
         validation: `Examples` that select epochs and phases.
         directory: The open `RunDirectory`.
         xla: Whether steps are compiled with XLA.
-        signals: Has `number`, of the signal that was received, or None.
+        signals: `tl_research.signals.Signals`.
 
     Attributes:
         classifier: As given; its weights change.
@@ -239,7 +239,7 @@ class Trainer:
         self._summaries = summaries
         restored = bool(self.state.phase_hashes)
         for index, phase in enumerate(self._plan):
-            if index < self.state.phase_index or not phase.epochs:
+            if index < self.state.phase_index or not phase.epochs or self.state.test:
                 continue
             self._run_phase(index, phase, resume=restored and index == self.state.phase_index)
             restored = False
@@ -273,15 +273,16 @@ class Trainer:
         step = TrainStep(self.classifier, self._optimizer, source, dataclasses.replace(phase, warmup_steps=warmup_steps),
                          num_steps, label_smoothing=config.label_smoothing, xla=self._xla)
         evaluate = EvalStep(self.classifier, self._source("validation", cut), config.batch_size, self._xla)
-        if not resume:
-            self.save()
         seconds_before = state.seconds
-        while state.phase_epoch < phase.epochs and not (phase.patience and state.wait >= phase.patience):
-            self._run_epoch(phase, source, step, steps_per_epoch)
-            self._finish_epoch(phase, evaluate)
-            state.seconds = seconds_before + time.perf_counter() - phase_start
-            self.save()
-            self._stop_if_signalled()
+        with self._signals.held():
+            if not resume:
+                self.save()
+            while not state.phase_over(phase):
+                self._run_epoch(phase, source, step, steps_per_epoch)
+                self._finish_epoch(phase, evaluate)
+                state.seconds = seconds_before + time.perf_counter() - phase_start
+                self.save()
+                self._stop_if_signalled()
         self._finish_phase(phase, evaluate)
         # Not saved here: the next commit is the start of the next phase, and doing this again changes nothing.
         state.finished[-1]["seconds"] = seconds_before + time.perf_counter() - phase_start

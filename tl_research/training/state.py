@@ -30,6 +30,7 @@ class TrainState:
         selected: {"phase", "epoch", "val_loss", "val_accuracy"} of the best weights of all finished phases.
         finished: The entries of `results.json` of the finished phases.
         history: The rows of `metrics.csv`.
+        test: The test metrics, once they were read.
         run_seconds: Wall time by kind of work, in earlier processes of this run too.
     """
 
@@ -52,7 +53,12 @@ class TrainState:
     selected: dict | None = None
     finished: list = dataclasses.field(default_factory=list)
     history: list = dataclasses.field(default_factory=list)
+    test: dict | None = None
     run_seconds: dict = dataclasses.field(default_factory=lambda: {"features": 0.0, "train": 0.0, "evaluate": 0.0})
+
+    def phase_over(self, phase):
+        """Returns whether the current phase, a `Phase`, has no epoch left."""
+        return self.phase_epoch >= phase.epochs or bool(phase.patience and self.wait >= phase.patience)
 
     def begin_phase(self, hashes):
         """Resets what belongs to one phase."""
