@@ -16,6 +16,7 @@ from tl_research import quiet
 
 quiet.import_tensorflow()
 
+import copied_recipe
 import keras
 import matplotlib
 
@@ -33,8 +34,6 @@ from tl_research.errors import UserError
 from tl_research.files import write_atomically
 from tl_research.models import backbones
 from tl_research.models.classifier import Classifier
-from tl_research.models.classifier import InferenceBackbone
-from tl_research.models.preprocessing import Preprocessing
 from tl_research.reporting import results
 from tl_research.reporting.summaries import Summaries
 from tl_research.signals import Signals
@@ -117,26 +116,11 @@ def _run_loop(config, classifier, data, directory, xla, signals, earlier=None):
 
 def _run_fit(config, data, head_weights, held):
     """Fine-tunes as the common recipe does; returns (the backbone, validation before, a row per epoch)."""
-    base_model = backbones.build_backbone(config.backbone, config.image_size, config.weights, seed=config.seed)
-    keras.utils.set_random_seed(config.seed)
-    inputs = keras.Input((config.image_size, config.image_size, 3))
-    x = keras.layers.RandomFlip("horizontal")(inputs)
-    x = keras.layers.RandomRotation(config.augmentation["rotation"])(x)
-    x = keras.layers.RandomZoom(config.augmentation["zoom"])(x)
-    x = Preprocessing(backbones.get_spec(config.backbone).preprocessing)(x)
-    x = InferenceBackbone(base_model)(x) if held else base_model(x, training=False)
-    x = keras.layers.GlobalAveragePooling2D()(x)
-    x = keras.layers.Dropout(config.dropout)(x)
-    outputs = keras.layers.Dense(len(data.classes))(x)
-    model = keras.Model(inputs, outputs)
+    model, base_model = copied_recipe.build_model(config, len(data.classes), held=held)
     model.layers[-1].set_weights(head_weights)  # in place of the recipe's first `fit`, which trains the dense layer alone
-
     (phase,) = config.phase_plan
-    base_model.trainable = True
-    for layer in base_model.layers[:int(len(base_model.layers) * 0.7)]:
-        layer.trainable = False
-    model.compile(optimizer=keras.optimizers.Adam(phase.learning_rate),
-                  loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    copied_recipe.open_top(base_model)
+    copied_recipe.compile_model(model, phase.learning_rate)
     train, validation = ((side.images(range(len(side))), side.labels) for side in (data.train, data.validation))
     loss, accuracy = model.evaluate(*validation, batch_size=config.batch_size, verbose=0)
     history = model.fit(*train, batch_size=config.batch_size, epochs=phase.epochs, validation_data=validation,
