@@ -85,9 +85,10 @@ class Config:
     augment_views: int = setting(
         0, "augmented versions of each image, used in turn, one an epoch; 0 draws a fresh one every epoch", low=0)
     feature_cache: str = setting(
-        "auto", "keep what the frozen part computes: in memory where it fits and pays, or never",
-        choices=("auto", "off"))
+        "auto", "where what the frozen part computes is kept; auto: in memory if it fits and pays",
+        choices=("auto", "memory", "disk", "off"))
     cache_bytes: int = setting(4 << 30, "bytes of memory for cached features", low=0)
+    cache_dtype: str = setting("auto", "type of cached features; auto: as they are computed", choices=("auto", "float16", "bfloat16"))
 
     # Model
     backbone: str = setting("EfficientNetV2B0", "a name from tl_research/models/backbones.py")

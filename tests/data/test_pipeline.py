@@ -52,7 +52,7 @@ def test_images_and_draws_of_an_example_do_not_depend_on_the_batch_size(make_exa
     examples = make_examples(11)
     classifier = Classifier("Tiny", "none", 16, 3, augmentation={"flip": 1.0, "rotation": 0.1}, seed=0)
     source = features.LiveSource(classifier, examples, (classifier.graph.output,), features.Views(0, 2, True))
-    small, large = (features.compute_features(source, 2, batch_size)[0] for batch_size in (2, 8))
+    small, large = (features.compute_features(source, 2, batch_size).tensors[0] for batch_size in (2, 8))
     np.testing.assert_allclose(small, large, rtol=1e-5, atol=1e-5)
     assert len(small) == 22 and np.abs(small[:11] - small[11:]).max() > 1e-2  # the views differ
 

@@ -1,11 +1,15 @@
 """Cached training is live training: the same numbers, computed once."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tl_research.config import Phase
 from tl_research.data import pipeline
+from tl_research.errors import StorageError
 from tl_research.models.classifier import Classifier
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.optim.param_groups import make_param_groups
@@ -58,7 +62,7 @@ def test_losses_of_20_cached_steps_equal_live_ones(tiny_backbone, make_examples,
     expected = _losses(live, features.LiveSource(live, examples, live.cut(), views), views, 20)
     cached = _classifier(unfreeze)
     base = features.LiveSource(cached, examples, ("block2_relu",), views)
-    stored = features.CachedSource(examples, ("block2_relu",), features.compute_features(base, 2, 8), views)
+    stored = features.compute_features(base, 2, 8)
     source = features.derive_features(cached, stored, cached.cut(), 8)
     assert source.cut == cached.cut() and source.cached and not source.streamed
     received = _losses(cached, source, views, 20)
@@ -74,19 +78,19 @@ def test_features_lie_view_by_view_in_the_order_of_the_examples(tiny_backbone, m
     examples, views, classifier = make_examples(11), features.Views(7, 3, True), _classifier()
     seen = []
     source = features.LiveSource(classifier, examples, ("block1_relu", "block2_relu"), views)
-    first, second = features.compute_features(source, 3, 4, lambda *counts: seen.append(counts))
+    cached = features.compute_features(source, 3, 4, lambda *counts: seen.append(counts))
+    first, second = cached.tensors
     assert first.shape == (33, 8, 8, 6) and second.shape == (33, 4, 4, 8)
     assert seen == [(done, 9) for done in range(1, 10)]
     images = classifier.augmentation.apply_draws(examples.pixels, tf.constant(pipeline.augmentation_draws(7, 2, 11, 7)))
     expected = classifier.frozen_part(("block2_relu",))(images)[0]
     np.testing.assert_allclose(second[22:], expected, rtol=1e-5, atol=1e-5)
-    cached = features.CachedSource(examples, source.cut, [first, second], views)
     np.testing.assert_array_equal(cached.fetch(tf.constant([10, 3]), tf.constant(2), None)[1], tf.gather(second, [32, 25]))
 
 
 def test_filling_the_cache_again_gives_equal_bits(tiny_backbone, make_examples):
     examples, views = make_examples(11), features.Views(0, 2, True)
-    first, second = (features.compute_features(features.LiveSource(_classifier(), examples, ("block2_relu",), views), 2, 4)[0]
+    first, second = (features.compute_features(features.LiveSource(_classifier(), examples, ("block2_relu",), views), 2, 4).tensors[0]
                      for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
@@ -94,10 +98,9 @@ def test_filling_the_cache_again_gives_equal_bits(tiny_backbone, make_examples):
 @pytest.mark.parametrize("cut", [("pooled_features",), ("block2_bn",), ("block1_relu",)])
 def test_derived_features_equal_recomputed_ones(tiny_backbone, make_examples, cut):
     examples, views, classifier = make_examples(11), features.Views(0, 2, True), _classifier()
-    base = features.CachedSource(examples, ("block1_relu",), features.compute_features(
-        features.LiveSource(classifier, examples, ("block1_relu",), views), 2, 4), views)
+    base = features.compute_features(features.LiveSource(classifier, examples, ("block1_relu",), views), 2, 4)
     derived = features.derive_features(classifier, base, cut, 4)
-    recomputed = features.compute_features(features.LiveSource(classifier, examples, cut, views), 2, 4)
+    recomputed = features.compute_features(features.LiveSource(classifier, examples, cut, views), 2, 4).tensors
     for view in (0, 1):
         rows = tf.constant([10, 0, 5])
         for received, expected in zip(derived.fetch(rows, tf.constant(view), None), recomputed):
@@ -107,11 +110,42 @@ def test_derived_features_equal_recomputed_ones(tiny_backbone, make_examples, cu
 def test_derived_features_are_those_of_the_weights_of_now(tiny_backbone, make_examples):
     """A layer that an earlier phase trained lies behind the cache: what is derived must not be of its old weights."""
     examples, views, classifier = make_examples(6), features.Views(0, 0, False), _classifier()
-    base = features.CachedSource(examples, ("block2_relu",), features.compute_features(
-        features.LiveSource(classifier, examples, ("block2_relu",), views), 1, 4), views)
+    base = features.compute_features(features.LiveSource(classifier, examples, ("block2_relu",), views), 1, 4)
     features.derive_features(classifier, base, ("pooled_features",), 4)
     kernel = classifier.variables["backbone/block3_conv/kernel"]
     kernel.assign(kernel * 2.0 + 0.1)
     derived = features.derive_features(classifier, base, ("pooled_features",), 4)
-    expected = features.compute_features(features.LiveSource(classifier, examples, ("pooled_features",), views), 1, 4)[0]
+    expected = features.compute_features(features.LiveSource(classifier, examples, ("pooled_features",), views), 1, 4).tensors[0]
     np.testing.assert_allclose(derived.fetch(tf.range(6), tf.constant(0), None)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(None, 0), ("float16", 1e-3), ("bfloat16", 8e-3)])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_features_on_disk_and_in_fewer_bits_are_those_in_memory(tiny_backbone, make_examples, tmp_path, dtype, tolerance, on_disk):
+    """The tolerances are the relative rounding of 11 and 8 significant bits, twice: of the kept and the derived features."""
+    examples, views, classifier = make_examples(11), features.Views(0, 2, True), _classifier()
+    live = features.LiveSource(classifier, examples, ("block1_relu",), views)
+    storage = features.Storage(str(tmp_path) if on_disk else None, dtype)
+    expected = features.derive_features(classifier, features.compute_features(live, 2, 4), ("block2_bn",), 4)
+    base = features.compute_features(live, 2, 4, storage=storage)
+    source = features.derive_features(classifier, base, ("block2_bn",), 4, storage)
+    assert source.streamed == base.streamed == on_disk and not list(tmp_path.iterdir())  # the files have no names
+    assert base.tensors[0].dtype == (dtype or "float32") and base.tensors[0].shape == (22, 8, 8, 6)
+    rows = np.array([[10, 0, 5], [3, 3, 1]], np.int32)
+    streamed = list(source.stream(rows, 1)) if on_disk else [None, None]
+    for row, brought in zip(rows, streamed, strict=True):
+        (received,), (wanted,) = (each.fetch(tf.constant(row), tf.constant(1), None, brought if each is source else None)
+                                  for each in (source, expected))
+        assert received.dtype == tf.float32
+        assert np.linalg.norm(received - wanted) <= 2 * tolerance * np.linalg.norm(wanted)
+
+
+def test_disk_without_room_is_a_storage_error(tiny_backbone, make_examples, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    live = features.LiveSource(_classifier(), make_examples(3), ("block1_relu",), features.Views(0, 1, True))
+    with pytest.raises(StorageError, match="No space left on device"):
+        features.compute_features(live, 1, 4, storage=features.Storage(str(tmp_path)))
+    assert not list(tmp_path.iterdir())

@@ -19,6 +19,7 @@ from tl_research.errors import Interrupted
 from tl_research.errors import NonFiniteError
 from tl_research.errors import OutOfMemoryError
 from tl_research.errors import StorageError
+from tl_research.errors import UserError
 from tl_research.models import backbones
 from tl_research.models.classifier import Classifier
 from tl_research.reporting import results
@@ -261,7 +262,7 @@ def test_number_of_steps_in_a_call_changes_no_weight(train):
     assert audit.weights_sha256(first.classifier.variables) == audit.weights_sha256(second.classifier.variables)
 
 
-def test_plan_of_the_cache_comes_from_sizes(train, capsys):
+def test_plan_of_the_cache_comes_from_sizes(train, monkeypatch):
     trainer, _ = train(epochs=(0, 0))
 
     def plan(**settings):
@@ -278,6 +279,18 @@ def test_plan_of_the_cache_comes_from_sizes(train, capsys):
     assert plan(augment_views=2, feature_cache="off") == ("cache: off (--feature_cache=off)", "off")
     assert plan(augment_views=4)[1] == "off"  # each view would be used once
     assert plan(augment="none")[1] == "memory"
+    assert plan(augment_views=4, feature_cache="memory")[1] == "memory"  # asked for, though it does not pay
+    with pytest.raises(UserError, match="--feature_cache=memory: 2 views of .* need 0.0 GiB and --cache_bytes allows 0.0"):
+        plan(augment_views=2, feature_cache="memory", cache_bytes=1000)
+    text, used = plan(augment_views=2, feature_cache="disk", cache_bytes=1000)
+    assert used == "disk" and text.endswith("GiB on disk")
+    halved = plan(augment_views=2, cache_dtype="float16")[0]
+    size = int(plan(augment_views=2, image_size=16)[0].split(" KiB")[0].split()[-1])
+    assert "float16" in halved and int(halved.split(" KiB")[0].split()[-1]) == size // 2
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_free_memory", lambda: 1000)
+        assert "more than the 0.0 GiB of memory that are free" in plan(augment_views=2)[0]
+    assert 2**20 < loop._free_memory() < 2**50
 
 
 # Resuming, through the whole experiment.
@@ -441,6 +454,16 @@ def test_cached_views_train_as_the_same_views_live(run, tmp_path):
         np.testing.assert_allclose(float(one["val_loss"]), float(other["val_loss"]), rtol=1e-4)
 
 
+def test_features_on_disk_train_the_same_weights_and_leave_nothing_behind(run, tmp_path, monkeypatch):
+    expected = run("memory", augment_views=2)
+    _at_step(monkeypatch, 12, _crash)
+    with pytest.raises(_Crash):
+        run("disk", augment_views=2, feature_cache="disk")
+    received = run("disk", augment_views=2, feature_cache="disk")
+    assert received["feature_cache"] == "disk" and received["weights_sha256"] == expected["weights_sha256"]
+    assert {path.name for path in (tmp_path / "disk").iterdir()} == {path.name for path in (tmp_path / "memory").iterdir()}
+
+
 def test_finished_run_trains_no_more_and_keeps_its_gate(run, tmp_path, capsys):
     first = run("run", epochs=(1, 0))
     before = {path: os.stat(path).st_mtime_ns for path in glob.glob(f"{tmp_path}/run/**", recursive=True)}
@@ -468,8 +491,8 @@ def test_signal_while_the_cache_is_filled_ends_the_run_at_once(run, tmp_path, mo
     expected = run("unbroken", augment_views=1)
     with monkeypatch.context() as patch:
         compute = features.compute_features
-        patch.setattr(features, "compute_features", lambda source, views, size, progress: compute(
-            source, views, size, lambda done, total: signal.raise_signal(signal.SIGTERM)))
+        patch.setattr(features, "compute_features", lambda source, views, size, progress, storage: compute(
+            source, views, size, lambda done, total: signal.raise_signal(signal.SIGTERM), storage))
         patch.setattr(loop.Trainer, "_run_epoch", lambda *args: pytest.fail("trained after the signal"))
         with pytest.raises(Interrupted, match="interrupted by signal 15; ") as error:
             run("broken", augment_views=1)

@@ -114,9 +114,9 @@ class FeatureGraph:
                     best, best_cost = cut, cost
         return best
 
-    def bytes_per_image(self, cut):
-        """Returns the bytes that the tensors of a cut take for one image."""
-        return sum(math.prod(self.shape(name)) * tf.as_dtype(self.dtype(name)).size for name in cut)
+    def bytes_per_image(self, cut, dtype=None):
+        """Returns the bytes that the tensors of a cut take for one image, in `dtype` or their own."""
+        return sum(math.prod(self.shape(name)) * tf.as_dtype(dtype or self.dtype(name)).size for name in cut)
 
     def _needed(self, known, outputs):
         """Returns the nodes that lead from the known tensors to the outputs, as (node, convolution to fold or None)."""

@@ -5,11 +5,13 @@ holds the tensors at the earliest cut of all phases; a phase that cuts later der
 """
 
 import dataclasses
+import os
 
 import numpy as np
 import tensorflow as tf
 
 from tl_research.data import pipeline
+from tl_research.files import storage_errors
 from tl_research.models.augmentation import COLUMNS
 
 
@@ -57,19 +59,23 @@ class LiveSource:
 
     @property
     def streamed(self):
-        """Whether the caller has to bring the pixels of each batch."""
+        """Whether the caller has to bring what `stream` yields for each batch."""
         return self.examples.pixels is None
 
-    def fetch(self, indices, view, draws, pixels=None):
+    def stream(self, indices, view):
+        """Yields what `fetch` needs as `streamed` for each row of `indices` [S, B]."""
+        return self.examples.stream(indices)
+
+    def fetch(self, indices, view, draws, streamed=None):
         """Returns the list of tensors at the cut, [B, ...] each.
 
         Args:
             indices: int32 [B], places of the examples.
             view: Not used: the draws are those of the view.
             draws: float32 [N, columns], or [0, columns] for images as they are.
-            pixels: uint8 [B, H, W, 3] where `streamed`.
+            streamed: uint8 [B, H, W, 3], the pixels, where they are not in memory.
         """
-        images = tf.gather(self.examples.pixels, indices) if pixels is None else pixels
+        images = tf.gather(self.examples.pixels, indices) if streamed is None else streamed
         if draws.shape[0] == 0:
             return self._frozen_part(tf.cast(images, tf.float32))
         return self._frozen_part(self._augmentation.apply_draws(images, tf.gather(draws, indices)))
@@ -81,26 +87,85 @@ class CachedSource:
     Args:
         examples: `Examples`.
         stored: Names of the tensors kept.
-        tensors: List of tensors [num_views * N, ...], one for each name; row `view * N + i` is example i.
+        tensors: List of [num_views * N, ...], one for each name: tensors or, on disk, `np.memmap`; row `view * N + i` is
+            example i.
         views: `Views`.
         then: `FrozenPart` from `stored` to the cut, or None where they are the same.
+        dtypes: Types that the tensors are computed with, where they are kept in others.
     """
 
     cached = True
-    streamed = False
 
-    def __init__(self, examples, stored, tensors, views, then=None):
+    def __init__(self, examples, stored, tensors, views, then=None, dtypes=None):
         self.examples, self.stored, self.tensors, self.views, self._then = examples, tuple(stored), tensors, views, then
+        self.dtypes = dtypes or [tensor.dtype for tensor in tensors]
         self.cut = then.outputs if then else self.stored
 
-    def fetch(self, indices, view, draws, pixels=None):
-        """As `LiveSource.fetch`; draws and pixels are not used."""
-        rows = tf.cast(view, tf.int32) * len(self.examples) + indices
-        tensors = [tf.gather(tensor, rows) for tensor in self.tensors]
+    @property
+    def streamed(self):
+        """As of `LiveSource`: whether the features are on disk."""
+        return isinstance(self.tensors[0], np.memmap)
+
+    def stream(self, indices, view):
+        """As `LiveSource.stream`."""
+        for row in indices:
+            yield [tf.constant(tensor[view * len(self.examples) + row]) for tensor in self.tensors]
+
+    def rows(self, rows):
+        """Returns these rows of the kept tensors, in the types they are computed with."""
+        return self._cast([tf.constant(tensor[rows]) if self.streamed else tf.gather(tensor, rows) for tensor in self.tensors])
+
+    def fetch(self, indices, view, draws, streamed=None):
+        """As `LiveSource.fetch`; draws are not used."""
+        tensors = self.rows(tf.cast(view, tf.int32) * len(self.examples) + indices) if streamed is None else self._cast(streamed)
         return self._then(tensors) if self._then else tensors
 
+    def _cast(self, tensors):
+        return [tf.cast(tensor, dtype) for tensor, dtype in zip(tensors, self.dtypes)]
 
-def compute_features(source, num_views, batch_size, progress=lambda done, total: None):
+
+class Storage:
+    """Where features are kept.
+
+    Args:
+        directory: For memory-mapped files, or None to keep the features in memory.
+        dtype: `float16` or `bfloat16` to keep them so, whatever they are computed with; None keeps that.
+    """
+
+    def __init__(self, directory=None, dtype=None):
+        self._directory, self._dtype = directory, dtype and tf.as_dtype(dtype).as_numpy_dtype
+
+    def collect(self, parts, num_rows):
+        """Returns the parts of each tensor put together.
+
+        Args:
+            parts: Yields lists of tensors [n, ...], num_rows rows in all; what is more is left out.
+            num_rows: See `parts`.
+
+        Raises:
+            StorageError: If the disk is full.
+        """
+        kept, first = None, 0
+        for tensors in parts:
+            arrays = [tensor.numpy() for tensor in tensors]
+            kept = kept or [self._allocate((num_rows, *array.shape[1:]), self._dtype or array.dtype) for array in arrays]
+            for whole, array in zip(kept, arrays):
+                whole[first:first + len(array)] = array[:num_rows - first]
+            first += len(arrays[0])
+        return kept if self._directory else [tf.constant(array) for array in kept]
+
+    def _allocate(self, shape, dtype):
+        if not self._directory:
+            return np.empty(shape, dtype)
+        path = os.path.join(self._directory, f"features.tmp-{os.getpid()}")
+        with storage_errors(path), open(path, "xb+") as file:
+            os.remove(path)  # it lives as long as it is mapped: nothing is left behind, however the process ends
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)) * np.dtype(dtype).itemsize)
+            return np.memmap(file, dtype, "w+", shape=shape)
+
+
+def compute_features(source, num_views, batch_size, progress=lambda done, total: None, storage=Storage()):
     """Fills a cache from a live source, in fixed order and padded batches, so that filling it again gives equal bits.
 
     Args:
@@ -108,33 +173,42 @@ def compute_features(source, num_views, batch_size, progress=lambda done, total:
         num_views: Number of views to compute.
         batch_size: Images at a time.
         progress: Called with (batches done, batches in all).
+        storage: `Storage`.
 
     Returns:
-        A list of tensors [num_views * N, ...], one for each tensor of the cut.
+        A `CachedSource`.
+
+    Raises:
+        StorageError: If the disk is full.
     """
-    examples = source.examples
+    examples, cut = source.examples, source.cut
     fetch = tf.function(source.fetch, reduce_retracing=True)
     indices, _ = pipeline.make_batches(np.arange(len(examples)), batch_size)
-    parts, total = [], num_views * len(indices)
-    for view in range(num_views):
-        draws = tf.constant(source.views.draws(view, len(examples)))
-        stream = iter(examples.stream(indices)) if source.streamed else None
-        for number, row in enumerate(indices):
-            pixels = next(stream) if stream else None
-            tensors = fetch(tf.constant(row), tf.constant(view), draws, pixels)
-            parts.append([tensor[:len(examples) - number * batch_size] for tensor in tensors])
-            progress(len(parts), total)
-    return [tf.concat(tensors, axis=0) for tensors in zip(*parts)]
+
+    def parts():
+        for view in range(num_views):
+            draws = tf.constant(source.views.draws(view, len(examples)))
+            stream = source.stream(indices, view) if source.streamed else [None] * len(indices)
+            for number, (row, streamed) in enumerate(zip(indices, stream)):
+                tensors = fetch(tf.constant(row), tf.constant(view), draws, streamed)
+                dtypes[:] = [tensor.dtype for tensor in tensors]
+                yield [tensor[:len(examples) - number * batch_size] for tensor in tensors]
+                progress(view * len(indices) + number + 1, num_views * len(indices))
+
+    dtypes = []
+    kept = storage.collect(parts(), num_views * len(examples))
+    return CachedSource(examples, cut, kept, source.views, dtypes=dtypes)
 
 
-def derive_features(classifier, source, cut, batch_size):
+def derive_features(classifier, source, cut, batch_size, storage=Storage()):
     """Returns a `CachedSource` for a later cut: features at the cheapest place before it, computed from earlier ones."""
     stored = classifier.graph.cheapest_cut(cut)
     if stored != source.stored:
         frozen_part = tf.function(classifier.frozen_part(stored, inputs=source.stored), reduce_retracing=True)
         count = len(source.tensors[0])
         rows, _ = pipeline.make_batches(np.arange(count), batch_size)
-        parts = [frozen_part([tf.gather(tensor, row) for tensor in source.tensors]) for row in rows]
-        source = CachedSource(source.examples, stored, [tf.concat(part, axis=0)[:count] for part in zip(*parts)], source.views)
+        tensors = storage.collect((frozen_part(source.rows(row)) for row in rows), count)
+        source = CachedSource(source.examples, stored, tensors, source.views,
+                              dtypes=[classifier.graph.dtype(name) for name in stored])
     then = classifier.frozen_part(cut, inputs=stored) if tuple(cut) != stored else None
-    return CachedSource(source.examples, stored, source.tensors, source.views, then)
+    return CachedSource(source.examples, stored, source.tensors, source.views, then, source.dtypes)

@@ -17,6 +17,7 @@ from tl_research.errors import CheckpointError
 from tl_research.errors import Interrupted
 from tl_research.errors import NonFiniteError
 from tl_research.errors import OutOfMemoryError
+from tl_research.errors import UserError
 from tl_research.optim import schedules
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.optim.param_groups import make_param_groups
@@ -89,34 +90,42 @@ class Trainer:
         """Decides, from sizes alone, what is cached; returns a line that says it and why.
 
         Raises:
-            UserError: If a phase opens a layer that is not there (see `Classifier.unfreeze`).
+            UserError: If a phase opens a layer that is not there, or what --feature_cache=memory asks for does not fit.
         """
         config, epochs = self._config, sum(phase.epochs for phase in self._plan)
-        size = self.classifier.graph.bytes_per_image(self._base_cut)
+        dtype = None if config.cache_dtype == "auto" else config.cache_dtype
+        on_disk = config.feature_cache == "disk"
+        self._storage = features.Storage(self._directory.path if on_disk else None, dtype)
+        size = self.classifier.graph.bytes_per_image(self._base_cut, dtype)
         shape = " + ".join("x".join(map(str, self.classifier.graph.shape(name))) for name in self._base_cut)
-        what = f"{shape} {self.classifier.graph.dtype(self._base_cut[0])}, {size / 1024:.0f} KiB an image"
+        what = f"{shape} {dtype or self.classifier.graph.dtype(self._base_cut[0])}, {size / 1024:.0f} KiB an image"
         used = self._views.used(epochs)
         validation_bytes = len(self._validation) * size
         total_bytes = validation_bytes + len(self._train) * used * size
         self._cached_views, self._cache_validation = 0, False
         if config.feature_cache == "off":
             return "cache: off (--feature_cache=off)"
-        self._cache_validation = validation_bytes <= config.cache_bytes
+        self._cache_validation = on_disk or validation_bytes <= config.cache_bytes
         validation = f"validation {f'cached ({what})' if self._cache_validation else 'live'}"
         if not config.feature_cache_wanted:
             return f"cache: training live, a fresh view every epoch; {validation}"
-        if self._views.augmented and used >= epochs:
+        if config.feature_cache == "auto" and self._views.augmented and used >= epochs:
             return f"cache: training live, {used} views in {epochs} epochs would not pay; {validation}"
-        if total_bytes > config.cache_bytes:
-            return (f"cache: training live, {used} views of {what} need {total_bytes / 2**30:.1f} GiB and --cache_bytes "
-                    f"allows {config.cache_bytes / 2**30:.1f}; {validation}")
+        needs = f"{used} views of {what} need {total_bytes / 2**30:.1f} GiB and --cache_bytes allows {config.cache_bytes / 2**30:.1f}"
+        if total_bytes > config.cache_bytes and not on_disk:
+            if config.feature_cache == "memory":
+                raise UserError(f"--feature_cache=memory: {needs}; expected room for all; raise --cache_bytes, use fewer "
+                                "--augment_views or --feature_cache=disk")
+            return f"cache: training live, {needs}; {validation}"
         self._cached_views = used
-        return f"cache: {what}, {used} views, {total_bytes / 2**30:.2f} GiB"
+        free = _free_memory()
+        warning = f", more than the {free / 2**30:.1f} GiB of memory that are free" if not on_disk and total_bytes > free else ""
+        return f"cache: {what}, {used} views, {total_bytes / 2**30:.2f} GiB{' on disk' if on_disk else ''}{warning}"
 
     @property
     def cache_in_use(self):
-        """What `plan_cache` chose: `memory` where training uses cached features, else `off`."""
-        return "memory" if self._cached_views else "off"
+        """What `plan_cache` chose: where training features are kept, `memory` or `disk`, or else `off`."""
+        return "off" if not self._cached_views else "disk" if self._config.feature_cache == "disk" else "memory"
 
     def _source(self, side, cut):
         """Returns the source of a side's tensors at a cut; fills the cache at the first call that needs it."""
@@ -128,9 +137,9 @@ class Trainer:
             if side not in self._caches:
                 live = features.LiveSource(self.classifier, examples, self._base_cut, views)
                 with progress_bar(f"features of {side}") as progress:
-                    tensors = features.compute_features(live, num_views, self._config.batch_size, progress)
-                self._caches[side] = features.CachedSource(examples, self._base_cut, tensors, views)
-            return features.derive_features(self.classifier, self._caches[side], cut, self._config.batch_size)
+                    self._caches[side] = features.compute_features(
+                        live, num_views, self._config.batch_size, progress, self._storage)
+            return features.derive_features(self.classifier, self._caches[side], cut, self._config.batch_size, self._storage)
 
     def _make_optimizer(self, phase):
         """Returns this phase's optimizer; groups that go on keep their state."""
@@ -295,7 +304,7 @@ class Trainer:
         view = self._views.of_epoch(epoch)
         draws = self._views.draws(view, len(self._train)) if not source.cached else self._plain.draws(0, 0)
         fixed = [tf.constant(indices), tf.constant(weights), tf.constant(draws), tf.constant(view)]
-        stream = iter(source.examples.stream(indices[state.epoch_step:])) if source.streamed else None
+        stream = iter(source.stream(indices[state.epoch_step:], view)) if source.streamed else None
         default = _CACHED_STEPS_PER_CALL if source.cached else _LIVE_STEPS_PER_CALL
         if source.cached and source.cut == (self.classifier.graph.output,):
             default = steps_per_epoch  # only the head is computed: an epoch takes a fraction of a second
@@ -447,3 +456,13 @@ class Trainer:
 
 def _num_parameters(variables):
     return sum(math.prod(variable.shape) for variable in variables)
+
+
+def _free_memory():
+    """Returns the bytes of memory that are free, or infinity where the system does not say."""
+    try:
+        with open("/proc/meminfo") as file:
+            (line,) = (line for line in file if line.startswith("MemAvailable:"))
+        return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        return math.inf

@@ -33,7 +33,7 @@ class TrainStep:
         self._call = tf.function(self._run)
         self.traces = 0
 
-    def __call__(self, indices, weights, draws, view, first, count, global_step, phase_step, pixels=None):
+    def __call__(self, indices, weights, draws, view, first, count, global_step, phase_step, streamed=None):
         """Takes up to `count` steps.
 
         Args:
@@ -45,16 +45,16 @@ class TrainStep:
             count: int32 scalar, rows to take.
             global_step: int64 scalar, steps taken so far; decides dropout.
             phase_step: int64 scalar, steps taken in this phase; decides the learning rate.
-            pixels: uint8 [B, H, W, 3] where the source is streamed; `count` is then 1.
+            streamed: What the source's `stream` yields, if it is streamed; `count` is then 1.
 
         Returns:
             dict of float32 tensors over the steps taken: steps, loss_sum and correct (weighted by example), examples,
             gradient_norm_sum [groups], gradient_peak [variables] (largest norm), learning_rate (of the last step, before
             multipliers), finite (0 if the last step was not, and was not applied), largest_rate.
         """
-        return self._call(indices, weights, draws, view, first, count, global_step, phase_step, pixels)
+        return self._call(indices, weights, draws, view, first, count, global_step, phase_step, streamed)
 
-    def _run(self, indices, weights, draws, view, first, count, global_step, phase_step, pixels):
+    def _run(self, indices, weights, draws, view, first, count, global_step, phase_step, streamed):
         self.traces += 1  # runs while tracing only
         num_groups, num_variables = len(self._optimizer.groups), len(self._variables)
         totals = {"steps": tf.zeros([]), "loss_sum": tf.zeros([]), "correct": tf.zeros([]), "examples": tf.zeros([]),
@@ -64,7 +64,7 @@ class TrainStep:
         def body(done, totals):
             step = tf.cast(done, tf.int64)
             row = first + done
-            tensors = self._source.fetch(indices[row], view, draws, pixels)
+            tensors = self._source.fetch(indices[row], view, draws, streamed)
             labels = tf.gather(self._labels, indices[row])
             metrics = self._update(tensors, labels, weights[row], global_step + step, phase_step + step)
             finite = metrics["finite"]
@@ -135,7 +135,7 @@ class EvalStep:
         self._classifier, self._source = classifier, source
         self._indices, _ = pipeline.make_batches(np.arange(len(source.examples)), batch_size)
         logits = tf.function(self._logits, jit_compile=True) if xla else self._logits
-        self._call = tf.function(lambda indices, draws, pixels: logits(source.fetch(indices, 0, draws, pixels)))
+        self._call = tf.function(lambda indices, draws, streamed: logits(source.fetch(indices, 0, draws, streamed)))
 
     def _logits(self, tensors):
         return self._classifier.logits(self._source.cut, tensors)
@@ -143,6 +143,6 @@ class EvalStep:
     def __call__(self):
         """Returns float32 [N, K]; every example stands in it once."""
         draws = tf.constant(self._source.views.draws(0, len(self._source.examples)))
-        stream = iter(self._source.examples.stream(self._indices)) if self._source.streamed else None
+        stream = iter(self._source.stream(self._indices, 0)) if self._source.streamed else None
         logits = [self._call(tf.constant(row), draws, next(stream) if stream else None) for row in self._indices]
         return np.concatenate([part.numpy() for part in logits])[:len(self._source.examples)]
