@@ -105,7 +105,7 @@ def _run_loop(config, classifier, data, directory, xla, signals, earlier=None):
     trainer = Trainer(config, classifier, data.train, data.validation, directory, xla=xla, signals=signals)
     if earlier:  # counts on, as from phase to phase: the order, augmentation and dropout of the first epochs do not come again
         trainer.state.epoch, trainer.state.global_step = earlier.epoch, earlier.global_step
-    print(trainer.plan_cache(), flush=True)
+    print(trainer.cache_plan, flush=True)
     trainer.run(Summaries(directory.path, None))
     rows = [{name: row[name] for name in ("epoch", "train_accuracy", "val_accuracy", "val_loss")}
             for row in trainer.state.history]

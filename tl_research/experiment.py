@@ -158,7 +158,7 @@ def _plan(config, data, classifier, trainer, precision, xla, substitutions):
              *(f"data: {line}" for line in data.notes),
              f"model: {classifier.spec.name}, weights {config.weights}, {classifier.graph.num_folded} BatchNorm layers folded; "
              f"precision {precision}, XLA {'on' if xla else 'off'}",
-             trainer.plan_cache(),
+             trainer.cache_plan,
              *(f"substitution: {line}" for line in substitutions)]
     for phase in config.phase_plan:
         stop = f"early stop after {phase.patience} without a lower val_loss" if phase.patience else "no early stop"
@@ -174,7 +174,7 @@ def _write_run_json(directory, precision, xla, trainer, substitutions):
         "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__,
                      "numpy": np.__version__},
         "machine": {"system": platform.platform(), "cores": os.cpu_count(), "devices": devices},
-        "precision": precision, "xla": xla, "feature_cache": trainer.plan_cache(), "substitutions": substitutions})
+        "precision": precision, "xla": xla, "feature_cache": trainer.cache_plan, "substitutions": substitutions})
 
 
 def _test(config, classifier, examples, xla):

@@ -49,8 +49,8 @@ class ConvolutionsTest(parameterized.TestCase, tf.test.TestCase):
         (f"{name}_{height}x{width}", make, height, width)
         for name, make in DEPTHWISE.items() for height, width in ((9, 8), (11, 13)))
     def test_depthwise_equals_the_keras_layer(self, make, height, width):
-        keras.backend.set_floatx("float64")
-        self.addCleanup(keras.backend.set_floatx, "float32")
+        self.addCleanup(keras.config.set_dtype_policy, keras.config.dtype_policy())
+        keras.config.set_dtype_policy("float64")
         keras.utils.set_random_seed(0)
         layer = make()
         layer.build((None, height, width, CHANNELS))

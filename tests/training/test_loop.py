@@ -70,7 +70,6 @@ def train(tiny_backbone, make_examples, tmp_path, monkeypatch):
             patch.setattr(loop.Trainer, "_finish_epoch", record)
             trainer = loop.Trainer(config, classifier, make_examples(10), make_examples(5, seed=1), directory, xla=False,
                                    signals=Signals())
-            trainer.plan_cache()
             summaries = Summaries(directory.path, None)
             trainer.run(summaries)
             summaries.close()
@@ -269,7 +268,7 @@ def test_plan_of_the_cache_comes_from_sizes(train, monkeypatch):
         trainer._config = Config(**{"dataset": "drawn_flowers", "image_size": 16, "epochs": (2, 2), **settings})
         trainer._plan = trainer._config.phase_plan
         trainer._views = loop.features.Views(0, trainer._config.augment_views, bool(trainer._config.augmentation))
-        return trainer.plan_cache(), trainer.cache_in_use
+        return trainer._plan_cache(), trainer.cache_in_use
 
     text, used = plan()
     assert used == "off" and "a fresh view every epoch; validation cached" in text

@@ -49,6 +49,10 @@ class Trainer:
     Attributes:
         classifier: As given; its weights change.
         state: `TrainState`.
+        cache_plan: A line that says what is cached, and why.
+
+    Raises:
+        UserError: If a phase opens a layer that is not there, or what --feature_cache=memory asks for does not fit.
     """
 
     def __init__(self, config, classifier, train, validation, directory, *, xla, signals):
@@ -63,6 +67,7 @@ class Trainer:
         self._optimizer = None
         self._base_cut = self._earliest_cut()
         self._caches = {}
+        self.cache_plan = self._plan_cache()
 
     # What every phase needs.
 
@@ -86,12 +91,8 @@ class Trainer:
         finally:
             self.state.run_seconds[kind] += time.perf_counter() - start
 
-    def plan_cache(self):
-        """Decides, from sizes alone, what is cached; returns a line that says it and why.
-
-        Raises:
-            UserError: If a phase opens a layer that is not there, or what --feature_cache=memory asks for does not fit.
-        """
+    def _plan_cache(self):
+        """Decides, from sizes alone, what is cached; returns a line that says it and why."""
         config, epochs = self._config, sum(phase.epochs for phase in self._plan)
         dtype = None if config.cache_dtype == "auto" else config.cache_dtype
         on_disk = config.feature_cache == "disk"
@@ -124,7 +125,7 @@ class Trainer:
 
     @property
     def cache_in_use(self):
-        """What `plan_cache` chose: where training features are kept, `memory` or `disk`, or else `off`."""
+        """Where training features are kept, `memory` or `disk`, or else `off`."""
         return "off" if not self._cached_views else "disk" if self._config.feature_cache == "disk" else "memory"
 
     def _source(self, side, cut):
