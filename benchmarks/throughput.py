@@ -49,19 +49,18 @@ class Settings:
 
     dataset: str = setting("tf_flowers", "where images come from; directory needs --data_dir", choices=DATASETS)
     data_dir: str | None = setting(None, "one folder per class; with a named data set, a copy used instead of downloading")
-    backbones: tuple[str, ...] = setting(
-        ("MobileNetV2@160", "EfficientNetLite0@224", "EfficientNetV2B0@224", "ResNet50@224"), "NAME@SIZE, a list")
+    backbones: str = setting("MobileNetV2@160,EfficientNetLite0@224,EfficientNetV2B0@224,ResNet50@224", "NAME@SIZE, a list")
     weights: str = setting("none", "imagenet or none, which is as fast")
-    images: int = setting(640, "training images of an epoch, at most", low=32)
-    batch_size: int = setting(32, "images a step", low=1)
-    rounds: int = setting(5, "epochs timed of each kind", low=1)
+    images: int = setting(640, "training images of an epoch, at most")
+    batch_size: int = setting(32, "images a step")
+    rounds: int = setting(5, "epochs timed of each kind; at least 1")
     output_json: str | None = setting(None, "file for all numbers; None writes none")
 
 
 def measure(settings):
     """Returns a row for each backbone and phase; see `_measure_phase`."""
     rows = []
-    for entry in settings.backbones:
+    for entry in settings.backbones.split(","):
         name, at, size = entry.partition("@")
         if not (at and size.isdigit()):
             raise UserError(f"--backbones has {entry!r}; expected NAME@SIZE; for example MobileNetV2@160")

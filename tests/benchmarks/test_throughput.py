@@ -8,7 +8,7 @@ from tl_research.errors import UserError
 
 def test_rows_hold_both_phases_and_ratios_of_what_was_timed(write_images, tmp_path, capsys):
     photographs = write_images(tmp_path / "photographs", count=20)
-    settings = throughput.Settings(dataset="directory", data_dir=photographs, backbones=("MobileNetV2@32",), images=32,
+    settings = throughput.Settings(dataset="directory", data_dir=photographs, backbones="MobileNetV2@32", images=32,
                                    batch_size=8, rounds=1)
     rows = throughput.measure(settings)
     assert [(row["backbone"], row["image_size"], row["phase"]) for row in rows] == [
@@ -32,4 +32,4 @@ def test_folders_hold_each_image_once_under_its_class(make_examples, tmp_path):
 
 def test_backbone_without_a_size_is_refused():
     with pytest.raises(UserError, match="expected NAME@SIZE"):
-        throughput.measure(throughput.Settings(backbones=("MobileNetV2",)))
+        throughput.measure(throughput.Settings(backbones="MobileNetV2"))
