@@ -40,7 +40,6 @@ from tl_research.training.run_directory import RunDirectory
 from tl_research.training.steps import TrainStep
 
 _PHASES = {"head": ("0%", 1e-3), "finetune": ("30%", 1e-5)}
-_KINDS = ("ours", "fit", "our step", "fit step")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +109,7 @@ def _measure_phase(config, phase, examples, classes, folder, rounds):
     unfreeze, learning_rate = _PHASES[phase]
     ours, our_step = _our_epochs(config, phase, examples, len(classes))
     fit, fit_step, read = _fit_epochs(config, examples, len(classes), folder, unfreeze != "0%", learning_rate)
-    epochs = dict(zip(_KINDS, (ours, fit, our_step, fit_step)))
+    epochs = {"ours": ours, "fit": fit, "our step": our_step, "fit step": fit_step}
     for epoch in epochs.values():
         epoch()  # compiles
     seconds = {kind: [] for kind in epochs}
@@ -139,14 +138,11 @@ def _our_epochs(config, phase, examples, num_classes):
     classifier = Classifier(config.backbone, config.weights, config.image_size, num_classes,
                             augmentation=config.augmentation, dropout=config.dropout, seed=config.seed)
     classifier.unfreeze(unfreeze)
-    trainable = classifier.trainable_variables()
-    groups = make_param_groups(trainable, {path: (0, "backbone") for path in trainable if path.startswith("backbone/")},
-                               list(classifier.variables), backbone_lr_multiplier=1.0, layer_decay=1.0, lr_multiplier=(),
-                               joined={path: phase for path in trainable})
+    groups = make_param_groups(classifier.trainable_variables(), {}, list(classifier.variables))
     views = features.Views(config.seed, 0, True)
     indices, weights = pipeline.make_batches(np.arange(len(examples)), config.batch_size)
     epochs = []
-    for draws in (views.draws(0, len(examples)), views.draws(0, 0)[:0]):
+    for draws in (views.draws(0, len(examples)), views.draws(0, 0)):
         step = TrainStep(classifier, GroupedOptimizer(groups, config.optimizer),
                          features.LiveSource(classifier, examples, classifier.cut(), views), config.phase_plan[0], 1)
         rows = indices if len(draws) else np.repeat(indices[:1], len(indices), axis=0)  # without input: one batch again
