@@ -6,7 +6,7 @@ import tensorflow as tf
 _FAST_WIDTH = 3  # oneDNN's filter gradient of a depthwise convolution is 2-3 times slower from width 4 on
 
 
-def convolve(layer, inputs, kernel, bias=None):
+def convolve(layer, inputs, kernel, bias=None, padding=None):
     """Returns what a convolution or dense layer with this kernel and bias computes, before its activation.
 
     Args:
@@ -14,6 +14,7 @@ def convolve(layer, inputs, kernel, bias=None):
         inputs: [B, ...].
         kernel: In the layer's own shape.
         bias: [channels] or None.
+        padding: `same` or `valid` instead of the layer's own.
 
     Returns:
         [B, ...] in the layer's compute dtype.
@@ -22,7 +23,7 @@ def convolve(layer, inputs, kernel, bias=None):
     if isinstance(layer, keras.layers.Dense):
         outputs = tf.tensordot(inputs, kernel, 1)
     else:
-        options = {name: getattr(layer, name) for name in ("strides", "padding", "dilation_rate")}
+        options = {"strides": layer.strides, "padding": padding or layer.padding, "dilation_rate": layer.dilation_rate}
         if isinstance(layer, keras.layers.DepthwiseConv2D):
             outputs = _depthwise(inputs, kernel, **options)
         elif isinstance(layer, keras.layers.SeparableConv2D):
@@ -34,6 +35,22 @@ def convolve(layer, inputs, kernel, bias=None):
             # Keras' operation: TensorFlow's refuses dilation with strides and, on some CPUs, the gradient with dilation.
             outputs = keras.ops.conv(inputs, kernel, data_format="channels_last", **options)
     return outputs if bias is None else tf.nn.bias_add(outputs, tf.cast(bias, outputs.dtype))
+
+
+def is_same_padding(padding, convolution):
+    """Returns whether a layer only adds the zeros that the convolution after it would add itself with padding "same".
+
+    Padding apart copies the whole tensor; MobileNets and EfficientNets do so before every convolution with strides.
+    """
+    if type(padding) is not keras.layers.ZeroPadding2D or getattr(convolution, "padding", None) != "valid":
+        return False
+    if "channels_first" in (padding.data_format, convolution.data_format) or tuple(convolution.dilation_rate) != (1, 1):
+        return False
+    for pads, size, width, stride in zip(padding.padding, padding.input.shape[1:3], convolution.kernel_size, convolution.strides):
+        missing = max((-(-size // stride) - 1) * stride + width - size, 0)
+        if tuple(pads) != (missing // 2, missing - missing // 2):
+            return False
+    return True
 
 
 def is_depthwise(layer):

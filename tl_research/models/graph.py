@@ -56,21 +56,30 @@ class FeatureGraph:
                                          tuple(names[id(t)] for t in node.outputs)))
         self.input, self.output = names[id(model.inputs[0])], names[id(model.outputs[0])]
         self._producers = {name: node for node in self._nodes for name in node.outputs}
-        self._pairs = self._find_pairs() if fold else {}
+        self._folded = self._find_folded() if fold else {}
 
-    def _find_pairs(self):
-        """Returns {BatchNorm's output: the convolution's node} where the convolution's output is used nowhere else."""
+    def _find_folded(self):
+        """Returns {BatchNorm's output: (node of its convolution,) or (node of the padding before it, convolution)}.
+
+        Only what is used nowhere else is folded, and only padding that TensorFlow's "same" convolution does itself.
+        """
         uses = [name for node in self._nodes for name in node.inputs] + [self.output]
-        pairs = {}
+
+        def only_before(node):
+            return self._producers.get(node.inputs[0]) if uses.count(node.inputs[0]) == 1 else None
+
+        folded = {}
         for node in self._nodes:
-            before = self._producers.get(node.inputs[0])
-            if before and uses.count(node.inputs[0]) == 1 and folding.can_fold(before.operation, node.operation):
-                pairs[node.outputs[0]] = before
-        return pairs
+            convolution = only_before(node)
+            if convolution and folding.can_fold(convolution.operation, node.operation):
+                padding = only_before(convolution)
+                pads = padding and convolutions.is_same_padding(padding.operation, convolution.operation)
+                folded[node.outputs[0]] = (padding, convolution) if pads else (convolution,)
+        return folded
 
     @property
     def num_folded(self):
-        return len(self._pairs)
+        return len(self._folded)
 
     def shape(self, name):
         """The shape of a tensor without its batch dimension."""
@@ -106,7 +115,7 @@ class FeatureGraph:
         best, best_cost, done = tuple(outputs), _MULTIPLY_ADDS_PER_BYTE * self.bytes_per_image(outputs), {self.input}
         for index, (node, _) in enumerate(nodes):
             done.update(node.outputs)
-            later = [name for after, convolution in nodes[index + 1:] for name in (convolution or after).inputs]
+            later = [name for after, folded in nodes[index + 1:] for name in (*folded, after)[0].inputs]
             cut = tuple(dict.fromkeys(name for name in later + list(outputs) if name in done))
             if len(cut) <= 2 and self.input not in cut:
                 cost = _MULTIPLY_ADDS_PER_BYTE * self.bytes_per_image(cut) + self.multiply_adds(cut, outputs)
@@ -119,25 +128,35 @@ class FeatureGraph:
         return sum(math.prod(self.shape(name)) * tf.as_dtype(dtype or self.dtype(name)).size for name in cut)
 
     def _needed(self, known, outputs):
-        """Returns the nodes that lead from the known tensors to the outputs, as (node, convolution to fold or None)."""
+        """Returns the nodes that lead from the known tensors to the outputs, as (node, nodes folded into it)."""
         wanted, needed = set(outputs) - set(known), []
         for node in reversed(self._nodes):
             if not wanted.intersection(node.outputs):
                 continue
-            convolution = self._pairs.get(node.outputs[0])
-            if convolution and (convolution.outputs[0] in known or convolution.outputs[0] in wanted):
-                convolution = None  # the cut goes between the two: each is computed as it is
-            needed.append((node, convolution))
+            folded = self._folded.get(node.outputs[0], ())
+            for index, before in enumerate(folded):
+                if before.outputs[0] in known or before.outputs[0] in wanted:
+                    folded = folded[index + 1:]  # the cut goes between the two: each is computed as it is
+            needed.append((node, folded))
             wanted.difference_update(node.outputs)
-            wanted.update(set((convolution or node).inputs) - set(known))
+            wanted.update(set((*folded, node)[0].inputs) - set(known))
         if wanted:
             raise ValueError(f"{sorted(wanted)} cannot be computed from {sorted(known)}; expected tensors of a cut")
         return needed[::-1]
 
     def fold_constants(self, known, outputs):
-        """Returns the folded weights of all pairs between two cuts, computed now: for parts that will not change."""
-        return {node.outputs[0]: folding.folded_weights(convolution.operation, node.operation)
-                for node, convolution in self._needed(known, outputs) if convolution}
+        """Returns {BatchNorm's output: (kernel, bias)} of all that is folded between two cuts, for parts that do not change.
+
+        A kernel is a NumPy array, which becomes a constant of the traced graph: oneDNN brings a constant into its own order
+        once, anything else in every step. A bias is a tensor: TensorFlow does not fuse a constant one into the convolution.
+        """
+        constants = {}
+        for node, folded in self._needed(known, outputs):
+            if folded:
+                weights = folding.folded_weights(folded[-1].operation, node.operation)
+                kernel, bias = (tf.cast(each, node.operation.compute_dtype) for each in weights)
+                constants[node.outputs[0]] = kernel.numpy(), bias
+        return constants
 
     def run(self, known, outputs, constants=None, batchnorm_in_training=()):
         """Computes tensors from others.
@@ -153,16 +172,17 @@ class FeatureGraph:
             A list of tensors, one for each name in `outputs`.
         """
         values = {id(self._tensors[name]): tensor for name, tensor in known.items()}
-        for node, convolution in self._needed(known, outputs):
+        for node, folded in self._needed(known, outputs):
             training = node.operation in batchnorm_in_training
-            args, kwargs = (convolution or node).arguments.fill_in(values)
-            if convolution and not training:
+            args, kwargs = (*folded, node)[0].arguments.fill_in(values)
+            if folded and not training:
                 weights = (constants or {}).get(node.outputs[0])
-                weights = weights or folding.folded_weights(convolution.operation, node.operation)
-                results = [convolutions.convolve(convolution.operation, *args, *weights)]
-            elif convolution:
-                results = [node.operation(_call(convolution.operation, args, kwargs), training=True)]
+                weights = weights or folding.folded_weights(folded[-1].operation, node.operation)
+                padding = "same" if len(folded) == 2 else None
+                results = [convolutions.convolve(folded[-1].operation, *args, *weights, padding=padding)]
             else:
+                for before in folded:
+                    args, kwargs = (_call(before.operation, args, kwargs),), {}
                 results = keras.tree.flatten(_call(node.operation, args, kwargs, training))
             for name, result in zip(node.outputs, results):
                 values[id(self._tensors[name])] = result
@@ -171,8 +191,8 @@ class FeatureGraph:
     def multiply_adds(self, known, outputs):
         """Returns the multiplications of the convolutions and dense layers between two cuts, per image."""
         total = 0
-        for node, convolution in self._needed(known, outputs):
-            for each in (convolution, node) if convolution else (node,):
+        for node, folded in self._needed(known, outputs):
+            for each in (*folded, node):
                 layer = each.operation
                 kernels = [w for w in getattr(layer, "weights", ()) if "kernel" in w.name]
                 for kernel in kernels:

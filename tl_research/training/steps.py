@@ -93,7 +93,8 @@ class TrainStep:
         gradients = tape.gradient(loss, self._variables)
         learning_rate = self._phase.learning_rate * schedules.learning_rate_factor(
             phase_step, self._num_steps, self._phase.lr_schedule, self._phase.warmup_steps)
-        norms = tf.stack([tf.norm(tf.cast(gradient, tf.float32)) for gradient in gradients])
+        # A norm by tf.norm would write all squares to memory first.
+        norms = tf.sqrt(2.0 * tf.stack([tf.nn.l2_loss(tf.cast(gradient, tf.float32)) for gradient in gradients]))
         finite = tf.math.is_finite(loss) & tf.reduce_all(tf.math.is_finite(norms))
 
         def apply():
