@@ -97,8 +97,8 @@ class Config:
     batchnorm: str = setting(
         "inference", "training: let BatchNorm use and move batch statistics, to show what that does",
         choices=("inference", "training"))
-    fold_batchnorm: bool = setting(
-        True, "compute convolution and BatchNorm as one convolution; off for comparison")
+    fold_batchnorm: str = setting(
+        "on", "compute convolution and BatchNorm as one convolution; off for comparison", choices=("on", "off"))
 
     # Fine-tuning
     phases: tuple[str, ...] = setting(("head", "finetune"), "names of the phases, in order")

@@ -16,9 +16,10 @@ def test_rows_hold_both_phases_and_ratios_of_what_was_timed(write_images, tmp_pa
     for row in rows:  # of one round: the medians are the times themselves
         assert row["ratio"] == pytest.approx(row["ours"] / row["fit"])
         assert row["step_ratio"] == pytest.approx(row["our step"] / row["fit step"])
-        assert row["ratio_range"] == [row["ratio"]] * 2 and row["fit_input"] > 0
+        assert row["ratio_range"] == [row["ratio"]] * 2 and row["fit input"] > 0 and row["our input"] > 0
+        assert row["input_share"] == pytest.approx(1 - row["ours"] / row["our step"])
     lines = throughput.table(rows).splitlines()
-    assert len(lines) == 4 and {line.count("|") for line in lines} == {9}
+    assert len(lines) == 4 and {line.count("|") for line in lines} == {11}
     assert lines[2].startswith("| MobileNetV2@32, head | ") and lines[2] in capsys.readouterr().out
 
 

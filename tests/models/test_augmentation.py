@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tl_research.models.augmentation import Augmentation
 from tl_research.models.augmentation import COLUMNS
+from tl_research.models.augmentation import resample
 
 SIZE = 24
 
@@ -77,10 +78,20 @@ class AugmentationTest(parameterized.TestCase, tf.test.TestCase):
         """Flip, then a quarter turn, then zoom 2: the corner (0, 0) is read where it is worked out by hand."""
         layer = Augmentation({"flip": 1.0, "rotation": 0.5, "zoom": 1.0})
         draws = _draws(flip=[0.0] * 3, rotation=[0.75] * 3, zoom=[0.75] * 3)  # mirrored, +pi/2, 1.5
-        a, b, c, d, e, f = layer.transforms(draws, 3, 3)[0, :6].numpy()
+        a, b, c, d, e, f = layer.transforms(draws, 3, 3)[0].numpy()
         # p - centre = (-1, -1); zoom 1.5 -> (-1.5, -1.5); turn by pi/2 -> (1.5, -1.5); mirror -> (-1.5, -1.5).
         self.assertAllClose([c, f], [1 - 1.5, 1 - 1.5], atol=1e-5)
         self.assertAllClose([a, b, d, e], [0, 1.5, 1.5, 0], atol=1e-5)
+
+    @parameterized.parameters(np.float32, np.uint8)
+    def test_resampling_is_that_of_tensorflows_kernel_also_far_outside(self, dtype):
+        random = np.random.RandomState(4)
+        images = tf.constant(random.uniform(0, 255, (6, SIZE, SIZE - 5, 2)).astype(dtype))
+        transforms = tf.constant(random.uniform(-2, 2, (6, 6)) * [1, 1, 3 * SIZE, 1, 1, 3 * SIZE], tf.float32)
+        expected = tf.raw_ops.ImageProjectiveTransformV3(
+            images=tf.cast(images, tf.float32), transforms=tf.pad(transforms, [(0, 0), (0, 2)]), fill_value=0.0,
+            output_shape=images.shape[1:3], interpolation="BILINEAR", fill_mode="REFLECT")
+        self.assertAllClose(resample(images, transforms), expected, atol=0.05)
 
     def test_a_draw_belongs_to_its_image_whatever_the_batch(self):
         layer = Augmentation({"flip": 1.0, "rotation": 0.1, "zoom": 0.1, "brightness": 0.2})

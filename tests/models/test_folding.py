@@ -165,6 +165,25 @@ class FoldingTest(parameterized.TestCase, tf.test.TestCase):
         summed = layers.Add()([layers.Conv2D(4, 1)(inputs), layers.Conv2D(4, 3, padding="same")(inputs)])
         self._assert_graph_equals_keras(_randomized(keras.Model(inputs, layers.BatchNormalization()(summed))), 0)
 
+    @parameterized.product(
+        pads=[((0, 1), (0, 1)), ((1, 1), (1, 1)), ((2, 3), (2, 3)), ((1, 2), (0, 1))], size=[8, 9], width=[3, 5, 6],
+        kind=["conv", "depthwise"])
+    def test_padding_before_strides_is_left_to_the_convolution_where_it_does_the_same(self, pads, size, width, kind):
+        """TensorFlow pads max((ceil(size / 2) - 1) * 2 + width - size, 0) in all, the smaller half first."""
+        inputs = keras.Input((size, size, 4))
+        make = {"conv": lambda **options: layers.Conv2D(5, **options), "depthwise": layers.DepthwiseConv2D}[kind]
+        padded = layers.ZeroPadding2D(pads, name="pad")(inputs)
+        model = keras.Model(inputs, layers.BatchNormalization()(make(kernel_size=width, strides=2)(padded)))
+        total = {(8, 3): 1, (8, 5): 3, (8, 6): 4, (9, 3): 2, (9, 5): 4, (9, 6): 5}[size, width]
+        self._assert_graph_equals_keras(_randomized(model), 1)
+        graph = FeatureGraph(model)
+        ((_, folded),) = graph._needed((graph.input,), (graph.output,))[-1:]
+        self.assertLen(folded, 2 if pads == ((total // 2, total - total // 2),) * 2 else 1)
+        # A cut at the padded images is possible all the same.
+        images = _images(model)
+        (padded,) = graph.run({graph.input: images}, ("pad",))
+        self.assertLess(_difference(graph.run({"pad": padded}, (graph.output,))[0], model(images)), _OUTPUT_TOLERANCE)
+
     def test_fold_false_folds_nothing(self):
         self.assertEqual(FeatureGraph(_chain(layers.Conv2D(5, 3)), fold=False).num_folded, 0)
 

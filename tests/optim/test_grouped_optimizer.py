@@ -26,6 +26,30 @@ def values_of(group):
     return [variable.numpy() for variable in group.variables]
 
 
+class FusedUpdateTest(tf.test.TestCase, parameterized.TestCase):
+
+    @parameterized.parameters("adam", "adamw")
+    def test_one_kernel_updates_as_keras_does(self, name):
+        random = np.random.RandomState(0)
+        values = [random.normal(size=shape).astype(np.float32) for shape in ((3, 4), (5,))]
+        group = make_group("head", values)
+        decay = {"weight_decay": 0.1} if name == "adamw" else {}
+        ours = grouped_optimizer.GroupedOptimizer([group], name, **decay)
+        theirs = {"adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW}[name](0.01, **decay)
+        variables = [keras.Variable(value) for value in values]
+        theirs.build(variables)
+        for _ in range(20):
+            gradients = [tf.constant(random.normal(size=value.shape) * 10 ** random.uniform(-6, 2), tf.float32) for value in values]
+            ours.apply(gradients, tf.constant(0.01))
+            theirs.apply(gradients, variables)
+        for value, expected in zip(values_of(group), variables):
+            self.assertAllClose(value, expected, rtol=1e-5, atol=1e-7)
+        slots = {name: slot for name, slot in ours.state().items() if name.startswith("head/0/")}
+        self.assertAllClose(slots["head/0/momentum"], theirs._momentums[0], rtol=1e-5, atol=1e-12)
+        # 1 - 0.999 in float32 is off by 1.3e-5.
+        self.assertAllClose(slots["head/0/velocity"], theirs._velocities[0], rtol=2e-5, atol=1e-12)
+
+
 class GoldenTest(tf.test.TestCase, parameterized.TestCase):
 
     @parameterized.product(case=["sgd_momentum", "sgd_nesterov", "adam", "adamw"], clip=[False, True])

@@ -457,7 +457,7 @@ def test_features_on_disk_train_the_same_weights_and_leave_nothing_behind(run, t
     expected = run("memory", augment_views=2)
     _at_step(monkeypatch, 12, _crash)
     with pytest.raises(_Crash):
-        run("disk", augment_views=2, feature_cache="disk")
+        run("disk", augment_views=2, feature_cache="disk", steps_per_call=1)
     received = run("disk", augment_views=2, feature_cache="disk")
     assert received["feature_cache"] == "disk" and received["weights_sha256"] == expected["weights_sha256"]
     assert {path.name for path in (tmp_path / "disk").iterdir()} == {path.name for path in (tmp_path / "memory").iterdir()}

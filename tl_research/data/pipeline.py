@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tl_research.data.image_check import make_decoder
 
+_PREFETCHED = 8  # batches decoded ahead: two calls of the loop
 # Streams of random numbers that must not be the same numbers.
 _ORDER, _AUGMENTATION = 1, 2
 
@@ -66,15 +67,17 @@ class Examples:
         return len(self.labels)
 
     def stream(self, indices):
-        """Yields uint8 images [B, H, W, 3] for each row of `indices` [S, B], decoding ahead in parallel.
+        """Returns what yields uint8 images [B, H, W, 3] for each row of `indices` [S, B], decoding ahead in parallel.
 
         Where the pixels are in memory the loop looks them up inside its compiled step instead.
         """
         decode = make_decoder(self.image_size)
         paths = tf.constant([os.fsencode(path) for path in self.paths])
         dataset = tf.data.Dataset.from_tensor_slices(np.reshape(indices, -1))
-        dataset = dataset.map(lambda index: decode(tf.io.read_file(tf.gather(paths, index))), num_parallel_calls=tf.data.AUTOTUNE)
-        return dataset.batch(np.shape(indices)[1], drop_remainder=True).prefetch(2)
+        dataset = dataset.map(lambda index: decode(tf.io.read_file(tf.gather(paths, index))), num_parallel_calls=os.cpu_count())
+        options = tf.data.Options()
+        options.autotune.enabled = False  # its thread can hold up the end of an epoch for as long as the epoch took
+        return dataset.batch(np.shape(indices)[1], drop_remainder=True).prefetch(_PREFETCHED).with_options(options)
 
     def images(self, indices):
         """Returns uint8 [n, image_size, image_size, 3]."""

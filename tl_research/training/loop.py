@@ -309,16 +309,19 @@ class Trainer:
         default = _CACHED_STEPS_PER_CALL if source.cached else _LIVE_STEPS_PER_CALL
         if source.cached and source.cut == (self.classifier.graph.output,):
             default = steps_per_epoch  # only the head is computed: an epoch takes a fraction of a second
-        per_call = 1 if source.streamed else config.steps_per_call or default
+        per_call = min(config.steps_per_call or default, steps_per_epoch)
+        if source.streamed:
+            per_call = min(per_call, default)  # of its batches at a time are in memory
         with progress_bar(f"{phase.name} epoch {epoch}", unit="images", scale=config.batch_size) as progress:
             while state.epoch_step < steps_per_epoch:
                 count = min(per_call, steps_per_epoch - state.epoch_step)
                 if config.checkpoint_every_steps:
                     count = min(count, config.checkpoint_every_steps - state.global_step % config.checkpoint_every_steps)
                 start = time.perf_counter()
+                streamed = _stack([next(stream) for _ in range(count)], per_call) if stream else None
                 totals = self._call(step, phase, *fixed, tf.constant(state.epoch_step), tf.constant(count),
                                     tf.constant(state.global_step, tf.int64), tf.constant(state.phase_step, tf.int64),
-                                    next(stream) if stream else None)
+                                    streamed)
                 elapsed = time.perf_counter() - start
                 self._account(phase, step, totals, elapsed)
                 progress(state.epoch_step, steps_per_epoch)
@@ -453,6 +456,11 @@ class Trainer:
         self.save()
         raise Interrupted(f"interrupted by signal {self._signals.number} after step {self.state.global_step}; everything "
                           f"is saved; go on with the same flags and --workdir={self._directory.path}", self._signals.number)
+
+
+def _stack(batches, size):
+    """Returns tensors [size, B, ...] of batches, or lists of tensors; filled up, so that a step is traced once."""
+    return tf.nest.map_structure(lambda *tensors: tf.stack(tensors), *batches, *batches[-1:] * (size - len(batches)))
 
 
 def _num_parameters(variables):

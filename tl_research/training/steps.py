@@ -45,7 +45,7 @@ class TrainStep:
             count: int32 scalar, rows to take.
             global_step: int64 scalar, steps taken so far; decides dropout.
             phase_step: int64 scalar, steps taken in this phase; decides the learning rate.
-            streamed: What the source's `stream` yields, if it is streamed; `count` is then 1.
+            streamed: What the source's `stream` yields for the rows from `first` on, [count or more, ...], if it is streamed.
 
         Returns:
             dict of float32 tensors over the steps taken: steps, loss_sum and correct (weighted by example), examples,
@@ -64,7 +64,8 @@ class TrainStep:
         def body(done, totals):
             step = tf.cast(done, tf.int64)
             row = first + done
-            tensors = self._source.fetch(indices[row], view, draws, streamed)
+            batch = None if streamed is None else tf.nest.map_structure(lambda rows: rows[done], streamed)
+            tensors = self._source.fetch(indices[row], view, draws, batch)
             labels = tf.gather(self._labels, indices[row])
             metrics = self._update(tensors, labels, weights[row], global_step + step, phase_step + step)
             finite = metrics["finite"]
