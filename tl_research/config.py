@@ -138,7 +138,8 @@ class Config:
 
     # Precision
     precision: str = setting(
-        "auto", "auto: float32 on CPU, mixed_bfloat16 on a GPU that has it", choices=("auto", "float32", "mixed_bfloat16"))
+        "auto", "auto: mixed_bfloat16 where the device has it and, on a CPU, it is known to be faster; else float32",
+        choices=("auto", "float32", "mixed_bfloat16"))
     xla: str = setting("auto", "compile the steps with XLA; auto: on a GPU only, on CPU it is slower",
                        choices=("auto", "on", "off"))
 

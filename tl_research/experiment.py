@@ -23,6 +23,7 @@ from tl_research.errors import UnreachableError
 from tl_research.files import storage_errors
 from tl_research.models import backbones
 from tl_research.models.classifier import Classifier
+from tl_research.models.precision import resolve_precision
 from tl_research.reporting import figures
 from tl_research.reporting import results
 from tl_research.reporting.summaries import Summaries
@@ -100,13 +101,9 @@ def resolve_device(config, recorded):
         config: `Config`.
         recorded: Contents of `run.json`: a resumed run goes on with what it began with.
     """
-    gpus = tf.config.list_physical_devices("GPU")
-    precision = recorded.get("precision", config.precision)
-    if precision == "auto":
-        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0)) if gpus else (0, 0)
-        precision = "mixed_bfloat16" if capability >= (8, 0) else "float32"
+    precision = resolve_precision(recorded.get("precision", config.precision), config.backbone)
     keras.config.set_dtype_policy(precision)
-    return precision, recorded.get("xla", bool(gpus) if config.xla == "auto" else config.xla == "on")
+    return precision, recorded.get("xla", bool(tf.config.list_physical_devices("GPU")) if config.xla == "auto" else config.xla == "on")
 
 
 def _load(config, directory):

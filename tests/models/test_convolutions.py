@@ -63,6 +63,21 @@ class ConvolutionsTest(parameterized.TestCase, tf.test.TestCase):
             self.assertEqual(a.dtype, b.dtype)
             self.assertAllClose(a, b, rtol=1e-11, atol=1e-11)
 
+    @parameterized.parameters(3, 5)
+    def test_strides_in_bfloat16_send_gradients_as_float32_does(self, width):
+        kernel = layers.DepthwiseConv2D(width, strides=2, padding="same", depthwise_initializer="glorot_uniform")
+        kernel.build((None, 9, 8, CHANNELS))
+        images = tf.cast(tf.random.stateless_normal([3, 9, 8, CHANNELS], seed=(0, 1)), tf.bfloat16)
+        kernel.kernel.assign(tf.cast(tf.cast(kernel.kernel, tf.bfloat16), tf.float32))  # what bfloat16 can hold
+        expected = _outputs_and_gradients(kernel, kernel, tf.cast(images, tf.float32))
+        narrow = layers.DepthwiseConv2D(width, strides=2, padding="same", dtype="mixed_bfloat16")
+        narrow.build((None, 9, 8, CHANNELS))
+        narrow.set_weights(kernel.get_weights())
+        actual = _outputs_and_gradients(lambda x: convolutions.call_depthwise(narrow, x), narrow, images)
+        self.assertEqual([a.dtype for a in actual], [tf.bfloat16, tf.bfloat16, tf.float32, tf.float32])
+        for a, b in zip(actual, expected):  # sums of numbers rounded by up to 2^-9 of each
+            self.assertAllClose(tf.cast(a, tf.float32), b, rtol=0.0, atol=2**-6 * np.abs(b).max())
+
     @parameterized.named_parameters((name, make) for name, make in OTHERS.items())
     def test_other_layers_are_left_to_keras(self, make):
         layer = make()

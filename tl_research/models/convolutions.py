@@ -71,7 +71,8 @@ def call_depthwise(layer, inputs):
 
 
 def _depthwise(inputs, kernel, strides, padding, dilation_rate):
-    """A depthwise convolution whose filter gradient is taken in parts of width `_FAST_WIDTH`.
+    """A depthwise convolution with gradients that suit oneDNN: to the filter in parts of width `_FAST_WIDTH`, and to inputs in
+    float32 where there are strides, for which oneDNN's kernel in bfloat16 takes 30 times as long.
 
     Args:
         inputs: [B, H, W, C], with H and W known.
@@ -79,7 +80,8 @@ def _depthwise(inputs, kernel, strides, padding, dilation_rate):
     """
     height, width = kernel.shape[:2]
     stride = strides[0]
-    if (width <= _FAST_WIDTH or strides != (stride, stride) or dilation_rate != (1, 1)
+    in_float32 = stride > 1 and inputs.dtype == tf.bfloat16
+    if (not (width > _FAST_WIDTH or in_float32) or strides != (stride, stride) or dilation_rate != (1, 1)
             or tf.config.get_visible_devices("GPU")):
         return keras.ops.depthwise_conv(inputs, kernel, strides=strides, padding=padding, dilation_rate=dilation_rate,
                                         data_format="channels_last")
@@ -90,7 +92,9 @@ def _depthwise(inputs, kernel, strides, padding, dilation_rate):
         outputs = tf.nn.depthwise_conv2d(inputs, kernel, steps, padding)
 
         def gradient(upstream):
-            to_inputs = tf.nn.depthwise_conv2d_backprop_input(tf.shape(inputs), kernel, upstream, steps, padding)
+            dtype = tf.float32 if in_float32 else inputs.dtype
+            to_inputs = tf.cast(tf.nn.depthwise_conv2d_backprop_input(
+                tf.shape(inputs), tf.cast(kernel, dtype), tf.cast(upstream, dtype), steps, padding), inputs.dtype)
             sizes = [(outputs.shape[axis] - 1) * stride + kernel.shape[axis - 1] for axis in (1, 2)]  # that a filter sees
             missing = [max(size - inputs.shape[axis], 0) for size, axis in zip(sizes, (1, 2))]
             padded = tf.pad(inputs, [(0, 0), *((size // 2, size - size // 2) for size in missing), (0, 0)])

@@ -54,6 +54,7 @@ class LiveSource:
 
     def __init__(self, classifier, examples, cut, views):
         self.examples, self.cut, self.views = examples, tuple(cut), views
+        self.dtypes = [tf.as_dtype(classifier.graph.dtype(name)) for name in self.cut]
         self._augmentation = classifier.augmentation
         self._frozen_part = classifier.frozen_part(cut)
 
@@ -139,15 +140,14 @@ class Storage:
         """Returns the parts of each tensor put together.
 
         Args:
-            parts: Yields lists of tensors [n, ...], num_rows rows in all; what is more is left out.
+            parts: Yields lists of arrays [n, ...], num_rows rows in all; what is more is left out.
             num_rows: See `parts`.
 
         Raises:
             StorageError: If the disk is full.
         """
         kept, first = None, 0
-        for tensors in parts:
-            arrays = [tensor.numpy() for tensor in tensors]
+        for arrays in parts:
             kept = kept or [self._allocate((num_rows, *array.shape[1:]), self._dtype or array.dtype) for array in arrays]
             for whole, array in zip(kept, arrays):
                 whole[first:first + len(array)] = array[:num_rows - first]
@@ -191,13 +191,12 @@ def compute_features(source, num_views, batch_size, progress=lambda done, total:
             stream = source.stream(indices, view) if source.streamed else [None] * len(indices)
             for number, (row, streamed) in enumerate(zip(indices, stream)):
                 tensors = fetch(tf.constant(row), tf.constant(view), draws, streamed)
-                dtypes[:] = [tensor.dtype for tensor in tensors]
-                yield [tensor[:len(examples) - number * batch_size] for tensor in tensors]
+                # Cut short here: TensorFlow would copy every batch to do so.
+                yield [tensor.numpy()[:len(examples) - number * batch_size] for tensor in tensors]
                 progress(view * len(indices) + number + 1, num_views * len(indices))
 
-    dtypes = []
     kept = storage.collect(parts(), num_views * len(examples))
-    return CachedSource(examples, cut, kept, source.views, dtypes=dtypes)
+    return CachedSource(examples, cut, kept, source.views, dtypes=source.dtypes)
 
 
 def derive_features(classifier, source, cut, batch_size, storage=Storage()):
@@ -207,7 +206,8 @@ def derive_features(classifier, source, cut, batch_size, storage=Storage()):
         frozen_part = tf.function(classifier.frozen_part(stored, inputs=source.stored), reduce_retracing=True)
         count = len(source.tensors[0])
         rows, _ = pipeline.make_batches(np.arange(count), batch_size)
-        tensors = storage.collect((frozen_part(source.rows(row)) for row in rows), count)
+        parts = ([tensor.numpy() for tensor in frozen_part(source.rows(row))] for row in rows)
+        tensors = storage.collect(parts, count)
         source = CachedSource(source.examples, stored, tensors, source.views,
                               dtypes=[classifier.graph.dtype(name) for name in stored])
     then = classifier.frozen_part(cut, inputs=stored) if tuple(cut) != stored else None
