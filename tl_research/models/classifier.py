@@ -87,8 +87,8 @@ class Classifier:
     def __init__(self, backbone, weights, image_size, num_classes, *, augmentation=None, dropout=0.0, seed=0, fold=True,
                  batchnorm="inference"):
         self.spec = backbones.get_spec(backbone)
-        self.image_size, self.dropout, self.seed = image_size, dropout, seed
-        self._batchnorm = batchnorm
+        self.image_size, self.num_classes, self.dropout, self.seed = image_size, num_classes, dropout, seed
+        self._fold, self._batchnorm = fold, batchnorm
         self.backbone = backbones.build_backbone(backbone, image_size, weights, seed=seed)
         self.preprocessing = Preprocessing(self.spec.preprocessing, name="preprocessing")
         self.augmentation = Augmentation(augmentation or {}, seed=seed, name="augmentation")
@@ -105,6 +105,21 @@ class Classifier:
         self.variables = {**backbones.named_variables(self.backbone),
                           **{f"head/{variable.name}": variable for variable in self.head.weights}}
         self.unfreeze("0%")
+
+    def in_float32(self):
+        """Returns a `Classifier` with the same weights that computes in float32, frozen: itself, if it does so already."""
+        policy = keras.config.dtype_policy()
+        if self.backbone.compute_dtype == "float32":
+            return self
+        try:
+            keras.config.set_dtype_policy("float32")
+            copy = Classifier(self.spec.name, "none", self.image_size, self.num_classes, dropout=self.dropout, seed=self.seed,
+                              augmentation=self.augmentation.factors, fold=self._fold, batchnorm=self._batchnorm)
+        finally:
+            keras.config.set_dtype_policy(policy)
+        for path, variable in copy.variables.items():
+            variable.assign(self.variables[path])
+        return copy
 
     @property
     def backbone_blocks(self):
