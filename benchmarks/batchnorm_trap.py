@@ -65,7 +65,7 @@ class Settings:
             raise UserError(f"--{phase}_epochs={epochs}; expected at least 1; correct it")
         same = {name: value for name, value in vars(self).items() if name in Config.__dataclass_fields__}
         return Config(**same, workdir=os.path.join(workdir, phase), precision="float32", phases=phase, epochs=epochs,
-                      unfreeze=unfreeze, learning_rate=learning_rate, patience=0)
+                      unfreeze=unfreeze, learning_rate=learning_rate, patience=0, augment_views=0)
 
 
 def compare(settings):

@@ -98,7 +98,7 @@ def test_augmentation_factors():
 
 
 @pytest.mark.parametrize("settings, wanted", [
-    ({}, False), ({"augment_views": 3}, True), ({"augment": "none"}, True), ({"augment_views": 3, "feature_cache": "off"}, False)])
+    ({}, True), ({"augment_views": 0}, False), ({"augment": "none"}, True), ({"augment_views": 3, "feature_cache": "off"}, False)])
 def test_features_can_be_reused_only_with_a_fixed_set_of_views(settings, wanted):
     assert Config(**settings).feature_cache_wanted == wanted
 

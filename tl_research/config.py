@@ -83,7 +83,7 @@ class Config:
         ("flip", "rotation=0.1", "zoom=0.1"),
         f"random changes of the training images, any of {', '.join(AUGMENTATIONS)} with their factors, or none")
     augment_views: int = setting(
-        0, "augmented versions of each image, used in turn, one an epoch; 0 draws a fresh one every epoch", low=0)
+        4, "augmented versions of each image, used in turn, one an epoch; 0 draws a fresh one every epoch", low=0)
     feature_cache: str = setting(
         "auto", "where what the frozen part computes is kept; auto: in memory if it fits and pays",
         choices=("auto", "memory", "disk", "off"))

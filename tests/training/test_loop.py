@@ -270,7 +270,7 @@ def test_plan_of_the_cache_comes_from_sizes(train, monkeypatch):
         trainer._views = loop.features.Views(0, trainer._config.augment_views, bool(trainer._config.augmentation))
         return trainer._plan_cache(), trainer.cache_in_use
 
-    text, used = plan()
+    text, used = plan(augment_views=0)
     assert used == "off" and "a fresh view every epoch; validation cached" in text
     text, used = plan(augment_views=2)
     assert used == "memory" and "2 views" in text
