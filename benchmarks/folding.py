@@ -8,7 +8,8 @@ epochs alternate in one process; the figures are medians of `--rounds`, after an
 
 With `--check` nothing is timed. Every backbone with BatchNorm after a convolution is computed in float64, folded and by Keras'
 own layers: kernels, gamma, beta and statistics are random, everything trains. It ends with 1 if the norm of a difference is
-more than 1e-5 (pooled features, with constant kernels as of a frozen part or not) or 1e-4 (gradient of one variable) of that of the reference.
+more than 1e-5 (pooled features, from constant kernels as in a frozen part and from variables) or 1e-4 (the gradient of one
+variable) of that of the reference.
 """
 
 import dataclasses
@@ -182,7 +183,8 @@ def main():
     measuring.prepare_json(settings.output_json)
     rows = check(settings) if settings.check else measure(settings)
     if settings.check:
-        print(f"\nfolded against plain, float64, norm of the difference over norm of the reference\n\n{check_table(rows)}", flush=True)
+        print(f"\nfolded against plain, float64, norm of the difference over norm of the reference\n\n{check_table(rows)}",
+              flush=True)
     else:
         print(f"\nimages/s of our step without input, {os.cpu_count()} CPU cores, {settings.precision}, batch "
               f"{settings.batch_size}, median of {settings.rounds}\n\n{table(rows)}", flush=True)

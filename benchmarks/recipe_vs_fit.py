@@ -9,10 +9,11 @@ the lowest validation loss are restored after each phase, those of the head if f
     fit held    the same with BatchNorm statistics really held
     ours        `train.py` with `--augment_views` views, features cached
 
-Each seed has a split of its own, that of our run: `fit` gets the same files. A run of ours is a process of its own, and so are both
-columns of `fit` together: they share the head, which is the same computation in both, and each is charged its seconds. All
-seconds count from the first line of a program, imports included, to its last number. What --output_json has is not measured
-again, so the same command goes on where it stopped; `fit` then trains its head anew if a column is missing.
+Each seed has a split of its own, that of our run: `fit` gets the same files. A run of ours is a process of its own, and so
+are both columns of `fit` together: they share the head, which is the same computation in both (a frozen BatchNorm layer runs
+in inference mode under `fit`), and each is charged its seconds. All seconds count from the first line of a program, imports
+included, to its last number. What --output_json has is not measured again, so the same command goes on where it stopped;
+`fit` then trains its head anew if a column is missing.
 """
 
 import dataclasses
@@ -183,7 +184,8 @@ def main():
     os.makedirs(os.path.dirname(settings.output_json) or ".", exist_ok=True)  # now, rather than fail after measuring
     rows = measure(settings)
     print(f"whole recipe, epochs {settings.epochs}, {os.cpu_count()} CPU cores, batch {settings.batch_size}; ours in "
-          f"{settings.precision} with {settings.augment_views} views; against ours: median of the seeds\n\n{table(rows)}", flush=True)
+          f"{settings.precision} with {settings.augment_views} views; against ours: median of the seeds\n\n{table(rows)}",
+          flush=True)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def _run(settings, folder, workdir, count, flags):
 def table(rows):
     """Returns the rows as a Markdown table."""
     lines = [f"| images | epochs | seconds | {' | '.join(_PARTS)} | ms an image | ms an image and epoch, training | peak MiB | "
-             "MiB for 1000 images more |", "|" + "---|" * (8 + len(_PARTS))]
+             "MiB for 1000 images more |", "|" + "---|" * (7 + len(_PARTS))]
     for row in rows:
         # Against the smallest run: the program itself takes memory too.
         smallest = min(rows, key=lambda other: other["images"])

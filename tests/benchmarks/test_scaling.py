@@ -44,7 +44,8 @@ with open(os.path.join(flags["workdir"], "results.json"), "w") as file:
 ''')
     monkeypatch.setattr(scaling, "_TRAIN", str(script))
     output = tmp_path / "out.json"
-    settings = scaling.Settings(data_dir=str(photographs), images="2,5", epochs_list="", flags="--epochs=2,0", output_json=str(output))
+    settings = scaling.Settings(data_dir=str(photographs), images="2,5", epochs_list="", flags="--epochs=2,0",
+                                output_json=str(output))
     rows = scaling.measure(settings)
     assert [(row["images"], row["seconds"]["total"], row["epochs"]) for row in rows] == [(2, 2, 2), (5, 5, 2)]
     assert [row["milliseconds_per_image_epoch"] for row in rows] == [1000, 1000]  # 2 x 5 s of 5 images and 2 epochs
