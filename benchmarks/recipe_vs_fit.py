@@ -45,7 +45,8 @@ class Settings:
                                          "must be given")
     backbones: str = setting("EfficientNetLite0@224,MobileNetV2@160", "NAME@SIZE, a list")
     weights: str = setting("none", "imagenet or none; EfficientNetLite0 has its own")
-    precision: str = setting("float32", "of our runs; fit is always float32", choices=("float32", "mixed_bfloat16"))
+    precision: str = setting(
+        "auto", "of our runs, as of train.py; fit is always float32", choices=("auto", "float32", "mixed_bfloat16"))
     augment_views: int = setting(8, "of our runs", low=0)
     epochs: str = setting("8,10", "of the head and of fine-tuning; at least 1")
     seeds: str = setting("0,1,2", "of the run and of the split, a list")
@@ -116,7 +117,7 @@ def _run_ours(settings, backbone, seed, workdir):
     phases = {phase["name"]: {key: phase[key] for key in ("val_loss", "val_accuracy")} for phase in results["phases"]}
     return {"seconds": results["seconds"]["total"], **phases[results["selected_phase"]],
             "selected_phase": results["selected_phase"], "phases": phases, "test_loss": results["test"]["loss"],
-            "test_accuracy": results["test"]["accuracy"], "seconds_of": results["seconds"]}
+            "test_accuracy": results["test"]["accuracy"], "precision": results["precision"], "seconds_of": results["seconds"]}
 
 
 def _run_fit(settings, backbone, seed, place, columns):
@@ -184,7 +185,7 @@ def main():
     os.makedirs(os.path.dirname(settings.output_json) or ".", exist_ok=True)  # now, rather than fail after measuring
     rows = measure(settings)
     print(f"whole recipe, epochs {settings.epochs}, {os.cpu_count()} CPU cores, batch {settings.batch_size}; ours in "
-          f"{settings.precision} with {settings.augment_views} views; against ours: median of the seeds\n\n{table(rows)}",
+          f"precision {settings.precision} with {settings.augment_views} views; against ours: median of the seeds\n\n{table(rows)}",
           flush=True)
 
 
