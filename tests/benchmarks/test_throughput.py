@@ -1,5 +1,6 @@
 import os
 
+import measuring
 import pytest
 import throughput
 
@@ -25,7 +26,7 @@ def test_rows_hold_both_phases_and_ratios_of_what_was_timed(write_images, tmp_pa
 
 def test_folders_hold_each_image_once_under_its_class(make_examples, tmp_path):
     examples = make_examples(5)
-    folder = throughput._as_folders(examples, ("a", "b", "c"), str(tmp_path / "images"))
+    folder = measuring.as_folders(examples.paths, ["abc"[label] for label in examples.labels], str(tmp_path / "images"))
     found = {os.readlink(os.path.join(place, name)): os.path.basename(place)
              for place, _, names in os.walk(folder) for name in names}
     assert found == {path: "abc"[label] for path, label in zip(examples.paths, examples.labels)}

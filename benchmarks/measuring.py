@@ -1,0 +1,218 @@
+"""What benchmarks of training share: their images, epochs of our steps and of `model.fit` to time, and the timing in turn."""
+
+import dataclasses
+import json
+import os
+import statistics
+import time
+
+import copied_recipe
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tl_research import experiment
+from tl_research.config import Config
+from tl_research.data import dataset
+from tl_research.data import pipeline
+from tl_research.errors import UserError
+from tl_research.files import write_atomically
+from tl_research.models.classifier import Classifier
+from tl_research.optim.grouped_optimizer import GroupedOptimizer
+from tl_research.optim.param_groups import make_param_groups
+from tl_research.training import features
+from tl_research.training.run_directory import RunDirectory
+from tl_research.training.steps import TrainStep
+
+PHASES = {"head": ("0%", 1e-3), "finetune": ("30%", 1e-5)}
+BACKBONES = "MobileNetV2@160,EfficientNetLite0@224,EfficientNetV2B0@224,ResNet50@224"
+
+
+def parse_backbones(text):
+    """Returns [(name, image size)] of a list NAME@SIZE,NAME@SIZE."""
+    parsed = []
+    for entry in text.split(","):
+        name, at, size = entry.partition("@")
+        if not (at and size.isdigit()):
+            raise UserError(f"--backbones has {entry!r}; expected NAME@SIZE; for example MobileNetV2@160")
+        parsed.append((name, int(size)))
+    return parsed
+
+
+def make_config(settings, name, size, **more):
+    """Returns the `Config` of a backbone at an image size with what `settings` has; sets Keras' dtype policy."""
+    same = {key: value for key, value in vars(settings).items() if key in Config.__dataclass_fields__}
+    same["weights"] = "imagenet" if name == "EfficientNetLite0" else settings.weights  # its weights come in a package
+    config = Config(**{"precision": "float32", **same, "backbone": name, "image_size": size, **more})
+    experiment.resolve_device(config, {})
+    return config
+
+
+def load(config):
+    """Returns (`Dataset`, images per second of reading, checking and decoding them once)."""
+    start = time.perf_counter()
+    with RunDirectory(config) as directory:
+        data = dataset.load(config, directory)
+    total = len(data.train) + len(data.validation) + len(data.test)
+    return data, total / (time.perf_counter() - start)
+
+
+def drawn_examples(config, count, num_classes=5):
+    """Returns `Examples` of random pixels, for steps whose speed does not depend on the values."""
+    random = np.random.RandomState(0)
+    pixels = random.randint(0, 256, (count, config.image_size, config.image_size, 3), np.uint8)
+    names = tuple(str(index) for index in range(count))
+    return pipeline.Examples(names, names, np.arange(count, dtype=np.int32) % num_classes, config.image_size, tf.constant(pixels))
+
+
+def first(examples, count):
+    """Returns the first images of a random order, so that every class is there."""
+    rows = pipeline.epoch_order(0, 0, len(examples))[:count]
+    return pipeline.Examples(tuple(examples.names[i] for i in rows), tuple(examples.paths[i] for i in rows),
+                             examples.labels[rows], examples.image_size, examples.images(rows))
+
+
+def as_folders(paths, class_names, place):
+    """Makes a folder per class with links to the images, as `image_dataset_from_directory` wants them.
+
+    Args:
+        paths: Of the images, absolute.
+        class_names: The class of each.
+        place: Directory for the folders.
+    """
+    for index, (path, name) in enumerate(zip(paths, class_names)):
+        os.makedirs(os.path.join(place, name), exist_ok=True)
+        os.symlink(path, os.path.join(place, name, f"{index}{os.path.splitext(path)[1]}"))
+    return place
+
+
+def alternate(epochs, rounds):
+    """Calls each function once, which compiles, and then all in turn; returns {kind: [seconds of each round]}."""
+    for epoch in epochs.values():
+        epoch()
+    seconds = {kind: [] for kind in epochs}
+    for _ in range(rounds):
+        for kind, epoch in epochs.items():
+            seconds[kind].append(epoch())
+    return seconds
+
+
+def ratios(slower, faster):
+    """Returns (median, [least, most]) of the ratios taken in each round."""
+    values = [a / b for a, b in zip(slower, faster, strict=True)]
+    return statistics.median(values), [min(values), max(values)]
+
+
+def timed(work):
+    """Returns a function that does `work` and returns the seconds it took."""
+    def epoch():
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    return epoch
+
+
+def make_classifier(config, phase, num_classes, **options):
+    """Returns a `Classifier` with the layers open that the phase trains."""
+    classifier = Classifier(config.backbone, config.weights, config.image_size, num_classes,
+                            augmentation=config.augmentation, dropout=config.dropout, seed=config.seed, **options)
+    classifier.unfreeze(PHASES[phase][0])
+    return classifier
+
+
+def our_epoch(config, phase, classifier, source, *, same_batch=False):
+    """Returns a function that returns the seconds of an epoch of our steps, all in one call as the loop does when cached.
+
+    Args:
+        config: `Config`.
+        phase: A name in `PHASES`; `classifier` has its layers open.
+        classifier: A `Classifier`.
+        source: Where the tensors at the cut come from.
+        same_batch: Whether every step is given the first batch, not augmented: a step without input.
+    """
+    unfreeze, learning_rate = PHASES[phase]
+    config = dataclasses.replace(config, phases=(phase,), epochs=(1,), unfreeze=(unfreeze,), patience=(0,),
+                                 learning_rate=(learning_rate,))
+    groups = make_param_groups(classifier.trainable_variables(), {}, list(classifier.variables))
+    step = TrainStep(classifier, GroupedOptimizer(groups, config.optimizer), source, config.phase_plan[0], 1)
+    indices, weights = pipeline.make_batches(np.arange(len(source.examples)), config.batch_size)
+    draws = source.views.draws(0, len(source.examples))
+    if same_batch:
+        indices, draws = np.repeat(indices[:1], len(indices), axis=0), draws[:0]
+    if source.cached:
+        draws = draws[:0]
+    arguments = [tf.constant(value) for value in (indices, weights, draws, 0, 0, len(indices))]
+    position = tf.constant(0, tf.int64)
+    return timed(lambda: float(step(*arguments, position, position)["loss_sum"]))
+
+
+def live_source(config, classifier, examples, cut=None):
+    """Returns a `LiveSource` of augmented images at a cut; at that of the phase, if none is given."""
+    views = features.Views(config.seed, 0, bool(config.augmentation))
+    return features.LiveSource(classifier, examples, cut or classifier.cut(), views)
+
+
+def fill_cache(config, classifier, examples, num_views, progress=lambda done, total: None):
+    """Returns the `CachedSource` that a run fills from pixels, at the cheapest place before what `classifier` has open."""
+    views = features.Views(config.seed, num_views, bool(config.augmentation))
+    cut = classifier.graph.cheapest_cut(classifier.cut())
+    live = features.LiveSource(classifier, examples, cut, views)
+    return features.compute_features(live, num_views, config.batch_size, progress)
+
+
+def cached_source(config, classifier, filled):
+    """Returns what a phase trains on: features at, or before, its own cut, from those that are kept."""
+    return features.derive_features(classifier, filled, classifier.cut(), config.batch_size)
+
+
+class _EpochClock(keras.callbacks.Callback):
+    """Measures the seconds of the last epoch, its reading of files included."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seconds = time.perf_counter() - self._start
+
+
+def fit_model(config, phase, num_classes, augment=True):
+    """Returns the copied recipe's model, compiled for a phase, in float32 whatever ours has."""
+    unfreeze, learning_rate = PHASES[phase]
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    model, base_model = copied_recipe.build_model(config, num_classes, augment=augment)
+    keras.config.set_dtype_policy(policy)
+    if unfreeze != "0%":
+        copied_recipe.open_top(base_model)
+    copied_recipe.compile_model(model, learning_rate)
+    return model
+
+
+def read_folder(folder, config, **options):
+    """Returns the batches of a folder as the copied recipe reads them."""
+    return keras.utils.image_dataset_from_directory(
+        folder, image_size=(config.image_size, config.image_size), batch_size=config.batch_size, seed=config.seed,
+        verbose=False, **options).prefetch(tf.data.AUTOTUNE)
+
+
+def fit_epoch(config, phase, num_classes, images):
+    """Returns a function that returns the seconds of an epoch of `fit` between its callbacks."""
+    model, clock = fit_model(config, phase, num_classes), _EpochClock()
+
+    def fit():
+        model.fit(images, epochs=1, verbose=0, callbacks=[clock])
+        return clock.seconds
+
+    return fit
+
+
+def prepare_json(path):
+    """Makes the directory of a file now, rather than fail after measuring."""
+    if path:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+
+
+def write_json(path, settings, rows, **more):
+    """Writes the settings and all numbers, if a path is given."""
+    if path:
+        write_atomically(path, json.dumps({"settings": vars(settings), "rows": rows, **more}, indent=1) + "\n")
