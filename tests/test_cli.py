@@ -92,7 +92,7 @@ def test_exit_codes_are_those_of_the_contract():
 
 
 _PROGRAM = """
-import sys
+import signal
 from tl_research import cli, errors
 from tl_research.config import Config
 cli.define_flags(Config)
@@ -103,7 +103,9 @@ cli.run(main)
 
 
 @pytest.mark.parametrize("body, arguments, code", [
-    ("raise errors.AuditError('moved')", [], 4), ("raise KeyboardInterrupt", [], 130),
+    ("raise errors.AuditError('moved')", [], 4), ("signal.raise_signal(signal.SIGINT)", [], 130),
+    ("signal.raise_signal(signal.SIGTERM)", [], 143), ("raise MemoryError", [], 10), ("raise OSError(28, 'No space left')", [], 9),
+    ("{}['nothing']", [], 1),
     ("raise errors.Interrupted('stopped', 15)", [], 143), ("return None", [], 0)])
 def test_error_of_main_decides_the_exit_code(body, arguments, code):
     done = subprocess.run([sys.executable, "-c", _PROGRAM.format(body=body), *arguments], capture_output=True, text=True)

@@ -47,8 +47,8 @@ def test_imports_neither_tensorflow_nor_absl():
     ("layer_decay", 0, "above 0 and at most 1"),
     ("nesterov", "yes", "expected true or false"),
     ("data_dir", "$HOME/photos", "not expanded here"),
-    ("data_dir", " ", "expected text"),
-    ("workdir", "a\0b", "expected text"),
+    ("data_dir", " ", "expected a line of text"),
+    ("workdir", "a\0b", "expected a line of text"),
     ("weights", None, "has no value"),
     ("epochs", (), "is empty"),
     ("epochs", "1e3", "expected a whole number"),
@@ -129,4 +129,4 @@ def test_every_setting_says_what_it_is():
         assert field.metadata["help"], field.name
     may_change = {field.name for field in dataclasses.fields(Config) if field.metadata["may_change"]}
     assert may_change == {"data_dir", "validation_dir", "test_dir", "download_dir", "download_base_url", "cache_pixels",
-                          "steps_per_call", "checkpoint_every_steps", "min_test_accuracy", "workdir", "resume"}
+                          "steps_per_call", "checkpoint_every_steps", "checkpoint_every_seconds", "min_test_accuracy", "workdir", "resume"}

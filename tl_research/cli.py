@@ -1,6 +1,8 @@
 """Flags from a config dataclass, and one error contract for every program: one line on stderr, a documented exit code."""
 
 import dataclasses
+import os
+import re
 import sys
 import traceback
 
@@ -8,16 +10,19 @@ from absl import app
 from absl import flags
 
 from tl_research import config as config_lib
+from tl_research import flagfile
+from tl_research.errors import Interrupted
 from tl_research.errors import UserError
+from tl_research.signals import Signals
 
 flags.disclaim_key_flags()  # the program that calls define_flags is the one whose --helpshort lists them
 
-_DEBUG = None
+_names = set()  # the flags of this program
+_places = {}  # {name: FILE:LINE} of those that a flag file set
 
 
 def define_flags(config_class=config_lib.Config):
     """Defines one absl flag for each field of `config_class`; values are checked by the class itself."""
-    global _DEBUG
     for field in dataclasses.fields(config_class):
         name, rules = field.name, field.metadata
         if rules["repeated"]:
@@ -31,30 +36,52 @@ def define_flags(config_class=config_lib.Config):
         else:
             define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
             define[config_lib.item_type(field)](name, field.default, rules["help"])
-    _DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of an error")
+        _names.add(name)
+    flags.DEFINE_bool("debug", False, "show the traceback of an error")
+    _names.add("debug")
 
 
 def config_from_flags(config_class=config_lib.Config):
     """Returns the config that the parsed flags describe.
 
     Raises:
-        UserError: If a value cannot be used; the text names the flag.
+        UserError: If a value cannot be used; the text names the flag, and the line of the flag file that set it.
     """
-    return config_class(**{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(config_class)})
+    try:
+        return config_class(**{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(config_class)})
+    except UserError as error:
+        place = next((_places[name] for name in re.findall(r"--(\w+)", str(error)) if name in _places), None)
+        if place is None:
+            raise
+        raise UserError(f"{place}: {error}") from error
 
 
 def run(main):
-    """Parses the flags, calls `main()` and exits with its code, or with that of the UserError it raises."""
+    """Parses the flags, calls `main()` and exits with its code, or with that of the error that it raises."""
     def guarded(argv):
         try:
-            return main()
-        except UserError as error:
-            if _DEBUG.value:
+            with Signals():  # a run has its own; this one is for what comes before and after
+                return main()
+        except (Exception, Interrupted) as error:
+            if flags.FLAGS.debug:
                 traceback.print_exc()
-            return fail(error, error.exit_code)
-        except KeyboardInterrupt:  # before a run watches for signals itself
-            return fail("interrupted", 130)
-    app.run(guarded, flags_parser=_parse)
+            return fail(*_describe(error))
+
+    sys.stdout, sys.stderr = (stream and _Output(stream) for stream in (sys.stdout, sys.stderr))
+    app.run(guarded, flags_parser=parse)
+
+
+def _describe(error):
+    """Returns (one line, exit code) of what ended a program."""
+    if isinstance(error, (UserError, Interrupted)):
+        return error, error.exit_code
+    if isinstance(error, MemoryError):
+        return f"out of memory ({error}); expected less to be needed; try a smaller --batch_size or --cache_bytes", 10
+    if isinstance(error, OSError):
+        return f"{error}; expected files that can be read and written; correct that", 9
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return (f"{type(error).__name__} in {place.filename}:{place.lineno}: {error}; expected no such thing; --debug shows the "
+            "traceback"), 1
 
 
 def fail(message, exit_code):
@@ -63,11 +90,40 @@ def fail(message, exit_code):
     return exit_code
 
 
-def _parse(argv):
+def parse(argv):
+    """Sets the flags from a command line, program first; exits with 1 and one line if they cannot be."""
     try:
-        rest = flags.FLAGS(argv)
-    except (flags.Error, OSError, UnicodeDecodeError, ValueError) as error:
+        arguments, places = flagfile.expand(argv[1:], _names)
+        rest = flags.FLAGS([argv[0], *arguments])
+    except UserError as error:
+        sys.exit(fail(error, error.exit_code))
+    except (flags.Error, ValueError) as error:
         sys.exit(fail(f"{error}; run with --helpshort for the flags", 1))
     if len(rest) > 1:
         sys.exit(fail(f"{rest[1]!r} is not a flag; expected --name=value; did you mean --{rest[1].lstrip('-')}?", 1))
+    _places.clear()
+    _places.update(places)
     return rest
+
+
+class _Output:
+    """A standard stream that takes every character, and whose reader may leave: a run goes on without `| head`."""
+
+    def __init__(self, stream):
+        stream.reconfigure(errors="backslashreplace")
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        return self._unless_closed(self._stream.write, text)
+
+    def flush(self):
+        self._unless_closed(self._stream.flush)
+
+    def _unless_closed(self, call, *arguments):
+        try:
+            return call(*arguments)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())

@@ -134,6 +134,9 @@ class Config:
         0, "training steps in one call of the compiled loop; 0 chooses by the cost of a step", low=0, may_change=True)
     seed: int = setting(0, "decides weights, order, augmentation and dropout", low=0, high=2**31 - 1)
     checkpoint_every_steps: int = setting(0, "besides the epoch ends; 0 only there", low=0, may_change=True)
+    checkpoint_every_seconds: float = setting(
+        300.0, "besides the epoch ends, after the call of the compiled loop in which they are over; 0 only there", low=0,
+        may_change=True)
     min_test_accuracy: float = setting(0.0, "exit 3 when the test accuracy is below", low=0, high=1, may_change=True)
 
     # Precision
@@ -142,6 +145,8 @@ class Config:
         choices=("auto", "float32", "mixed_bfloat16"))
     xla: str = setting("auto", "compile the steps with XLA; auto: on a GPU only, on CPU it is slower",
                        choices=("auto", "on", "off"))
+    deterministic: bool = setting(
+        False, "every run gives the same bits on a GPU too, if more slowly; a CPU needs no flag for that")
 
     # Output
     workdir: str | None = setting(
@@ -283,8 +288,8 @@ def _checked_item(kind, rules, flag, value):
             raise UserError(f"{flag}={value}; expected true or false; correct it")
         return value
     if kind is str:
-        if not isinstance(value, (str, os.PathLike)) or not str(value).strip() or "\0" in str(value):
-            raise UserError(f"{flag}={value!r}; expected text; leave the flag out for its default")
+        if not isinstance(value, (str, os.PathLike)) or not str(value).strip() or set(str(value)) & set("\0\r\n"):
+            raise UserError(f"{flag}={value!r}; expected a line of text; leave the flag out for its default")
         value = str(value).strip()
         if rules["choices"] and value not in rules["choices"]:
             raise UserError(f"{flag}={value}; expected one of {', '.join(rules['choices'])}"

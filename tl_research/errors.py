@@ -73,8 +73,11 @@ class OutOfMemoryError(UserError):
     exit_code = 10
 
 
-class Interrupted(UserError):
-    """A signal ended the run after its checkpoint was written; the exit code is 128 plus the signal's number."""
+class Interrupted(BaseException):
+    """A signal ended the run after its checkpoint was written; the exit code is 128 plus the signal's number.
+
+    No `Exception`, since it comes anywhere: libraries catch those, and a traced function would turn it into another.
+    """
 
     def __init__(self, message, signal_number):
         super().__init__(message)

@@ -33,6 +33,7 @@ from tl_research.training import features
 from tl_research.training.loop import Trainer
 from tl_research.training.run_directory import RunDirectory
 from tl_research.training.steps import EvalStep
+from tl_research.training.steps import memory_errors
 
 _OFFLINE_BACKBONE = "EfficientNetLite0"  # its ImageNet weights come in a package
 _EXPORT_TOLERANCE = 1e-3  # relative; rounding of folded against plain BatchNorm
@@ -50,7 +51,9 @@ def run(config, *, started=None):
     """
     started = time.perf_counter() if started is None else started
     backbones.get_spec(config.backbone)  # a misspelt name should not wait for the data
-    with RunDirectory(config) as directory, Signals() as signals:
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    with RunDirectory(config) as directory, Signals() as signals, memory_errors(config, "the run"):
         if directory.results:
             print(f"{directory.path} is finished", file=sys.stderr)
             return _report(config, directory, directory.results)
@@ -147,7 +150,7 @@ def _plan(config, data, classifier, trainer, precision, xla, substitutions):
     Raises:
         UserError: If a phase or a pattern names what is not there.
     """
-    trainer.check_patterns()
+    trainer.check_plan()
     counts = ", ".join(f"{side} {len(getattr(data, side))}" for side in ("train", "validation", "test"))
     gpus = len(tf.config.list_physical_devices("GPU"))
     total = len(data.train) + len(data.validation) + len(data.test)
@@ -197,7 +200,7 @@ def export(classifier, data, directory):
         ExportError: If the logits of validation images differ; the file is removed.
     """
     path = directory.file("export", "model.keras")
-    temporary = directory.file("export", f"tmp-{os.getpid()}.keras")
+    temporary = directory.file("export", f"model.tmp-{os.getpid()}.keras")
     with storage_errors(path):
         os.makedirs(directory.file("export"), exist_ok=True)
         classifier.model.save(temporary)

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import shutil
 
 from tl_research.errors import StorageError
 
@@ -39,6 +40,16 @@ def write_synced(path, chunks):
     return {"size": size, "sha256": digest.hexdigest()}
 
 
+def remove_leftovers(directory):
+    """Removes what an interrupted writing or removal left in a directory, if there is one."""
+    for name in os.listdir(directory) if os.path.isdir(directory) else ():
+        path = os.path.join(directory, name)
+        if (".tmp-" in name or ".trash-" in name) and os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+        elif ".tmp-" in name or ".trash-" in name:
+            os.remove(path)
+
+
 def write_atomically(path, text):
     """Replaces a text file as a whole: readers see the old or the new one.
 
@@ -49,6 +60,6 @@ def write_atomically(path, text):
     with storage_errors(path):
         if os.path.exists(temporary):
             os.remove(temporary)
-        write_synced(temporary, [text.encode()])
+        write_synced(temporary, [text.encode(errors="surrogateescape")])
         os.replace(temporary, path)
         sync(os.path.dirname(path) or ".")

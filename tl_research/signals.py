@@ -10,6 +10,8 @@ from tl_research.errors import Interrupted
 class Signals:
     """While active, the first SIGINT, SIGTERM or SIGHUP raises Interrupted; a second one acts as it always does.
 
+    A signal that was ignored before (SIGHUP under nohup) still is.
+
     Attributes:
         number: Of the signal that came, or None.
     """
@@ -22,7 +24,8 @@ class Signals:
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                self._before[number] = signal.signal(number, self._receive)
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *exception):

@@ -11,6 +11,7 @@ import dataclasses
 import io
 import os
 import stat
+import struct
 import warnings
 
 import numpy as np
@@ -24,6 +25,7 @@ from tl_research.files import write_atomically
 FORMATS = {"JPEG": (".jpg", ".jpeg"), "MPO": (".jpg", ".jpeg"), "PNG": (".png",), "GIF": (".gif",), "BMP": (".bmp",),
            "WEBP": (".webp",)}
 MAX_PIXELS = 89_478_485  # Pillow's own limit; a 48 kB GIF can claim more and would be allocated
+BOMB_PIXELS, BOMB_PIXELS_PER_BYTE = 1 << 24, 200  # more than either at once: no photograph, but memory for a few bytes
 MAX_BYTES = 1 << 28
 
 
@@ -141,9 +143,30 @@ def _check_header(data, path):
         raise _BadImage(f"{kind} named {suffix or 'without a suffix'}") from error
     if image_format not in FORMATS:
         raise _BadImage(f"{image_format} image; expected JPEG, PNG, GIF, BMP or WebP")
-    if width * height > MAX_PIXELS:
-        raise _BadImage(f"{width} x {height} pixels; at most {MAX_PIXELS:,}")
+    pixels, what = max(width * height, _gif_pixels(data) if image_format == "GIF" else 0), f"{width} x {height} pixels"
+    if pixels > width * height:
+        what += f", {pixels:,} in all frames"
+    if pixels > MAX_PIXELS:
+        raise _BadImage(f"{what}; at most {MAX_PIXELS:,}")
+    if pixels > BOMB_PIXELS and pixels > BOMB_PIXELS_PER_BYTE * len(data):
+        raise _BadImage(f"{what} in {len(data):,} bytes; at most {BOMB_PIXELS_PER_BYTE} a byte")
     return suffix not in FORMATS[image_format]
+
+
+def _gif_pixels(data):
+    """Returns the pixels of all frames of a GIF: TensorFlow decodes every one, to keep the first."""
+    total, place = 0, 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    while place + 10 <= len(data) and data[place] != 0x3B:
+        if data[place] == 0x2C:
+            width, height, flags = struct.unpack_from("<HHB", data, place + 5)
+            total += width * height
+            place += 11 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+        else:
+            place += 2
+        while place < len(data) and data[place]:  # its blocks of data
+            place += data[place] + 1
+        place += 1
+    return total
 
 
 def _decode_reason(data, error):

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tl_research.data.image_check import make_decoder
+from tl_research.errors import DataError
 
 _PREFETCHED = 8  # batches decoded ahead: two calls of the loop
 # Streams of random numbers that must not be the same numbers.
@@ -67,9 +68,12 @@ class Examples:
         return len(self.labels)
 
     def stream(self, indices):
-        """Returns what yields uint8 images [B, H, W, 3] for each row of `indices` [S, B], decoding ahead in parallel.
+        """Yields uint8 images [B, H, W, 3] for each row of `indices` [S, B], decoding ahead in parallel.
 
         Where the pixels are in memory the loop looks them up inside its compiled step instead.
+
+        Raises:
+            DataError: If an image that was good when the run began cannot be read any more.
         """
         decode = make_decoder(self.image_size)
         paths = tf.constant([os.fsencode(path) for path in self.paths])
@@ -77,7 +81,15 @@ class Examples:
         dataset = dataset.map(lambda index: decode(tf.io.read_file(tf.gather(paths, index))), num_parallel_calls=os.cpu_count())
         options = tf.data.Options()
         options.autotune.enabled = False  # its thread can hold up the end of an epoch for as long as the epoch took
-        return dataset.batch(np.shape(indices)[1], drop_remainder=True).prefetch(_PREFETCHED).with_options(options)
+        dataset = dataset.batch(np.shape(indices)[1], drop_remainder=True).prefetch(_PREFETCHED).with_options(options)
+        batches = iter(dataset)
+        for row in indices:
+            try:
+                yield next(batches)
+            except tf.errors.OpError as error:
+                gone = next((self.names[i] for i in row if not os.path.isfile(self.paths[i])), "one of " + self.names[row[0]])
+                raise DataError(f"image {gone!a} was good when the run began and cannot be read now ({error.message[:80]}); "
+                                "expected files that stay as they are; put it back and start again") from error
 
     def images(self, indices):
         """Returns uint8 [n, image_size, image_size, 3]."""

@@ -3,6 +3,7 @@
 import contextlib
 import os
 
+from google.protobuf.message import DecodeError
 import tensorflow as tf
 
 from tl_research.files import storage_errors
@@ -71,6 +72,6 @@ def drop_records_after(directory, last_step):
                     event = tf.compat.v1.Event.FromString(record.numpy())
                     if event.step <= last_step:
                         writer.write(record.numpy())
-            except tf.errors.DataLossError:
+            except (tf.errors.DataLossError, DecodeError):
                 pass  # a killed writer may leave half a record at the end
         os.replace(temporary, path)

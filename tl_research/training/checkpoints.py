@@ -1,9 +1,9 @@
 """Checkpoints that are data only and are either whole or not there.
 
 A checkpoint is a directory `step-<global step>`: `arrays.bin` (raw little-endian arrays, one after the other, in name
-order), `state.json`, and, written last, `manifest.json` with each array's place, the size and SHA-256 of both files, and its own
-SHA-256. It is written under a temporary name beside its place, synced and renamed, so that a crash leaves the old or the
-new one.
+order), `state.json`, and, written last, `manifest.json`: a line with the SHA-256 of the rest, then each array's place and the
+size and SHA-256 of both files. It is written under a temporary name beside its place, synced and renamed, so that a crash leaves
+the old or the new one.
 """
 
 import hashlib
@@ -17,11 +17,18 @@ import numpy as np
 
 from tl_research.errors import CheckpointError
 from tl_research.errors import StorageError
+from tl_research.files import remove_leftovers
 from tl_research.files import sync
 from tl_research.files import write_synced
 
 _ALIGNMENT = 64
 _KEPT = 2  # the newest, and the one before in case the newest is damaged
+_FILES = ["arrays.bin", "manifest.json", "state.json"]
+
+
+def step_name(step):
+    """Returns the name of the checkpoint of a global step."""
+    return f"step-{step:08d}"
 
 
 def save(directory, state, arrays):
@@ -35,7 +42,7 @@ def save(directory, state, arrays):
     Raises:
         StorageError: If it cannot be written; the checkpoints before it are untouched.
     """
-    final = os.path.join(directory, f"step-{state['global_step']:08d}")
+    final = os.path.join(directory, step_name(state["global_step"]))
     temporary = f"{final}.tmp-{os.getpid()}"
     try:
         os.makedirs(directory, exist_ok=True)
@@ -52,9 +59,8 @@ def save(directory, state, arrays):
             offset += array.nbytes
         files = {"arrays.bin": write_synced(os.path.join(temporary, "arrays.bin"), chunks),
                  "state.json": write_synced(os.path.join(temporary, "state.json"), [json.dumps(state).encode()])}
-        manifest = {"arrays": entries, "files": files}
-        manifest["sha256"] = _manifest_sha256(manifest)
-        write_synced(os.path.join(temporary, "manifest.json"), [json.dumps(manifest, indent=1).encode()])
+        manifest = json.dumps({"arrays": entries, "files": files}).encode()
+        write_synced(os.path.join(temporary, "manifest.json"), [hashlib.sha256(manifest).hexdigest().encode(), b"\n", manifest])
         sync(temporary)
         if os.path.exists(final):  # a phase that starts where another ended has the same step
             os.replace(final, f"{final}.trash-{os.getpid()}")
@@ -63,9 +69,10 @@ def save(directory, state, arrays):
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         size = sum(array.nbytes for array in arrays.values())
-        raise StorageError(f"could not save step {state['global_step']} in {directory}: {error.strerror}; expected room "
-                           f"for {size / 1e6:.0f} MB; free some and start again, the checkpoint before it is whole") from error
-    clean(directory)
+        raise StorageError(f"could not save step {state['global_step']} in {directory}: {error.strerror}; expected a writable "
+                           f"place with room for {size / 1e6:.0f} MB; free some and start again, the checkpoint before it is "
+                           "whole") from error
+    remove_leftovers(directory)
     for name in _complete(directory)[:-_KEPT]:
         _remove(os.path.join(directory, name))
 
@@ -77,40 +84,35 @@ def _remove(path):
     shutil.rmtree(trash, ignore_errors=True)
 
 
-def clean(directory):
-    """Removes what an interrupted save or removal left behind."""
-    for name in os.listdir(directory) if os.path.isdir(directory) else ():
-        if ".tmp-" in name or ".trash-" in name:
-            shutil.rmtree(os.path.join(directory, name), ignore_errors=True)
-
-
 def _complete(directory):
     """Returns the names of the checkpoints, oldest first."""
     names = os.listdir(directory) if os.path.isdir(directory) else []
     return sorted((name for name in names if re.fullmatch(r"step-\d+", name)), key=lambda name: int(name[5:]))
 
 
-def _manifest_sha256(manifest):
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _read(path):
-    """Returns (state, arrays) of one checkpoint.
+def _read(path, max_bytes):
+    """Returns (state, arrays) of one checkpoint, which may come from anyone: nothing in it is run, or read outside it.
 
     Raises:
         ValueError: If anything about it is not as its manifest says.
     """
-    with open(os.path.join(path, "manifest.json"), "rb") as file:
-        manifest = json.loads(file.read())
-    if manifest.pop("sha256") != _manifest_sha256(manifest):  # a wrong offset or dtype would load other numbers
-        raise ValueError("manifest.json: checksum differs")
+    files = sorted(os.scandir(path), key=lambda entry: entry.name)
+    if [entry.name for entry in files] != _FILES or not all(entry.is_file(follow_symlinks=False) for entry in files):
+        raise ValueError(f"expected the files {', '.join(_FILES)} and no others")
+    if sum(entry.stat().st_size for entry in files) > max_bytes:
+        raise ValueError(f"larger than the {max_bytes:,} bytes that this run can need")
     contents = {}
+    for entry in files:
+        with open(entry.path, "rb") as file:
+            contents[entry.name] = file.read()
+    digest, _, text = contents["manifest.json"].partition(b"\n")
+    if hashlib.sha256(text).hexdigest().encode() != digest:
+        raise ValueError("manifest.json: checksum differs")
+    manifest = json.loads(text)
     for name in ("arrays.bin", "state.json"):
         expected = manifest["files"][name]
-        if os.path.getsize(os.path.join(path, name)) != expected["size"]:
+        if len(contents[name]) != expected["size"]:
             raise ValueError(f"{name}: size differs")
-        with open(os.path.join(path, name), "rb") as file:
-            contents[name] = file.read()
         if hashlib.sha256(contents[name]).hexdigest() != expected["sha256"]:
             raise ValueError(f"{name}: checksum differs")
     arrays = {}
@@ -121,24 +123,28 @@ def _read(path):
     return json.loads(contents["state.json"]), arrays
 
 
-def load_newest(directory):
+def load_newest(directory, max_bytes=1 << 40):
     """Returns (state, arrays) of the newest usable checkpoint, or None if there never was one.
 
     A damaged one is named on stderr, set aside as `<name>.corrupt-N`, and the one before it is used.
 
+    Args:
+        directory: Where the checkpoints of the run are.
+        max_bytes: What a checkpoint of this run can have; a larger one is not read.
+
     Raises:
         CheckpointError: If there are checkpoints and none can be used.
     """
-    clean(directory)
+    remove_leftovers(directory)
     names, reasons = _complete(directory), []
     for index, name in reversed(list(enumerate(names))):
         path = os.path.join(directory, name)
         try:
-            state, arrays = _read(path)
-            if name != f"step-{state['global_step']:08d}":
+            state, arrays = _read(path, max_bytes)
+            if name != step_name(state["global_step"]):
                 raise ValueError("state.json: of another step")
             return state, arrays
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
             reasons.append(f"{name} ({error})")
             before = f"; using {names[index - 1]}" if index else ""
             print(f"warning: checkpoint {name} unusable ({error}){before}", file=sys.stderr)

@@ -16,7 +16,6 @@ from tl_research.data import pipeline
 from tl_research.errors import CheckpointError
 from tl_research.errors import Interrupted
 from tl_research.errors import NonFiniteError
-from tl_research.errors import OutOfMemoryError
 from tl_research.errors import UserError
 from tl_research.optim import schedules
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
@@ -29,6 +28,7 @@ from tl_research.training import features
 from tl_research.training.state import TrainState
 from tl_research.training.steps import EvalStep
 from tl_research.training.steps import TrainStep
+from tl_research.training.steps import memory_errors
 
 _LIVE_STEPS_PER_CALL = 4  # a step takes a tenth of a second or more: the call costs nothing, signals are answered soon
 _CACHED_STEPS_PER_CALL = 16
@@ -65,6 +65,8 @@ class Trainer:
         self.state = TrainState()
         self._arrays = {"best": {}, "selected": {}}  # {path: array} of the best epoch of this and of finished phases
         self._optimizer = None
+        self._identity = directory.identity(config)
+        self._saved_step, self._saved_at = 0, time.monotonic()  # of the last checkpoint
         self._base_cut = self._earliest_cut()
         self._caches = {}
         self.cache_plan = self._plan_cache()
@@ -160,15 +162,31 @@ class Trainer:
         return GroupedOptimizer(groups, config.optimizer, weight_decay=config.weight_decay, momentum=config.momentum,
                                 nesterov=config.nesterov, clip_norm=config.clip_norm)
 
-    def check_patterns(self):
-        """Raises UserError now, rather than hours later, if a phase names no layer or a pattern no variable."""
+    def check_plan(self):
+        """Raises UserError now, rather than hours later.
+
+        It does if a phase names no layer, a pattern no variable, or, with --deterministic, a step cannot be repeated exactly.
+        """
         state = self.state
         self.state = TrainState()
         for phase in self._plan:
             self.classifier.unfreeze(phase.unfreeze)
-            self._make_optimizer(phase)
+            optimizer = self._make_optimizer(phase)
+            if self._config.deterministic and phase.epochs:
+                self._try_step(phase, optimizer)
         self.classifier.unfreeze("0%")
         self.state = state
+
+    def _try_step(self, phase, optimizer):
+        """Takes a step of weight 0, whose loss is not a number, so that it computes everything and changes nothing."""
+        source = features.LiveSource(self.classifier, self._train, self.classifier.cut(), self._views)
+        step = TrainStep(self.classifier, optimizer, source, phase, 1, xla=self._xla)
+        indices, weights = pipeline.make_batches(np.arange(min(len(self._train), self._config.batch_size)), self._config.batch_size)
+        streamed = _stack([next(iter(source.stream(indices, 0)))], 1) if source.streamed else None
+        zero = tf.constant(0, tf.int64)
+        with memory_errors(self._config, f"phase {phase.name}"):
+            step(tf.constant(indices), tf.constant(0 * weights), tf.constant(self._views.draws(0, len(self._train))), tf.constant(0),
+                 tf.constant(0), tf.constant(1), zero, zero, streamed)
 
     def describe_phase(self, phase, optimizer, opened):
         """Returns the line that says what a phase trains."""
@@ -189,7 +207,9 @@ class Trainer:
         arrays = {f"variables/{path}": array for path, array in variables.items()}
         for kind, values in (*self._arrays.items(), ("optimizer", self._optimizer.state() if self._optimizer else {})):
             arrays.update({f"{kind}/{name}": array for name, array in values.items()})
-        checkpoints.save(self._directory.file("checkpoints"), dataclasses.asdict(self.state), arrays)
+        state = {**dataclasses.asdict(self.state), "run": self._identity}
+        checkpoints.save(self._directory.file("checkpoints"), state, arrays)
+        self._saved_step, self._saved_at = self.state.global_step, time.monotonic()
 
     def _saved_paths(self):
         """The paths of what a run may change; the rest comes from the pretrained weights and is checked by its hash."""
@@ -202,10 +222,15 @@ class Trainer:
         Raises:
             CheckpointError: If none can be used, or it is not of this network.
         """
-        loaded = checkpoints.load_newest(self._directory.file("checkpoints"))
+        largest = 32 * _num_parameters(self.classifier.variables.values()) + (64 << 20)  # weights, bests and slots; state
+        loaded = checkpoints.load_newest(self._directory.file("checkpoints"), largest)
         if loaded is None:
             return False
         state, arrays = loaded
+        if other := sorted(set(state.pop("run", ())) ^ set(self._identity)):
+            raise CheckpointError(f"the checkpoint is of another run, which differs in {', '.join(other[:5])}; expected this run's; "
+                                  "put it back or use --resume=never")
+        self._saved_step = state["global_step"]
         try:
             self.state = TrainState(**state)
         except TypeError as error:
@@ -257,6 +282,10 @@ class Trainer:
             self._assign(self._arrays["selected"], self._saved_paths())
 
     def _run_phase(self, index, phase, resume):
+        with memory_errors(self._config, f"phase {phase.name}"):
+            self._run_all_epochs(index, phase, resume)
+
+    def _run_all_epochs(self, index, phase, resume):
         phase_start = time.perf_counter()
         config, state = self._config, self.state
         opened = self.classifier.unfreeze(phase.unfreeze)
@@ -319,25 +348,21 @@ class Trainer:
                     count = min(count, config.checkpoint_every_steps - state.global_step % config.checkpoint_every_steps)
                 start = time.perf_counter()
                 streamed = _stack([next(stream) for _ in range(count)], per_call) if stream else None
-                totals = self._call(step, phase, *fixed, tf.constant(state.epoch_step), tf.constant(count),
-                                    tf.constant(state.global_step, tf.int64), tf.constant(state.phase_step, tf.int64),
-                                    streamed)
+                totals = step(*fixed, tf.constant(state.epoch_step), tf.constant(count), tf.constant(state.global_step, tf.int64),
+                              tf.constant(state.phase_step, tf.int64), streamed)
+                totals = {name: tensor.numpy() for name, tensor in totals.items()}
                 elapsed = time.perf_counter() - start
                 self._account(phase, step, totals, elapsed)
                 progress(state.epoch_step, steps_per_epoch)
-                due = config.checkpoint_every_steps and state.global_step % config.checkpoint_every_steps == 0
-                if due and state.epoch_step < steps_per_epoch:  # the epoch's end is saved with its evaluation
+                if self._save_is_due() and state.epoch_step < steps_per_epoch:  # the epoch's end is saved with its evaluation
                     self.save()
                 self._stop_if_signalled()
 
-    def _call(self, step, phase, *arguments):
-        try:
-            return {name: tensor.numpy() for name, tensor in step(*arguments).items()}
-        except tf.errors.ResourceExhaustedError as error:
-            half = max(1, self._config.batch_size // 2)
-            raise OutOfMemoryError(
-                f"out of memory in phase {phase.name} at batch_size {self._config.batch_size}, image_size "
-                f"{self._config.image_size}; expected a step that fits; try --batch_size={half}") from error
+    def _save_is_due(self):
+        """Returns whether --checkpoint_every_steps or --checkpoint_every_seconds ask for a checkpoint now."""
+        steps, seconds = self._config.checkpoint_every_steps, self._config.checkpoint_every_seconds
+        return bool(steps and self.state.global_step % steps == 0
+                    or seconds and time.monotonic() - self._saved_at >= seconds)
 
     def _account(self, phase, step, totals, elapsed):
         """Adds the metrics of one call to the state."""
@@ -355,8 +380,8 @@ class Trainer:
             infinite = [name for name, norm in norms.items() if not math.isfinite(norm)]
             raise NonFiniteError(
                 f"non-finite {'gradient in group ' + infinite[0] if infinite else 'loss'} at phase {phase.name} step "
-                f"{state.global_step + 1}; expected finite numbers; the update was not applied and the last checkpoint is "
-                "whole; try a lower --learning_rate or --clip_norm=1")
+                f"{state.global_step + 1}; expected finite numbers; the update was not applied and the last good "
+                f"checkpoint is {checkpoints.step_name(self._saved_step)}; try a lower --learning_rate or --clip_norm=1")
         sums = state.epoch_totals
         for name in ("loss_sum", "correct", "examples"):
             sums[name] = sums.get(name, 0.0) + float(totals[name])

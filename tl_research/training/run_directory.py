@@ -1,7 +1,9 @@
 """The directory of one run: found or made, locked, and checked against the flags. Imports no TensorFlow."""
 
+import contextlib
 import datetime
 import fcntl
+import hashlib
 import itertools
 import json
 import os
@@ -12,6 +14,7 @@ from tl_research.config import Config
 from tl_research.errors import CheckpointError
 from tl_research.errors import RunDirectoryError
 from tl_research.errors import StorageError
+from tl_research.files import remove_leftovers
 from tl_research.files import write_atomically
 
 _LOCK = ".lock"
@@ -41,10 +44,19 @@ class RunDirectory:
             elif config.resume == "never":
                 self._set_old_run_aside()
             os.makedirs(self.path, exist_ok=True)
-            if not self._is_run() and any(name != _LOCK and ".tmp-" not in name for name in os.listdir(self.path)):
+            entries = list(os.scandir(self.path))
+            if not self._is_run() and any(entry.name != _LOCK and ".tmp-" not in entry.name for entry in entries):
                 raise RunDirectoryError(f"--workdir={self.path} holds files but no run; expected an empty directory or a "
                                         "run of this program; choose another")
+            if links := sorted(entry.name for entry in entries if entry.is_symlink()):  # to be written through
+                raise RunDirectoryError(f"--workdir={self.path} holds the link {links[0]}; expected a run's own files; "
+                                        "remove it or choose another")
             self._lock()
+            for folder in (self.path, self.file("export")):
+                remove_leftovers(folder)
+        except FileNotFoundError as error:
+            raise RunDirectoryError(f"run directory {self.path} was set aside by another process meanwhile; expected one run "
+                                    "in a directory; wait for it or choose another --workdir") from error
         except OSError as error:
             raise StorageError(f"cannot use --workdir={self.path}: {error.strerror}; expected a directory that can be "
                                "written; choose another") from error
@@ -84,53 +96,69 @@ class RunDirectory:
         write_atomically(self.file(name), json.dumps(value, indent=1, allow_nan=False) + "\n")
 
     def read_json(self, name):
-        """Returns the contents of a JSON file, or None if there is none."""
+        """Returns the contents of a JSON file, or None if there is none.
+
+        Raises:
+            CheckpointError: If it is damaged.
+        """
         if not os.path.exists(self.file(name)):
             return None
-        with open(self.file(name)) as file:
-            return json.load(file)
+        try:
+            with open(self.file(name)) as file:
+                return json.load(file)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{self.file(name)} is damaged ({error}); expected what a run wrote; use another --workdir or "
+                                  "--resume=never") from error
+
+    def identity(self, config):
+        """Returns lines that a checkpoint must share with its run: the settings that may not change, and the split's SHA-256."""
+        lines = _fixed(config.to_flags())
+        with contextlib.suppress(FileNotFoundError), open(self.file("split.json"), "rb") as file:
+            lines.append(f"split.json of SHA-256 {hashlib.sha256(file.read()).hexdigest()}")
+        return lines
 
     def _set_old_run_aside(self):
         if not self._is_run():
             return  # no run of ours: whatever it is stays where it is
         self._lock()  # not under a process that is still writing
-        self._lock_file.close()
         number = 1
         while os.path.exists(f"{self.path.rstrip('/')}.old-{number}"):
             number += 1
         os.rename(self.path, f"{self.path.rstrip('/')}.old-{number}")
+        self._lock_file.close()
         print(f"the run in {self.path} is now {self.path.rstrip('/')}.old-{number}", file=sys.stderr)
 
     def _lock(self):
         """Takes the lock that the kernel gives back when the process ends, however it ends."""
-        self._lock_file = open(self.file(_LOCK), "a+")
+        self._lock_file = open(self.file(_LOCK), "a+", opener=lambda path, mode: os.open(path, mode | os.O_NOFOLLOW, 0o644))
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock_file.seek(0)
             raise RunDirectoryError(f"run directory {self.path} is used by {self._lock_file.read().strip() or 'another process'}"
                                     "; expected one run in a directory; wait for it or choose another --workdir") from None
+        if not os.path.samestat(os.fstat(self._lock_file.fileno()), os.stat(self.file(_LOCK))):
+            raise FileNotFoundError(self.file(_LOCK))  # it was renamed with its directory after it was opened
         self._lock_file.truncate(0)
         now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         self._lock_file.write(f"pid {os.getpid()} on host {socket.gethostname()} since {now}\n")
         self._lock_file.flush()
 
     def _check_flags(self, config):
-        with open(self.file("flags.txt")) as file:
-            old = [line.rstrip("\n") for line in file]
-        new = config.to_flags().splitlines()
-        fields = Config.__dataclass_fields__
-
-        def fixed(lines):
-            """Returns the lines of settings that a resume must find as they were."""
-            return {line for line in lines
-                    if (name := line[2:].split("=")[0]) not in fields or not fields[name].metadata["may_change"]}
-
-        before, after = sorted(fixed(old) - fixed(new)), sorted(fixed(new) - fixed(old))
+        with open(self.file("flags.txt"), errors="surrogateescape") as file:
+            old, new = _fixed(file.read()), _fixed(config.to_flags())
+        before, after = ([line for line in lines if line not in others] for lines, others in ((old, new), (new, old)))
         if before or after:
             raise CheckpointError(f"the run in {self.path} was made with {' '.join(before) or 'fewer flags'}, flags now say "
                                   f"{' '.join(after) or 'nothing there'}; expected the same; use another --workdir or "
                                   "--resume=never")
+
+
+def _fixed(text):
+    """Returns those lines of `flags.txt`, sorted, that a resume must find as they were."""
+    fields = Config.__dataclass_fields__
+    return sorted(line for line in text.split("\n")
+                  if (name := line[2:].split("=")[0]) not in fields or not fields[name].metadata["may_change"])
 
 
 def _make_new(config):

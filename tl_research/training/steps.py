@@ -1,9 +1,13 @@
 """The training step and the evaluation step of one phase: tensors in, tensors out, traced once."""
 
+import contextlib
+
 import numpy as np
 import tensorflow as tf
 
 from tl_research.data import pipeline
+from tl_research.errors import OutOfMemoryError
+from tl_research.errors import UserError
 from tl_research.optim import schedules
 
 
@@ -109,6 +113,23 @@ class TrainStep:
         return {"loss_sum": tf.reduce_sum(weights * losses), "correct": tf.reduce_sum(weights * correct),
                 "examples": tf.reduce_sum(weights), "gradient_norms": group_norms, "variable_norms": norms,
                 "learning_rate": learning_rate, "finite": applied}
+
+
+@contextlib.contextmanager
+def memory_errors(config, what):
+    """Turns a lack of memory, and an operation that --deterministic does not allow, into one line; `what` was going on."""
+    try:
+        yield
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        smaller = f"--batch_size={config.batch_size // 2}" if config.batch_size > 1 else "a smaller --image_size"
+        raise OutOfMemoryError(
+            f"out of memory in {what} at batch_size {config.batch_size}, image_size {config.image_size}; expected a step that "
+            f"fits; try {smaller} in another --workdir") from error
+    except tf.errors.UnimplementedError as error:
+        if not config.deterministic:
+            raise
+        raise UserError(f"--deterministic in {what}: {error.message}; expected operations that have a deterministic kernel; use "
+                        "another --backbone or --augment, or leave --deterministic out") from error
 
 
 def cross_entropy(logits, labels, label_smoothing=0.0):
