@@ -1,6 +1,7 @@
 """Flags from a config dataclass, and one error contract for every program: one line on stderr, a documented exit code."""
 
 import dataclasses
+import functools
 import sys
 import traceback
 
@@ -43,18 +44,23 @@ def config_from_flags(config_class=config_lib.Config):
     return config_class(**{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(config_class)})
 
 
-def run(main):
-    """Parses the flags, calls `main()` and exits with its code, or with that of the UserError it raises."""
+def run(main, takes=False):
+    """Parses the flags, calls `main()` and exits with its code, or with that of the UserError it raises.
+
+    Args:
+        main: Called without arguments, or with the list of those that are no flags if the program takes any.
+        takes: Whether the program takes arguments that are no flags.
+    """
     def guarded(argv):
         try:
-            return main()
+            return main(argv[1:]) if takes else main()
         except UserError as error:
             if _DEBUG.value:
                 traceback.print_exc()
             return fail(error, error.exit_code)
         except KeyboardInterrupt:  # before a run watches for signals itself
             return fail("interrupted", 130)
-    app.run(guarded, flags_parser=_parse)
+    app.run(guarded, flags_parser=functools.partial(_parse, takes=takes))
 
 
 def fail(message, exit_code):
@@ -63,11 +69,11 @@ def fail(message, exit_code):
     return exit_code
 
 
-def _parse(argv):
+def _parse(argv, takes=False):
     try:
         rest = flags.FLAGS(argv)
     except (flags.Error, OSError, UnicodeDecodeError, ValueError) as error:
         sys.exit(fail(f"{error}; run with --helpshort for the flags", 1))
-    if len(rest) > 1:
+    if len(rest) > 1 and not takes:
         sys.exit(fail(f"{rest[1]!r} is not a flag; expected --name=value; did you mean --{rest[1].lstrip('-')}?", 1))
     return rest
