@@ -110,7 +110,8 @@ def test_run_of_another_version_and_one_in_use_are_exit_8(finished_run):
     ("predict", ["--run=x"], 1, "no images are named"),
     ("predict", ["--run=x", "/nowhere.jpg"], 2, "1 of 1 paths do not exist (/nowhere.jpg)"),
     ("predict", ["--run=x", "--batch_size=0", "."], 1, "--batch_size=0"),
-    ("evaluate", ["--helpshort"], 1, None), ("predict", ["--helpshort"], 1, None)])
+    ("evaluate", ["--helpshort"], 1, None), ("predict", ["--helpshort"], 1, None),
+    ("export", ["--run=x", "--format=onnx"], 1, "expected one of saved_model, litert"), ("export", ["--helpshort"], 1, None)])
 def test_command_line_answers_without_tensorflow(tool, arguments, code, message):
     program = ("import runpy, sys; sys.modules['tensorflow'] = sys.modules['keras'] = None; "
                f"sys.argv = ['x', *{arguments!r}]; runpy.run_module('tl_research.{tool}', run_name='__main__', alter_sys=True)")

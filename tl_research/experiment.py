@@ -16,8 +16,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tl_research import artefacts
 from tl_research.data import dataset
-from tl_research.errors import ExportError
 from tl_research.errors import GateError
 from tl_research.errors import UnreachableError
 from tl_research.files import storage_errors
@@ -34,7 +34,6 @@ from tl_research.training.run_directory import RunDirectory
 from tl_research.training.steps import EvalStep
 
 _OFFLINE_BACKBONE = "EfficientNetLite0"  # its ImageNet weights come in a package
-_EXPORT_TOLERANCE = {"float32": 1e-3, "mixed_bfloat16": 5e-2}  # relative; rounding of folded against plain BatchNorm
 
 
 def run(config, *, started=None):
@@ -75,7 +74,7 @@ def run(config, *, started=None):
             state.test = _test(config, classifier, data.test, xla)
             trainer.save()  # from here on an interruption does not read the test images again
         test = state.test
-        export(classifier, data, directory, precision)
+        artefacts.save_keras(classifier, data, directory, precision)
         summary = _results(config, trainer, data, test, substitutions, precision, xla)
         with storage_errors(directory.file("report")):
             os.makedirs(directory.file("report"), exist_ok=True)
@@ -185,31 +184,6 @@ def _test(config, classifier, examples, xla):
     loss, accuracy = results.loss_and_accuracy(logits, examples.labels)
     interval = results.wilson_interval(round(accuracy * len(examples)), len(examples))
     return {"accuracy": accuracy, "loss": loss, "n": len(examples), "ci95": list(interval), "reads": 1}
-
-
-def export(classifier, data, directory, precision):
-    """Saves the plain Keras model and the class names, and checks that it answers as the trained network does.
-
-    Raises:
-        ExportError: If the logits of validation images differ; the file is removed.
-    """
-    path = directory.file("export", "model.keras")
-    temporary = directory.file("export", f"tmp-{os.getpid()}.keras")
-    with storage_errors(path):
-        os.makedirs(directory.file("export"), exist_ok=True)
-        classifier.model.save(temporary)
-    images = tf.cast(data.validation.images(range(min(64, len(data.validation)))), tf.float32)
-    cut = classifier.cut()
-    expected = classifier.logits(cut, classifier.frozen_part(cut)(images)).numpy()
-    received = keras.saving.load_model(temporary, compile=False).predict(images, batch_size=32, verbose=0)
-    difference = float(np.linalg.norm(received - expected) / np.linalg.norm(expected))
-    if not difference <= _EXPORT_TOLERANCE[precision]:
-        os.remove(temporary)
-        raise ExportError(f"the saved model's logits differ by {difference:.2g} relative on {len(images)} validation images; "
-                          f"expected at most {_EXPORT_TOLERANCE[precision]:g}; the file was removed")
-    os.replace(temporary, path)
-    directory.write_json(os.path.join("export", "classes.json"), list(data.classes))
-    print(f"exported {path}: logits equal to {difference:.1g} relative on {len(images)} validation images", flush=True)
 
 
 def _results(config, trainer, data, test, substitutions, precision, xla):

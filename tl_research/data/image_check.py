@@ -52,10 +52,15 @@ def make_decoder(image_size):
     """Returns a function from the bytes of an image file, a scalar string tensor, to uint8 [image_size, image_size, 3]."""
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
     def decode(data):
-        image = tf.io.decode_image(data, channels=3, expand_animations=False)
-        image.set_shape([None, None, 3])
-        return tf.cast(resized(image, image_size), tf.uint8)
+        return tf.cast(resized(decode_image(data), image_size), tf.uint8)
     return decode
+
+
+def decode_image(data):
+    """Returns uint8 [H, W, 3] of the bytes of an image file, a scalar string tensor."""
+    image = tf.io.decode_image(data, channels=3, expand_animations=False)
+    image.set_shape([None, None, 3])
+    return image
 
 
 def resized(images, image_size):
