@@ -40,7 +40,6 @@ import fault_inputs
 import keras
 import numpy as np
 import PIL.Image
-import tensorflow as tf
 from absl import flags
 
 from tl_research import cli

@@ -2,9 +2,8 @@
 
     python benchmarks/precision.py
 
-Steps are without input: the same batch of random pixels again and again, epochs of the two in turn, compiling apart. The
-table of `tl_research/models/precision.py`, by which `--precision=auto` decides on a CPU, holds the backbones that are faster
-in both phases here.
+Steps are without input: the same batch of random pixels again and again, epochs of the two in turn, compiling apart. It pays
+on processors that multiply bfloat16 themselves (avx512_bf16 or amx_bf16 among the flags in /proc/cpuinfo).
 """
 
 import dataclasses

@@ -122,7 +122,7 @@ def _run_ours(settings, backbone, seed, workdir):
 
 def _run_fit(settings, backbone, seed, place, columns):
     """Runs `fit_recipe.py` on the files of each side of our split; yields what it writes of each column, when it does."""
-    folders, output = os.path.join(place, "images"), os.path.join(place, "fit.jsonl")
+    folders = os.path.join(place, "images")
     with open(os.path.join(place, "ours", "split.json")) as file:
         split = json.load(file)
     shutil.rmtree(folders, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -121,3 +122,24 @@ def write_images():
                 PIL.Image.fromarray(pixels).save(os.path.join(directory, name, f"{i:02d}.png"))
         return str(directory)
     return write
+
+
+@pytest.fixture(scope="session")
+def _trained_run(tmp_path_factory, write_images):
+    from tl_research import experiment
+    from tl_research.config import Config
+
+    place = tmp_path_factory.mktemp("trained")
+    photos = write_images(place / "photos", count=25, strength=12)
+    experiment.run(Config(dataset="directory", data_dir=photos, image_size=32, backbone="EfficientNetLite0", batch_size=16,
+                          epochs=(2, 0), augment=("none",), split=(0.4, 0.3, 0.3), workdir=str(place / "run")))
+    return place
+
+
+@pytest.fixture
+def finished_run(_trained_run, tmp_path):
+    """The directory of a run of its own, EfficientNetLite0 at 32 px on photographs of 64 px beside it in `photos`."""
+    shutil.copytree(_trained_run, tmp_path / "trained")
+    flags = tmp_path / "trained" / "run" / "flags.txt"
+    flags.write_text(flags.read_text().replace(str(_trained_run), str(tmp_path / "trained")))
+    return str(tmp_path / "trained" / "run")

@@ -1,6 +1,7 @@
 """Flags from a config dataclass, and one error contract for every program: one line on stderr, a documented exit code."""
 
 import dataclasses
+import functools
 import os
 import re
 import sys
@@ -56,19 +57,24 @@ def config_from_flags(config_class=config_lib.Config):
         raise UserError(f"{place}: {error}") from error
 
 
-def run(main):
-    """Parses the flags, calls `main()` and exits with its code, or with that of the error that it raises."""
+def run(main, takes=False):
+    """Parses the flags, calls `main()` and exits with its code, or with that of the error that it raises.
+
+    Args:
+        main: Called without arguments, or with the list of those that are no flags if the program takes any.
+        takes: Whether the program takes arguments that are no flags.
+    """
     def guarded(argv):
         try:
             with Signals():  # a run has its own; this one is for what comes before and after
-                return main()
+                return main(argv[1:]) if takes else main()
         except (Exception, Interrupted) as error:
             if flags.FLAGS.debug:
                 traceback.print_exc()
             return fail(*_describe(error))
 
     sys.stdout, sys.stderr = (stream and _Output(stream) for stream in (sys.stdout, sys.stderr))
-    app.run(guarded, flags_parser=parse)
+    app.run(guarded, flags_parser=functools.partial(parse, takes=takes))
 
 
 def _describe(error):
@@ -90,7 +96,7 @@ def fail(message, exit_code):
     return exit_code
 
 
-def parse(argv):
+def parse(argv, takes=False):
     """Sets the flags from a command line, program first; exits with 1 and one line if they cannot be."""
     try:
         arguments, places = flagfile.expand(argv[1:], _names)
@@ -99,7 +105,7 @@ def parse(argv):
         sys.exit(fail(error, error.exit_code))
     except (flags.Error, ValueError) as error:
         sys.exit(fail(f"{error}; run with --helpshort for the flags", 1))
-    if len(rest) > 1:
+    if len(rest) > 1 and not takes:
         sys.exit(fail(f"{rest[1]!r} is not a flag; expected --name=value; did you mean --{rest[1].lstrip('-')}?", 1))
     _places.clear()
     _places.update(places)

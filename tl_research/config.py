@@ -141,7 +141,7 @@ class Config:
 
     # Precision
     precision: str = setting(
-        "auto", "auto: mixed_bfloat16 where the device has it and, on a CPU, it is known to be faster; else float32",
+        "auto", "auto: float32 on CPU, mixed_bfloat16 on a GPU that has it",
         choices=("auto", "float32", "mixed_bfloat16"))
     xla: str = setting("auto", "compile the steps with XLA; auto: on a GPU only, on CPU it is slower",
                        choices=("auto", "on", "off"))
@@ -156,8 +156,7 @@ class Config:
         choices=("auto", "never"), may_change=True)
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+        _check_fields(self)
         if self.dataset == "directory" and not self.data_dir:
             raise UserError("--dataset=directory without --data_dir; expected a directory with one folder per class; "
                             "add --data_dir=DIR")
@@ -219,6 +218,20 @@ class Config:
         """Whether training may reuse features of a fixed set of views."""
         return self.feature_cache != "off" and (self.augment_views > 0 or not self.augmentation)
 
+    @classmethod
+    def from_flags(cls, text):
+        """Returns the settings that `to_flags` wrote."""
+        fields, values = {field.name: field for field in dataclasses.fields(cls)}, {}
+        for line in text.splitlines():
+            name, _, value = line.removeprefix("--").partition("=")
+            if name not in fields:
+                raise UserError(f"{line!r} is no setting of this version; expected --name=value")
+            if fields[name].metadata["repeated"]:
+                values[name] = (*values.get(name, ()), value)
+            else:
+                values[name] = value == "true" if item_type(fields[name]) is bool else value
+        return cls(**values)
+
     def to_flags(self):
         """The settings as flagfile lines, without the run's own place; replaying them repeats the run."""
         lines = []
@@ -231,6 +244,27 @@ class Config:
             else:
                 lines.append(f"--{field.name}={_text(value)}")
         return "\n".join(lines) + "\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class ToolConfig:
+    """Settings of a program that works on a finished run.
+
+    Raises:
+        UserError: If a value is of the wrong type or out of bounds, or there is no run.
+    """
+
+    run: str | None = setting(None, "the directory of a finished run")
+
+    def __post_init__(self):
+        _check_fields(self)
+        if not self.run:
+            raise UserError("--run is missing; expected the directory of a finished run; add --run=DIR")
+
+
+def _check_fields(config):
+    for field in dataclasses.fields(config):
+        object.__setattr__(config, field.name, _checked(field, getattr(config, field.name)))
 
 
 def _text(value):
@@ -294,7 +328,7 @@ def _checked_item(kind, rules, flag, value):
         if rules["choices"] and value not in rules["choices"]:
             raise UserError(f"{flag}={value}; expected one of {', '.join(rules['choices'])}"
                             f"{suggestion(value, rules['choices'])}")
-        if flag.endswith("_dir") or flag in ("--workdir", "--weights"):
+        if flag.endswith("_dir") or flag in ("--workdir", "--weights", "--run", "--csv"):
             if "$" in value:
                 raise UserError(f"{flag}={value}; expected a path without $, which is not expanded here; write it out")
             value = os.path.expanduser(value)

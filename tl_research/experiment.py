@@ -16,14 +16,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tl_research import artefacts
 from tl_research.data import dataset
-from tl_research.errors import ExportError
 from tl_research.errors import GateError
 from tl_research.errors import UnreachableError
 from tl_research.files import storage_errors
 from tl_research.models import backbones
 from tl_research.models.classifier import Classifier
-from tl_research.models.precision import resolve_precision
 from tl_research.reporting import figures
 from tl_research.reporting import results
 from tl_research.reporting.summaries import Summaries
@@ -36,7 +35,6 @@ from tl_research.training.steps import EvalStep
 from tl_research.training.steps import memory_errors
 
 _OFFLINE_BACKBONE = "EfficientNetLite0"  # its ImageNet weights come in a package
-_EXPORT_TOLERANCE = 1e-3  # relative; rounding of folded against plain BatchNorm
 
 
 def run(config, *, started=None):
@@ -80,7 +78,7 @@ def run(config, *, started=None):
             state.test = _test(config, final, data.test, xla)
             trainer.save()  # from here on an interruption does not read the test images again
         test = state.test
-        export(final, data, directory)
+        artefacts.save_keras(final, data, directory)
         summary = _results(config, trainer, data, test, substitutions, precision, xla)
         with storage_errors(directory.file("report")):
             os.makedirs(directory.file("report"), exist_ok=True)
@@ -105,9 +103,13 @@ def resolve_device(config, recorded):
         config: `Config`.
         recorded: Contents of `run.json`: a resumed run goes on with what it began with.
     """
-    precision = resolve_precision(recorded.get("precision", config.precision), config.backbone)
+    gpus = tf.config.list_physical_devices("GPU")
+    precision = recorded.get("precision", config.precision)
+    if precision == "auto":
+        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0)) if gpus else (0, 0)
+        precision = "mixed_bfloat16" if capability >= (8, 0) else "float32"
     keras.config.set_dtype_policy(precision)
-    return precision, recorded.get("xla", bool(tf.config.list_physical_devices("GPU")) if config.xla == "auto" else config.xla == "on")
+    return precision, recorded.get("xla", bool(gpus) if config.xla == "auto" else config.xla == "on")
 
 
 def _load(config, directory):
@@ -186,36 +188,6 @@ def _test(config, classifier, examples, xla):
     loss, accuracy = results.loss_and_accuracy(logits, examples.labels)
     interval = results.wilson_interval(round(accuracy * len(examples)), len(examples))
     return {"accuracy": accuracy, "loss": loss, "n": len(examples), "ci95": list(interval), "reads": 1}
-
-
-def export(classifier, data, directory):
-    """Saves the plain Keras model and the class names, and checks that it answers as the trained network does.
-
-    Args:
-        classifier: The trained `Classifier`, in float32: the file is to serve anywhere.
-        data: `Dataset`; the check is on its validation images.
-        directory: `RunDirectory`.
-
-    Raises:
-        ExportError: If the logits of validation images differ; the file is removed.
-    """
-    path = directory.file("export", "model.keras")
-    temporary = directory.file("export", f"model.tmp-{os.getpid()}.keras")
-    with storage_errors(path):
-        os.makedirs(directory.file("export"), exist_ok=True)
-        classifier.model.save(temporary)
-    images = tf.cast(data.validation.images(range(min(64, len(data.validation)))), tf.float32)
-    cut = classifier.cut()
-    expected = classifier.logits(cut, classifier.frozen_part(cut)(images)).numpy()
-    received = keras.saving.load_model(temporary, compile=False).predict(images, batch_size=32, verbose=0)
-    difference = float(np.linalg.norm(received - expected) / np.linalg.norm(expected))
-    if not difference <= _EXPORT_TOLERANCE:
-        os.remove(temporary)
-        raise ExportError(f"the saved model's logits differ by {difference:.2g} relative on {len(images)} validation images; "
-                          f"expected at most {_EXPORT_TOLERANCE:g}; the file was removed")
-    os.replace(temporary, path)
-    directory.write_json(os.path.join("export", "classes.json"), list(data.classes))
-    print(f"exported {path}: logits equal to {difference:.1g} relative on {len(images)} validation images", flush=True)
 
 
 def _results(config, trainer, data, test, substitutions, precision, xla):

@@ -1,6 +1,5 @@
 """One resample equals the Keras layer of the same operation with the same draw."""
 
-import math
 
 from absl.testing import parameterized
 import keras

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tl_research import artefacts
 from tl_research import experiment
 from tl_research.config import Config
 from tl_research.errors import AuditError
@@ -502,7 +503,7 @@ def test_signal_while_the_cache_is_filled_ends_the_run_at_once(run, tmp_path, mo
 def test_test_images_are_read_once_though_the_run_ends_before_its_results(run, tmp_path, monkeypatch):
     expected = run("unbroken")
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "export", lambda *args: _crash())
+        patch.setattr(artefacts, "save_keras", lambda *args: _crash())
         with pytest.raises(_Crash):
             run("broken")
     monkeypatch.setattr(experiment, "_test", lambda *args: pytest.fail("read again"))

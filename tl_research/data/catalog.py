@@ -230,12 +230,17 @@ class _Walk:
                     pending.append((entry.path, name + "/"))
                 elif entry.is_symlink() and os.path.isdir(entry.path):
                     self.refused.append((name, "link to a folder: not followed"))
-                elif not entry.name.lower().endswith(_SUFFIXES):
+                elif not is_image_name(entry.name):
                     self.ignored += 1
                 elif reason := _refusal(entry, inside):
                     self.refused.append((name, reason))
                 else:
                     self.files.append(ImageFile(entry.path, name, label, side))
+
+
+def is_image_name(name):
+    """Returns whether a file of that name in a folder counts as an image."""
+    return not _is_junk(name) and name.lower().endswith(_SUFFIXES)
 
 
 def _is_junk(name):

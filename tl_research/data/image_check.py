@@ -54,11 +54,40 @@ def make_decoder(image_size):
     """Returns a function from the bytes of an image file, a scalar string tensor, to uint8 [image_size, image_size, 3]."""
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
     def decode(data):
-        image = tf.io.decode_image(data, channels=3, expand_animations=False)
-        image.set_shape([None, None, 3])
-        resized = tf.image.resize(image, [image_size, image_size], method="bilinear")
-        return tf.cast(tf.round(resized), tf.uint8)
+        return tf.cast(resized(decode_image(data), image_size), tf.uint8)
     return decode
+
+
+def decode_image(data):
+    """Returns uint8 [H, W, 3] of the bytes of an image file, a scalar string tensor."""
+    image = tf.io.decode_image(data, channels=3, expand_animations=False)
+    image.set_shape([None, None, 3])
+    return image
+
+
+def resized(images, image_size):
+    """Returns images [..., H, W, 3] in 0..255 as training sees them: [..., image_size, image_size, 3], float32 whole numbers."""
+    return tf.round(tf.image.resize(images, [image_size, image_size], method="bilinear"))
+
+
+def load_image(path, decode):
+    """Returns (uint8 pixels, the file's bytes, whether it is named as another format).
+
+    Args:
+        path: Of the file, which is checked before anything is decoded.
+        decode: What `make_decoder` returns.
+
+    Raises:
+        BadImage: With the reason why it cannot be used.
+    """
+    try:
+        data = _read(path)
+        wrong_suffix = _check_header(data, path)
+        return decode(tf.constant(data)).numpy(), data, wrong_suffix
+    except OSError as error:
+        raise BadImage(error.strerror or str(error)) from error
+    except tf.errors.OpError as error:
+        raise BadImage(_decode_reason(data, error)) from error
 
 
 def check_images(catalog, image_size, split_seed, *, keep_pixels_bytes, progress=lambda done, total: None):
@@ -71,15 +100,11 @@ def check_images(catalog, image_size, split_seed, *, keep_pixels_bytes, progress
     def check(index):
         """Returns (None, sha256, fraction, wrong suffix) or (reason, None, None, False)."""
         try:
-            data = _read(files[index].path)
-            wrong_suffix = _check_header(data, files[index].path)
-            image = decode(tf.constant(data))
-        except (_BadImage, OSError) as error:
-            return getattr(error, "strerror", None) or str(error), None, None, False
-        except tf.errors.OpError as error:
-            return _decode_reason(data, error), None, None, False
+            image, data, wrong_suffix = load_image(files[index].path, decode)
+        except BadImage as error:
+            return str(error), None, None, False
         if keep:
-            pixels[index] = image.numpy()
+            pixels[index] = image
         return None, split.content_sha256(data), split.split_fraction(split_seed, data), wrong_suffix
 
     results = []
@@ -109,7 +134,7 @@ def write_bad_images(path, bad):
     write_atomically(path, text.getvalue())
 
 
-class _BadImage(Exception):
+class BadImage(Exception):
     """The reason why a file is not an image that can be trained on."""
 
 
@@ -117,11 +142,11 @@ def _read(path):
     """Returns the bytes of a regular file; opening a pipe would wait for ever."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
-        raise _BadImage("not a regular file")
+        raise BadImage("not a regular file")
     if status.st_size == 0:
-        raise _BadImage("empty file")
+        raise BadImage("empty file")
     if status.st_size > MAX_BYTES:
-        raise _BadImage(f"file of {status.st_size:,} bytes; at most {MAX_BYTES:,}")
+        raise BadImage(f"file of {status.st_size:,} bytes; at most {MAX_BYTES:,}")
     with open(path, "rb") as file:
         return file.read()
 
@@ -135,21 +160,21 @@ def _check_header(data, path):
             with PIL.Image.open(io.BytesIO(data)) as image:
                 image_format, (width, height) = image.format, image.size
     except PIL.Image.DecompressionBombError as error:
-        raise _BadImage(f"more than {MAX_PIXELS:,} pixels") from error
+        raise BadImage(f"more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # Pillow's plugins raise whatever their parsers do
         start = data[:512].lstrip().lower()
         kind = ("SVG text" if b"<svg" in start else "HTML or XML text" if start.startswith((b"<!doctype", b"<html", b"<?xml"))
                 else "HEIC image" if data[4:8] == b"ftyp" else "no known image format")
-        raise _BadImage(f"{kind} named {suffix or 'without a suffix'}") from error
+        raise BadImage(f"{kind} named {suffix or 'without a suffix'}") from error
     if image_format not in FORMATS:
-        raise _BadImage(f"{image_format} image; expected JPEG, PNG, GIF, BMP or WebP")
+        raise BadImage(f"{image_format} image; expected JPEG, PNG, GIF, BMP or WebP")
     pixels, what = max(width * height, _gif_pixels(data) if image_format == "GIF" else 0), f"{width} x {height} pixels"
     if pixels > width * height:
         what += f", {pixels:,} in all frames"
     if pixels > MAX_PIXELS:
-        raise _BadImage(f"{what}; at most {MAX_PIXELS:,}")
+        raise BadImage(f"{what}; at most {MAX_PIXELS:,}")
     if pixels > BOMB_PIXELS and pixels > BOMB_PIXELS_PER_BYTE * len(data):
-        raise _BadImage(f"{what} in {len(data):,} bytes; at most {BOMB_PIXELS_PER_BYTE} a byte")
+        raise BadImage(f"{what} in {len(data):,} bytes; at most {BOMB_PIXELS_PER_BYTE} a byte")
     return suffix not in FORMATS[image_format]
 
 

@@ -100,25 +100,24 @@ class Classifier:
             self.preprocessing(self.augmentation(pixels))))
         logits = self.head(keras.layers.Dropout(dropout, seed=seed, name="dropout")(features))
         self.model = keras.Model(pixels, logits, name="classifier")
-        pooled = keras.layers.GlobalAveragePooling2D(name="pooled_features")(self.backbone.outputs[0])
-        self.graph = FeatureGraph(keras.Model(self.backbone.inputs, pooled), fold=fold)
+        self.graph = _feature_graph(self.backbone, fold)
         self.variables = {**backbones.named_variables(self.backbone),
                           **{f"head/{variable.name}": variable for variable in self.head.weights}}
         self.unfreeze("0%")
 
     def in_float32(self):
-        """Returns a `Classifier` with the same weights that computes in float32, frozen: itself, if it does so already."""
-        policy = keras.config.dtype_policy()
+        """Returns this classifier, if it computes in float32, or else one that does, frozen, with the weights of this moment."""
         if self.backbone.compute_dtype == "float32":
             return self
+        policy = keras.config.dtype_policy()
         try:
             keras.config.set_dtype_policy("float32")
             copy = Classifier(self.spec.name, "none", self.image_size, self.num_classes, dropout=self.dropout, seed=self.seed,
                               augmentation=self.augmentation.factors, fold=self._fold, batchnorm=self._batchnorm)
         finally:
             keras.config.set_dtype_policy(policy)
-        for path, variable in copy.variables.items():
-            variable.assign(self.variables[path])
+        for variable, value in zip(copy.variables.values(), self.variables.values(), strict=True):  # Keras may number names on
+            variable.assign(value)
         return copy
 
     @property
@@ -210,3 +209,26 @@ class Classifier:
             seed = tf.stack([tf.constant(self.seed, tf.int64), tf.cast(step, tf.int64)])
             features = tf.nn.experimental.stateless_dropout(features, self.dropout, seed=seed, rng_alg="philox")
         return self.head(features)
+
+
+def folded_logits(model):
+    """Returns a function from float32 images [B, S, S, 3] in 0..255 to float32 logits [B, K], for inference.
+
+    It computes what the model computes, without augmentation and dropout, BatchNorm folded into constant convolutions.
+
+    Args:
+        model: `Classifier.model`, as it is or loaded again.
+    """
+    preprocessing, head = model.get_layer("preprocessing"), model.get_layer("head")
+    graph = _feature_graph(model.get_layer("backbone").backbone)
+    constants = graph.fold_constants((graph.input,), (graph.output,))
+
+    def logits(images):
+        (features,) = graph.run({graph.input: preprocessing(images)}, (graph.output,), constants)
+        return head(tf.cast(features, tf.float32))
+    return logits
+
+
+def _feature_graph(backbone, fold=True):
+    pooled = keras.layers.GlobalAveragePooling2D(name="pooled_features")(backbone.outputs[0])
+    return FeatureGraph(keras.Model(backbone.inputs, pooled), fold=fold)

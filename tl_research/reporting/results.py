@@ -17,10 +17,15 @@ def loss_and_accuracy(logits, labels):
         logits: float [N, K].
         labels: int [N].
     """
+    logits = np.asarray(logits)
+    return float(losses(logits, labels).mean()), float((logits.argmax(axis=1) == labels).mean())
+
+
+def losses(logits, labels):
+    """Returns float64 [N], the cross-entropy in nats of each example; arguments as of `loss_and_accuracy`."""
     logits = np.asarray(logits, np.float64)
     shifted = logits - logits.max(axis=1, keepdims=True)
-    log_likelihood = shifted[np.arange(len(labels)), labels] - np.log(np.exp(shifted).sum(axis=1))
-    return float(-log_likelihood.mean()), float((logits.argmax(axis=1) == labels).mean())
+    return np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
 
 
 def wilson_interval(correct, total, z=1.959963984540054):
@@ -38,13 +43,13 @@ def wilson_interval(correct, total, z=1.959963984540054):
     return max(0.0, min(share, center - half)), min(1.0, max(share, center + half))
 
 
-def metrics_csv(rows):
-    """Returns the text of `metrics.csv`: one row an epoch."""
+def csv_text(columns, rows):
+    """Returns a CSV file's text from dicts; bytes of a file name that are not UTF-8 stand in it as `\\xNN`."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, METRICS_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue()
+    return text.getvalue().encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def without_nan(value):

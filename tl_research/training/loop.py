@@ -412,7 +412,7 @@ class Trainer:
         else:
             state.wait += 1
         state.history.append(row)
-        self._directory.write_text("metrics.csv", results.metrics_csv(state.history))
+        self._directory.write_text("metrics.csv", results.csv_text(results.METRICS_COLUMNS, state.history))
         for side, prefix in (("train", "train"), ("validation", "val")):
             for tag in ("loss", "accuracy"):
                 self._summaries.scalar(side, tag, row[f"{prefix}_{tag}"], state.global_step)

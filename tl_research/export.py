@@ -1,0 +1,78 @@
+"""Exports a finished run's model for serving.
+
+    python -m tl_research.export --run=DIR --format=saved_model,litert
+
+Writes DIR/export/saved_model/ and DIR/export/model.tflite, beside model.keras. Each takes uint8 images [B, H, W, 3] of any
+size (litert: one at a time) and returns `probabilities` [B, K] and the best `class` [B], a name; resizing and preprocessing
+are inside, augmentation is gone, BatchNorm is folded. Each is compared with model.keras on validation images and deleted,
+with exit code 6, if it differs.
+"""
+
+import dataclasses
+import os
+import statistics
+import time
+
+from tl_research import cli
+from tl_research.config import setting
+from tl_research.config import ToolConfig
+
+_FORMATS = ("saved_model", "litert")
+_TIMED = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig(ToolConfig):
+    """Settings of `python -m tl_research.export`."""
+
+    format: tuple[str, ...] = setting(_FORMATS, "what to write, any of saved_model, litert", choices=_FORMATS)
+
+
+def export(config):
+    """Writes what an `ExportConfig` asks for and prints what each is like; returns {format: path}.
+
+    Raises:
+        RunDirectoryError: If `config.run` is no finished run, or in use.
+        DataError: If the images are not those of the run.
+        ExportError: If a format answers differently, and was removed, or cannot hold the model.
+        StorageError: If it cannot be written.
+    """
+    from tl_research import trained  # imports TensorFlow, which --help need not wait for; before what imports it loudly
+
+    from tl_research import artefacts
+    from tl_research.training.run_directory import RunDirectory
+
+    run, paths = trained.TrainedRun(config.run), {}
+    with RunDirectory(run.config) as directory:
+        model, data = run.load_model(), run.load_data()
+        for name in config.format:
+            path, parity, serve, image = artefacts.save_for_serving(name, model, data, directory, run.config.image_size)
+            paths[name] = path
+            print(f"{name}: {path}, {_size(path) / 1e6:.1f} MB; {parity}; {_latency_ms(serve, image):.1f} ms for an image of "
+                  f"{image.shape[2]} x {image.shape[1]} (median of {_TIMED}, {os.cpu_count()} CPU cores)", flush=True)
+    return paths
+
+
+def _size(path):
+    """Returns the bytes of a file or of all files in a directory."""
+    if os.path.isfile(path):
+        return os.path.getsize(path)
+    return sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names)
+
+
+def _latency_ms(serve, image):
+    times = []
+    for _ in range(3 + _TIMED):
+        start = time.perf_counter()
+        serve(image)
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times[3:])
+
+
+def main():
+    export(cli.config_from_flags(ExportConfig))
+
+
+if __name__ == "__main__":
+    cli.define_flags(ExportConfig)
+    cli.run(main)

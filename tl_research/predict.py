@@ -1,0 +1,154 @@
+"""Predicts the classes of images with a finished run's model.
+
+    python -m tl_research.predict --run=DIR IMAGE|DIR... [--csv=FILE]
+
+Prints one CSV row for each image: path, class, its probability, then the probability of each class. Folders are searched for
+images, also deeper ones. What cannot be used is named on stderr and left out; if nothing can be used, the exit code is 2.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import csv
+import dataclasses
+import itertools
+import os
+import signal
+import sys
+import time
+
+from tl_research import cli
+from tl_research.config import setting
+from tl_research.config import ToolConfig
+from tl_research.errors import DataError
+from tl_research.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictConfig(ToolConfig):
+    """Settings of `python -m tl_research.predict`."""
+
+    csv: str | None = setting(None, "write the rows to this file, once all are there, instead of to stdout")
+    batch_size: int = setting(32, "images at a time", low=1)
+
+
+def predict(config, places):
+    """Returns (class names, an iterator of (path, reason why it cannot be used or None, probabilities float64 [K] or None)).
+
+    Images are read in parallel, a few batches ahead, and are in memory no longer than that.
+
+    Args:
+        config: `PredictConfig`.
+        places: Paths of images and of folders that hold some.
+
+    Raises:
+        RunDirectoryError: If `config.run` is no finished run.
+        DataError: If a path does not exist.
+    """
+    missing = [place for place in places if not os.path.exists(place)]
+    if missing:
+        raise DataError(f"{len(missing)} of {len(places)} paths do not exist ({missing[0]}); expected images and folders; "
+                        "correct them")
+    import numpy as np
+
+    from tl_research import trained  # imports TensorFlow, which --help need not wait for
+    from tl_research.reporting import metrics
+
+    run = trained.TrainedRun(config.run)
+    classifier, batch_size = run.load_classifier(), config.batch_size
+    images = _load(_files(places), run.config.image_size, 4 * batch_size)
+
+    def predictions():
+        while batch := list(itertools.islice(images, batch_size)):
+            good = [pixels for _, _, pixels in batch if pixels is not None]
+            if good:  # filled up, so that all batches have one shape
+                probabilities = iter(metrics.softmax(classifier(np.stack(good + good[-1:] * (batch_size - len(good))))))
+            for path, reason, _ in batch:
+                yield path, reason, None if reason else next(probabilities)
+    return run.classes, predictions()
+
+
+def _files(places):
+    from tl_research.data import catalog
+
+    for place in places:
+        if not os.path.isdir(place):
+            yield place
+            continue
+        for folder, folders, names in os.walk(place):
+            folders.sort()
+            yield from (os.path.join(folder, name) for name in sorted(names) if catalog.is_image_name(name))
+
+
+def _load(paths, image_size, ahead):
+    """Yields (path, reason why it cannot be used or None, pixels or None) in the order of `paths`."""
+    from tl_research.data import image_check
+
+    decode = image_check.make_decoder(image_size)
+
+    def load(path):
+        try:
+            return path, None, image_check.load_image(path, decode)[0]
+        except image_check.BadImage as error:
+            return path, str(error), None
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        waiting = collections.deque()
+        try:
+            for path in paths:
+                waiting.append(pool.submit(load, path))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@contextlib.contextmanager
+def _output(path):
+    """Yields a text file: stdout, or one that gets its name when it is whole."""
+    from tl_research.files import storage_errors
+
+    if path is None:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `predict ... | head` ends as other programs do
+        yield sys.stdout
+        return
+    temporary = f"{path}.tmp-{os.getpid()}"
+    with storage_errors(path):
+        try:
+            with open(temporary, "x", newline="") as file:
+                yield file
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(temporary)
+
+
+def main(places):
+    config = cli.config_from_flags(PredictConfig)
+    if not places:
+        raise UserError("no images are named; expected paths of images or folders; add them after --run")
+    (classes, predictions), started, counts = predict(config, places), time.perf_counter(), collections.Counter()
+    with _output(config.csv) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["path", "class", "probability", *classes])
+        for path, reason, probabilities in predictions:
+            path = os.fsencode(path).decode(errors="backslashreplace")
+            counts[reason is None] += 1
+            if reason:
+                print(f"{path}: {reason}", file=sys.stderr)
+            else:
+                best = probabilities.argmax()
+                writer.writerow([path, classes[best], *(f"{p:.6g}" for p in (probabilities[best], *probabilities))])
+        file.flush()
+    seconds = time.perf_counter() - started
+    print(f"{counts[True]} images in {seconds:.1f} s, {counts[False]} could not be used", file=sys.stderr)
+    if not counts[True]:
+        raise DataError(f"none of {counts[False]} images can be used; expected at least one; see the reasons above")
+
+
+if __name__ == "__main__":
+    cli.define_flags(PredictConfig)
+    cli.run(main, takes=True)

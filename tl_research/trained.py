@@ -1,0 +1,97 @@
+"""A finished run as the tools see it: its settings, its images and the model it exported."""
+
+import dataclasses
+import json
+import os
+
+from tl_research import quiet
+
+quiet.import_tensorflow()
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tl_research.config import Config
+from tl_research.data import dataset
+from tl_research.data import pipeline
+from tl_research.errors import RunDirectoryError
+from tl_research.errors import UserError
+from tl_research.models.classifier import folded_logits
+
+
+class TrainedRun:
+    """The directory of a finished run; nothing is written to it here.
+
+    Args:
+        path: The directory.
+
+    Attributes:
+        path: As given.
+        config: The `Config` it was trained with; its `workdir` is the directory.
+        results: The contents of `results.json`.
+        classes: Names in the order of the labels.
+
+    Raises:
+        RunDirectoryError: If that is no finished run of this version.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        if not os.path.isfile(self.file("flags.txt")):
+            raise RunDirectoryError(f"--run={path} is not a run; expected a directory that train.py made; correct it")
+        if not os.path.isfile(self.file("results.json")):
+            raise RunDirectoryError(f"--run={path} is not finished; expected results.json in it; go on with train.py "
+                                    f"--flagfile={self.file('flags.txt')} --workdir={path}")
+        try:
+            with open(self.file("flags.txt")) as file:
+                self.config = dataclasses.replace(Config.from_flags(file.read()), workdir=path)
+            with open(self.file("results.json")) as file:
+                self.results = json.load(file)
+            self.classes = tuple(self.results["classes"])
+        except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+            raise RunDirectoryError(f"--run={path} cannot be read ({error}); expected a run of this version") from error
+
+    def file(self, *names):
+        return os.path.join(self.path, *names)
+
+    def load_data(self):
+        """Returns the `Dataset` of the run, checked against its `split.json`.
+
+        Raises:
+            DataError: If the images are not those of the run.
+            RunDirectoryError: If there is no `split.json`.
+        """
+        if not os.path.isfile(self.file("split.json")):
+            raise RunDirectoryError(f"--run={self.path} has no split.json; expected the one the run wrote; restore it")
+        config = self.config
+        if any(line.startswith("data set ") for line in self.results["substitutions"]):
+            config = dataclasses.replace(config, dataset="drawn_flowers")
+        return dataset.load(config, self)
+
+    def load_model(self):
+        """Returns the exported Keras model, which is in float32.
+
+        Raises:
+            RunDirectoryError: If it is not there or cannot be read.
+        """
+        path = self.file("export", "model.keras")
+        try:
+            return keras.saving.load_model(path, compile=False)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise RunDirectoryError(f"{path} cannot be loaded ({error}); expected the model that the run exported") from error
+
+    def load_classifier(self):
+        """Returns a function from uint8 images [B, S, S, 3] to float32 logits [B, K], a NumPy array."""
+        logits = folded_logits(self.load_model())
+        size = self.config.image_size
+        signature = [tf.TensorSpec([None, size, size, 3], tf.uint8)]
+        call = tf.function(lambda images: logits(tf.cast(images, tf.float32)), input_signature=signature)
+        return lambda images: call(images).numpy()
+
+
+def predict_logits(classifier, examples, batch_size):
+    """Returns float32 [N, K], what `classifier` of `TrainedRun.load_classifier` says to `Examples`."""
+    indices, _ = pipeline.make_batches(np.arange(len(examples)), batch_size)
+    batches = examples.stream(indices) if examples.pixels is None else map(examples.images, indices)
+    return np.concatenate([classifier(images) for images in batches])[:len(examples)]
