@@ -528,10 +528,6 @@ def test_run_that_is_killed_again_and_again_makes_progress(run, tmp_path, monkey
         assert sorted(os.listdir(tmp_path / "run" / "checkpoints"))[-1] == checkpoints.step_name(step)
 
 
-def test_deterministic_run_ends_with_the_same_weights(run):
-    assert run("default")["weights_sha256"] == run("deterministic", deterministic=True)["weights_sha256"]
-
-
 def test_pretrained_weights_that_changed_meanwhile_are_noticed(run, monkeypatch):
     _at_step(monkeypatch, 9, _crash)
     with pytest.raises(_Crash):
