@@ -181,7 +181,9 @@ def train(workdir, arguments, prepare=lambda: None):
     def body():
         flags.FLAGS.remove_flag_values([*Settings.__dataclass_fields__, "debug"])
         cli._names.clear()
-        backbones.BACKBONES["Tiny"], backbones.build_backbone = TINY, build_tiny
+        build = backbones.build_backbone
+        backbones.BACKBONES["Tiny"] = TINY
+        backbones.build_backbone = lambda name, *args, **kwargs: (build_tiny if name == "Tiny" else build)(name, *args, **kwargs)
         prepare()
         sys.argv = [_TRAIN, *arguments, f"--workdir={workdir}"]
         runpy.run_path(_TRAIN, run_name="__main__")
