@@ -1,12 +1,19 @@
 """Bad inputs for `fault_injection.py`: damaged checkpoints, odd images, mutated flag files and hostile artefacts."""
 
+import hashlib
 import io
+import json
 import os
+import pickle
 import struct
+import tarfile
+import zipfile
 import zlib
 
 import numpy as np
 import PIL.Image
+
+from tl_research.config import Config
 
 
 # Checkpoints.
@@ -72,14 +79,16 @@ def _encoded(kind, image, **options):
     return buffer.getvalue()
 
 
-def _png_claiming(width, height):
+def png_claiming(width, height):
+    """Returns a small PNG whose header says that it has so many pixels."""
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
 
 
-def _gif_claiming(width, height):
+def gif_claiming(width, height):
+    """Returns a small GIF whose header says that it has so many pixels."""
     gif = bytearray(_encoded("GIF", PIL.Image.new("P", (8, 8))))
     gif[6:10] = struct.pack("<HH", width, height)
     return bytes(gif)
@@ -124,8 +133,8 @@ def write_images(directory, draw, number):
             "phone.jpg": b"\0\0\0\x18ftypheic" + bytes(50 + i), "cut.jpg": jpeg[:draw.randint(30, len(jpeg) - 10)], "tail.jpg": jpeg[:-2],
             "cut.png": png[:draw.randint(60, len(png) - 20)], "checksum.png": bytes(broken), "cut.gif": gif[:draw.randint(800, len(gif) - 300)],
             "cut.bmp": bmp[:draw.randint(60, len(bmp) - 100)], "cut.webp": webp[:draw.randint(30, len(webp) // 2)],
-            "header.jpg": jpeg[:20], "huge.png": _png_claiming(20000 + i, draw.choice([20000, 60000])),
-            "huge.gif": _gif_claiming(12000 + i, 60000), "solid.gif": gif_of_frames(8000, 8000 + i, 1),
+            "header.jpg": jpeg[:20], "huge.png": png_claiming(20000 + i, draw.choice([20000, 60000])),
+            "huge.gif": gif_claiming(12000 + i, 60000), "solid.gif": gif_of_frames(8000, 8000 + i, 1),
             "frames.gif": gif_of_frames(2000, 2000, 40 + i)}
         good = {
             "print.jpg": _encoded("JPEG", image.convert("CMYK")), "deep.png": _encoded("PNG", deep), "palette.png": _encoded("PNG", image.convert("P")),
@@ -182,3 +191,201 @@ def mutated_flags(lines, draw):
     if draw.random() < 0.1:
         content = _flipped(content, draw)
     return content
+
+
+# Hostile artefacts. `touch` is code that would create the canary; SECRET stands in a file that nothing may read.
+
+SECRET = "the-secret-of-another-file"
+
+
+class _Payload:
+    """Pickles to a call of `os.system`."""
+
+    def __init__(self, command):
+        self._command = command
+
+    def __reduce__(self):
+        return os.system, (self._command,)
+
+
+def _tar(path, *members, mode="w"):
+    with tarfile.open(path, mode) as archive:
+        for kind, name, content in members:
+            info = tarfile.TarInfo(name)
+            info.type = kind
+            if kind == tarfile.REGTYPE:
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+            else:
+                info.linkname = content
+                archive.addfile(info)
+
+
+def _zip(path, *members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content, mode in members:
+            info = zipfile.ZipInfo(name)
+            info.external_attr = mode << 16
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, content)
+
+
+def _keras_file(path, layer):
+    config = {"module": "keras", "class_name": "Sequential", "registered_name": None, "config": {"name": "evil", "layers": [layer]}}
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", json.dumps(config))
+        archive.writestr("metadata.json", json.dumps({"keras_version": "3.15.1"}))
+        archive.writestr("model.weights.h5", b"")
+
+
+def artefacts(secret, touch):
+    """Returns {name: (kind, function that makes it at a path)}; kinds are `weights`, `torch`, `archive`, `checkpoint`, `flagfile`,
+    `run` and `photos`.
+
+    Args:
+        secret: Path of a file that holds SECRET.
+        touch: Shell command that creates the canary.
+    """
+    import h5py
+
+    folder = os.path.dirname(secret)
+
+    def weights(make):
+        def write(path):
+            with h5py.File(path, "w") as file:
+                make(file)
+        return write
+
+    def external(file):
+        file.create_dataset("block3_conv/kernel", (4,), "f4", external=[(secret, 0, 16)])
+
+    def virtual(file):
+        layout = h5py.VirtualLayout((4,), "f4")
+        layout[:] = h5py.VirtualSource(secret, "x", (4,))
+        file.create_virtual_dataset("block3_conv/kernel", layout)
+
+    def deep(file):
+        group = file
+        for _ in range(500):
+            group = group.create_group("g")
+
+    def lambda_config(file):
+        layer = {"class_name": "Lambda", "config": {"name": "l", "function": [touch, None, None], "function_type": "lambda"}}
+        file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": {"layers": [layer]}})
+        file.create_dataset("block3_conv/kernel", (1,), "f4")
+
+    def checkpoint(**changes):
+        """Returns a maker of a checkpoint of step 9 whose manifest is valid but for `changes`."""
+        def write(path):
+            place = os.path.join(path, "step-00000009")
+            os.makedirs(place)
+            contents = {"arrays.bin": changes.get("arrays", bytes(64)), "state.json": changes.get("state", b'{"global_step": 9}')}
+            for name, content in contents.items():
+                with open(os.path.join(place, name), "wb") as file:
+                    file.write(content)
+            sizes = {name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in contents.items()}
+            manifest = changes.get("manifest") or json.dumps({
+                "arrays": {"variables/x": {"dtype": "<f4", "shape": [4], "offset": 0, **changes.get("entry", {})}},
+                "files": {**sizes, **changes.get("files", {})}}).encode()
+            with open(os.path.join(place, "manifest.json"), "wb") as file:
+                file.write(hashlib.sha256(manifest).hexdigest().encode() + b"\n" + manifest)
+        return write
+
+    def checkpoint_with(change):
+        def write(path):
+            checkpoint()(path)
+            change(os.path.join(path, "step-00000009"))
+        return write
+
+    def replaced(name, make):
+        def change(place):
+            os.remove(os.path.join(place, name))
+            make(os.path.join(place, name))
+        return checkpoint_with(change)
+
+    def sparse(path):
+        with open(path, "wb") as file:
+            file.truncate(1 << 42)
+
+    def text(content):
+        def write(path):
+            with open(path, "wb") as file:
+                file.write(content if isinstance(content, bytes) else content.encode())
+        return write
+
+    def run_with(change):
+        def write(path):
+            os.makedirs(path)
+            text(Config(dataset="directory", data_dir="photos").to_flags())(os.path.join(path, "flags.txt"))
+            change(path)
+        return write
+
+    def class_named(name):
+        def write(path):
+            for folder_name in (name, "other"):
+                os.makedirs(os.path.join(os.fsencode(path), os.fsencode(folder_name)))
+                for i in range(6):
+                    pixels = np.random.RandomState(i + len(folder_name)).randint(0, 256, (8, 8, 3)).astype(np.uint8)
+                    PIL.Image.fromarray(pixels).save(os.path.join(path, folder_name, f"{i}.png"))
+        return write
+
+    pickled = pickle.dumps(_Payload(touch))
+    file, link = tarfile.REGTYPE, tarfile.SYMTYPE
+    long_number = b'{"global_step": ' + b"9" * 100_000 + b"}"
+    return {
+        "pickle as weights": ("weights", text(pickled)),
+        "npz with a pickle": ("weights", lambda path: _zip(path, ("arr_0.npy", b"\x93NUMPY\x01\0" + pickled, 0))),
+        ".keras with Lambda": ("weights", lambda path: _keras_file(path, {"class_name": "Lambda", "config": {"function": touch}})),
+        ".keras with TFSMLayer": ("weights", lambda path: _keras_file(path, {"class_name": "TFSMLayer", "config": {"filepath": folder}})),
+        ".keras with StringLookup": ("weights", lambda path: _keras_file(
+            path, {"class_name": "StringLookup", "config": {"vocabulary": secret}})),
+        "h5 with Lambda in its config": ("weights", weights(lambda_config)),
+        "h5 with a pickle in an attribute": ("weights", weights(lambda f: f.attrs.create("weight_names", np.void(pickled)))),
+        "h5 external link": ("weights", weights(lambda f: f.__setitem__("block3_conv", h5py.ExternalLink(secret, "/")))),
+        "h5 soft link": ("weights", weights(lambda f: f.__setitem__("block3_conv", h5py.SoftLink("/elsewhere")))),
+        "h5 external storage": ("weights", weights(external)),
+        "h5 virtual data set": ("weights", weights(virtual)),
+        "h5 shape bomb": ("weights", weights(lambda f: f.create_dataset("block3_conv/kernel", (1 << 42,), "f4"))),
+        "h5 compression bomb": ("weights", weights(lambda f: f.create_dataset(
+            "block3_conv/kernel", data=np.zeros(1 << 22, "f4"), compression="gzip"))),
+        "h5 of 500 nested groups": ("weights", weights(deep)),
+        "PyTorch file that runs a command": ("torch", text(pickled * 5)),
+        "PyTorch file that asks for builtins.eval": ("torch", text(b"cbuiltins\neval\n(S'1'\ntR." * 5)),
+        "tar with ../": ("archive", lambda path: _tar(path, (file, "../canary", b"x"))),
+        "tar with an absolute name": ("archive", lambda path: _tar(path, (file, os.path.join(folder, "canary"), b"x"))),
+        "tar with a link outside": ("archive", lambda path: _tar(path, (link, "a", secret))),
+        "tar that writes through a link": ("archive", lambda path: _tar(path, (link, "a", folder), (file, "a/canary", b"x"))),
+        "tar with a chain of links": ("archive", lambda path: _tar(path, (link, "a", "."), (link, "a/b", ".."), (file, "b/canary", b"x"))),
+        "tar with a hard link": ("archive", lambda path: _tar(path, (tarfile.LNKTYPE, "a", secret))),
+        "tar with a device": ("archive", lambda path: _tar(path, (tarfile.CHRTYPE, "null", ""))),
+        "tar with a FIFO": ("archive", lambda path: _tar(path, (tarfile.FIFOTYPE, "pipe", ""))),
+        "tar of 100,000 members": ("archive", lambda path: _tar(path, *((file, f"{i}", b"") for i in range(100_000)))),
+        "tar.gz of 1 GB zeros": ("archive", lambda path: _tar(path, (file, "zeros", bytes(1 << 30)), mode="w:gz")),
+        "tar with one name twice": ("archive", lambda path: _tar(path, (file, "a", b"1"), (file, "a", b"2"))),
+        "zip with ../": ("archive.zip", lambda path: _zip(path, ("../canary", b"x", 0o100644))),
+        "zip with an absolute name": ("archive.zip", lambda path: _zip(path, (os.path.join(folder, "canary"), b"x", 0o100644))),
+        "zip with a backslash": ("archive.zip", lambda path: _zip(path, ("..\\canary", b"x", 0o100644))),
+        "zip with a link": ("archive.zip", lambda path: _zip(path, ("a", secret.encode(), 0o120777))),
+        "zip bomb": ("archive.zip", lambda path: _zip(path, ("zeros", bytes(1 << 28), 0o100644))),
+        "checkpoint that names ../secret": ("checkpoint", checkpoint(files={"../secret": {"size": 1, "sha256": ""}}, entry={"offset": 64})),
+        "checkpoint with objects": ("checkpoint", checkpoint(entry={"dtype": "|O"}, arrays=pickled)),
+        "checkpoint with a pickle as state": ("checkpoint", checkpoint(state=pickled)),
+        "checkpoint of 100,000 nested lists": ("checkpoint", checkpoint(manifest=b"[" * 100_000)),
+        "checkpoint with a number of 100,000 digits": ("checkpoint", checkpoint(state=long_number)),
+        "checkpoint with a negative offset": ("checkpoint", checkpoint(entry={"offset": -64})),
+        "checkpoint with a shape of 2^62": ("checkpoint", checkpoint(entry={"shape": [1 << 31, 1 << 31]})),
+        "checkpoint that is a link to a secret": ("checkpoint", replaced("state.json", lambda path: os.symlink(secret, path))),
+        "checkpoint with a FIFO": ("checkpoint", replaced("state.json", os.mkfifo)),
+        "checkpoint of 4 TB": ("checkpoint", replaced("arrays.bin", sparse)),
+        "flag file with a profile": ("flagfile", text(f"--run_with_profiling\n--profile_file={folder}/canary\n")),
+        "flag file that names another": ("flagfile", text(f"--flagfile={secret}\n")),
+        "flag file that is a FIFO": ("flagfile", os.mkfifo),
+        "flag file that is a link to a device": ("flagfile", lambda path: os.symlink("/dev/zero", path)),
+        "run with its lock linked outside": ("run", run_with(lambda path: os.symlink(secret, os.path.join(path, ".lock")))),
+        "run with its checkpoints linked outside": ("run", run_with(lambda path: os.symlink(folder, os.path.join(path, "checkpoints")))),
+        "run with nested results": ("run", run_with(lambda path: (text("{}")(os.path.join(path, "run.json")),
+                                                                  text("[" * 100_000)(os.path.join(path, "results.json"))))),
+        "class named ; rm -rf": ("photos", class_named(f"; {touch} #")),
+        "class named $()": ("photos", class_named(f"$({touch.replace('/', '_')})")),
+        "class with a newline and an escape": ("photos", class_named("a\n\x1b[2J=\u202e")),
+    }

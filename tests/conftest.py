@@ -66,30 +66,12 @@ def run_train(tmp_path_factory):
 @pytest.fixture
 def tiny_backbone(monkeypatch):
     """Makes `Tiny` a backbone: three blocks, two of them with BatchNorm whose statistics are not trivial."""
-    import keras
+    import fault_injection
 
     from tl_research.models import backbones
 
-    spec = backbones.BackboneSpec("Tiny", "tiny", "lite", 16, r"(?P<block>block\d)_", False, "", "")
-    monkeypatch.setitem(backbones.BACKBONES, "Tiny", spec)
-
-    def build(name, image_size, weights, seed=0, **_):
-        keras.utils.set_random_seed(seed)
-        inputs = x = keras.Input((image_size, image_size, 3), name="input")
-        for number, filters in ((1, 6), (2, 8)):
-            x = keras.layers.Conv2D(filters, 3, 2, "same", use_bias=False, name=f"block{number}_conv")(x)
-            x = keras.layers.BatchNormalization(name=f"block{number}_bn")(x)
-            x = keras.layers.ReLU(name=f"block{number}_relu")(x)
-        x = keras.layers.Conv2D(10, 1, name="block3_conv")(x)
-        x = keras.layers.ReLU(name="block3_relu")(x)
-        model = keras.Model(inputs, x, name="tiny")
-        random = np.random.RandomState(seed)
-        for layer in model.layers:
-            if isinstance(layer, keras.layers.BatchNormalization):
-                layer.set_weights([random.uniform(0.5, 1.5, weight.shape) for weight in layer.get_weights()])
-        return model
-
-    monkeypatch.setattr(backbones, "build_backbone", build)
+    monkeypatch.setitem(backbones.BACKBONES, "Tiny", fault_injection.TINY)
+    monkeypatch.setattr(backbones, "build_backbone", fault_injection.build_tiny)
 
 
 @pytest.fixture

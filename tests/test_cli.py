@@ -119,6 +119,34 @@ def test_debug_shows_the_traceback():
     assert done.returncode == 4 and "Traceback" in done.stderr and done.stderr.endswith("error: moved\n")
 
 
+def test_error_of_no_kind_of_ours_is_one_line_that_names_its_place():
+    done = subprocess.run([sys.executable, "-c", _PROGRAM.format(body="{}['nothing']")], capture_output=True, text=True)
+    _assert_one_line(done.stderr, "KeyError in <string>:7: 'nothing'", "--debug shows the traceback")
+
+
+def test_run_goes_on_when_nobody_reads_its_output():
+    body = "print('x' * 100_000, flush=True); print('y', flush=True); sys.stderr.write('done')"
+    with subprocess.Popen([sys.executable, "-c", "import sys\n" + _PROGRAM.format(body=body)], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"done" and process.wait() == 0
+
+
+def test_every_character_can_be_printed_in_every_locale():
+    program = _PROGRAM.format(body="print('\\udcff \\u2014', flush=True); raise errors.DataError('\\udcff \\u2014')")
+    for settings in ({"LC_ALL": "C"}, {"PYTHONIOENCODING": "ascii"}):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, env={**os.environ, **settings})
+        assert done.returncode == 2 and done.stderr.startswith(b"error: \\udcff ") and done.stderr.count(b"\n") == 1
+        assert done.stdout.startswith(b"\\udcff ")
+
+
+def test_signal_that_was_ignored_still_is():
+    body = "signal.raise_signal(signal.SIGHUP); print('on')"
+    program = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + _PROGRAM.format(body=body)  # as nohup does
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "on\n")
+
+
 # With TensorFlow, up to where the run would begin.
 
 @dataclasses.dataclass(frozen=True)

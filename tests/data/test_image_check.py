@@ -5,10 +5,9 @@ import hashlib
 import io
 import os
 import resource
-import struct
 import threading
-import zlib
 
+import fault_inputs
 import keras
 import numpy as np
 import PIL.Image
@@ -26,19 +25,6 @@ def _bytes(kind, image=None, **options):
     buffer = io.BytesIO()
     (image or PIL.Image.fromarray(_pixels(40, 30))).save(buffer, kind, **options)
     return buffer.getvalue()
-
-
-def _png_claiming(width, height):
-    def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
-
-
-def _gif_claiming(width, height):
-    gif = bytearray(_bytes("GIF", PIL.Image.new("P", (8, 8))))
-    gif[6:10] = struct.pack("<HH", width, height)
-    return bytes(gif)
 
 
 def _check(paths, image_size=16, keep=1 << 30, refused=(), **kwargs):
@@ -90,8 +76,8 @@ def test_each_bad_kind_is_named_with_its_reason(tmp_path):
         "crc__png": (bytes(flipped), "cannot be decoded"),
         "cut__gif": (_bytes("GIF")[:-400], "cannot be decoded"),
         "cut__bmp": (_bytes("BMP")[:500], "cannot be decoded"),
-        "huge__png": (_png_claiming(20000, 20000), "pixels"),
-        "large__gif": (_gif_claiming(12000, 12000), "12000 x 12000 pixels"),
+        "huge__png": (fault_inputs.png_claiming(20000, 20000), "pixels"),
+        "large__gif": (fault_inputs.gif_claiming(12000, 12000), "12000 x 12000 pixels"),
     }
     good = {"good__png": png, "good__jpg": jpeg}
     paths = _write(tmp_path, **{name: content for name, (content, _) in bad.items()}, **good)
@@ -152,7 +138,9 @@ def test_pipe_does_not_hang(tmp_path):
     assert results and results[0].bad == [("pipe.jpg", "not a regular file")]
 
 
-@pytest.mark.parametrize("name, content", [("a.gif", _gif_claiming(60000, 60000)), ("a.png", _png_claiming(30000, 30000))])
+@pytest.mark.parametrize("name, content", [
+    ("a.gif", fault_inputs.gif_claiming(60000, 60000)), ("a.png", fault_inputs.png_claiming(30000, 30000)),
+    ("a.gif", fault_inputs.gif_of_frames(8000, 8000, 1)), ("a.gif", fault_inputs.gif_of_frames(1000, 1000, 100))])
 def test_huge_header_is_refused_before_anything_is_allocated(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     _check(_write(tmp_path, warm__png=_bytes("PNG")))
@@ -160,6 +148,17 @@ def test_huge_header_is_refused_before_anything_is_allocated(tmp_path, name, con
     checked = _check([tmp_path / name])
     assert len(checked.bad) == 1 and "pixels" in checked.bad[0][1]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
+
+
+def test_pixels_of_a_gif_are_those_of_all_its_frames(tmp_path):
+    frames = [PIL.Image.fromarray(_pixels(20, 30, i)) for i in range(5)]
+    for palette in (None, PIL.Image.fromarray(_pixels(20, 30)).convert("P").getpalette()):
+        content = _bytes("GIF", frames[0], save_all=True, append_images=frames[1:], disposal=1, palette=palette, comment=b"x" * 300)
+        assert image_check._gif_pixels(content) == 5 * 20 * 30
+        assert image_check._gif_pixels(content[:-1]) == 5 * 20 * 30
+        for end in range(11, len(content), 97):
+            assert 0 <= image_check._gif_pixels(content[:end]) <= 5 * 20 * 30
+    assert image_check._gif_pixels(fault_inputs.gif_of_frames(40, 50, 7)) == 7 * 40 * 50
 
 
 def test_limit_is_on_the_number_of_pixels(tmp_path, monkeypatch):

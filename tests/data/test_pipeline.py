@@ -1,6 +1,7 @@
 """Order, augmentation draws and batches are functions of integers; pixels are the same from memory and from files."""
 
 import os
+import re
 
 import numpy as np
 import PIL.Image
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from tl_research.data import image_check
 from tl_research.data import pipeline
+from tl_research.errors import DataError
 
 
 def test_order_is_a_permutation_that_depends_on_seed_and_epoch_alone():
@@ -83,6 +85,12 @@ def test_streamed_images_equal_those_in_memory_in_order(files):
         np.testing.assert_array_equal(batch, tf.gather(memory.pixels, row))
     np.testing.assert_array_equal(streamed.images([4, 1]), memory.images([4, 1]))
     assert len({bytes(image.numpy().tobytes()) for image in memory.pixels}) == 7
+
+
+def test_image_that_is_gone_when_it_is_needed_is_named(files):
+    os.remove(files[1])
+    with pytest.raises(DataError, match=f"image '{re.escape(files[1])}' was good when the run began"):
+        list(_examples(files, False).stream(np.array([[0, 1], [0, 0]])))
 
 
 def test_stream_reads_names_that_are_not_utf8(tmp_path):

@@ -4,6 +4,7 @@ import csv
 import glob
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -241,7 +242,8 @@ def test_loss_that_is_not_finite_ends_the_run_with_the_step(train):
     def spoil(classifier):
         classifier.variables["head/bias"].assign([0.0, np.inf, 0.0])
 
-    with pytest.raises(NonFiniteError, match="non-finite .* at phase head step 1; .*the update was not applied") as error:
+    with pytest.raises(NonFiniteError, match="non-finite .* at phase head step 1; .*the update was not applied and the last good checkpoint is "
+                                             "step-00000000;") as error:
         train(change=spoil)
     assert error.value.exit_code == 5
 
@@ -254,6 +256,36 @@ def test_out_of_memory_names_the_batch_size_to_try(train, monkeypatch):
     with pytest.raises(OutOfMemoryError, match="out of memory in phase head at batch_size 4.*--batch_size=2") as error:
         train()
     assert error.value.exit_code == 10
+
+
+def test_out_of_memory_elsewhere_names_it_too(train, monkeypatch):
+    monkeypatch.setattr(steps.EvalStep, "__call__", lambda step: bytearray(1 << 62))
+    with pytest.raises(OutOfMemoryError, match="out of memory in phase head at batch_size 1.*try a smaller --image_size"):
+        train(batch_size=1)
+
+
+def test_operation_that_cannot_be_repeated_is_named_before_the_run(train, monkeypatch):
+    def refuse(*args):
+        raise tf.errors.UnimplementedError(None, None, "Determinism is not yet supported for X")
+
+    trainer, _ = train(deterministic=True, epochs=(1, 1))
+    before = audit.weights_sha256(trainer.classifier.variables)
+    trainer.check_plan()  # its trial steps change nothing
+    assert audit.weights_sha256(trainer.classifier.variables) == before and trainer.state.global_step == 6
+    monkeypatch.setattr(steps.TrainStep, "__call__", refuse)
+    with pytest.raises(UserError, match="--deterministic in phase head: Determinism is not yet supported for X; expected") as error:
+        trainer.check_plan()
+    assert error.value.exit_code == 1
+
+
+def test_checkpoints_are_due_by_time_too(train, monkeypatch):
+    saved, save = [], checkpoints.save
+    monkeypatch.setattr(checkpoints, "save", lambda directory, state, arrays: (saved.append(state["global_step"]), save(directory, state, arrays)))
+    train(steps_per_call=1, epochs=(2, 0), checkpoint_every_seconds=1e-9)
+    assert saved == [0, 1, 2, 3, 4, 5, 6]  # 3 is an epoch's end, and saved once
+    saved.clear()
+    train(steps_per_call=1, epochs=(2, 0), checkpoint_every_seconds=1e9)
+    assert saved == [0, 3, 6]
 
 
 def test_number_of_steps_in_a_call_changes_no_weight(train):
@@ -474,6 +506,27 @@ def test_finished_run_trains_no_more_and_keeps_its_gate(run, tmp_path, capsys):
     assert {path: os.stat(path).st_mtime_ns for path in before} == before
     with pytest.raises(GateError, match="expected at least --min_test_accuracy=1.0"):  # nobody may pass by asking twice
         run("run", epochs=(1, 0), min_test_accuracy=1.0)
+
+
+def test_checkpoint_of_another_run_is_refused(run, tmp_path, monkeypatch):
+    run("other", seed=1)
+    _at_step(monkeypatch, 9, _crash)
+    with pytest.raises(_Crash):
+        run("run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.copytree(tmp_path / "other" / "checkpoints", tmp_path / "run" / "checkpoints")
+    with pytest.raises(CheckpointError, match="of another run, which differs in --seed=0, --seed=1; ") as error:
+        run("run")
+    assert error.value.exit_code == 7
+
+
+def test_run_that_is_killed_again_and_again_makes_progress(run, tmp_path, monkeypatch):
+    for step in range(1, 6):
+        with monkeypatch.context() as patch:
+            _at_step(patch, step + 1, _crash)
+            with pytest.raises(_Crash):
+                run("run", checkpoint_every_steps=1)
+        assert sorted(os.listdir(tmp_path / "run" / "checkpoints"))[-1] == checkpoints.step_name(step)
 
 
 def test_pretrained_weights_that_changed_meanwhile_are_noticed(run, monkeypatch):

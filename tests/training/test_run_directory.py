@@ -1,5 +1,6 @@
 """A run directory belongs to one run and one process; whatever is no run of ours is left alone."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ from tl_research.training.run_directory import RunDirectory
 
 
 def _open(path, **settings):
-    return RunDirectory(Config(dataset="drawn_flowers", workdir=str(path), **settings))
+    return RunDirectory(Config(**{"dataset": "drawn_flowers", "workdir": str(path), **settings}))
 
 
 def _begin(path, **settings):
@@ -93,6 +94,38 @@ def test_path_under_a_file_is_a_storage_error(tmp_path):
         assert error.value.exit_code == 9
 
 
+# Every flag stands in one of these two: another value at a resume is accepted, or refused.
+_MAY_CHANGE = {
+    "data_dir": "/elsewhere", "validation_dir": "/elsewhere", "test_dir": "/elsewhere", "download_dir": "/elsewhere",
+    "download_base_url": "https://mirror", "cache_pixels": 1, "steps_per_call": 2, "checkpoint_every_steps": 3,
+    "checkpoint_every_seconds": 4.0, "min_test_accuracy": 0.5, "resume": "auto", "workdir": None}
+_MAY_NOT_CHANGE = {
+    "dataset": "tf_flowers", "if_offline": "embedded", "on_bad_image": "skip", "split": (0.6, 0.2, 0.2), "split_seed": 1, "image_size": 64,
+    "augment": "none", "augment_views": 3, "feature_cache": "off", "cache_bytes": 1, "cache_dtype": "float16", "backbone": "VGG16",
+    "weights": "none", "dropout": 0.1, "batchnorm": "training", "fold_batchnorm": "off", "phases": ("a", "b"), "epochs": (8, 11),
+    "unfreeze": ("0%", "20%"), "learning_rate": (1e-3, 1e-4), "patience": (0, 4), "backbone_lr_multiplier": 0.5, "layer_decay": 0.5,
+    "lr_multiplier": ("a=2",), "optimizer": "sgd", "momentum": 0.5, "nesterov": True, "weight_decay": 0.1, "clip_norm": 1.0,
+    "label_smoothing": 0.1, "lr_schedule": ("cosine",), "warmup_steps": (1,), "batch_size": 64, "seed": 1, "precision": "float32",
+    "xla": "on", "deterministic": True}
+_TOGETHER = {"nesterov": {"optimizer": "sgd"}, "weight_decay": {"optimizer": "adamw"}, "validation_dir": {"data_dir": "/d"},
+             "test_dir": {"data_dir": "/d", "validation_dir": "/v"}}
+
+
+@pytest.mark.parametrize("name", Config.__dataclass_fields__)
+def test_every_flag_is_known_to_be_safe_or_unsafe_at_a_resume(tmp_path, name):
+    _begin(tmp_path, **_TOGETHER.get(name, {}))
+    assert (name in _MAY_CHANGE) != (name in _MAY_NOT_CHANGE)
+    if name in ("workdir", "resume"):
+        return
+    changed = {**_TOGETHER.get(name, {}), name: {**_MAY_CHANGE, **_MAY_NOT_CHANGE}[name]}
+    if name in _MAY_CHANGE:
+        with _open(tmp_path, **changed):
+            return
+    with pytest.raises(CheckpointError, match=f"--{name}=") as error:
+        _open(tmp_path, **changed)
+    assert error.value.exit_code == 7
+
+
 @pytest.mark.parametrize("settings, named", [
     ({"batch_size": 64}, "--batch_size=32, flags now say --batch_size=64"),
     ({"lr_multiplier": ("a=2",)}, "fewer flags, flags now say --lr_multiplier=a=2"),
@@ -107,10 +140,50 @@ def test_flags_that_may_not_change_are_named(tmp_path, settings, named):
         assert directory.read_json("run.json") == {"substitutions": []}
 
 
-def test_flags_that_may_change_may(tmp_path):
+@pytest.mark.parametrize("name", ["results.json", "run.json"])
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "9" * 5000])
+def test_damaged_json_is_one_line(tmp_path, name, text):
     _begin(tmp_path)
-    with _open(tmp_path, checkpoint_every_steps=5, min_test_accuracy=0.5, cache_pixels=0):
-        pass
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match=f"{name} is damaged"):
+        with _open(tmp_path) as directory:
+            directory.read_json(name)
+
+
+def test_nothing_is_written_through_a_link(tmp_path):
+    (tmp_path / "outside").write_text("precious")
+    for number, name in enumerate((".lock", "checkpoints", "train", "flags.txt")):
+        _begin(tmp_path / str(number))
+        if (tmp_path / str(number) / name).exists():
+            (tmp_path / str(number) / name).unlink()
+        (tmp_path / str(number) / name).symlink_to(tmp_path / "outside")
+        with pytest.raises(RunDirectoryError, match="holds the link"):
+            _open(tmp_path / str(number))
+    assert (tmp_path / "outside").read_text() == "precious"
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    _begin(tmp_path)
+    (tmp_path / "export").mkdir()
+    for name in ("results.json.tmp-1", "export/model.tmp-1.keras", "metrics.csv.tmp-77"):
+        (tmp_path / name).write_text("half")
+    with _open(tmp_path):
+        assert not [path for path in tmp_path.rglob("*") if ".tmp-" in path.name]
+
+
+def test_directory_that_is_set_aside_meanwhile_is_refused(tmp_path, monkeypatch):
+    _begin(tmp_path / "run")
+    flock = fcntl.flock
+
+    def late(file, operation):
+        os.rename(tmp_path / "run", tmp_path / "moved")
+        os.mkdir(tmp_path / "run")
+        (tmp_path / "run" / ".lock").touch()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(RunDirectoryError, match="set aside by another process"):
+        _open(tmp_path / "run")
 
 
 def test_attempt_that_never_began_binds_nobody(tmp_path):

@@ -18,6 +18,7 @@ import numpy as np
 from tl_research.errors import CheckpointError
 from tl_research.errors import StorageError
 from tl_research.files import remove_leftovers
+from tl_research.files import storage_errors
 from tl_research.files import sync
 from tl_research.files import write_synced
 
@@ -72,9 +73,10 @@ def save(directory, state, arrays):
         raise StorageError(f"could not save step {state['global_step']} in {directory}: {error.strerror}; expected a writable "
                            f"place with room for {size / 1e6:.0f} MB; free some and start again, the checkpoint before it is "
                            "whole") from error
-    remove_leftovers(directory)
-    for name in _complete(directory)[:-_KEPT]:
-        _remove(os.path.join(directory, name))
+    with storage_errors(directory):
+        remove_leftovers(directory)
+        for name in _complete(directory)[:-_KEPT]:
+            _remove(os.path.join(directory, name))
 
 
 def _remove(path):
@@ -144,7 +146,7 @@ def load_newest(directory, max_bytes=1 << 40):
             if name != step_name(state["global_step"]):
                 raise ValueError("state.json: of another step")
             return state, arrays
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+        except Exception as error:  # a file from anyone can be wrong in every way
             reasons.append(f"{name} ({error})")
             before = f"; using {names[index - 1]}" if index else ""
             print(f"warning: checkpoint {name} unusable ({error}){before}", file=sys.stderr)

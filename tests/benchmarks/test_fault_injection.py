@@ -1,0 +1,113 @@
+"""Runs of `train.py` that are really killed, and a writer that ends or fails at each of its file operations."""
+
+import json
+import os
+import subprocess
+import sys
+
+import fault_injection
+import numpy as np
+import pytest
+
+from tl_research.errors import StorageError
+from tl_research.training import checkpoints
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_KILLS = r"""
+import json, signal, sys
+import fault_injection
+
+fault_injection.cli.define_flags(fault_injection.Settings)  # as the benchmark has them when it forks
+fault_injection.CACHED += ("--epochs=1,2",)
+campaign = fault_injection.Campaign(fault_injection.Settings(), sys.argv[1])
+reference = campaign.reference("cached")
+cases = []
+for point in [("save", 7, 0.0), ("export", 1, 0.0)]:  # in the second phase, and after the last step
+    case = campaign._kill(f"{sys.argv[1]}/run", "cached", point)
+    cases.append(campaign._resume_and_compare(f"{sys.argv[1]}/run", "cached", case))
+hashes = []
+for name in ("one", "two"):
+    code = fault_injection.train(f"{sys.argv[1]}/{name}", [*campaign._flags("live"), "--epochs=1,1", "--deterministic"])
+    with open(f"{sys.argv[1]}/{name}/results.json") as file:
+        hashes.append((code, json.load(file)["weights_sha256"]))
+print(json.dumps({"cases": cases, "hashes": hashes}))
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    place = tmp_path_factory.mktemp("faults")
+    done = subprocess.run([sys.executable, "-c", _KILLS, str(place)], capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "PYTHONPATH": f"{_ROOT}:{_ROOT}/benchmarks"})
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_deterministic_runs_end_with_one_hash(killed):
+    assert killed["hashes"][0] == killed["hashes"][1] and killed["hashes"][0][0] == 0
+
+
+def test_killed_runs_end_as_the_unbroken_one(killed):
+    killed = killed["cases"]
+    assert [case["code"] for case in killed] == [-9] * 2
+    assert not [case for case in killed if "failed" in case]
+    places = [case["killed in"].split("/") for case in killed]
+    assert places == [["run", "finetune", "save"], ["run", "export"]]
+    assert killed[0]["resumed from"] < killed[1]["resumed from"] == 15  # 3 epochs of 5 steps
+
+
+# The writer alone.
+
+def _save(directory, step):
+    checkpoints.save(directory, {"global_step": step}, {"x": np.full(1000, step, np.float32), "y": np.zeros(3)})
+
+
+def _in_operations(directory, operation, act):
+    """Saves step 3, with `act` at one of its file operations, in a fork; returns (exit code, names of the operations)."""
+    log = f"{directory}.log"
+
+    def body():
+        operations = fault_injection.Operations(1, operation, act)
+        try:
+            checkpoints.save(directory, {"global_step": 3}, {"x": np.full(1000, 3, np.float32), "y": np.zeros(3)})
+        except StorageError:
+            return 9
+        finally:
+            os.write(1, "\n".join(operations.names).encode())  # print goes where pytest wants it
+    code = fault_injection.in_fork(body, log)
+    with open(log) as file:
+        return code, file.read().split()
+
+
+@pytest.fixture(scope="module")
+def operations(tmp_path_factory):
+    directory = str(tmp_path_factory.mktemp("count") / "checkpoints")
+    _save(directory, 1)
+    _save(directory, 2)
+    code, names = _in_operations(directory, None, None)
+    assert code == 0 and {"mkdir", "create", "write", "fsync", "replace", "unlink", "rmdir"} <= set(names) and len(names) > 25
+    return names
+
+
+@pytest.mark.parametrize("mode", ["kill", "fail"])
+def test_every_file_operation_of_a_save_may_be_the_last(tmp_path, operations, mode, capsys):
+    found = []
+    for number, name in enumerate(operations):
+        directory = str(tmp_path / str(number))
+        _save(directory, 1)
+        _save(directory, 2)
+
+        def act(name):
+            if mode == "kill":
+                os.kill(os.getpid(), 9)
+            raise OSError(28, "No space left on device")
+
+        code, _ = _in_operations(directory, number, act)
+        assert code == -9 if mode == "kill" else code in (0, 9), (number, name)
+        state, arrays = checkpoints.load_newest(directory)
+        assert capsys.readouterr().err == "" and (arrays["x"] == state["global_step"]).all()  # the one before, or the new one
+        found.append(state["global_step"])
+        assert not [entry for entry in os.listdir(directory) if not entry.startswith("step-") or len(entry) != 13]
+        _save(directory, 4)
+        assert checkpoints.load_newest(directory)[0] == {"global_step": 4}
+    assert set(found) == {2, 3} and found == sorted(found) if mode == "kill" else set(found) <= {2, 3}
