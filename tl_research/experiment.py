@@ -24,6 +24,7 @@ from tl_research.files import storage_errors
 from tl_research.models import backbones
 from tl_research.models.classifier import Classifier
 from tl_research.reporting import figures
+from tl_research.reporting import pages
 from tl_research.reporting import results
 from tl_research.reporting.summaries import Summaries
 from tl_research.signals import Signals
@@ -56,7 +57,8 @@ def run(config, *, started=None):
         precision, xla = resolve_device(config, directory.read_json("run.json") or {})
         data, classifier, substitutions = _load(config, directory)
         seconds = {"data": time.perf_counter() - started}
-        trainer = Trainer(config, classifier, data.train, data.validation, directory, xla=xla, signals=signals)
+        trainer = Trainer(config, classifier, data.train, data.validation, directory, xla=xla, signals=signals,
+                          classes=data.classes)
         plan = _plan(config, data, classifier, trainer, precision, xla, substitutions)
         print(plan, flush=True)
         restored = trainer.restore()
@@ -80,7 +82,9 @@ def run(config, *, started=None):
             os.makedirs(directory.file("report"), exist_ok=True)
             if state.history:
                 figures.save_curves(directory.file("report", "curves.png"), state.history)
+                figures.save_mistakes(directory.file("report"), trainer.selected_logits, data.validation, data.classes)
         summaries.text("train", "test", f"accuracy {test['accuracy']:.4f} of {test['n']} images", state.global_step)
+        pages.run_ends(summaries, state.global_step, config, state.selected, test)
         summaries.close()
         summary["seconds"] = {"total": time.perf_counter() - started, **seconds, **state.run_seconds}
         summary = results.without_nan(summary)

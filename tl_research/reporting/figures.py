@@ -1,9 +1,16 @@
 """Figures of a finished run, as PNG."""
 
+import os
+
 import matplotlib
 
 matplotlib.use("Agg")  # no screen is needed, or looked for
 import matplotlib.pyplot as plt
+import numpy as np
+
+from tl_research.reporting import metrics
+from tl_research.reporting import pages
+from tl_research.reporting import pictures
 
 
 def save_curves(path, history):
@@ -27,3 +34,19 @@ def save_curves(path, history):
         axis.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def save_mistakes(directory, logits, examples, classes):
+    """Draws `confusion.png` and `worst_mistakes.png`, thumbnails with what they are, were taken for, and their file names.
+
+    Args:
+        directory: Where the files go.
+        logits: float [N, K].
+        examples: The `Examples` they belong to.
+        classes: K names.
+    """
+    confusion = metrics.confusion_matrix(examples.labels, np.argmax(logits, axis=1), len(classes))
+    for name, picture in (("confusion.png", pictures.draw_confusion(confusion, classes)),
+                          ("worst_mistakes.png", pages.worst_mistakes(logits, examples, classes))):
+        with open(os.path.join(directory, name), "wb") as file:
+            file.write(pictures.png(picture))
