@@ -37,12 +37,13 @@ from tl_research.training.steps import EvalStep
 _OFFLINE_BACKBONE = "EfficientNetLite0"  # its ImageNet weights come in a package
 
 
-def run(config, *, started=None):
+def run(config, *, started=None, trainer_class=Trainer):
     """Runs, or resumes, the experiment that `config` describes, and returns the contents of its `results.json`.
 
     Args:
         config: `tl_research.config.Config`.
         started: `time.perf_counter()` when the program began; now, if it is not given.
+        trainer_class: `Trainer` or a subclass.
 
     Raises:
         UserError: Or one of its kinds, see `tl_research.errors`: whatever the user can put right.
@@ -57,8 +58,8 @@ def run(config, *, started=None):
         precision, xla = resolve_device(config, directory.read_json("run.json") or {})
         data, classifier, substitutions = _load(config, directory)
         seconds = {"data": time.perf_counter() - started}
-        trainer = Trainer(config, classifier, data.train, data.validation, directory, xla=xla, signals=signals,
-                          classes=data.classes)
+        trainer = trainer_class(config, classifier, data.train, data.validation, directory, xla=xla, signals=signals,
+                                classes=data.classes)
         plan = _plan(config, data, classifier, trainer, precision, xla, substitutions)
         print(plan, flush=True)
         restored = trainer.restore()

@@ -50,3 +50,21 @@ def save_mistakes(directory, logits, examples, classes):
                           ("worst_mistakes.png", pages.worst_mistakes(logits, examples, classes))):
         with open(os.path.join(directory, name), "wb") as file:
             file.write(pictures.png(picture))
+
+
+def save_learning_rates(path, rows, suggested):
+    """Draws loss against learning rate, with the suggested rate marked.
+
+    Args:
+        path: PNG file to write.
+        rows: dicts of learning_rate, loss and smoothed_loss.
+        suggested: A rate.
+    """
+    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for name, style in (("loss", "."), ("smoothed_loss", "-")):
+        axis.plot([row["learning_rate"] for row in rows], [row[name] for row in rows], style, label=name.replace("_", " "))
+    axis.axvline(suggested, color="gray", linestyle="--", label=f"suggested: {suggested:.2g}")
+    axis.set(xscale="log", xlabel="learning rate", ylabel="training loss")
+    axis.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -322,14 +322,19 @@ class Trainer:
         # Not saved here: the next commit is the start of the next phase, and doing this again changes nothing.
         state.finished[-1]["seconds"] = seconds_before + time.perf_counter() - phase_start
 
-    def _run_epoch(self, phase, source, step, steps_per_epoch):
-        """Takes the steps of one epoch that are left."""
-        config, state, epoch = self._config, self.state, self.state.epoch + 1
+    def _epoch_inputs(self, source):
+        """Returns (the first arguments of a step's calls in the next epoch, the batches int32 [S, B], the view)."""
+        config, epoch = self._config, self.state.epoch + 1
         order = pipeline.epoch_order(config.seed, epoch, len(self._train))
         indices, weights = pipeline.make_batches(order, config.batch_size)
         view = self._views.of_epoch(epoch)
         draws = self._views.draws(view, len(self._train)) if not source.cached else self._plain.draws(0, 0)
-        fixed = [tf.constant(indices), tf.constant(weights), tf.constant(draws), tf.constant(view)]
+        return [tf.constant(indices), tf.constant(weights), tf.constant(draws), tf.constant(view)], indices, view
+
+    def _run_epoch(self, phase, source, step, steps_per_epoch):
+        """Takes the steps of one epoch that are left."""
+        config, state = self._config, self.state
+        fixed, indices, view = self._epoch_inputs(source)
         stream = iter(source.stream(indices[state.epoch_step:], view)) if source.streamed else None
         default = _CACHED_STEPS_PER_CALL if source.cached else _LIVE_STEPS_PER_CALL
         if source.cached and source.cut == (self.classifier.graph.output,):
@@ -337,13 +342,13 @@ class Trainer:
         per_call = min(config.steps_per_call or default, steps_per_epoch)
         if source.streamed:
             per_call = min(per_call, default)  # of its batches at a time are in memory
-        with progress_bar(f"{phase.name} epoch {epoch}", unit="images", scale=config.batch_size) as progress:
+        with progress_bar(f"{phase.name} epoch {state.epoch + 1}", unit="images", scale=config.batch_size) as progress:
             while state.epoch_step < steps_per_epoch:
                 count = self._profiler.limit(state.global_step, min(per_call, steps_per_epoch - state.epoch_step))
                 if config.checkpoint_every_steps:
                     count = min(count, config.checkpoint_every_steps - state.global_step % config.checkpoint_every_steps)
                 start = time.perf_counter()
-                streamed = _stack([next(stream) for _ in range(count)], per_call) if stream else None
+                streamed = stack([next(stream) for _ in range(count)], per_call) if stream else None
                 waited = time.perf_counter() - start
                 with self._profiler.mark(state.global_step):
                     totals = self._call(step, phase, *fixed, tf.constant(state.epoch_step), tf.constant(count),
@@ -495,7 +500,7 @@ class Trainer:
                           f"is saved; go on with the same flags and --workdir={self._directory.path}", self._signals.number)
 
 
-def _stack(batches, size):
+def stack(batches, size):
     """Returns tensors [size, B, ...] of batches, or lists of tensors; filled up, so that a step is traced once."""
     return tf.nest.map_structure(lambda *tensors: tf.stack(tensors), *batches, *batches[-1:] * (size - len(batches)))
 
