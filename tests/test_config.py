@@ -127,3 +127,24 @@ def test_paths_are_expanded_and_absolute(monkeypatch, tmp_path):
 def test_every_setting_says_what_it_is():
     for field in dataclasses.fields(Config):
         assert field.metadata["help"], field.name
+
+
+def test_flags_that_a_run_wrote_give_its_config_again():
+    config = Config(epochs=(1, 2), nesterov=True, optimizer="sgd", lr_multiplier=("a=1", "b=2"), dropout=0.25, augment=("none",))
+    assert Config.from_flags(config.to_flags()) == config and Config.from_flags("") == Config()
+    with pytest.raises(UserError, match="'--no_such=1' is no setting of this version"):
+        Config.from_flags("--no_such=1\n")
+
+
+@pytest.mark.parametrize("value", ["5", "5:5", "7:5", "a:b", "-1:5", "1:2:3"])
+def test_profiled_steps_are_two_numbers_in_order(value):
+    assert Config(profile_steps="20:30").profiled_steps == (20, 30) and Config().profiled_steps == (0, 0)
+    with pytest.raises(UserError, match=f"--profile_steps={value}; expected A:B"):
+        Config(profile_steps=value)
+
+
+def test_settings_to_compare_runs_by_are_numbers_bools_and_text():
+    settings = Config(data_dir="/photos", epochs=(1, 2)).compared_settings
+    assert settings["epochs"] == "1,2" and settings["batch_size"] == 32 and settings["nesterov"] is False
+    assert "data_dir" not in settings and None not in settings.values()
+    assert {type(value) for value in settings.values()} == {int, float, bool, str}

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -246,6 +247,18 @@ def test_changed_seed_in_the_directory_of_a_run_is_exit_7(later):
     code, stdout, stderr = later["changed"]
     assert code == 7 and stdout == "" and stderr.count("\n") == 1
     assert "was made with --seed=0, flags now say --seed=1" in stderr
+
+
+def test_example_of_the_readme_runs(tmp_path, write_images, monkeypatch, capsys):
+    with open(os.path.join(_ROOT, "README.md")) as file:
+        (example,) = re.findall(r"```python\n(.*?)```", file.read(), re.DOTALL)
+    write_images(tmp_path / "photos", classes=_CLASSES, count=5, strength=12)
+    monkeypatch.chdir(tmp_path)
+    exec(example.replace("epochs=(8, 10)", "epochs=(1, 0), image_size=32"), {})
+    lines = capsys.readouterr().out.splitlines()
+    predicted = [line.split() for line in lines if line.startswith("photos/")]
+    assert len(predicted) == 15 and {name for _, name in predicted} <= set(_CLASSES)
+    assert _json(tmp_path / "runs" / "mine" / "results.json")["phases"][0]["epochs"] == 1
 
 
 def test_offline_run_goes_on_with_what_is_embedded_and_records_it(place, first):

@@ -151,6 +151,8 @@ class Config:
     # Output
     workdir: str | None = setting(
         None, "the run directory; without it runs/<UTC time>-<dataset>-<backbone>", may_change=True)
+    profile_steps: str | None = setting(
+        None, "A:B: profile the global steps from A up to B, which then run one at a time, for TensorBoard", may_change=True)
     resume: str = setting(
         "auto", "auto: go on with an unfinished run in --workdir; never: set the old run aside and start anew",
         choices=("auto", "never"), may_change=True)
@@ -182,6 +184,10 @@ class Config:
         for name, value in self.augmentation.items():
             if not (math.isfinite(value) and 0 < value <= 1):
                 raise UserError(f"--augment has {name}={value}; expected a factor in (0, 1]; for example {name}=0.1")
+        if self.profile_steps:
+            first, colon, end = self.profile_steps.partition(":")
+            if not (colon and first.isdecimal() and end.isdecimal() and int(first) < int(end)):
+                raise UserError(f"--profile_steps={self.profile_steps}; expected A:B with A < B; for example 20:30")
         self.phase_plan  # checks the lists against each other
 
     @property
@@ -217,6 +223,17 @@ class Config:
     def feature_cache_wanted(self):
         """Whether training may reuse features of a fixed set of views."""
         return self.feature_cache != "off" and (self.augment_views > 0 or not self.augmentation)
+
+    @property
+    def compared_settings(self):
+        """{name: number, bool or text} of the settings that decide a run's numbers, for a table of runs."""
+        return {field.name: _text(value) if isinstance(value, tuple) else value for field in dataclasses.fields(self)
+                if (value := getattr(self, field.name)) is not None and not field.metadata["may_change"]}
+
+    @property
+    def profiled_steps(self):
+        """(A, B) of `--profile_steps=A:B`, or (0, 0)."""
+        return tuple(map(int, self.profile_steps.split(":"))) if self.profile_steps else (0, 0)
 
     @classmethod
     def from_flags(cls, text):

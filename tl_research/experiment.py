@@ -24,6 +24,7 @@ from tl_research.files import storage_errors
 from tl_research.models import backbones
 from tl_research.models.classifier import Classifier
 from tl_research.reporting import figures
+from tl_research.reporting import pages
 from tl_research.reporting import results
 from tl_research.reporting.summaries import Summaries
 from tl_research.signals import Signals
@@ -37,12 +38,13 @@ from tl_research.training.steps import memory_errors
 _OFFLINE_BACKBONE = "EfficientNetLite0"  # its ImageNet weights come in a package
 
 
-def run(config, *, started=None):
+def run(config, *, started=None, trainer_class=Trainer):
     """Runs, or resumes, the experiment that `config` describes, and returns the contents of its `results.json`.
 
     Args:
         config: `tl_research.config.Config`.
         started: `time.perf_counter()` when the program began; now, if it is not given.
+        trainer_class: `Trainer` or a subclass.
 
     Raises:
         UserError: Or one of its kinds, see `tl_research.errors`: whatever the user can put right.
@@ -59,7 +61,8 @@ def run(config, *, started=None):
         precision, xla = resolve_device(config, directory.read_json("run.json") or {})
         data, classifier, substitutions = _load(config, directory)
         seconds = {"data": time.perf_counter() - started}
-        trainer = Trainer(config, classifier, data.train, data.validation, directory, xla=xla, signals=signals)
+        trainer = trainer_class(config, classifier, data.train, data.validation, directory, xla=xla, signals=signals,
+                                classes=data.classes)
         plan = _plan(config, data, classifier, trainer, precision, xla, substitutions)
         print(plan, flush=True)
         restored = trainer.restore()
@@ -84,7 +87,9 @@ def run(config, *, started=None):
             os.makedirs(directory.file("report"), exist_ok=True)
             if state.history:
                 figures.save_curves(directory.file("report", "curves.png"), state.history)
+                figures.save_mistakes(directory.file("report"), trainer.selected_logits, data.validation, data.classes)
         summaries.text("train", "test", f"accuracy {test['accuracy']:.4f} of {test['n']} images", state.global_step)
+        pages.run_ends(summaries, state.global_step, config, state.selected, test)
         summaries.close()
         summary["seconds"] = {"total": time.perf_counter() - started, **seconds, **state.run_seconds}
         summary = results.without_nan(summary)

@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import tensorflow as tf
 
 from tl_research.reporting import summaries
@@ -76,3 +77,57 @@ def test_text_is_a_markdown_summary(tmp_path):
               for value in tf.compat.v1.Event.FromString(record.numpy()).summary.value]
     assert [value.tag for value in values] == ["plan"] and values[0].metadata.plugin_data.plugin_name == "text"
     assert tf.make_ndarray(values[0].tensor).item() == b"**first** line"
+
+
+def _values_of(directory):
+    return [(event.step, value) for name in sorted(os.listdir(directory)) for record in tf.data.TFRecordDataset(str(directory / name))
+            for event in [tf.compat.v1.Event.FromString(record.numpy())] for value in event.summary.value]
+
+
+def test_record_that_an_interrupted_run_wrote_is_not_written_again(tmp_path):
+    _write(tmp_path, None, [1, 2])
+    writer = summaries.Summaries(str(tmp_path), 2)
+    assert writer.has("train", "loss", 2) and not writer.has("train", "loss", 3) and not writer.has("train", "accuracy", 2)
+    writer.scalar("train", "loss", 9.0, 2)
+    writer.scalar("train", "accuracy", 0.5, 2)
+    writer.close()
+    assert [record[1:] for record in _records(tmp_path / "train")] == [(1, "loss", 1.0), (2, "loss", 2.0), (2, "accuracy", 0.5)]
+
+
+def test_histogram_counts_every_value(tmp_path):
+    writer = summaries.Summaries(str(tmp_path), None)
+    writer.histogram("train", "weights", np.array([0.0, 0.0, 3.0]), 4)
+    writer.close()
+    ((step, value),) = _values_of(tmp_path / "train")
+    buckets = tf.make_ndarray(value.tensor)
+    assert step == 4 and value.metadata.plugin_data.plugin_name == "histograms" and buckets.shape == (30, 3)
+    np.testing.assert_allclose([buckets[0], buckets[-1]], [[0.0, 0.1, 2.0], [2.9, 3.0, 1.0]])
+
+
+def test_picture_is_a_png(tmp_path):
+    writer = summaries.Summaries(str(tmp_path), None)
+    picture = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    writer.image("train", "picture", picture, 4)
+    writer.close()
+    ((_, value),) = _values_of(tmp_path / "train")
+    width, height, png = tf.make_ndarray(value.tensor)
+    assert (width, height, value.metadata.plugin_data.plugin_name) == (b"3", b"2", "images")
+    np.testing.assert_array_equal(tf.io.decode_png(png), picture)
+
+
+def test_graph_is_written_once_and_without_large_constants(tmp_path):
+    @tf.function
+    def add(x):
+        return x + tf.constant(np.arange(1000.0)) + tf.constant([1.0, 2.0], tf.float64)[0]
+
+    graph = add.get_concrete_function(tf.TensorSpec([1000], tf.float64)).graph
+    writer = summaries.Summaries(str(tmp_path), None)
+    for _ in range(2):
+        writer.graph("train", "step", graph, 0)
+    writer.close()
+    ((_, value),) = _values_of(tmp_path / "train")
+    content = tf.make_ndarray(value.tensor).item()
+    metadata = tf.compat.v1.RunMetadata.FromString(content)
+    (function,) = metadata.function_graphs
+    sizes = [len(node.attr["value"].tensor.tensor_content) for node in function.pre_optimization_graph.node if node.op == "Const"]
+    assert len(content) < 4000 and 0 in sizes and 16 in sizes

@@ -294,6 +294,13 @@ def test_number_of_steps_in_a_call_changes_no_weight(train):
     assert audit.weights_sha256(first.classifier.variables) == audit.weights_sha256(second.classifier.variables)
 
 
+def test_profiled_steps_run_one_at_a_time_and_change_no_weight(train):
+    first, _ = train()
+    second, _ = train(profile_steps="4:6")
+    assert audit.weights_sha256(first.classifier.variables) == audit.weights_sha256(second.classifier.variables)
+    assert glob.glob(second._directory.file("train", "plugins", "profile", "*", "*.xplane.pb"))
+
+
 def test_plan_of_the_cache_comes_from_sizes(train, monkeypatch):
     trainer, _ = train(epochs=(0, 0))
 
@@ -363,7 +370,8 @@ def _events(path, side):
             event = tf.compat.v1.Event.FromString(record.numpy())
             for value in event.summary.value:
                 number = tf.make_ndarray(value.tensor)
-                found.setdefault(value.tag, []).append((event.step, float(number) if number.dtype == np.float32 else None))
+                is_scalar = number.dtype == np.float32 and number.shape == ()
+                found.setdefault(value.tag, []).append((event.step, float(number) if is_scalar else None))
     return found
 
 
@@ -404,8 +412,9 @@ def _assert_equal_runs(tmp_path, first, second):
     assert _metrics(tmp_path / first / "metrics.csv") == _metrics(tmp_path / second / "metrics.csv")
     for side in ("train", "validation"):
         expected, received = _events(tmp_path / first, side), _events(tmp_path / second, side)
-        expected.pop("images_per_second", None)
-        received.pop("images_per_second", None)
+        for tag in ("images_per_second", "waiting_for_data"):
+            expected.pop(tag, None)
+            received.pop(tag, None)
         assert received == expected
         for tag, records in received.items():
             assert len({step for step, _ in records}) == len(records), tag
@@ -458,10 +467,13 @@ def test_checkpoints_in_mid_epoch_are_resumed_bit_for_bit(run, tmp_path, monkeyp
 def test_event_files_have_the_tags_of_the_contract(run, tmp_path):
     run("run", steps_per_call=2, lr_multiplier=("head/=3",))
     train, validation = _events(tmp_path / "run", "train"), _events(tmp_path / "run", "validation")
-    assert set(validation) == {"loss", "accuracy"}
+    final = {f"final/{side}_{metric}" for side in ("validation", "test") for metric in ("accuracy", "loss")}
+    assert set(validation) == {"loss", "accuracy", "confusion_matrix", "confusion_matrix_numbers", "worst_mistakes", *final, "_hparams_/experiment",
+                               "_hparams_/session_start_info"}
     head, names = "head[head/]", ("head[head/]", "backbone")
-    assert set(train) == {"loss", "accuracy", "images_per_second", "plan", "test",
-                          *(f"{kind}/{name}" for kind in ("learning_rate", "gradient_norm") for name in names)}
+    assert set(train) == {"loss", "accuracy", "images_per_second", "waiting_for_data", "plan", "groups", "audit", "test", "first_batch",
+                          "input_statistics", "step/head", "step/finetune",
+                          *(f"{kind}/{name}" for kind in ("learning_rate", "gradient_norm", "update_ratio", "weights") for name in names)}
     rows = _metrics(tmp_path / "run" / "metrics.csv")
     for side, prefix in ((train, "train"), (validation, "val")):
         for tag in ("loss", "accuracy"):

@@ -70,6 +70,8 @@ def test_head_step_equals_the_one_worked_out_by_hand(classifier, make_examples, 
     norms = [np.linalg.norm(inputs.T @ error), np.linalg.norm(error.sum(axis=0))]
     np.testing.assert_allclose(totals["gradient_peak"], norms, rtol=1e-4)
     np.testing.assert_allclose(totals["gradient_norm_sum"], [np.hypot(*norms)], rtol=1e-4)
+    weights = np.sqrt(sum(np.sum(np.square(after[path])) for path in ("head/kernel", "head/bias")))
+    np.testing.assert_allclose(totals["update_ratio"], [0.5 * np.hypot(*norms) / weights], rtol=1e-4)
     for path in before:
         if not path.startswith("head/"):
             np.testing.assert_array_equal(after[path], before[path])
@@ -104,8 +106,11 @@ def test_steps_of_one_call_equal_steps_of_many(classifier, make_examples):
     examples = make_examples(9)
     rows = [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
     start = _values(classifier)
-    _call(_make_step(classifier, examples, optimizer="adam", rate=0.01), rows)
+    totals = _call(_make_step(classifier, examples, optimizer="adam", rate=0.01), rows)
     together = _values(classifier)
+    moved = np.concatenate([np.ravel(together[path] - start[path]) for path in ("head/kernel", "head/bias")])
+    weights = np.concatenate([np.ravel(together[path]) for path in ("head/kernel", "head/bias")])
+    np.testing.assert_allclose(totals["update_ratio"], [np.linalg.norm(moved) / np.linalg.norm(weights) / 3], rtol=1e-4)
     for path, value in start.items():
         classifier.variables[path].assign(value)
     step = _make_step(classifier, examples, optimizer="adam", rate=0.01)

@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-MODES = ("raw", "tf", "caffe", "torch", "lite")
+# What pixels of 0 to 255 become: the smallest and the largest value of any channel.
+RANGES = {"raw": (0.0, 255.0), "tf": (-1.0, 1.0), "caffe": (-123.68, 151.061), "torch": (-2.118, 2.64), "lite": (-127 / 128, 1.0)}
 
 
 @keras.saving.register_keras_serializable(package="tl_research")
@@ -15,16 +16,16 @@ class Preprocessing(keras.layers.Layer):
     policy and casts at the end, because bfloat16 can't tell 200.5 from 201.
 
     Args:
-        mode: One of `MODES`.
+        mode: A key of `RANGES`.
 
     Raises:
-        ValueError: If `mode` is none of `MODES`.
+        ValueError: If `mode` is no key of `RANGES`.
     """
 
     def __init__(self, mode, **kwargs):
         super().__init__(autocast=False, **kwargs)  # with autocast, mixed precision rounds the pixels before `call`
-        if mode not in MODES:
-            raise ValueError(f"Preprocessing mode {mode!r}; expected one of {', '.join(MODES)}.")
+        if mode not in RANGES:
+            raise ValueError(f"Preprocessing mode {mode!r}; expected one of {', '.join(RANGES)}.")
         self.mode = mode
 
     def call(self, images):

@@ -1,9 +1,16 @@
 """Figures of a finished run, as PNG."""
 
+import os
+
 import matplotlib
 
 matplotlib.use("Agg")  # no screen is needed, or looked for
 import matplotlib.pyplot as plt
+import numpy as np
+
+from tl_research.reporting import metrics
+from tl_research.reporting import pages
+from tl_research.reporting import pictures
 
 
 def save_curves(path, history):
@@ -25,5 +32,39 @@ def save_curves(path, history):
                               verticalalignment="top", color="gray")
         axis.set(xlabel="epoch", title=name)
         axis.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def save_mistakes(directory, logits, examples, classes):
+    """Draws `confusion.png` and `worst_mistakes.png`, thumbnails with what they are, were taken for, and their file names.
+
+    Args:
+        directory: Where the files go.
+        logits: float [N, K].
+        examples: The `Examples` they belong to.
+        classes: K names.
+    """
+    confusion = metrics.confusion_matrix(examples.labels, np.argmax(logits, axis=1), len(classes))
+    for name, picture in (("confusion.png", pictures.draw_confusion(confusion, classes)),
+                          ("worst_mistakes.png", pages.worst_mistakes(logits, examples, classes))):
+        with open(os.path.join(directory, name), "wb") as file:
+            file.write(pictures.png(picture))
+
+
+def save_learning_rates(path, rows, suggested):
+    """Draws loss against learning rate, with the suggested rate marked.
+
+    Args:
+        path: PNG file to write.
+        rows: dicts of learning_rate, loss and smoothed_loss.
+        suggested: A rate.
+    """
+    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for name, style in (("loss", "."), ("smoothed_loss", "-")):
+        axis.plot([row["learning_rate"] for row in rows], [row[name] for row in rows], style, label=name.replace("_", " "))
+    axis.axvline(suggested, color="gray", linestyle="--", label=f"suggested: {suggested:.2g}")
+    axis.set(xscale="log", xlabel="learning rate", ylabel="training loss")
+    axis.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -20,11 +20,13 @@ from tl_research.errors import UserError
 from tl_research.optim import schedules
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.optim.param_groups import make_param_groups
+from tl_research.reporting import pages
 from tl_research.reporting import results
 from tl_research.reporting.progress import progress_bar
 from tl_research.training import audit
 from tl_research.training import checkpoints
 from tl_research.training import features
+from tl_research.training.profiler import Profiler
 from tl_research.training.state import TrainState
 from tl_research.training.steps import EvalStep
 from tl_research.training.steps import TrainStep
@@ -45,6 +47,7 @@ class Trainer:
         directory: The open `RunDirectory`.
         xla: Whether steps are compiled with XLA.
         signals: `tl_research.signals.Signals`.
+        classes: Names in the order of the labels; without them their numbers are shown.
 
     Attributes:
         classifier: As given; its weights change.
@@ -55,7 +58,9 @@ class Trainer:
         UserError: If a phase opens a layer that is not there, or what --feature_cache=memory asks for does not fit.
     """
 
-    def __init__(self, config, classifier, train, validation, directory, *, xla, signals):
+    def __init__(self, config, classifier, train, validation, directory, *, xla, signals, classes=None):
+        self._classes = classes or tuple(map(str, range(classifier.head.units)))
+        self._profiler = Profiler(config.profiled_steps, directory.file("train"))
         self._config, self.classifier, self._directory = config, classifier, directory
         self._train, self._validation = train, validation
         self._xla, self._signals = xla, signals
@@ -63,7 +68,8 @@ class Trainer:
         self._views = features.Views(config.seed, config.augment_views, bool(config.augmentation))
         self._plain = features.Views(config.seed, 0, False)
         self.state = TrainState()
-        self._arrays = {"best": {}, "selected": {}}  # {path: array} of the best epoch of this and of finished phases
+        # {path: array} of the best epoch of this and of finished phases, and what the latter says to the validation images
+        self._arrays = {"best": {}, "selected": {}, "logits": {}}
         self._optimizer = None
         self._identity = directory.identity(config)
         self._saved_step, self._saved_at = 0, time.monotonic()  # of the last checkpoint
@@ -130,6 +136,11 @@ class Trainer:
         """Where training features are kept, `memory` or `disk`, or else `off`."""
         return "off" if not self._cached_views else "disk" if self._config.feature_cache == "disk" else "memory"
 
+    @property
+    def selected_logits(self):
+        """float32 [N, K], what the selected weights say to the validation images, or None if no phase was trained."""
+        return self._arrays["logits"].get("selected")
+
     def _source(self, side, cut):
         """Returns the source of a side's tensors at a cut; fills the cache at the first call that needs it."""
         examples, views, num_views = ((self._train, self._views, self._cached_views) if side == "train" else
@@ -182,7 +193,7 @@ class Trainer:
         source = features.LiveSource(self.classifier, self._train, self.classifier.cut(), self._views)
         step = TrainStep(self.classifier, optimizer, source, phase, 1, xla=self._xla)
         indices, weights = pipeline.make_batches(np.arange(min(len(self._train), self._config.batch_size)), self._config.batch_size)
-        streamed = _stack([next(iter(source.stream(indices, 0)))], 1) if source.streamed else None
+        streamed = stack([next(iter(source.stream(indices, 0)))], 1) if source.streamed else None
         zero = tf.constant(0, tf.int64)
         with memory_errors(self._config, f"phase {phase.name}"):
             step(tf.constant(indices), tf.constant(0 * weights), tf.constant(self._views.draws(0, len(self._train))), tf.constant(0),
@@ -236,12 +247,12 @@ class Trainer:
         except TypeError as error:
             raise CheckpointError(f"the checkpoint is of another version of this program ({error}); expected its own; "
                                   "use that version or --resume=never") from error
-        kinds = {"variables": {}, "optimizer": {}, "best": {}, "selected": {}}
+        kinds = {"variables": {}, "optimizer": {}, "best": {}, "selected": {}, "logits": {}}
         for name, array in arrays.items():
             kind, _, rest = name.partition("/")
             kinds[kind][rest] = array
         self._assign(kinds["variables"], self._saved_paths())
-        self._arrays = {"best": kinds["best"], "selected": kinds["selected"]}
+        self._arrays = {kind: kinds[kind] for kind in self._arrays}
         self._restored_optimizer = kinds["optimizer"]
         unchanged = {path: v for path, v in self.classifier.variables.items() if path not in set(self._saved_paths())}
         different = [path for path, value in audit.hash_variables(unchanged).items()
@@ -273,13 +284,25 @@ class Trainer:
         """
         self._summaries = summaries
         restored = bool(self.state.phase_hashes)
+        if not summaries.has("train", "first_batch", 0):
+            self._show_first_batch()
         for index, phase in enumerate(self._plan):
             if index < self.state.phase_index or not phase.epochs or self.state.test:
                 continue
             self._run_phase(index, phase, resume=restored and index == self.state.phase_index)
             restored = False
+        self._profiler.stop()
         if self.state.selected:
             self._assign(self._arrays["selected"], self._saved_paths())
+
+    def _show_first_batch(self):
+        """Shows the first batch of the first epoch as the network sees it."""
+        row = pipeline.epoch_order(self._config.seed, 1, len(self._train))[:self._config.batch_size]
+        draws = self._views.draws(self._views.of_epoch(1), len(self._train))
+        images = tf.cast(self._train.images(row), tf.float32)
+        if len(draws):
+            images = self.classifier.augmentation.apply_draws(images, tf.constant(draws[row]))
+        pages.first_batch(self._summaries, images.numpy(), self.classifier.preprocessing(images), self.classifier.spec.preprocessing)
 
     def _run_phase(self, index, phase, resume):
         with memory_errors(self._config, f"phase {phase.name}"):
@@ -301,7 +324,9 @@ class Trainer:
                 self._optimizer.carry_over(previous)
         else:
             self._optimizer.load_state(self._restored_optimizer)
-        print(self.describe_phase(phase, self._optimizer, opened), flush=True)
+        description, start = self.describe_phase(phase, self._optimizer, opened), state.global_step - state.phase_step
+        print(description, flush=True)
+        pages.phase_begins(self._summaries, start, description, self._optimizer.groups, phase.learning_rate)
         cut = self.classifier.cut()
         source = self._source("train", cut)
         steps_per_epoch = -(-len(self._train) // config.batch_size)
@@ -326,14 +351,19 @@ class Trainer:
         # Not saved here: the next commit is the start of the next phase, and doing this again changes nothing.
         state.finished[-1]["seconds"] = seconds_before + time.perf_counter() - phase_start
 
-    def _run_epoch(self, phase, source, step, steps_per_epoch):
-        """Takes the steps of one epoch that are left."""
-        config, state, epoch = self._config, self.state, self.state.epoch + 1
+    def _epoch_inputs(self, source):
+        """Returns (the first arguments of a step's calls in the next epoch, the batches int32 [S, B], the view)."""
+        config, epoch = self._config, self.state.epoch + 1
         order = pipeline.epoch_order(config.seed, epoch, len(self._train))
         indices, weights = pipeline.make_batches(order, config.batch_size)
         view = self._views.of_epoch(epoch)
         draws = self._views.draws(view, len(self._train)) if not source.cached else self._plain.draws(0, 0)
-        fixed = [tf.constant(indices), tf.constant(weights), tf.constant(draws), tf.constant(view)]
+        return [tf.constant(indices), tf.constant(weights), tf.constant(draws), tf.constant(view)], indices, view
+
+    def _run_epoch(self, phase, source, step, steps_per_epoch):
+        """Takes the steps of one epoch that are left."""
+        config, state = self._config, self.state
+        fixed, indices, view = self._epoch_inputs(source)
         stream = iter(source.stream(indices[state.epoch_step:], view)) if source.streamed else None
         default = _CACHED_STEPS_PER_CALL if source.cached else _LIVE_STEPS_PER_CALL
         if source.cached and source.cut == (self.classifier.graph.output,):
@@ -341,18 +371,20 @@ class Trainer:
         per_call = min(config.steps_per_call or default, steps_per_epoch)
         if source.streamed:
             per_call = min(per_call, default)  # of its batches at a time are in memory
-        with progress_bar(f"{phase.name} epoch {epoch}", unit="images", scale=config.batch_size) as progress:
+        with progress_bar(f"{phase.name} epoch {state.epoch + 1}", unit="images", scale=config.batch_size) as progress:
             while state.epoch_step < steps_per_epoch:
-                count = min(per_call, steps_per_epoch - state.epoch_step)
+                count = self._profiler.limit(state.global_step, min(per_call, steps_per_epoch - state.epoch_step))
                 if config.checkpoint_every_steps:
                     count = min(count, config.checkpoint_every_steps - state.global_step % config.checkpoint_every_steps)
                 start = time.perf_counter()
-                streamed = _stack([next(stream) for _ in range(count)], per_call) if stream else None
-                totals = step(*fixed, tf.constant(state.epoch_step), tf.constant(count), tf.constant(state.global_step, tf.int64),
-                              tf.constant(state.phase_step, tf.int64), streamed)
-                totals = {name: tensor.numpy() for name, tensor in totals.items()}
+                streamed = stack([next(stream) for _ in range(count)], per_call) if stream else None
+                waited = time.perf_counter() - start
+                with self._profiler.mark(state.global_step):
+                    totals = step(*fixed, tf.constant(state.epoch_step), tf.constant(count),
+                                  tf.constant(state.global_step, tf.int64), tf.constant(state.phase_step, tf.int64), streamed)
+                    totals = {name: tensor.numpy() for name, tensor in totals.items()}
                 elapsed = time.perf_counter() - start
-                self._account(phase, step, totals, elapsed)
+                self._account(phase, step, totals, elapsed, waited)
                 progress(state.epoch_step, steps_per_epoch)
                 if self._save_is_due() and state.epoch_step < steps_per_epoch:  # the epoch's end is saved with its evaluation
                     self.save()
@@ -364,7 +396,7 @@ class Trainer:
         return bool(steps and self.state.global_step % steps == 0
                     or seconds and time.monotonic() - self._saved_at >= seconds)
 
-    def _account(self, phase, step, totals, elapsed):
+    def _account(self, phase, step, totals, elapsed, waited):
         """Adds the metrics of one call to the state."""
         state, steps = self.state, int(totals["steps"])
         state.epoch_step += steps
@@ -386,16 +418,21 @@ class Trainer:
         for name in ("loss_sum", "correct", "examples"):
             sums[name] = sums.get(name, 0.0) + float(totals[name])
         sums["seconds"] = sums.get("seconds", 0.0) + elapsed
+        sums["waited"] = sums.get("waited", 0.0) + waited
         sums["learning_rate"] = float(totals["learning_rate"])
-        for name, rate in self._optimizer.learning_rates(float(totals["learning_rate"])).items():
+        rates = self._optimizer.learning_rates(float(totals["learning_rate"]))
+        for (name, rate), ratio in zip(rates.items(), totals["update_ratio"]):
             self._summaries.scalar("train", f"learning_rate/{name}", rate, state.global_step)
             self._summaries.scalar("train", f"gradient_norm/{name}", norms[name] / steps, state.global_step)
+            self._summaries.scalar("train", f"update_ratio/{name}", ratio, state.global_step)
+        self._summaries.graph("train", f"step/{phase.name}", step.graph, state.global_step - state.phase_step)
 
     def _finish_epoch(self, phase, evaluate):
         """Evaluates, records the epoch, and keeps its weights if they are the best of the phase."""
         state, sums = self.state, self.state.epoch_totals
         with self._timed("evaluate"):
-            loss, accuracy = results.loss_and_accuracy(evaluate(), self._validation.labels)
+            logits = evaluate()
+            loss, accuracy = results.loss_and_accuracy(logits, self._validation.labels)
         state.epoch += 1
         state.phase_epoch += 1
         row = {"phase": phase.name, "epoch": state.epoch, "step": state.global_step,
@@ -417,6 +454,8 @@ class Trainer:
             for tag in ("loss", "accuracy"):
                 self._summaries.scalar(side, tag, row[f"{prefix}_{tag}"], state.global_step)
         self._summaries.scalar("train", "images_per_second", row["images_per_second"], state.global_step)
+        self._summaries.scalar("train", "waiting_for_data", sums["waited"] / sums["seconds"], state.global_step)
+        pages.epoch_ends(self._summaries, state.global_step, logits, self._validation.labels, self._classes)
         best = " (best)" if state.wait == 0 else ""
         print(f"{phase.name} epoch {state.epoch}: loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.4f}, "
               f"val_loss {loss:.4f}, val_accuracy {accuracy:.4f}{best}, {row['images_per_second']:.0f} images/s, "
@@ -444,7 +483,10 @@ class Trainer:
                                  "--learning_rate")
         self._assign(self._arrays["best"], self._saved_paths())
         with self._timed("evaluate"):
-            loss, accuracy = results.loss_and_accuracy(evaluate(), self._validation.labels)
+            logits = evaluate()
+            loss, accuracy = results.loss_and_accuracy(logits, self._validation.labels)
+        pages.phase_ends(self._summaries, state.global_step, counts, self._optimizer.groups,
+                         pages.worst_mistakes(logits, self._validation, self._classes))
         trainable, total = _num_parameters(self._optimizer.variables), _num_parameters(variables.values())
         state.finished.append({
             "name": phase.name, "epochs": state.phase_epoch, "best_epoch": state.best["epoch"], "val_accuracy": accuracy,
@@ -460,7 +502,7 @@ class Trainer:
                   f"{state.selected['phase']}, epoch {state.selected['epoch']}", flush=True)
         else:
             state.selected = {"phase": phase.name, "epoch": state.best["epoch"], "val_loss": loss, "val_accuracy": accuracy}
-            self._arrays["selected"] = self._arrays["best"]
+            self._arrays["selected"], self._arrays["logits"] = self._arrays["best"], {"selected": logits}
 
     def _largest_updates(self):
         """Returns {path: estimate of the largest change one step made to an element}, for variables that did not move."""
@@ -483,7 +525,7 @@ class Trainer:
                           f"is saved; go on with the same flags and --workdir={self._directory.path}", self._signals.number)
 
 
-def _stack(batches, size):
+def stack(batches, size):
     """Returns tensors [size, B, ...] of batches, or lists of tensors; filled up, so that a step is traced once."""
     return tf.nest.map_structure(lambda *tensors: tf.stack(tensors), *batches, *batches[-1:] * (size - len(batches)))
 

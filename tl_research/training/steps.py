@@ -35,7 +35,7 @@ class TrainStep:
         self._variables = [variable.value for variable in optimizer.variables]
         self._update = tf.function(self._update_variables, jit_compile=True) if xla else self._update_variables
         self._call = tf.function(self._run)
-        self.traces = 0
+        self.traces, self.graph = 0, None  # the graph of one step, once it was traced
 
     def __call__(self, indices, weights, draws, view, first, count, global_step, phase_step, streamed=None):
         """Takes up to `count` steps.
@@ -54,13 +54,15 @@ class TrainStep:
         Returns:
             dict of float32 tensors over the steps taken: steps, loss_sum and correct (weighted by example), examples,
             gradient_norm_sum [groups], gradient_peak [variables] (largest norm), learning_rate (of the last step, before
-            multipliers), finite (0 if the last step was not, and was not applied), largest_rate.
+            multipliers), finite (0 if the last step was not, and was not applied), largest_rate, update_ratio [groups]
+            (norm of what the steps changed over that of the weights, divided by the number of steps).
         """
         return self._call(indices, weights, draws, view, first, count, global_step, phase_step, streamed)
 
     def _run(self, indices, weights, draws, view, first, count, global_step, phase_step, streamed):
         self.traces += 1  # runs while tracing only
         num_groups, num_variables = len(self._optimizer.groups), len(self._variables)
+        before = [tf.identity(variable) for variable in self._variables]
         totals = {"steps": tf.zeros([]), "loss_sum": tf.zeros([]), "correct": tf.zeros([]), "examples": tf.zeros([]),
                   "gradient_norm_sum": tf.zeros([num_groups]), "gradient_peak": tf.zeros([num_variables]),
                   "learning_rate": tf.zeros([]), "largest_rate": tf.zeros([]), "finite": tf.ones([])}
@@ -71,6 +73,7 @@ class TrainStep:
             batch = None if streamed is None else tf.nest.map_structure(lambda rows: rows[done], streamed)
             tensors = self._source.fetch(indices[row], view, draws, batch)
             labels = tf.gather(self._labels, indices[row])
+            self.graph = tf.compat.v1.get_default_graph()
             metrics = self._update(tensors, labels, weights[row], global_step + step, phase_step + step)
             finite = metrics["finite"]
             return done + 1, {
@@ -86,7 +89,14 @@ class TrainStep:
 
         _, totals = tf.while_loop(lambda done, totals: (done < count) & (totals["finite"] > 0), body,
                                   (tf.constant(0), totals), parallel_iterations=1)
-        return totals
+        moved = self._group_norms([variable - old for variable, old in zip(self._variables, before)])
+        norms = tf.maximum(self._group_norms(self._variables), 1e-12)  # of a bias that begins at 0
+        return {**totals, "update_ratio": moved / norms / tf.maximum(totals["steps"], 1.0)}
+
+    def _group_norms(self, tensors):
+        """Returns float32 [groups], the norm of each group's tensors together."""
+        squares = iter([2.0 * tf.nn.l2_loss(tf.cast(tensor, tf.float32)) for tensor in tensors])
+        return tf.sqrt(tf.stack([tf.add_n([next(squares) for _ in group.paths]) for group in self._optimizer.groups]))
 
     def _update_variables(self, tensors, labels, weights, global_step, phase_step):
         """One step: loss, gradients, update. Returns a dict of float32 tensors."""

@@ -1,0 +1,58 @@
+"""Pictures: sizes and colours at places worked out by hand; tables: their text."""
+
+import numpy as np
+import pytest
+
+from tl_research.reporting import pictures
+
+_CONFUSION = np.array([[8, 2], [0, 5]])
+
+
+def test_confusion_is_bluer_the_larger_the_share_of_the_row():
+    picture = pictures.draw_confusion(_CONFUSION, ("ant", "bee"))
+    assert picture.shape == (100 + 88, 100 + 88, 3) and picture.dtype == np.uint8
+    corners = picture[102::44, 102::44]  # of the cells: beside the numbers
+    np.testing.assert_array_equal(corners[0, 0], [255 - 0.8 * 225, 255 - 0.8 * 150, 255 - 0.8 * 70])
+    np.testing.assert_array_equal(corners[0, 1], [255 - 0.2 * 225, 255 - 0.2 * 150, 255 - 0.2 * 70])
+    np.testing.assert_array_equal(corners[1], [[255, 255, 255], [30, 105, 185]])
+
+
+def test_columns_are_labelled_in_the_order_of_the_classes():
+    columns = pictures.draw_confusion(_CONFUSION, ("i", "mmmmmmmm"))[:100, 100:]
+    ink = (columns < 128).any(axis=2).sum(axis=0)
+    assert 0 < ink[:44].sum() < ink[44:].sum()
+
+
+@pytest.mark.parametrize("count", [31, 1000])
+def test_matrix_of_many_classes_is_colours_only(count):
+    picture = pictures.draw_confusion(np.eye(count, dtype=int), tuple(map(str, range(count))))
+    assert picture.shape[0] == 4 + count * max(2, 880 // count)
+
+
+def test_grid_shows_every_image_and_its_caption():
+    images = np.zeros((5, 10, 10, 3), np.uint8) + np.arange(5, dtype=np.uint8)[:, None, None, None] * 40
+    grid = pictures.draw_grid(images)
+    assert grid.shape == (2 * 10, 3 * 12, 3)
+    for place in range(5):
+        row, column = divmod(place, 3)
+        assert (grid[row * 10:row * 10 + 10, column * 12:column * 12 + 10] == 40 * place).all()
+    captioned = pictures.draw_grid(images[:1], ["a\nb"], size=20)
+    assert captioned.shape == (20 + 2 * 14 + 4, 22, 3) and (captioned[20:] < 128).any()
+
+
+def test_no_mistake_is_an_empty_picture():
+    assert (pictures.draw_mistakes((), []) == 255).all()
+
+
+def test_caption_has_classes_probability_and_file_name():
+    assert pictures.caption("roses/deep/x.jpg", "roses", "tulips", 0.876) == "roses > tulips 0.88\nx.jpg\n"
+    first, second, third = pictures.caption("a" * 60, "sunflowers", "b\n", 1.0).split("\n")
+    assert first == "sunflow.. > b\\n 1.00" and len(second) == len(third) and (second + third).endswith("..")
+
+
+def test_tables():
+    assert pictures.confusion_table(_CONFUSION, ("ant", "b|e")) == (
+        "| true \\ said | ant | b\\|e |\n| --- | --- | --- |\n| ant | 8 | 2 |\n| b\\|e | 0 | 5 |")
+    many = np.zeros((40, 40), int)
+    many[3, 5], many[7, 1], many[2, 2] = 4, 9, 50
+    assert pictures.confusion_table(many, tuple(f"c{i}" for i in range(40))).splitlines()[2:] == ["| c7 | c1 | 9 |", "| c3 | c5 | 4 |"]

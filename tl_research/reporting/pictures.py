@@ -1,0 +1,112 @@
+"""Pictures and tables for people: drawn in milliseconds, since an epoch on cached features takes no longer."""
+
+import functools
+import io
+import os
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+
+_MOST_NUMBERS = 30  # classes; beyond that a matrix is colours only
+_THUMBNAIL, _LETTERS = 168, 27  # pixels of a mistake's side, and what fits below it in a line
+
+
+@functools.cache
+def _font():
+    return PIL.ImageFont.load_default(11)
+
+
+def draw_confusion(confusion, classes):
+    """Returns uint8 [H, W, 3], a confusion matrix: rows are true classes, blue by their share, columns what was said.
+
+    Args:
+        confusion: int [K, K].
+        classes: K names.
+    """
+    count = len(classes)
+    labelled = count <= _MOST_NUMBERS
+    cell, margin = (44, 100) if labelled else (max(2, 880 // count), 4)
+    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    colours = 255 - share[..., None] * (225, 150, 70)
+    cells = np.kron(colours, np.ones((cell, cell, 1))).astype(np.uint8)
+    picture = PIL.Image.new("RGB", (margin + cells.shape[1], margin + cells.shape[0]), "white")
+    picture.paste(PIL.Image.fromarray(cells), (margin, margin))
+    if labelled:
+        draw = PIL.ImageDraw.Draw(picture)
+        columns = PIL.Image.new("RGB", (margin, cells.shape[1]), "white")  # written as rows, then turned
+        turned = PIL.ImageDraw.Draw(columns)
+        for row, name in enumerate(classes):
+            middle = row * cell + cell // 2
+            draw.text((margin - 4, margin + middle), _short(name, 15), "black", _font(), anchor="rm")
+            turned.text((4, middle), _short(name, 15), "black", _font(), anchor="lm")
+            for column in range(count):
+                ink = "white" if share[row, column] > 0.5 else "black"
+                draw.text((margin + column * cell + cell // 2, margin + middle), str(confusion[row, column]), ink, _font(), anchor="mm")
+        picture.paste(columns.transpose(PIL.Image.Transpose.ROTATE_90), (margin, 0))
+        draw.text((4, margin - 4), "true \\ said", "gray", _font(), anchor="ls")
+    return np.asarray(picture)
+
+
+def draw_grid(images, captions=None, size=None):
+    """Returns uint8 [H, W, 3]: images in rows of about a square, with a few lines of text below each.
+
+    Args:
+        images: uint8 [N, h, w, 3].
+        captions: N texts, or None.
+        size: Side of each in pixels; None keeps theirs.
+    """
+    size = size or images.shape[1]
+    lines = max((text.count("\n") + 1 for text in captions), default=0) if captions else 0
+    columns = max(1, round(len(images) ** 0.5 + 0.49))
+    height = size + 14 * lines + 4 * bool(lines)
+    picture = PIL.Image.new("RGB", (columns * (size + 2), -(-len(images) // columns) * height), "white")
+    draw = PIL.ImageDraw.Draw(picture)
+    for place, image in enumerate(images):
+        left, top = place % columns * (size + 2), place // columns * height
+        image = PIL.Image.fromarray(np.asarray(image))
+        picture.paste(image if image.width == size else image.resize((size, size)), (left, top))
+        if captions:
+            draw.multiline_text((left, top + size + 1), captions[place], "black", _font(), spacing=2)
+    return np.asarray(picture)
+
+
+def png(picture):
+    """Returns the bytes of a picture as PNG, quickly rather than small."""
+    content = io.BytesIO()
+    PIL.Image.fromarray(picture).save(content, "PNG", compress_level=1)
+    return content.getvalue()
+
+
+def draw_mistakes(images, captions):
+    """Returns `draw_grid` of thumbnails, or a white square where there is no mistake."""
+    if not len(images):
+        return np.full((_THUMBNAIL, _THUMBNAIL, 3), 255, np.uint8)
+    return draw_grid(images, captions, _THUMBNAIL)
+
+
+def caption(name, true, predicted, probability):
+    """Returns the lines below a mistake: what it is, what it was taken for, and the file."""
+    name = _short(os.path.basename(name), 2 * _LETTERS)
+    return f"{_short(true, 9)} > {_short(predicted, 9)} {probability:.2f}\n{name[:_LETTERS]}\n{name[_LETTERS:]}"
+
+
+def _short(text, length):
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if len(text) <= length else text[:length - 2] + ".."
+
+
+def markdown_table(columns, rows):
+    """Returns a Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def confusion_table(confusion, classes):
+    """Returns the numbers of a confusion matrix as Markdown; of many classes the most frequent mistakes."""
+    if len(classes) <= _MOST_NUMBERS:
+        return markdown_table(["true \\ said", *classes], [[name, *row] for name, row in zip(classes, confusion.tolist())])
+    wrong = confusion * (1 - np.eye(len(classes), dtype=int))
+    most = [(place // len(classes), place % len(classes)) for place in np.argsort(-wrong, axis=None, kind="stable")[:_MOST_NUMBERS]]
+    return markdown_table(["true", "said", "images"], [[classes[i], classes[j], wrong[i, j]] for i, j in most if wrong[i, j]])
