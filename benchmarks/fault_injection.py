@@ -42,6 +42,7 @@ import numpy as np
 import PIL.Image
 from absl import flags
 
+from tl_research import artefacts
 from tl_research import cli
 from tl_research import experiment
 from tl_research import files
@@ -251,7 +252,7 @@ class Page:
         wrap(loop.Trainer, "_finish_epoch", "evaluation")
         wrap(checkpoints, "save", "save")
         wrap(experiment, "_test", "test")
-        wrap(experiment, "export", "export")
+        wrap(artefacts, "save_keras", "export")
         account = loop.Trainer._account
 
         def counted(trainer, *args):
@@ -399,7 +400,7 @@ class Campaign:
                 def on_enter(place, number):
                     entries[place] = number
                 page.watch(on_enter)
-                for owner, name in ((checkpoints, "save"), (features, "compute_features"), (experiment, "export")):
+                for owner, name in ((checkpoints, "save"), (features, "compute_features"), (artefacts, "save_keras")):
                     def timed(*args, original=getattr(owner, name), name=name, **kwargs):
                         start = time.monotonic()
                         if name == "save":

@@ -1,6 +1,7 @@
 """A checkpoint is whole or not there, and one that is damaged is never loaded."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -169,3 +170,12 @@ def test_failing_disk_leaves_the_checkpoint_before_it(tmp_path, monkeypatch, ope
         assert not [name for name in os.listdir(tmp_path) if "tmp" in name]
     assert 0 < failing_call < 19  # it failed, and then came through
     _assert_is(checkpoints.load_newest(str(tmp_path)), 9)
+
+
+def test_too_little_room_is_said_before_anything_is_trained(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage._replace(free=29_000_000))
+    checkpoints.check_room(tmp_path, 9_600_000)
+    with pytest.raises(StorageError, match="has 29 MB free; expected room for 3 checkpoints of 10 MB") as error:
+        checkpoints.check_room(tmp_path, 10_000_000)
+    assert error.value.exit_code == 9

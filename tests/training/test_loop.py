@@ -552,6 +552,22 @@ def test_pretrained_weights_that_changed_meanwhile_are_noticed(run, monkeypatch)
     assert error.value.exit_code == 7
 
 
+def test_checkpoint_with_a_number_that_is_not_finite_is_refused(run, monkeypatch):
+    _at_step(monkeypatch, 9, _crash)
+    with pytest.raises(_Crash):
+        run("run")
+    load = checkpoints.load_newest
+
+    def poked(*args):
+        state, arrays = load(*args)
+        return state, {**arrays, "variables/head/bias": np.full_like(arrays["variables/head/bias"], np.nan)}
+
+    monkeypatch.setattr(checkpoints, "load_newest", poked)
+    with pytest.raises(CheckpointError, match="numbers in variables/head/bias that are not finite") as error:
+        run("run")
+    assert error.value.exit_code == 7
+
+
 def test_signal_while_the_cache_is_filled_ends_the_run_at_once(run, tmp_path, monkeypatch):
     expected = run("unbroken", augment_views=1)
     with monkeypatch.context() as patch:

@@ -32,6 +32,14 @@ def step_name(step):
     return f"step-{step:08d}"
 
 
+def check_room(directory, num_bytes):
+    """Raises StorageError if checkpoints of this size, of which there may be one more than are kept, do not fit on the disk."""
+    free, needed = shutil.disk_usage(directory).free, (_KEPT + 1) * num_bytes
+    if free < needed:
+        raise StorageError(f"{directory} has {free / 1e6:.0f} MB free; expected room for {_KEPT + 1} checkpoints of "
+                           f"{num_bytes / 1e6:.0f} MB; free some or choose another --workdir")
+
+
 def save(directory, state, arrays):
     """Commits a checkpoint and then removes the ones that are no longer needed.
 

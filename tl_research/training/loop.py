@@ -249,6 +249,9 @@ class Trainer:
                                   "use that version or --resume=never") from error
         kinds = {"variables": {}, "optimizer": {}, "best": {}, "selected": {}, "logits": {}}
         for name, array in arrays.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise CheckpointError(f"the checkpoint holds numbers in {name} that are not finite; expected those of a run, which "
+                                      "saves none; use --resume=never")
             kind, _, rest = name.partition("/")
             kinds[kind][rest] = array
         self._assign(kinds["variables"], self._saved_paths())
@@ -284,6 +287,9 @@ class Trainer:
         """
         self._summaries = summaries
         restored = bool(self.state.phase_hashes)
+        if not restored:  # weights, those of the best epoch and of the phase before, and two slots, at most
+            num_parameters = _num_parameters(self.classifier.variables[path] for path in self._saved_paths())
+            checkpoints.check_room(self._directory.path, 5 * 4 * num_parameters)
         if not summaries.has("train", "first_batch", 0):
             self._show_first_batch()
         for index, phase in enumerate(self._plan):

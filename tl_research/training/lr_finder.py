@@ -71,8 +71,8 @@ class LearningRateFinder(Trainer):
             rate.assign(value)
             row = number % len(indices)
             streamed = stack(list(source.stream(indices[row:row + 1], view)), 1) if source.streamed else None
-            totals = self._call(step, phase, *fixed, tf.constant(row), tf.constant(1), tf.constant(number, tf.int64),
-                                tf.constant(number, tf.int64), streamed)
+            totals = step(*fixed, tf.constant(row), tf.constant(1), tf.constant(number, tf.int64), tf.constant(number, tf.int64),
+                          streamed)
             if not totals["finite"]:
                 return
             loss = float(totals["loss_sum"] / totals["examples"])
