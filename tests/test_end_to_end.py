@@ -79,7 +79,7 @@ def test_results_have_the_keys_of_the_contract(trained):
     assert summary["phases"][0]["trainable_parameters"] == 1280 * 3 + 3
     assert set(summary["test"]) == {"accuracy", "loss", "n", "ci95", "reads"}
     assert set(summary["seconds"]) == {"total", "data", "features", "train", "evaluate"}
-    assert summary["classes"] == _CLASSES and summary["substitutions"] == [] and summary["augment_views"] == 0
+    assert summary["classes"] == _CLASSES and summary["substitutions"] == [] and summary["augment_views"] == 4
     assert summary["selected_phase"] in ("head", "finetune") and len(summary["weights_sha256"]) == 64
     assert summary["feature_cache"] == "off" and summary["seconds"]["total"] > summary["seconds"]["train"] > 0
 
