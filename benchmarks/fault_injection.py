@@ -468,7 +468,7 @@ class Campaign:
             elif share < 0.95:
                 points.append(("finetune", 1, self._random.uniform(0, reference["seconds"] / 3)))
             else:
-                points.append(("export", 1, self._random.uniform(0, reference["lengths"]["export"])))
+                points.append(("export", 1, self._random.uniform(0, reference["lengths"]["save_keras"])))
         return points
 
     def kill(self):
@@ -976,6 +976,8 @@ def _passed(cases):
 
 
 def main():
+    # A shell starts what runs in the background with interrupts ignored, which every case would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     settings = cli.config_from_flags(Settings)
     names = [name for name in vars(Campaign) if not name.startswith("_") and name != "reference"]
     chosen = names if settings.figures == "all" else settings.figures.split(",")
