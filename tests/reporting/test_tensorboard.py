@@ -119,6 +119,7 @@ def test_each_plugin_has_its_data(run, ask):
     columns = [{"hparam": name} for name in ("epochs", "batch_size")]
     (group,) = ask("plugin/hparams/session_groups", post={"startIndex": 0, "sliceSize": 9, "colParams": columns,
                                                           "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_RUNNING"]})["sessionGroups"]
+    assert group["name"] == f"{directory.name}/one"
     assert group["hparams"]["epochs"] == "2,1" and group["hparams"]["batch_size"] == 8
     found = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
     assert set(found) == {f"final/{side}_{name}" for side in ("validation", "test") for name in ("accuracy", "loss")}

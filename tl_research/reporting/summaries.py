@@ -106,7 +106,8 @@ class Summaries:
         with self._writing(side):
             if not self.has(side, "_hparams_/session_start_info", 0):
                 api.hparams_config([api.HParam(name) for name in values], [api.Metric(tag) for tag in metrics])
-                api.hparams(values)
+                # Named by its place instead of a hash of the settings; the last two parts, since seeds share their names.
+                api.hparams(values, trial_id="/".join(os.path.abspath(self._directory).split(os.sep)[-2:]))
 
     def flush(self):
         with self._storage_errors():
