@@ -111,8 +111,8 @@ def resolve_device(config, recorded):
     gpus = tf.config.list_physical_devices("GPU")
     precision = recorded.get("precision", config.precision)
     if precision == "auto":
-        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0)) if gpus else (0, 0)
-        precision = "mixed_bfloat16" if capability >= (8, 0) else "float32"
+        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0)) if gpus else None
+        precision = "float32" if not gpus else "mixed_bfloat16" if capability >= (8, 0) else "mixed_float16"
     keras.config.set_dtype_policy(precision)
     return precision, recorded.get("xla", bool(gpus) if config.xla == "auto" else config.xla == "on")
 

@@ -17,6 +17,7 @@ from tl_research.errors import CheckpointError
 from tl_research.errors import Interrupted
 from tl_research.errors import NonFiniteError
 from tl_research.errors import UserError
+from tl_research.optim import loss_scale
 from tl_research.optim import schedules
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.optim.param_groups import make_param_groups
@@ -387,7 +388,8 @@ class Trainer:
                 waited = time.perf_counter() - start
                 with self._profiler.mark(state.global_step):
                     totals = step(*fixed, tf.constant(state.epoch_step), tf.constant(count),
-                                  tf.constant(state.global_step, tf.int64), tf.constant(state.phase_step, tf.int64), streamed)
+                                  tf.constant(state.global_step, tf.int64), tf.constant(state.phase_step, tf.int64), streamed,
+                                  state.scaling)
                     totals = {name: tensor.numpy() for name, tensor in totals.items()}
                 elapsed = time.perf_counter() - start
                 self._account(phase, step, totals, elapsed, waited)
@@ -414,6 +416,15 @@ class Trainer:
         state.gradient_peak = np.maximum(state.gradient_peak, totals["gradient_peak"]).tolist()
         state.largest_rate = max(state.largest_rate, float(totals["largest_rate"]))
         norms = {group.name: float(norm) for group, norm in zip(self._optimizer.groups, totals["gradient_norm_sum"])}
+        if scaled := "loss_scale" in totals:
+            state.scaling = {name: float(totals[name]) for name in state.scaling}
+            state.skipped_steps += int(totals["skipped_steps"])
+            if not totals["finite"]:
+                raise NonFiniteError(
+                    f"{loss_scale.MAX_SKIPPED} steps in a row had gradients that are not finite in float16, the last at phase "
+                    f"{phase.name} step {state.global_step + 1}, loss scale {state.scaling['loss_scale']:g}; expected finite numbers "
+                    f"at some scale; none of them was applied and the last good checkpoint is "
+                    f"{checkpoints.step_name(self._saved_step)}; try a lower --learning_rate or another --precision")
         if not totals["finite"]:
             infinite = [name for name, norm in norms.items() if not math.isfinite(norm)]
             raise NonFiniteError(
@@ -421,16 +432,21 @@ class Trainer:
                 f"{state.global_step + 1}; expected finite numbers; the update was not applied and the last good "
                 f"checkpoint is {checkpoints.step_name(self._saved_step)}; try a lower --learning_rate or --clip_norm=1")
         sums = state.epoch_totals
-        for name in ("loss_sum", "correct", "examples"):
+        for name in ("loss_sum", "correct", "examples", *(("skipped_steps",) if scaled else ())):
             sums[name] = sums.get(name, 0.0) + float(totals[name])
         sums["seconds"] = sums.get("seconds", 0.0) + elapsed
         sums["waited"] = sums.get("waited", 0.0) + waited
         sums["learning_rate"] = float(totals["learning_rate"])
         rates = self._optimizer.learning_rates(float(totals["learning_rate"]))
+        applied = steps - int(totals.get("skipped_steps", 0))
         for (name, rate), ratio in zip(rates.items(), totals["update_ratio"]):
             self._summaries.scalar("train", f"learning_rate/{name}", rate, state.global_step)
-            self._summaries.scalar("train", f"gradient_norm/{name}", norms[name] / steps, state.global_step)
-            self._summaries.scalar("train", f"update_ratio/{name}", ratio, state.global_step)
+            if applied:
+                self._summaries.scalar("train", f"gradient_norm/{name}", norms[name] / applied, state.global_step)
+                self._summaries.scalar("train", f"update_ratio/{name}", ratio, state.global_step)
+        if scaled:
+            self._summaries.scalar("train", "loss_scale", state.scaling["loss_scale"], state.global_step)
+            self._summaries.scalar("train", "skipped_steps", state.skipped_steps, state.global_step)
         self._summaries.graph("train", f"step/{phase.name}", step.graph, state.global_step - state.phase_step)
 
     def _finish_epoch(self, phase, evaluate):
@@ -441,10 +457,14 @@ class Trainer:
             loss, accuracy = results.loss_and_accuracy(logits, self._validation.labels)
         state.epoch += 1
         state.phase_epoch += 1
+        examples = sums["examples"] or math.nan  # none, if every step was skipped for its loss
         row = {"phase": phase.name, "epoch": state.epoch, "step": state.global_step,
-               "train_loss": sums["loss_sum"] / sums["examples"], "train_accuracy": sums["correct"] / sums["examples"],
+               "train_loss": sums["loss_sum"] / examples, "train_accuracy": sums["correct"] / examples,
                "val_loss": loss, "val_accuracy": accuracy, "images_per_second": sums["examples"] / sums["seconds"],
                "seconds": sums["seconds"], "learning_rate": sums["learning_rate"]}
+        scaling = {}
+        if "skipped_steps" in sums:
+            scaling = {"loss_scale": state.scaling["loss_scale"], "skipped_steps": int(sums["skipped_steps"])}
         state.epoch_step, state.epoch_totals = 0, {}
         if state.phase_epoch == 1 and state.selected and math.isfinite(loss):
             self._warn_of_a_fall(phase, state.selected, row)
@@ -454,8 +474,8 @@ class Trainer:
             self._arrays["best"] = {path: self.classifier.variables[path].numpy() for path in self._saved_paths()}
         else:
             state.wait += 1
-        state.history.append(row)
-        self._directory.write_text("metrics.csv", results.csv_text(results.METRICS_COLUMNS, state.history))
+        state.history.append({**row, **scaling})
+        self._directory.write_text("metrics.csv", results.csv_text((*results.METRICS_COLUMNS, *scaling), state.history))
         for side, prefix in (("train", "train"), ("validation", "val")):
             for tag in ("loss", "accuracy"):
                 self._summaries.scalar(side, tag, row[f"{prefix}_{tag}"], state.global_step)
@@ -465,7 +485,8 @@ class Trainer:
         best = " (best)" if state.wait == 0 else ""
         print(f"{phase.name} epoch {state.epoch}: loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.4f}, "
               f"val_loss {loss:.4f}, val_accuracy {accuracy:.4f}{best}, {row['images_per_second']:.0f} images/s, "
-              f"{row['seconds']:.1f} s", flush=True)
+              f"{row['seconds']:.1f} s"
+              + (", loss scale {loss_scale:g}, {skipped_steps} steps skipped".format(**scaling) if scaling else ""), flush=True)
 
     def _warn_of_a_fall(self, phase, before, row):
         """Says so if validation falls at a phase switch by more than two standard errors of its accuracy."""
@@ -494,11 +515,13 @@ class Trainer:
         pages.phase_ends(self._summaries, state.global_step, counts, self._optimizer.groups,
                          pages.worst_mistakes(logits, self._validation, self._classes))
         trainable, total = _num_parameters(self._optimizer.variables), _num_parameters(variables.values())
+        skipped = [row["skipped_steps"] for row in state.history if row["phase"] == phase.name and "skipped_steps" in row]
         state.finished.append({
             "name": phase.name, "epochs": state.phase_epoch, "best_epoch": state.best["epoch"], "val_accuracy": accuracy,
             "val_loss": loss, "trainable_parameters": trainable, "frozen_parameters": total - trainable,
             "traces": state.traces, "images_per_second": state.phase_epoch * len(self._train) / state.train_seconds,
-            "seconds": 0.0, "audit": counts})
+            "seconds": 0.0, "audit": counts,
+            **({"skipped_steps": sum(skipped)} if skipped else {})})
         print(f"audit {phase.name}: {counts['trainable_changed']}/{counts['trainable_total']} trainable variables changed, "
               f"{counts['frozen_changed']}/{counts['frozen_total']} frozen changed, "
               f"{counts['batchnorm_stats_changed']} BatchNorm statistics changed; traced {state.traces} time; best weights of "

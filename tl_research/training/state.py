@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from tl_research.optim import loss_scale
+
 
 @dataclasses.dataclass
 class TrainState:
@@ -25,6 +27,8 @@ class TrainState:
         train_seconds: Time inside train calls in it.
         seconds: Wall time of it, without evaluation of other phases.
         global_step: Steps done in all.
+        scaling: State of the loss scale (`tl_research.optim.loss_scale`), which only float16 moves.
+        skipped_steps: How many of all steps were skipped for gradients that float16 could not hold.
         epoch: Epochs done in all.
         joined: {path: name of the phase in which the variable first trained}.
         selected: {"phase", "epoch", "val_loss", "val_accuracy"} of the best weights of all finished phases.
@@ -48,6 +52,8 @@ class TrainState:
     train_seconds: float = 0.0
     seconds: float = 0.0
     global_step: int = 0
+    scaling: dict = dataclasses.field(default_factory=loss_scale.initial)
+    skipped_steps: int = 0
     epoch: int = 0
     joined: dict = dataclasses.field(default_factory=dict)
     selected: dict | None = None
