@@ -64,7 +64,7 @@ class LearningRateFinder(Trainer):
         rate = tf.Variable(0.0)
         step = TrainStep(self.classifier, self._optimizer, source,
                          dataclasses.replace(phase, learning_rate=rate, warmup_steps=0, lr_schedule="constant"), len(_RATES),
-                         label_smoothing=self._config.label_smoothing, xla=self._xla)
+                         label_smoothing=self._config.label_smoothing, xla=self.xla)
         average, smallest, scaling = 0.0, math.inf, self.state.scaling
         fixed, indices, view = self._epoch_inputs(source)
         for number, value in enumerate(_RATES):

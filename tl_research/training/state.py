@@ -24,6 +24,7 @@ class TrainState:
         best: {"epoch", "val_loss", "val_accuracy"} of its best epoch so far.
         wait: Epochs since then.
         traces: How often its training step was traced.
+        compile_seconds: Time for tracing and compiling its steps.
         train_seconds: Time inside train calls in it.
         seconds: Wall time of it, without evaluation of other phases.
         global_step: Steps done in all.
@@ -49,6 +50,7 @@ class TrainState:
     best: dict | None = None
     wait: int = 0
     traces: int = 0
+    compile_seconds: float = 0.0
     train_seconds: float = 0.0
     seconds: float = 0.0
     global_step: int = 0
@@ -70,6 +72,6 @@ class TrainState:
         """Resets what belongs to one phase."""
         fresh = TrainState()
         for name in ("epoch_step", "epoch_totals", "phase_epoch", "phase_step", "gradient_peak", "largest_rate", "best",
-                     "wait", "traces", "train_seconds", "seconds"):
+                     "wait", "traces", "compile_seconds", "train_seconds", "seconds"):
             setattr(self, name, getattr(fresh, name))
         self.phase_hashes = hashes

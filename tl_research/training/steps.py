@@ -1,11 +1,13 @@
 """The training step and the evaluation step of one phase: tensors in, tensors out, traced once."""
 
 import contextlib
+import re
 
 import numpy as np
 import tensorflow as tf
 
 from tl_research.data import pipeline
+from tl_research.errors import CompileError
 from tl_research.errors import OutOfMemoryError
 from tl_research.errors import UserError
 from tl_research.optim import loss_scale
@@ -26,14 +28,14 @@ class TrainStep:
         phase: `tl_research.config.Phase`.
         num_steps: Steps of the whole phase, for the schedule.
         label_smoothing: Probability spread evenly over the classes.
-        xla: Whether the step (without augmentation, which XLA cannot compile) is compiled with XLA.
+        xla: Whether the step, all but augmentation and the draws of dropout, is compiled with XLA.
     """
 
     def __init__(self, classifier, optimizer, source, phase, num_steps, *, label_smoothing=0.0, xla=False):
         self._classifier, self._optimizer, self._source = classifier, optimizer, source
         self._phase, self._num_steps = phase, num_steps
         self._label_smoothing = label_smoothing
-        self._scaled = classifier.backbone.compute_dtype == "float16"
+        self._xla, self._scaled = xla, classifier.backbone.compute_dtype == "float16"
         self._labels = tf.constant(source.examples.labels)
         self._variables = [variable.value for variable in optimizer.variables]
         self._update = tf.function(self._update_variables, jit_compile=True) if xla else self._update_variables
@@ -68,6 +70,23 @@ class TrainStep:
         return self._call(indices, weights, draws, view, first, count, global_step, phase_step, streamed,
                           scaling if self._scaled else None)
 
+    def prepare(self, indices, weights, draws, view, streamed=None):
+        """Traces and compiles, and takes a step of weight 0, whose loss is not a number, so that it changes nothing.
+
+        Args:
+            indices, weights, draws, view, streamed: As of a call.
+
+        Raises:
+            CompileError: If XLA cannot compile it.
+        """
+        variables = [self._classifier.variables[path] for path in self._classifier.batchnorm_statistics()]
+        statistics = [variable.numpy() for variable in variables]
+        zero = tf.constant(0, tf.int64)
+        with _compile_errors(self._classifier, self._xla):
+            self(indices, 0.0 * weights, draws, view, tf.constant(0), tf.constant(1), zero, zero, streamed)
+        for variable, value in zip(variables, statistics):  # --batchnorm=training moves them whatever the loss
+            variable.assign(value)
+
     def _run(self, indices, weights, draws, view, first, count, global_step, phase_step, streamed, scaling):
         self.traces += 1  # runs while tracing only
         num_groups, num_variables = len(self._optimizer.groups), len(self._variables)
@@ -82,10 +101,11 @@ class TrainStep:
             step = tf.cast(done, tf.int64)
             row = first + done
             batch = None if streamed is None else tf.nest.map_structure(lambda rows: rows[done], streamed)
-            tensors = self._source.fetch(indices[row], view, draws, batch)
+            tensors = self._source.read(indices[row], view, draws, batch)
             labels = tf.gather(self._labels, indices[row])
             self.graph = tf.compat.v1.get_default_graph()
-            metrics = self._update(tensors, labels, weights[row], global_step + step, phase_step + step, totals.get("loss_scale"))
+            kept = self._classifier.dropout_mask(global_step + step, labels.shape[0])
+            metrics = self._update(tensors, labels, weights[row], kept, phase_step + step, totals.get("loss_scale"))
             applied = finite = metrics["applied"]
             more = {}
             if self._scaled:
@@ -115,16 +135,17 @@ class TrainStep:
         squares = iter([2.0 * tf.nn.l2_loss(tf.cast(tensor, tf.float32)) for tensor in tensors])
         return tf.sqrt(tf.stack([tf.add_n([next(squares) for _ in group.paths]) for group in self._optimizer.groups]))
 
-    def _update_variables(self, tensors, labels, weights, global_step, phase_step, scale):
+    def _update_variables(self, tensors, labels, weights, kept, phase_step, scale):
         """One step: loss, gradients, update. Returns a dict of float32 tensors."""
-        gradients, loss, metrics = self._gradients(tensors, labels, weights, global_step, scale)
+        gradients, loss, metrics = self._gradients(tensors, labels, weights, kept, scale)
         return {**metrics, **self._apply(gradients, loss, phase_step, scale)}
 
-    def _gradients(self, tensors, labels, weights, global_step, scale):
+    def _gradients(self, tensors, labels, weights, kept, scale):
         """Returns (gradients of the loss times the scale, if there is one; the loss as it is; sums over the examples)."""
+        tensors = self._source.compute(tensors)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self._variables)
-            logits = self._classifier.logits(self._source.cut, tensors, training=True, step=global_step)
+            logits = self._classifier.logits(self._source.cut, tensors, training=True, kept=kept)
             losses = cross_entropy(logits, labels, self._label_smoothing)
             loss = tf.reduce_sum(weights * losses) / tf.reduce_sum(weights)
             scaled_loss = loss if scale is None else scale * loss
@@ -175,6 +196,25 @@ def memory_errors(config, what):
                         "another --backbone or --augment, or leave --deterministic out") from error
 
 
+@contextlib.contextmanager
+def _compile_errors(classifier, xla):
+    """Turns an error of XLA's compiler into one line with the operation and the layer, as far as it names them."""
+    try:
+        yield
+    except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError) as error:
+        if not xla:
+            raise
+        node = next(iter(re.findall(r"\{\{node ([^}]+)\}\}", error.message)), "")
+        # In a graph Keras numbers the scope of a layer that is called again.
+        scopes = [name for scope in node.split("/")[:-1] for name in (scope, re.sub(r"_\d+$", "", scope))]
+        layers = {layer.name for layer in classifier.backbone._flatten_layers()}
+        layer = next((f" of layer {name}" for name in scopes if name in layers), "")
+        reason = re.sub(r"\{\{[^}]*\}\}|__inference\S*", "", error.message.split("\n")[0]).strip()
+        raise CompileError(
+            f"XLA cannot compile {f'operation {node}' if node else 'the step'}{layer}: {reason}; expected operations that it "
+            "has on this device; use --xla=off") from error
+
+
 def cross_entropy(logits, labels, label_smoothing=0.0):
     """Returns float32 [B], the cross-entropy of float32 logits [B, K] with int32 labels [B].
 
@@ -194,21 +234,31 @@ class EvalStep:
         classifier: A `Classifier`.
         source: Where the tensors at the cut come from; its images are not augmented.
         batch_size: Images at a time.
-        xla: Whether the part after the cut is compiled with XLA.
+        xla: Whether it is compiled with XLA.
     """
 
     def __init__(self, classifier, source, batch_size, xla=False):
         self._classifier, self._source = classifier, source
         self._indices, _ = pipeline.make_batches(np.arange(len(source.examples)), batch_size)
         logits = tf.function(self._logits, jit_compile=True) if xla else self._logits
-        self._call = tf.function(lambda indices, draws, streamed: logits(source.fetch(indices, 0, draws, streamed)))
+        self._xla = xla
+        self._call = tf.function(lambda indices, draws, streamed: logits(source.read(indices, 0, draws, streamed)))
 
     def _logits(self, tensors):
-        return self._classifier.logits(self._source.cut, tensors)
+        return self._classifier.logits(self._source.cut, self._source.compute(tensors))
+
+    def prepare(self):
+        """Traces and compiles, and computes one batch; raises CompileError if XLA cannot compile it."""
+        with _compile_errors(self._classifier, self._xla):
+            self._batches(self._indices[:1])
 
     def __call__(self):
         """Returns float32 [N, K]; every example stands in it once."""
+        return np.concatenate(self._batches(self._indices))[:len(self._source.examples)]
+
+    def _batches(self, indices):
+        """Returns a list of float32 [B, K], one for each row of `indices`."""
         draws = tf.constant(self._source.views.draws(0, len(self._source.examples)))
-        stream = iter(self._source.stream(self._indices, 0)) if self._source.streamed else None
-        logits = [self._call(tf.constant(row), draws, next(stream) if stream else None) for row in self._indices]
-        return np.concatenate([part.numpy() for part in logits])[:len(self._source.examples)]
+        stream = iter(self._source.stream(indices, 0)) if self._source.streamed else None
+        logits = [self._call(tf.constant(row), draws, next(stream) if stream else None) for row in indices]
+        return [part.numpy() for part in logits]
