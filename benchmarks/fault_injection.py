@@ -330,7 +330,7 @@ class Operations:
 
 # What must be equal, and what is bad about a run that is not.
 
-_TIMES = ("seconds", "images_per_second", "train_seconds", "run_seconds")
+_TIMES = ("seconds", "images_per_second", "compile_seconds", "train_seconds", "run_seconds")
 
 
 def _without_times(value):
@@ -834,9 +834,8 @@ class Campaign:
             loop.Trainer.restore = changed
 
         def dropout_seed():
-            logits, first = Classifier.logits, newest_step(run)
-            Classifier.logits = lambda classifier, cut, tensors, *, training=False, step=None: logits(
-                classifier, cut, tensors, training=training, step=None if step is None else step - first)
+            mask, first = Classifier.dropout_mask, newest_step(run)
+            Classifier.dropout_mask = lambda classifier, step, batch_size: mask(classifier, step - first, batch_size)
 
         def position(trainer):
             trainer.state.epoch_step = 0

@@ -72,10 +72,10 @@ def test_results_have_the_keys_of_the_contract(trained):
     assert [phase["name"] for phase in summary["phases"]] == ["head", "finetune"]
     for number, phase in enumerate(summary["phases"], 1):
         assert set(phase) == {"name", "epochs", "best_epoch", "val_accuracy", "val_loss", "trainable_parameters", "frozen_parameters",
-                              "traces", "images_per_second", "seconds", "audit"}
+                              "traces", "compile_seconds", "images_per_second", "seconds", "audit"}
         assert phase["epochs"] == 1 and phase["best_epoch"] == number
         assert phase["trainable_parameters"] + phase["frozen_parameters"] == 3_413_024 + 1280 * 3 + 3
-        assert phase["images_per_second"] > 0 and phase["seconds"] > 0
+        assert phase["images_per_second"] > 0 and phase["seconds"] > 0 and phase["compile_seconds"] > 0
     assert summary["phases"][0]["trainable_parameters"] == 1280 * 3 + 3
     assert set(summary["test"]) == {"accuracy", "loss", "n", "ci95", "reads"}
     assert set(summary["seconds"]) == {"total", "data", "features", "train", "evaluate"}

@@ -3,6 +3,7 @@
 import csv
 import os
 
+import keras
 import numpy as np
 import pytest
 
@@ -19,8 +20,10 @@ def test_suggestion_is_where_the_loss_falls_fastest():
     assert lr_finder.suggest(rates[:1], losses[:1]) == 1e-5 and np.isnan(lr_finder.suggest([], []))
 
 
-@pytest.mark.parametrize("settings", [{}, {"augment_views": 2}, {"cache_pixels": 0}], ids=["live", "cached", "streamed"])
-def test_run_with_and_without_the_finder_end_with_equal_weights(tiny_backbone, write_images, tmp_path, capsys, settings):
+@pytest.mark.parametrize("settings", [{}, {"augment_views": 2}, {"cache_pixels": 0}, {"precision": "mixed_float16"}],
+                         ids=["live", "cached", "streamed", "float16"])
+def test_run_with_and_without_the_finder_end_with_equal_weights(tiny_backbone, write_images, tmp_path, capsys, request, settings):
+    request.addfinalizer(lambda: keras.config.set_dtype_policy("float32"))
     photos = write_images(tmp_path / "photos", count=15, size=16)
     settings = {"dataset": "directory", "data_dir": photos, "image_size": 16, "backbone": "Tiny", "weights": "none", "epochs": (1, 1),
                 "unfreeze": ("0%", "block3"), "learning_rate": (1e-2, 1e-3), "batch_size": 8, "lr_multiplier": ("head/=3",), **settings}

@@ -141,8 +141,8 @@ class Config:
 
     # Precision
     precision: str = setting(
-        "auto", "auto: float32 on CPU, mixed_bfloat16 on a GPU that has it",
-        choices=("auto", "float32", "mixed_bfloat16"))
+        "auto", "auto: float32 on CPU, mixed_bfloat16 on a GPU from compute capability 8.0, mixed_float16 on others",
+        choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"))
     xla: str = setting("auto", "compile the steps with XLA; auto: on a GPU only, on CPU it is slower",
                        choices=("auto", "on", "off"))
     deterministic: bool = setting(

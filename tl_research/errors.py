@@ -15,6 +15,10 @@ class UserError(ValueError):
     exit_code = 1
 
 
+class CompileError(UserError):
+    """XLA cannot compile a step."""
+
+
 class DataError(UserError):
     """Images, splits, downloads or weight files that cannot be used."""
 

@@ -63,7 +63,7 @@ def run(config, *, started=None, trainer_class=Trainer):
         seconds = {"data": time.perf_counter() - started}
         trainer = trainer_class(config, classifier, data.train, data.validation, directory, xla=xla, signals=signals,
                                 classes=data.classes)
-        plan = _plan(config, data, classifier, trainer, precision, xla, substitutions)
+        plan = _plan(config, data, classifier, trainer, precision, substitutions)
         print(plan, flush=True)
         restored = trainer.restore()
         state = trainer.state
@@ -73,16 +73,16 @@ def run(config, *, started=None, trainer_class=Trainer):
             epoch = state.epoch + (not state.phase_over(phase))
             print(f"resumed phase {phase.name}, epoch {epoch}, step {state.global_step}", file=sys.stderr)
         else:
-            _write_run_json(directory, precision, xla, trainer, substitutions)
+            _write_run_json(directory, precision, trainer, substitutions)
             summaries.text("train", "plan", "\n\n".join(plan.splitlines()), 0)
         trainer.run(summaries)
         final = classifier.in_float32()  # what is saved, and so what the test number is of
         if state.test is None:
-            state.test = _test(config, final, data.test, xla)
+            state.test = _test(config, final, data.test, trainer.xla)
             trainer.save()  # from here on an interruption does not read the test images again
         test = state.test
         artefacts.save_keras(final, data, directory)
-        summary = _results(config, trainer, data, test, substitutions, precision, xla)
+        summary = _results(config, trainer, data, test, substitutions, precision)
         with storage_errors(directory.file("report")):
             os.makedirs(directory.file("report"), exist_ok=True)
             if state.history:
@@ -111,8 +111,8 @@ def resolve_device(config, recorded):
     gpus = tf.config.list_physical_devices("GPU")
     precision = recorded.get("precision", config.precision)
     if precision == "auto":
-        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0)) if gpus else (0, 0)
-        precision = "mixed_bfloat16" if capability >= (8, 0) else "float32"
+        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0)) if gpus else None
+        precision = "float32" if not gpus else "mixed_bfloat16" if capability >= (8, 0) else "mixed_float16"
     keras.config.set_dtype_policy(precision)
     return precision, recorded.get("xla", bool(gpus) if config.xla == "auto" else config.xla == "on")
 
@@ -151,7 +151,7 @@ def _replaced(config, replacement):
     return f"{replacement.backbone} with its packaged ImageNet weights"
 
 
-def _plan(config, data, classifier, trainer, precision, xla, substitutions):
+def _plan(config, data, classifier, trainer, precision, substitutions):
     """Returns the text that says what will be done, before it is done.
 
     Raises:
@@ -165,7 +165,7 @@ def _plan(config, data, classifier, trainer, precision, xla, substitutions):
              f"data: {total} images in {len(data.classes)} classes ({counts}) at {config.image_size} px",
              *(f"data: {line}" for line in data.notes),
              f"model: {classifier.spec.name}, weights {config.weights}, {classifier.graph.num_folded} BatchNorm layers folded; "
-             f"precision {precision}, XLA {'on' if xla else 'off'}",
+             f"precision {precision}, XLA {'on' if trainer.xla else 'off'}",
              trainer.cache_plan,
              *(f"substitution: {line}" for line in substitutions)]
     for phase in config.phase_plan:
@@ -175,14 +175,14 @@ def _plan(config, data, classifier, trainer, precision, xla, substitutions):
     return "\n".join(lines)
 
 
-def _write_run_json(directory, precision, xla, trainer, substitutions):
+def _write_run_json(directory, precision, trainer, substitutions):
     devices = [device.name for device in tf.config.list_logical_devices()]
     directory.write_json("run.json", {
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__,
                      "numpy": np.__version__},
         "machine": {"system": platform.platform(), "cores": os.cpu_count(), "devices": devices},
-        "precision": precision, "xla": xla, "feature_cache": trainer.cache_plan, "substitutions": substitutions})
+        "precision": precision, "xla": trainer.xla, "feature_cache": trainer.cache_plan, "substitutions": substitutions})
 
 
 def _test(config, classifier, examples, xla):
@@ -195,10 +195,10 @@ def _test(config, classifier, examples, xla):
     return {"accuracy": accuracy, "loss": loss, "n": len(examples), "ci95": list(interval), "reads": 1}
 
 
-def _results(config, trainer, data, test, substitutions, precision, xla):
+def _results(config, trainer, data, test, substitutions, precision):
     state = trainer.state
     return {"phases": state.finished, "selected_phase": state.selected["phase"] if state.selected else None, "test": test,
-            "classes": list(data.classes), "substitutions": substitutions, "precision": precision, "xla": xla,
+            "classes": list(data.classes), "substitutions": substitutions, "precision": precision, "xla": trainer.xla,
             "feature_cache": trainer.cache_in_use, "augment_views": config.augment_views, "seconds": {},
             "weights_sha256": audit.weights_sha256(trainer.classifier.variables)}
 

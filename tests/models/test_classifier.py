@@ -334,7 +334,7 @@ class BatchNormTest(_Case):
         self.assert_near(plain, classifier.model(images), 1e-4)
         self.assertEmpty(_changed(before, classifier.variables))
 
-        logits = tf.function(lambda t: classifier.logits(cut, t, training=True, step=tf.constant(0, tf.int64)))(tensors)
+        logits = tf.function(lambda t: classifier.logits(cut, t, training=True))(tensors)
         self.assertGreater(np.linalg.norm(logits - plain), 1e-2)
         self.assertEqual(_changed(before, classifier.variables), {
             f"backbone/{layer}/moving_{kind}" for layer in ("block_16_depthwise_BN", "block_16_project_BN", "Conv_1_bn")
@@ -349,7 +349,7 @@ class BatchNormTest(_Case):
         classifier.unfreeze("block_16")
         before, cut = _values(classifier.variables), classifier.cut()
         tensors = classifier.frozen_part(cut)(_pictures(4, 32))
-        logits = classifier.logits(cut, tensors, training=True, step=tf.constant(0, tf.int64))
+        logits = classifier.logits(cut, tensors, training=True)
         self.assertAllEqual(logits, classifier.logits(cut, tensors))
         self.assertEmpty(_changed(before, classifier.variables))
 
@@ -357,10 +357,10 @@ class BatchNormTest(_Case):
 class LogitsTest(_Case):
 
     def test_dropout_is_a_pure_function_of_seed_and_step(self):
-        def masks(classifier, step, features, **kwargs):
+        def masks(classifier, step, features):
             classifier.head.kernel.assign(np.eye(1280, 3))  # the logits are the first three features
             classifier.head.bias.assign(np.zeros(3))
-            return classifier.logits(classifier.cut(), [features], training=True, step=tf.constant(step, tf.int64), **kwargs)
+            return classifier.logits(classifier.cut(), [features], kept=classifier.dropout_mask(tf.constant(step, tf.int64), 500))
 
         classifier = _mobilenet(dropout=0.25, seed=7)
         features = tf.ones([500, 1280])
@@ -371,11 +371,13 @@ class LogitsTest(_Case):
         self.assertAllEqual(masks(classifier, 3, features), first)
         self.assertAllEqual(masks(classifier, 3, tf.cast(features, tf.bfloat16)), first)  # 1 / 0.75 in float32
         self.assertAllEqual(tf.function(lambda step: classifier.logits(
-            classifier.cut(), [features], training=True, step=step))(tf.constant(3, tf.int64)), first)
+            classifier.cut(), [features], kept=classifier.dropout_mask(step, 500)))(tf.constant(3, tf.int64)), first)
+        dropped = tf.nn.experimental.stateless_dropout(features, 0.25, seed=tf.constant([7, 3], tf.int64), rng_alg="philox")
+        self.assertAllEqual(first, dropped[:, :3])
         for other in (masks(classifier, 4, features), masks(_mobilenet(dropout=0.25, seed=8), 3, features)):
             self.assertNear(np.mean(other == first), 0.25 ** 2 + 0.75 ** 2, 0.06)  # independent
         self.assertAllEqual(classifier.logits(classifier.cut(), [features]), tf.ones([500, 3]))
-        self.assertAllEqual(classifier.logits(classifier.cut(), [features], step=tf.constant(3, tf.int64)), tf.ones([500, 3]))
+        self.assertIsNone(_mobilenet().dropout_mask(tf.constant(3, tf.int64), 500))
 
     def test_frozen_part_is_folded_once_when_it_is_made(self):
         classifier = _mobilenet()

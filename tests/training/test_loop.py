@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -24,6 +25,7 @@ from tl_research.errors import StorageError
 from tl_research.errors import UserError
 from tl_research.models import backbones
 from tl_research.models.classifier import Classifier
+from tl_research.optim import loss_scale
 from tl_research.reporting import results
 from tl_research.reporting.summaries import Summaries
 from tl_research.signals import Signals
@@ -48,6 +50,13 @@ class _Script:
     def __call__(self, logits, labels):
         return self._seen.setdefault(np.asarray(logits).tobytes(), (
             self._losses[min(len(self._seen), len(self._losses) - 1)], ([*self._accuracies, 0.5, 0.5] * 9)[len(self._seen)]))
+
+
+@pytest.fixture
+def float16():
+    keras.config.set_dtype_policy("mixed_float16")
+    yield
+    keras.config.set_dtype_policy("float32")
 
 
 @pytest.fixture
@@ -348,12 +357,13 @@ def run(tiny_backbone, write_images, tmp_path, capsys):
                               workdir=str(tmp_path / name), **settings))
         with open(tmp_path / name / "results.json") as file:
             return json.load(file)
-    return run
+    yield run
+    keras.config.set_dtype_policy("float32")
 
 
 def _without_times(value):
     if isinstance(value, dict):
-        return {key: _without_times(item) for key, item in value.items() if key not in ("seconds", "images_per_second")}
+        return {key: _without_times(item) for key, item in value.items() if key not in ("seconds", "compile_seconds", "images_per_second")}
     return [_without_times(item) for item in value] if isinstance(value, list) else value
 
 
@@ -462,6 +472,40 @@ def test_checkpoints_in_mid_epoch_are_resumed_bit_for_bit(run, tmp_path, monkeyp
             run("crashed", **settings)
     run("crashed", **settings)
     _assert_equal_runs(tmp_path, "unbroken", "crashed")
+
+
+def test_run_in_float16_is_resumed_with_its_loss_scale(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loss_scale, "INITIAL", 2.0**24)
+    monkeypatch.setattr(loss_scale, "GROWTH_STEPS", 3)
+    settings = {"precision": "mixed_float16", "checkpoint_every_steps": 2, "epochs": (1, 3), "augment_views": 2}
+    result = run("unbroken", **settings)
+    said = capsys.readouterr().out
+    rows, train = _metrics(tmp_path / "unbroken" / "metrics.csv"), _events(tmp_path / "unbroken", "train")
+    skipped = [int(row["skipped_steps"]) for row in rows]
+    assert list(rows[0])[-3:] == ["learning_rate", "loss_scale", "skipped_steps"]
+    assert skipped[0] == 0 < skipped[1]  # the head, in float32, never overflows; the backbone does, until the scale fits
+    assert f"loss scale {float(rows[1]['loss_scale']):g}, {skipped[1]} steps skipped\n" in said
+    assert train["skipped_steps"][-1] == (4 * _STEPS, sum(skipped))
+    scales = [value for _, value in train["loss_scale"]]
+    assert len(train["loss_scale"]) == len(train["loss"]) * 3 and any(b > a for a, b in zip(scales, scales[1:]))
+    assert [int(row["step"]) for row in rows] == [_STEPS * epoch for epoch in (1, 2, 3, 4)]
+    assert result["phases"][1]["skipped_steps"] == sum(skipped[1:]) and result["precision"] == "mixed_float16"
+    for step in (_STEPS + 1, _STEPS + 3, 3 * _STEPS):
+        _at_step(monkeypatch, step, _crash)
+        with pytest.raises(_Crash):
+            run("crashed", **settings)
+    run("crashed", **settings)
+    _assert_equal_runs(tmp_path, "unbroken", "crashed")
+
+
+def test_overflow_at_every_loss_scale_ends_the_run(train, float16):
+    def poke(classifier):
+        classifier.variables["backbone/block3_conv/bias"].assign(np.full(10, 1e6, np.float32))  # more than float16 holds
+
+    with pytest.raises(NonFiniteError, match="20 steps in a row had gradients that are not finite in float16, the last at phase head "
+                       "step 20, loss scale 1; .* last good checkpoint is step-00000018") as error:
+        train(change=poke, epochs=(9, 1))
+    assert error.value.exit_code == 5
 
 
 def test_event_files_have_the_tags_of_the_contract(run, tmp_path):

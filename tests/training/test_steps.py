@@ -8,6 +8,7 @@ import tensorflow as tf
 from tl_research.config import Phase
 from tl_research.data import pipeline
 from tl_research.models.classifier import Classifier
+from tl_research.optim import loss_scale
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.optim.param_groups import make_param_groups
 from tl_research.training import features
@@ -17,6 +18,13 @@ from tl_research.training import steps
 @pytest.fixture
 def classifier(tiny_backbone):
     return Classifier("Tiny", "none", 16, 3, augmentation={}, dropout=0.0, seed=0)
+
+
+@pytest.fixture
+def half_classifier(tiny_backbone):
+    keras.config.set_dtype_policy("mixed_float16")
+    yield Classifier("Tiny", "none", 16, 3, augmentation={}, dropout=0.0, seed=0)
+    keras.config.set_dtype_policy("float32")
 
 
 def _make_step(classifier, examples, rate=0.5, optimizer="sgd", num_steps=10, backbone_multiplier=1.0, clip_norm=0.0,
@@ -30,11 +38,12 @@ def _make_step(classifier, examples, rate=0.5, optimizer="sgd", num_steps=10, ba
     return steps.TrainStep(classifier, optimizer, source, Phase("p", 1, "0%", rate, 0, warmup, schedule), num_steps, **kwargs)
 
 
-def _call(step, indices, weights=None, first=0, count=None, done=0):
+def _call(step, indices, weights=None, first=0, count=None, done=0, scale=None):
     indices = np.array(indices, np.int32)
     weights = np.ones(indices.shape, np.float32) if weights is None else np.array(weights, np.float32)
     totals = step(tf.constant(indices), tf.constant(weights), tf.zeros([0, 7]), tf.constant(0), tf.constant(first),
-                  tf.constant(len(indices) if count is None else count), tf.constant(done, tf.int64), tf.constant(done, tf.int64))
+                  tf.constant(len(indices) if count is None else count), tf.constant(done, tf.int64), tf.constant(done, tf.int64),
+                  scaling={**loss_scale.initial(), "loss_scale": scale} if scale else None)
     return {name: tensor.numpy() for name, tensor in totals.items()}
 
 
@@ -199,6 +208,70 @@ def test_infinite_gradient_of_a_finite_loss_changes_nothing(classifier, make_exa
     assert totals["finite"] == 0 and np.isfinite(totals["loss_sum"])
     for path, value in _values(classifier).items():
         np.testing.assert_array_equal(value, before[path])
+
+
+# float16: the loss scale.
+
+@pytest.mark.parametrize("clip_norm", [0.0, 0.05])
+def test_scaled_step_in_float16_equals_the_step_in_float32(half_classifier, make_examples, clip_norm):
+    examples, chosen, updates, norms = make_examples(9), [4, 0, 7, 2], [], []
+    keras.config.set_dtype_policy("float32")
+    for classifier in (half_classifier.in_float32(), half_classifier):
+        classifier.unfreeze("block2")
+        before = _values(classifier)
+        totals = _call(_make_step(classifier, examples, clip_norm=clip_norm), [chosen], scale=256.0)
+        assert totals["steps"] == 1 and totals["finite"] == 1
+        norms.append(totals["gradient_norm_sum"])
+        updates.append([value - before[path] for path, value in _values(classifier).items() if path in classifier.trainable_variables()])
+    np.testing.assert_allclose(norms[1], norms[0], rtol=5e-3)  # of the gradients divided by the scale, before they are clipped
+    for single, half in zip(*updates):
+        assert np.linalg.norm(half - single) < 1e-2 * np.linalg.norm(single)
+    if clip_norm:  # rate x clip_norm
+        np.testing.assert_allclose(np.sqrt(sum(np.sum(np.square(update)) for update in updates[1])), 0.5 * 0.05, rtol=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_overflow_skips_the_step_of_all_groups_and_halves_the_scale(half_classifier, make_examples, optimizer):
+    classifier, examples = half_classifier, make_examples(9)
+    classifier.unfreeze("block2")
+    step = _make_step(classifier, examples, optimizer=optimizer, rate=0.8, num_steps=8, warmup=4, backbone_multiplier=0.25)
+    start, state = _values(classifier), step._optimizer.state()
+    totals = _call(step, [[0, 1]] * 30, count=1, scale=2.0**24)  # the gradient of the backbone overflows; that of the head, in float32, does not
+    assert (totals["steps"], totals["skipped_steps"], totals["finite"], totals["loss_scale"]) == (1, 1, 1, 2.0**23)
+    assert totals["examples"] == 2 and np.isfinite(totals["loss_sum"])
+    assert not totals["gradient_norm_sum"].any() and not totals["gradient_peak"].any() and not totals["update_ratio"].any()
+    assert totals["largest_rate"] == 0
+    for path, value in start.items():
+        np.testing.assert_array_equal(_values(classifier)[path], value)
+    for name, value in state.items():
+        np.testing.assert_array_equal(step._optimizer.state()[name], value)
+    # In one call: skipped until the scale fits; each takes its place in the data and in the schedule.
+    totals = _call(step, [[0, 1], [2, 3], [4, 5]] * 10, count=30, scale=2.0**24)
+    skipped = int(totals["skipped_steps"])
+    assert totals["steps"] == 30 and totals["loss_scale"] == 2.0**(24 - skipped) and 3 <= skipped < 20
+    assert 0 < totals["good_steps"] <= 30 - skipped and totals["skipped_in_a_row"] == 0
+    if optimizer == "adam":
+        assert {int(value) for name, value in step._optimizer.state().items() if name.endswith("iterations")} == {30 - skipped}
+    rates = [float(_call(step, [[0, 1]] * 30, count=1, done=done, scale=2.0**24)["learning_rate"]) for done in range(4)]
+    np.testing.assert_allclose(rates, [0.2, 0.4, 0.6, 0.8], rtol=1e-5)
+    assert step.traces == 1
+
+
+def test_steps_that_no_scale_makes_finite_end_the_call(half_classifier, make_examples):
+    examples = make_examples(9)
+    tensors = _pooled(half_classifier, examples)
+    tensors[5] = np.inf
+    step = _make_step(half_classifier, examples, tensors=tensors)
+    start = _values(half_classifier)
+    totals = _call(step, [[4, 5]] * 25)
+    # 19 are skipped, the 20th ends it; after 15 halvings the scale stays at 1. No loss of theirs counts.
+    assert (totals["steps"], totals["skipped_steps"], totals["finite"], totals["loss_scale"]) == (19, 19, 0, 1.0)
+    assert totals["examples"] == 0 and totals["loss_sum"] == 0
+    for path, value in _values(half_classifier).items():
+        np.testing.assert_array_equal(value, start[path])
+    totals = _call(step, [[4, 5], [0, 1], [2, 3]])
+    assert (totals["steps"], totals["skipped_steps"], totals["finite"], totals["examples"]) == (3, 1, 1, 4)
+    assert (_values(half_classifier)["head/kernel"] != start["head/kernel"]).any()
 
 
 def test_label_smoothing_formula():

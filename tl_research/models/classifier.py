@@ -193,21 +193,35 @@ class Classifier:
         """Returns a `FrozenPart` from pixels, or from the named tensors `inputs`, to the named tensors `outputs`."""
         return FrozenPart(self, outputs, inputs)
 
-    def logits(self, cut, tensors, *, training=False, step=None):
+    def dropout_mask(self, step, batch_size):
+        """Returns what dropout keeps in a step, bool [batch_size, features], or None without dropout.
+
+        Apart from `logits`, because XLA draws other numbers from the same seed.
+
+        Args:
+            step: int64 scalar; with the seed it decides.
+            batch_size: B.
+        """
+        if not self.dropout:
+            return None
+        seed = tf.stack([tf.constant(self.seed, tf.int64), tf.cast(step, tf.int64)])
+        shape = [batch_size, *self.graph.shape(self.graph.output)]
+        return tf.random.stateless_uniform(shape, seed, alg="philox") >= self.dropout
+
+    def logits(self, cut, tensors, *, training=False, kept=None):
         """Returns float32 logits [B, K].
 
         Args:
             cut: Names of the tensors given.
             tensors: The list of tensors at the cut, [B, ...] each.
-            training: Whether dropout is on (and BatchNorm in training mode, where that was asked for).
-            step: int64 scalar; with the seed it decides the dropout mask.
+            training: Whether BatchNorm is in training mode, where that was asked for.
+            kept: What `dropout_mask` returns; by default nothing is dropped.
         """
         open_batchnorms = self._open_batchnorms() if training else ()
         (features,) = self.graph.run(dict(zip(cut, tensors)), (self.graph.output,), batchnorm_in_training=open_batchnorms)
         features = tf.cast(features, tf.float32)
-        if training and self.dropout:
-            seed = tf.stack([tf.constant(self.seed, tf.int64), tf.cast(step, tf.int64)])
-            features = tf.nn.experimental.stateless_dropout(features, self.dropout, seed=seed, rng_alg="philox")
+        if kept is not None:
+            features = tf.where(kept, features * (1.0 / (1.0 - self.dropout)), 0.0)
         return self.head(features)
 
 

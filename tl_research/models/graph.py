@@ -151,15 +151,16 @@ class FeatureGraph:
     def fold_constants(self, known, outputs):
         """Returns {BatchNorm's output: (kernel, bias)} of all that is folded between two cuts, for parts that do not change.
 
-        A kernel is a NumPy array, which becomes a constant of the traced graph: oneDNN brings a constant into its own order
-        once, anything else in every step. A bias is a tensor: TensorFlow does not fuse a constant one into the convolution.
+        On a CPU a kernel is a NumPy array, which becomes a constant of the traced graph: oneDNN brings a constant into its own
+        order once, anything else in every step. A bias is a tensor: TensorFlow does not fuse a constant one into the convolution.
+        On a GPU kernels are tensors too: XLA would compile them in, and try to compute with them while it does.
         """
-        constants = {}
+        constants, on_gpu = {}, bool(tf.config.get_visible_devices("GPU"))
         for node, folded in self._needed(known, outputs):
             if folded:
                 weights = folding.folded_weights(folded[-1].operation, node.operation)
                 kernel, bias = (tf.cast(each, node.operation.compute_dtype) for each in weights)
-                constants[node.outputs[0]] = kernel.numpy(), bias
+                constants[node.outputs[0]] = kernel if on_gpu else kernel.numpy(), bias
         return constants
 
     def run(self, known, outputs, constants=None, batchnorm_in_training=()):

@@ -68,7 +68,11 @@ class LiveSource:
         return self.examples.stream(indices)
 
     def fetch(self, indices, view, draws, streamed=None):
-        """Returns the list of tensors at the cut, [B, ...] each.
+        """Returns the list of tensors at the cut, [B, ...] each: `compute` of what `read` returns for these arguments."""
+        return self.compute(self.read(indices, view, draws, streamed))
+
+    def read(self, indices, view, draws, streamed=None):
+        """Returns augmented images, float32 [B, H, W, 3]: what XLA need not compile.
 
         Args:
             indices: int32 [B], places of the examples.
@@ -78,8 +82,12 @@ class LiveSource:
         """
         images = tf.gather(self.examples.pixels, indices) if streamed is None else streamed
         if draws.shape[0] == 0:
-            return self._frozen_part(tf.cast(images, tf.float32))
-        return self._frozen_part(self._augmentation.apply_draws(images, tf.gather(draws, indices)))
+            return tf.cast(images, tf.float32)
+        return self._augmentation.apply_draws(images, tf.gather(draws, indices))
+
+    def compute(self, images):
+        """Returns the list of tensors at the cut for what `read` returned."""
+        return self._frozen_part(images)
 
 
 class CachedSource:
@@ -118,7 +126,14 @@ class CachedSource:
 
     def fetch(self, indices, view, draws, streamed=None):
         """As `LiveSource.fetch`; draws are not used."""
-        tensors = self.rows(tf.cast(view, tf.int32) * len(self.examples) + indices) if streamed is None else self._cast(streamed)
+        return self.compute(self.read(indices, view, draws, streamed))
+
+    def read(self, indices, view, draws, streamed=None):
+        """As `LiveSource.read`, but returns the list of kept tensors."""
+        return self.rows(tf.cast(view, tf.int32) * len(self.examples) + indices) if streamed is None else self._cast(streamed)
+
+    def compute(self, tensors):
+        """As `LiveSource.compute`."""
         return self._then(tensors) if self._then else tensors
 
     def _cast(self, tensors):

@@ -14,9 +14,11 @@ import tensorflow as tf
 
 from tl_research.data import pipeline
 from tl_research.errors import CheckpointError
+from tl_research.errors import CompileError
 from tl_research.errors import Interrupted
 from tl_research.errors import NonFiniteError
 from tl_research.errors import UserError
+from tl_research.optim import loss_scale
 from tl_research.optim import schedules
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.optim.param_groups import make_param_groups
@@ -45,7 +47,7 @@ class Trainer:
         train: `Examples` to train on.
         validation: `Examples` that select epochs and phases.
         directory: The open `RunDirectory`.
-        xla: Whether steps are compiled with XLA.
+        xla: Whether steps are compiled with XLA, where they can be.
         signals: `tl_research.signals.Signals`.
         classes: Names in the order of the labels; without them their numbers are shown.
 
@@ -53,6 +55,7 @@ class Trainer:
         classifier: As given; its weights change.
         state: `TrainState`.
         cache_plan: A line that says what is cached, and why.
+        xla: Whether steps are compiled with XLA: as given, until one cannot be under --xla=auto.
 
     Raises:
         UserError: If a phase opens a layer that is not there, or what --feature_cache=memory asks for does not fit.
@@ -63,7 +66,7 @@ class Trainer:
         self._profiler = Profiler(config.profiled_steps, directory.file("train"))
         self._config, self.classifier, self._directory = config, classifier, directory
         self._train, self._validation = train, validation
-        self._xla, self._signals = xla, signals
+        self.xla, self._signals = xla, signals
         self._plan = config.phase_plan
         self._views = features.Views(config.seed, config.augment_views, bool(config.augmentation))
         self._plain = features.Views(config.seed, 0, False)
@@ -189,15 +192,40 @@ class Trainer:
         self.state = state
 
     def _try_step(self, phase, optimizer):
-        """Takes a step of weight 0, whose loss is not a number, so that it computes everything and changes nothing."""
+        """Computes all that a step does."""
         source = features.LiveSource(self.classifier, self._train, self.classifier.cut(), self._views)
-        step = TrainStep(self.classifier, optimizer, source, phase, 1, xla=self._xla)
-        indices, weights = pipeline.make_batches(np.arange(min(len(self._train), self._config.batch_size)), self._config.batch_size)
-        streamed = stack([next(iter(source.stream(indices, 0)))], 1) if source.streamed else None
-        zero = tf.constant(0, tf.int64)
         with memory_errors(self._config, f"phase {phase.name}"):
-            step(tf.constant(indices), tf.constant(0 * weights), tf.constant(self._views.draws(0, len(self._train))), tf.constant(0),
-                 tf.constant(0), tf.constant(1), zero, zero, streamed)
+            self._prepared(lambda: TrainStep(self.classifier, optimizer, source, phase, 1, xla=self.xla),
+                           *self._first_arguments(source, 1))
+
+    def _first_arguments(self, source, steps_per_call):
+        """Returns the arguments of `TrainStep.prepare` that are like those of the next epoch's calls."""
+        fixed, indices, view = self._epoch_inputs(source)
+        return *fixed, stack([next(iter(source.stream(indices[:1], view)))], steps_per_call) if source.streamed else None
+
+    def _prepared(self, make, *arguments):
+        """Returns a step, of training or evaluation, that is compiled; without XLA where that cannot and need not be.
+
+        Args:
+            make: Returns the step, by `self.xla`.
+            arguments: Of its `prepare`.
+
+        Raises:
+            CompileError: If XLA cannot compile it and --xla=on.
+        """
+        try:
+            step = make()
+            step.prepare(*arguments)
+        except CompileError as error:
+            if self._config.xla == "on":
+                raise
+            print(f"warning: {error}; going on without XLA", file=sys.stderr, flush=True)
+            self.xla = False
+            if recorded := self._directory.read_json("run.json"):
+                self._directory.write_json("run.json", {**recorded, "xla": False})  # a resumed run does the same
+            step = make()
+            step.prepare(*arguments)
+        return step
 
     def describe_phase(self, phase, optimizer, opened):
         """Returns the line that says what a phase trains."""
@@ -340,9 +368,17 @@ class Trainer:
         warmup_steps, warning = schedules.clip_warmup(phase.warmup_steps, num_steps)
         if warning:
             print(f"warning: {warning}", file=sys.stderr)
-        step = TrainStep(self.classifier, self._optimizer, source, dataclasses.replace(phase, warmup_steps=warmup_steps),
-                         num_steps, label_smoothing=config.label_smoothing, xla=self._xla)
-        evaluate = EvalStep(self.classifier, self._source("validation", cut), config.batch_size, self._xla)
+        validation = self._source("validation", cut)
+        compile_start = time.perf_counter()
+        step = self._prepared(
+            lambda: TrainStep(self.classifier, self._optimizer, source, dataclasses.replace(phase, warmup_steps=warmup_steps),
+                              num_steps, label_smoothing=config.label_smoothing, xla=self.xla),
+            *self._first_arguments(source, self._steps_per_call(source, steps_per_epoch)))
+        evaluate = self._prepared(lambda: EvalStep(self.classifier, validation, config.batch_size, self.xla))
+        compile_seconds = time.perf_counter() - compile_start
+        state.compile_seconds += compile_seconds
+        print(f"phase {phase.name}: steps traced and compiled in {compile_seconds:.1f} s, XLA {'on' if self.xla else 'off'}",
+              flush=True)
         seconds_before = state.seconds
         with self._signals.held():
             if not resume:
@@ -366,17 +402,20 @@ class Trainer:
         draws = self._views.draws(view, len(self._train)) if not source.cached else self._plain.draws(0, 0)
         return [tf.constant(indices), tf.constant(weights), tf.constant(draws), tf.constant(view)], indices, view
 
+    def _steps_per_call(self, source, steps_per_epoch):
+        """Returns the largest number of steps in one call."""
+        default = _CACHED_STEPS_PER_CALL if source.cached else _LIVE_STEPS_PER_CALL
+        if source.cached and source.cut == (self.classifier.graph.output,):
+            default = steps_per_epoch  # only the head is computed: an epoch takes a fraction of a second
+        per_call = min(self._config.steps_per_call or default, steps_per_epoch)
+        return min(per_call, default) if source.streamed else per_call  # of its batches so many are in memory
+
     def _run_epoch(self, phase, source, step, steps_per_epoch):
         """Takes the steps of one epoch that are left."""
         config, state = self._config, self.state
         fixed, indices, view = self._epoch_inputs(source)
         stream = iter(source.stream(indices[state.epoch_step:], view)) if source.streamed else None
-        default = _CACHED_STEPS_PER_CALL if source.cached else _LIVE_STEPS_PER_CALL
-        if source.cached and source.cut == (self.classifier.graph.output,):
-            default = steps_per_epoch  # only the head is computed: an epoch takes a fraction of a second
-        per_call = min(config.steps_per_call or default, steps_per_epoch)
-        if source.streamed:
-            per_call = min(per_call, default)  # of its batches at a time are in memory
+        per_call = self._steps_per_call(source, steps_per_epoch)
         with progress_bar(f"{phase.name} epoch {state.epoch + 1}", unit="images", scale=config.batch_size) as progress:
             while state.epoch_step < steps_per_epoch:
                 count = self._profiler.limit(state.global_step, min(per_call, steps_per_epoch - state.epoch_step))
@@ -387,7 +426,8 @@ class Trainer:
                 waited = time.perf_counter() - start
                 with self._profiler.mark(state.global_step):
                     totals = step(*fixed, tf.constant(state.epoch_step), tf.constant(count),
-                                  tf.constant(state.global_step, tf.int64), tf.constant(state.phase_step, tf.int64), streamed)
+                                  tf.constant(state.global_step, tf.int64), tf.constant(state.phase_step, tf.int64), streamed,
+                                  state.scaling)
                     totals = {name: tensor.numpy() for name, tensor in totals.items()}
                 elapsed = time.perf_counter() - start
                 self._account(phase, step, totals, elapsed, waited)
@@ -414,6 +454,15 @@ class Trainer:
         state.gradient_peak = np.maximum(state.gradient_peak, totals["gradient_peak"]).tolist()
         state.largest_rate = max(state.largest_rate, float(totals["largest_rate"]))
         norms = {group.name: float(norm) for group, norm in zip(self._optimizer.groups, totals["gradient_norm_sum"])}
+        if scaled := "loss_scale" in totals:
+            state.scaling = {name: float(totals[name]) for name in state.scaling}
+            state.skipped_steps += int(totals["skipped_steps"])
+            if not totals["finite"]:
+                raise NonFiniteError(
+                    f"{loss_scale.MAX_SKIPPED} steps in a row had gradients that are not finite in float16, the last at phase "
+                    f"{phase.name} step {state.global_step + 1}, loss scale {state.scaling['loss_scale']:g}; expected finite numbers "
+                    f"at some scale; none of them was applied and the last good checkpoint is "
+                    f"{checkpoints.step_name(self._saved_step)}; try a lower --learning_rate or another --precision")
         if not totals["finite"]:
             infinite = [name for name, norm in norms.items() if not math.isfinite(norm)]
             raise NonFiniteError(
@@ -421,16 +470,21 @@ class Trainer:
                 f"{state.global_step + 1}; expected finite numbers; the update was not applied and the last good "
                 f"checkpoint is {checkpoints.step_name(self._saved_step)}; try a lower --learning_rate or --clip_norm=1")
         sums = state.epoch_totals
-        for name in ("loss_sum", "correct", "examples"):
+        for name in ("loss_sum", "correct", "examples", *(("skipped_steps",) if scaled else ())):
             sums[name] = sums.get(name, 0.0) + float(totals[name])
         sums["seconds"] = sums.get("seconds", 0.0) + elapsed
         sums["waited"] = sums.get("waited", 0.0) + waited
         sums["learning_rate"] = float(totals["learning_rate"])
         rates = self._optimizer.learning_rates(float(totals["learning_rate"]))
+        applied = steps - int(totals.get("skipped_steps", 0))
         for (name, rate), ratio in zip(rates.items(), totals["update_ratio"]):
             self._summaries.scalar("train", f"learning_rate/{name}", rate, state.global_step)
-            self._summaries.scalar("train", f"gradient_norm/{name}", norms[name] / steps, state.global_step)
-            self._summaries.scalar("train", f"update_ratio/{name}", ratio, state.global_step)
+            if applied:
+                self._summaries.scalar("train", f"gradient_norm/{name}", norms[name] / applied, state.global_step)
+                self._summaries.scalar("train", f"update_ratio/{name}", ratio, state.global_step)
+        if scaled:
+            self._summaries.scalar("train", "loss_scale", state.scaling["loss_scale"], state.global_step)
+            self._summaries.scalar("train", "skipped_steps", state.skipped_steps, state.global_step)
         self._summaries.graph("train", f"step/{phase.name}", step.graph, state.global_step - state.phase_step)
 
     def _finish_epoch(self, phase, evaluate):
@@ -441,10 +495,14 @@ class Trainer:
             loss, accuracy = results.loss_and_accuracy(logits, self._validation.labels)
         state.epoch += 1
         state.phase_epoch += 1
+        examples = sums["examples"] or math.nan  # none, if every step was skipped for its loss
         row = {"phase": phase.name, "epoch": state.epoch, "step": state.global_step,
-               "train_loss": sums["loss_sum"] / sums["examples"], "train_accuracy": sums["correct"] / sums["examples"],
+               "train_loss": sums["loss_sum"] / examples, "train_accuracy": sums["correct"] / examples,
                "val_loss": loss, "val_accuracy": accuracy, "images_per_second": sums["examples"] / sums["seconds"],
                "seconds": sums["seconds"], "learning_rate": sums["learning_rate"]}
+        scaling = {}
+        if "skipped_steps" in sums:
+            scaling = {"loss_scale": state.scaling["loss_scale"], "skipped_steps": int(sums["skipped_steps"])}
         state.epoch_step, state.epoch_totals = 0, {}
         if state.phase_epoch == 1 and state.selected and math.isfinite(loss):
             self._warn_of_a_fall(phase, state.selected, row)
@@ -454,8 +512,8 @@ class Trainer:
             self._arrays["best"] = {path: self.classifier.variables[path].numpy() for path in self._saved_paths()}
         else:
             state.wait += 1
-        state.history.append(row)
-        self._directory.write_text("metrics.csv", results.csv_text(results.METRICS_COLUMNS, state.history))
+        state.history.append({**row, **scaling})
+        self._directory.write_text("metrics.csv", results.csv_text((*results.METRICS_COLUMNS, *scaling), state.history))
         for side, prefix in (("train", "train"), ("validation", "val")):
             for tag in ("loss", "accuracy"):
                 self._summaries.scalar(side, tag, row[f"{prefix}_{tag}"], state.global_step)
@@ -465,7 +523,8 @@ class Trainer:
         best = " (best)" if state.wait == 0 else ""
         print(f"{phase.name} epoch {state.epoch}: loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.4f}, "
               f"val_loss {loss:.4f}, val_accuracy {accuracy:.4f}{best}, {row['images_per_second']:.0f} images/s, "
-              f"{row['seconds']:.1f} s", flush=True)
+              f"{row['seconds']:.1f} s"
+              + (", loss scale {loss_scale:g}, {skipped_steps} steps skipped".format(**scaling) if scaling else ""), flush=True)
 
     def _warn_of_a_fall(self, phase, before, row):
         """Says so if validation falls at a phase switch by more than two standard errors of its accuracy."""
@@ -494,11 +553,14 @@ class Trainer:
         pages.phase_ends(self._summaries, state.global_step, counts, self._optimizer.groups,
                          pages.worst_mistakes(logits, self._validation, self._classes))
         trainable, total = _num_parameters(self._optimizer.variables), _num_parameters(variables.values())
+        skipped = [row["skipped_steps"] for row in state.history if row["phase"] == phase.name and "skipped_steps" in row]
         state.finished.append({
             "name": phase.name, "epochs": state.phase_epoch, "best_epoch": state.best["epoch"], "val_accuracy": accuracy,
             "val_loss": loss, "trainable_parameters": trainable, "frozen_parameters": total - trainable,
-            "traces": state.traces, "images_per_second": state.phase_epoch * len(self._train) / state.train_seconds,
-            "seconds": 0.0, "audit": counts})
+            "traces": state.traces, "compile_seconds": state.compile_seconds,
+            "images_per_second": state.phase_epoch * len(self._train) / state.train_seconds,
+            "seconds": 0.0, "audit": counts,
+            **({"skipped_steps": sum(skipped)} if skipped else {})})
         print(f"audit {phase.name}: {counts['trainable_changed']}/{counts['trainable_total']} trainable variables changed, "
               f"{counts['frozen_changed']}/{counts['frozen_total']} frozen changed, "
               f"{counts['batchnorm_stats_changed']} BatchNorm statistics changed; traced {state.traces} time; best weights of "
@@ -518,7 +580,9 @@ class Trainer:
             rate = self.state.largest_rate * group.lr_multiplier
             for path, variable in zip(group.paths, group.variables):
                 gradient = next(peaks) / math.sqrt(max(1, _num_parameters([variable])))  # root mean square
-                adaptive = gradient / (gradient + 1e-7)  # adam, rmsprop and lion divide the size out, to about 1
+                # adam, rmsprop and lion divide the size out, to about 1; their epsilon of 1e-7 counts most in the first step:
+                # adam compares it with sqrt(1 - 0.999) of the gradient, rmsprop its square root with sqrt(1 - 0.9).
+                adaptive = gradient / (gradient + (1e-3 if self._config.optimizer == "rmsprop" else 3.2e-6))
                 updates[path] = rate * (gradient if self._config.optimizer == "sgd" else adaptive)
         return updates
 

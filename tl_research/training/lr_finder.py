@@ -64,16 +64,17 @@ class LearningRateFinder(Trainer):
         rate = tf.Variable(0.0)
         step = TrainStep(self.classifier, self._optimizer, source,
                          dataclasses.replace(phase, learning_rate=rate, warmup_steps=0, lr_schedule="constant"), len(_RATES),
-                         label_smoothing=self._config.label_smoothing, xla=self._xla)
-        average, smallest = 0.0, math.inf
+                         label_smoothing=self._config.label_smoothing, xla=self.xla)
+        average, smallest, scaling = 0.0, math.inf, self.state.scaling
         fixed, indices, view = self._epoch_inputs(source)
         for number, value in enumerate(_RATES):
             rate.assign(value)
             row = number % len(indices)
             streamed = stack(list(source.stream(indices[row:row + 1], view)), 1) if source.streamed else None
             totals = step(*fixed, tf.constant(row), tf.constant(1), tf.constant(number, tf.int64), tf.constant(number, tf.int64),
-                          streamed)
-            if not totals["finite"]:
+                          streamed, scaling)
+            scaling = {name: totals.get(name, value) for name, value in scaling.items()}
+            if not totals["finite"] or not totals["examples"]:  # in float16 a step whose loss is not finite is skipped
                 return
             loss = float(totals["loss_sum"] / totals["examples"])
             average = _SMOOTHING * average + (1 - _SMOOTHING) * loss

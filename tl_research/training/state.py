@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from tl_research.optim import loss_scale
+
 
 @dataclasses.dataclass
 class TrainState:
@@ -22,9 +24,12 @@ class TrainState:
         best: {"epoch", "val_loss", "val_accuracy"} of its best epoch so far.
         wait: Epochs since then.
         traces: How often its training step was traced.
+        compile_seconds: Time for tracing and compiling its steps.
         train_seconds: Time inside train calls in it.
         seconds: Wall time of it, without evaluation of other phases.
         global_step: Steps done in all.
+        scaling: State of the loss scale (`tl_research.optim.loss_scale`), which only float16 moves.
+        skipped_steps: How many of all steps were skipped for gradients that float16 could not hold.
         epoch: Epochs done in all.
         joined: {path: name of the phase in which the variable first trained}.
         selected: {"phase", "epoch", "val_loss", "val_accuracy"} of the best weights of all finished phases.
@@ -45,9 +50,12 @@ class TrainState:
     best: dict | None = None
     wait: int = 0
     traces: int = 0
+    compile_seconds: float = 0.0
     train_seconds: float = 0.0
     seconds: float = 0.0
     global_step: int = 0
+    scaling: dict = dataclasses.field(default_factory=loss_scale.initial)
+    skipped_steps: int = 0
     epoch: int = 0
     joined: dict = dataclasses.field(default_factory=dict)
     selected: dict | None = None
@@ -64,6 +72,6 @@ class TrainState:
         """Resets what belongs to one phase."""
         fresh = TrainState()
         for name in ("epoch_step", "epoch_totals", "phase_epoch", "phase_step", "gradient_peak", "largest_rate", "best",
-                     "wait", "traces", "train_seconds", "seconds"):
+                     "wait", "traces", "compile_seconds", "train_seconds", "seconds"):
             setattr(self, name, getattr(fresh, name))
         self.phase_hashes = hashes

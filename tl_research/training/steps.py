@@ -1,13 +1,16 @@
 """The training step and the evaluation step of one phase: tensors in, tensors out, traced once."""
 
 import contextlib
+import re
 
 import numpy as np
 import tensorflow as tf
 
 from tl_research.data import pipeline
+from tl_research.errors import CompileError
 from tl_research.errors import OutOfMemoryError
 from tl_research.errors import UserError
+from tl_research.optim import loss_scale
 from tl_research.optim import schedules
 
 
@@ -15,7 +18,8 @@ class TrainStep:
     """Trains on rows of batches inside one `tf.function`.
 
     Gradients are taped for, and updates applied to, the optimizer's variables only. The frozen part runs outside the
-    tape. A step whose loss or gradients are not finite changes nothing, and the call ends with it.
+    tape. A step whose loss or gradients are not finite changes nothing, and the call ends with it; in float16 it is skipped, and
+    the call ends when too many were (`tl_research.optim.loss_scale`).
 
     Args:
         classifier: A `Classifier` with this phase's layers open.
@@ -24,20 +28,21 @@ class TrainStep:
         phase: `tl_research.config.Phase`.
         num_steps: Steps of the whole phase, for the schedule.
         label_smoothing: Probability spread evenly over the classes.
-        xla: Whether the step (without augmentation, which XLA cannot compile) is compiled with XLA.
+        xla: Whether the step, all but augmentation and the draws of dropout, is compiled with XLA.
     """
 
     def __init__(self, classifier, optimizer, source, phase, num_steps, *, label_smoothing=0.0, xla=False):
         self._classifier, self._optimizer, self._source = classifier, optimizer, source
         self._phase, self._num_steps = phase, num_steps
         self._label_smoothing = label_smoothing
+        self._xla, self._scaled = xla, classifier.backbone.compute_dtype == "float16"
         self._labels = tf.constant(source.examples.labels)
         self._variables = [variable.value for variable in optimizer.variables]
         self._update = tf.function(self._update_variables, jit_compile=True) if xla else self._update_variables
         self._call = tf.function(self._run)
         self.traces, self.graph = 0, None  # the graph of one step, once it was traced
 
-    def __call__(self, indices, weights, draws, view, first, count, global_step, phase_step, streamed=None):
+    def __call__(self, indices, weights, draws, view, first, count, global_step, phase_step, streamed=None, scaling=None):
         """Takes up to `count` steps.
 
         Args:
@@ -50,32 +55,63 @@ class TrainStep:
             global_step: int64 scalar, steps taken so far; decides dropout.
             phase_step: int64 scalar, steps taken in this phase; decides the learning rate.
             streamed: What the source's `stream` yields for the rows from `first` on, [count or more, ...], if it is streamed.
+            scaling: The state of the loss scale, numbers, as `loss_scale.initial` returns it and by default; of float16 only.
 
         Returns:
             dict of float32 tensors over the steps taken: steps, loss_sum and correct (weighted by example), examples,
             gradient_norm_sum [groups], gradient_peak [variables] (largest norm), learning_rate (of the last step, before
-            multipliers), finite (0 if the last step was not, and was not applied), largest_rate, update_ratio [groups]
-            (norm of what the steps changed over that of the weights, divided by the number of steps).
+            multipliers), finite (0 if the call ended with a step that was not), largest_rate, update_ratio [groups]
+            (norm of what the steps changed over that of the weights, divided by the number of steps). In float16 also
+            skipped_steps, which count among the steps but not among those that the other numbers are of (only a loss that is
+            finite does), and the state of the loss scale after them.
         """
-        return self._call(indices, weights, draws, view, first, count, global_step, phase_step, streamed)
+        if self._scaled:
+            scaling = {name: tf.constant(value, tf.float32) for name, value in (scaling or loss_scale.initial()).items()}
+        return self._call(indices, weights, draws, view, first, count, global_step, phase_step, streamed,
+                          scaling if self._scaled else None)
 
-    def _run(self, indices, weights, draws, view, first, count, global_step, phase_step, streamed):
+    def prepare(self, indices, weights, draws, view, streamed=None):
+        """Traces and compiles, and takes a step of weight 0, whose loss is not a number, so that it changes nothing.
+
+        Args:
+            indices, weights, draws, view, streamed: As of a call.
+
+        Raises:
+            CompileError: If XLA cannot compile it.
+        """
+        variables = [self._classifier.variables[path] for path in self._classifier.batchnorm_statistics()]
+        statistics = [variable.numpy() for variable in variables]
+        zero = tf.constant(0, tf.int64)
+        with _compile_errors(self._classifier, self._xla):
+            self(indices, 0.0 * weights, draws, view, tf.constant(0), tf.constant(1), zero, zero, streamed)
+        for variable, value in zip(variables, statistics):  # --batchnorm=training moves them whatever the loss
+            variable.assign(value)
+
+    def _run(self, indices, weights, draws, view, first, count, global_step, phase_step, streamed, scaling):
         self.traces += 1  # runs while tracing only
         num_groups, num_variables = len(self._optimizer.groups), len(self._variables)
         before = [tf.identity(variable) for variable in self._variables]
         totals = {"steps": tf.zeros([]), "loss_sum": tf.zeros([]), "correct": tf.zeros([]), "examples": tf.zeros([]),
                   "gradient_norm_sum": tf.zeros([num_groups]), "gradient_peak": tf.zeros([num_variables]),
                   "learning_rate": tf.zeros([]), "largest_rate": tf.zeros([]), "finite": tf.ones([])}
+        if self._scaled:
+            totals |= {"skipped_steps": tf.zeros([]), **scaling}
 
         def body(done, totals):
             step = tf.cast(done, tf.int64)
             row = first + done
             batch = None if streamed is None else tf.nest.map_structure(lambda rows: rows[done], streamed)
-            tensors = self._source.fetch(indices[row], view, draws, batch)
+            tensors = self._source.read(indices[row], view, draws, batch)
             labels = tf.gather(self._labels, indices[row])
             self.graph = tf.compat.v1.get_default_graph()
-            metrics = self._update(tensors, labels, weights[row], global_step + step, phase_step + step)
-            finite = metrics["finite"]
+            kept = self._classifier.dropout_mask(global_step + step, labels.shape[0])
+            metrics = self._update(tensors, labels, weights[row], kept, phase_step + step, totals.get("loss_scale"))
+            applied = finite = metrics["applied"]
+            more = {}
+            if self._scaled:
+                more = loss_scale.update({name: totals[name] for name in scaling}, applied > 0)
+                finite = tf.cast(more["skipped_in_a_row"] < loss_scale.MAX_SKIPPED, tf.float32)
+                more["skipped_steps"] = totals["skipped_steps"] + finite - applied
             return done + 1, {
                 "steps": totals["steps"] + finite,
                 "loss_sum": totals["loss_sum"] + metrics["loss_sum"],
@@ -84,28 +120,47 @@ class TrainStep:
                 "gradient_norm_sum": totals["gradient_norm_sum"] + metrics["gradient_norms"],
                 "gradient_peak": tf.maximum(totals["gradient_peak"], metrics["variable_norms"]),
                 "learning_rate": metrics["learning_rate"],
-                "largest_rate": tf.maximum(totals["largest_rate"], metrics["learning_rate"]),
-                "finite": finite}
+                "largest_rate": tf.maximum(totals["largest_rate"], applied * metrics["learning_rate"]),
+                "finite": finite, **more}
 
         _, totals = tf.while_loop(lambda done, totals: (done < count) & (totals["finite"] > 0), body,
                                   (tf.constant(0), totals), parallel_iterations=1)
         moved = self._group_norms([variable - old for variable, old in zip(self._variables, before)])
         norms = tf.maximum(self._group_norms(self._variables), 1e-12)  # of a bias that begins at 0
-        return {**totals, "update_ratio": moved / norms / tf.maximum(totals["steps"], 1.0)}
+        applied = totals["steps"] - totals.get("skipped_steps", 0.0)
+        return {**totals, "update_ratio": moved / norms / tf.maximum(applied, 1.0)}
 
     def _group_norms(self, tensors):
         """Returns float32 [groups], the norm of each group's tensors together."""
         squares = iter([2.0 * tf.nn.l2_loss(tf.cast(tensor, tf.float32)) for tensor in tensors])
         return tf.sqrt(tf.stack([tf.add_n([next(squares) for _ in group.paths]) for group in self._optimizer.groups]))
 
-    def _update_variables(self, tensors, labels, weights, global_step, phase_step):
+    def _update_variables(self, tensors, labels, weights, kept, phase_step, scale):
         """One step: loss, gradients, update. Returns a dict of float32 tensors."""
+        gradients, loss, metrics = self._gradients(tensors, labels, weights, kept, scale)
+        return {**metrics, **self._apply(gradients, loss, phase_step, scale)}
+
+    def _gradients(self, tensors, labels, weights, kept, scale):
+        """Returns (gradients of the loss times the scale, if there is one; the loss as it is; sums over the examples)."""
+        tensors = self._source.compute(tensors)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self._variables)
-            logits = self._classifier.logits(self._source.cut, tensors, training=True, step=global_step)
+            logits = self._classifier.logits(self._source.cut, tensors, training=True, kept=kept)
             losses = cross_entropy(logits, labels, self._label_smoothing)
             loss = tf.reduce_sum(weights * losses) / tf.reduce_sum(weights)
-        gradients = tape.gradient(loss, self._variables)
+            scaled_loss = loss if scale is None else scale * loss
+        gradients = tape.gradient(scaled_loss, self._variables)
+        correct = tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels), tf.float32)
+        sums = {"loss_sum": tf.reduce_sum(weights * losses), "correct": tf.reduce_sum(weights * correct),
+                "examples": tf.reduce_sum(weights)}
+        if scale is not None:  # a step that is skipped for its loss would make that of the epoch no number
+            sums = {name: tf.where(tf.math.is_finite(loss), value, 0.0) for name, value in sums.items()}
+        return gradients, loss, sums
+
+    def _apply(self, gradients, loss, phase_step, scale):
+        """Divides the gradients by the scale and applies them, if they and the loss are finite; returns norms and rate."""
+        if scale is not None:
+            gradients = [gradient / scale for gradient in gradients]
         learning_rate = self._phase.learning_rate * schedules.learning_rate_factor(
             phase_step, self._num_steps, self._phase.lr_schedule, self._phase.warmup_steps)
         # A norm by tf.norm would write all squares to memory first.
@@ -117,12 +172,11 @@ class TrainStep:
             return tf.ones([])
 
         applied = tf.cond(finite, apply, lambda: tf.zeros([]))
+        if scale is not None:
+            norms = tf.where(finite, norms, 0.0)
         sizes = [len(group.paths) for group in self._optimizer.groups]
         group_norms = tf.stack([tf.norm(part) for part in tf.split(norms, sizes)])
-        correct = tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels), tf.float32)
-        return {"loss_sum": tf.reduce_sum(weights * losses), "correct": tf.reduce_sum(weights * correct),
-                "examples": tf.reduce_sum(weights), "gradient_norms": group_norms, "variable_norms": norms,
-                "learning_rate": learning_rate, "finite": applied}
+        return {"gradient_norms": group_norms, "variable_norms": norms, "learning_rate": learning_rate, "applied": applied}
 
 
 @contextlib.contextmanager
@@ -140,6 +194,25 @@ def memory_errors(config, what):
             raise
         raise UserError(f"--deterministic in {what}: {error.message}; expected operations that have a deterministic kernel; use "
                         "another --backbone or --augment, or leave --deterministic out") from error
+
+
+@contextlib.contextmanager
+def _compile_errors(classifier, xla):
+    """Turns an error of XLA's compiler into one line with the operation and the layer, as far as it names them."""
+    try:
+        yield
+    except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError) as error:
+        if not xla:
+            raise
+        node = next(iter(re.findall(r"\{\{node ([^}]+)\}\}", error.message)), "")
+        # In a graph Keras numbers the scope of a layer that is called again.
+        scopes = [name for scope in node.split("/")[:-1] for name in (scope, re.sub(r"_\d+$", "", scope))]
+        layers = {layer.name for layer in classifier.backbone._flatten_layers()}
+        layer = next((f" of layer {name}" for name in scopes if name in layers), "")
+        reason = re.sub(r"\{\{[^}]*\}\}|__inference\S*", "", error.message.split("\n")[0]).strip()
+        raise CompileError(
+            f"XLA cannot compile {f'operation {node}' if node else 'the step'}{layer}: {reason}; expected operations that it "
+            "has on this device; use --xla=off") from error
 
 
 def cross_entropy(logits, labels, label_smoothing=0.0):
@@ -161,21 +234,31 @@ class EvalStep:
         classifier: A `Classifier`.
         source: Where the tensors at the cut come from; its images are not augmented.
         batch_size: Images at a time.
-        xla: Whether the part after the cut is compiled with XLA.
+        xla: Whether it is compiled with XLA.
     """
 
     def __init__(self, classifier, source, batch_size, xla=False):
         self._classifier, self._source = classifier, source
         self._indices, _ = pipeline.make_batches(np.arange(len(source.examples)), batch_size)
         logits = tf.function(self._logits, jit_compile=True) if xla else self._logits
-        self._call = tf.function(lambda indices, draws, streamed: logits(source.fetch(indices, 0, draws, streamed)))
+        self._xla = xla
+        self._call = tf.function(lambda indices, draws, streamed: logits(source.read(indices, 0, draws, streamed)))
 
     def _logits(self, tensors):
-        return self._classifier.logits(self._source.cut, tensors)
+        return self._classifier.logits(self._source.cut, self._source.compute(tensors))
+
+    def prepare(self):
+        """Traces and compiles, and computes one batch; raises CompileError if XLA cannot compile it."""
+        with _compile_errors(self._classifier, self._xla):
+            self._batches(self._indices[:1])
 
     def __call__(self):
         """Returns float32 [N, K]; every example stands in it once."""
+        return np.concatenate(self._batches(self._indices))[:len(self._source.examples)]
+
+    def _batches(self, indices):
+        """Returns a list of float32 [B, K], one for each row of `indices`."""
         draws = tf.constant(self._source.views.draws(0, len(self._source.examples)))
-        stream = iter(self._source.stream(self._indices, 0)) if self._source.streamed else None
-        logits = [self._call(tf.constant(row), draws, next(stream) if stream else None) for row in self._indices]
-        return np.concatenate([part.numpy() for part in logits])[:len(self._source.examples)]
+        stream = iter(self._source.stream(indices, 0)) if self._source.streamed else None
+        logits = [self._call(tf.constant(row), draws, next(stream) if stream else None) for row in indices]
+        return [part.numpy() for part in logits]
