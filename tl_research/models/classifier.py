@@ -8,6 +8,7 @@ which is what the loop uses.
 import keras
 import tensorflow as tf
 
+from tl_research import distribution
 from tl_research.errors import UserError
 from tl_research.errors import suggestion
 from tl_research.models import backbones
@@ -206,9 +207,16 @@ class Classifier:
         (features,) = self.graph.run(dict(zip(cut, tensors)), (self.graph.output,), batchnorm_in_training=open_batchnorms)
         features = tf.cast(features, tf.float32)
         if training and self.dropout:
-            seed = tf.stack([tf.constant(self.seed, tf.int64), tf.cast(step, tf.int64)])
-            features = tf.nn.experimental.stateless_dropout(features, self.dropout, seed=seed, rng_alg="philox")
+            features = self._drop(features, step)
         return self.head(features)
+
+    def _drop(self, features, step):
+        """Returns the features [B, F] after dropout; an example's mask does not depend on the number of replicas."""
+        seed = tf.stack([tf.constant(self.seed, tf.int64), tf.cast(step, tf.int64)])
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        whole = features if replicas == 1 else tf.ones([replicas * features.shape[0], features.shape[1]])
+        dropped = tf.nn.experimental.stateless_dropout(whole, self.dropout, seed=seed, rng_alg="philox")
+        return dropped if replicas == 1 else features * distribution.share(dropped)
 
 
 def folded_logits(model):
