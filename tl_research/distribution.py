@@ -37,7 +37,6 @@ def replicas(config):
             raise UserError(f"--batch_size={config.batch_size} on {count} replicas; expected a multiple of their number; choose "
                             f"for example --batch_size={max(1, config.batch_size // count) * count}")
         if strategy:
-            tf.get_logger().setLevel("WARNING")  # every sum would be reported when it is traced
             scope.enter_context(strategy.scope())
             # Directories may be other ones on each machine.
             check_equal("flags", "".join(line for line in config.to_flags().splitlines() if "_dir=" not in line))
@@ -46,6 +45,8 @@ def replicas(config):
 
 def _make_strategy(config):
     """Returns a `tf.distribute` strategy, or None for one replica."""
+    if config.distribute != "off":
+        tf.get_logger().setLevel("WARNING")  # or it reports every sum that it traces
     if config.distribute == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices]) if len(devices) > 1 else None
@@ -121,9 +122,12 @@ def is_chief():
 
 def of_all_workers(number):
     """Returns the list of the whole numbers that each replica's process gives: what one of them waits for, all do."""
-    if not is_multi_worker():
-        return [number]
-    return gathered(lambda: tf.constant([number], tf.int64)).numpy().tolist()
+    return _gather(tf.constant([number], tf.int64)).numpy().tolist() if is_multi_worker() else [number]
+
+
+@tf.function
+def _gather(number):
+    return gathered(lambda: tf.identity(number))
 
 
 def check_equal(what, text, error=UserError):
