@@ -145,6 +145,7 @@ def _lost_workers():
             tf.errors.InternalError) as error:
         if not os.environ.get("TF_CONFIG"):
             raise
-        raise Interrupted(f"another worker ended or cannot be reached ({error.message.splitlines()[0][:80]}); expected all of TF_CONFIG to "
-                          "the end; see what it says, and start all with the same flags to go on from the last checkpoint",
+        reason = error.message.partition("aborted by: ")[2] or error.message
+        raise Interrupted(f"another worker ended or cannot be reached ({reason.splitlines()[0][:80]}); expected all of TF_CONFIG to the "
+                          "end; see what it says, and start all with the same flags to go on from the last checkpoint",
                           signal.SIGTERM) from error

@@ -553,7 +553,7 @@ class Trainer:
             return
         self.save()
         raise Interrupted(f"interrupted by signal {number} after step {self.state.global_step}; everything "
-                          f"is saved; go on with the same flags and --workdir={self._directory.path}", number)
+                          f"is saved; go on with the same flags and --workdir={self._config.workdir or self._directory.path}", number)
 
 
 def stack(batches, size):
