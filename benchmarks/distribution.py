@@ -3,8 +3,8 @@
     python benchmarks/distribution.py
 
 One replica, two under `--distribute=mirrored` and two processes under `--distribute=multi_worker`, on the loopback address, take
-the same steps from the same weights: live, augmented, with dropout, the top 30 % of the backbone open. Without GPUs the mirrored
-replicas are logical devices of one CPU, whose cores all kinds share: then images/s show what distribution costs, not what it brings.
+the same steps from the same weights: live, augmented, with dropout, the top 30 % of the backbone open. Without GPUs the
+mirrored replicas are logical devices of one CPU, whose cores all kinds share: images/s then show what distribution costs.
 """
 
 import dataclasses
@@ -79,7 +79,7 @@ def measure(settings, place):
             cases = [lambda config=config, kind=kind: _steps(settings, name, size, kind, config) for config in configs]
             answers = fault_injection.in_parallel(cases, len(cases), os.path.join(place, f"{name}-{kind}"))
             row[kind] = answers[0]
-            if "losses" in answers[0]:
+            if "failed" not in answers[0]:
                 difference = np.abs(np.divide(answers[0]["losses"], row["off"]["losses"]) - 1).max()
                 row[kind]["largest_difference"] = float(difference)
         rows.append(row)
@@ -121,8 +121,8 @@ def table(rows):
     for row in rows:
         for kind in _KINDS:
             found = row[kind]
-            cells = (f"{found['replicas']} | {found['largest_difference']:.1e} | {found['images_per_second']:.0f}" if "losses" in found
-                     else f"| {found['failed']} |")
+            cells = f"| {found['failed']} |" if "failed" in found else (
+                f"{found['replicas']} | {found['largest_difference']:.1e} | {found['images_per_second']:.0f}")
             lines.append(f"| {row['backbone']}@{row['image_size']}, {kind} | {cells} |")
     return "\n".join(lines)
 

@@ -29,8 +29,8 @@ from tl_research.training import loop
 cli.define_flags(fault_injection.Settings)  # `train` expects to be called by that program
 place, photos = sys.argv[1:]
 flags = ["--dataset=directory", f"--data_dir={photos}", "--backbone=Tiny", "--weights=none", "--image_size=16", "--batch_size=8",
-         "--phases=only", "--patience=0", "--epochs=2", "--unfreeze=block3", "--learning_rate=1e-2", "--dropout=0.5", "--augment_views=0",
-         "--clip_norm=0.5", "--checkpoint_every_steps=3"]
+         "--phases=only", "--patience=0", "--epochs=2", "--unfreeze=block3", "--learning_rate=1e-2", "--dropout=0.5",
+         "--augment_views=0", "--clip_norm=0.5", "--checkpoint_every_steps=3"]
 
 def case(name, *more, replicas=1, tf_config=None, end=None):
     "A run of train.py; `end`: (the signal, the step after which it comes)"
@@ -48,8 +48,8 @@ def case(name, *more, replicas=1, tf_config=None, end=None):
         loop.Trainer._account = ended
     return lambda: fault_injection.train(f"{place}/{name}", [*flags, *more], prepare)
 
-def mirrored(name, **more):
-    return case(name, "--distribute=mirrored", replicas=2, **more)
+def mirrored(name, *more):
+    return case(name, "--distribute=mirrored", *more, replicas=2)
 
 def workers(name, end=None):
     configs = distribution.tf_configs(2)
@@ -58,7 +58,8 @@ def workers(name, end=None):
 
 kill, term = (signal.SIGKILL, 5), (signal.SIGTERM, 5)
 first = [mirrored("mirrored"), *workers("workers"), *workers("killed", kill), *workers("stopped", term), case("one", end=kill)]
-second = [*workers("killed"), case("stopped"), mirrored("one")]
+half = ["--precision=mixed_float16", "--optimizer=sgd"]
+second = [*workers("killed"), case("stopped"), mirrored("one"), case("half", *half), mirrored("half two", *half)]
 codes = [fault_injection.in_parallel(cases, len(cases), f"{place}/{number}") for number, cases in enumerate((first, second))]
 print(json.dumps(codes))
 """
@@ -116,7 +117,7 @@ def test_signal_to_one_worker_stops_both_after_the_same_step(runs):
 @pytest.mark.parametrize("name, step", [("stopped", 5), ("one", 3)], ids=["two to one", "one to two"])
 def test_run_goes_on_with_another_number_of_replicas(runs, name, step):
     (first, second), place = runs
-    assert first[7] == -9 and second[2:] == [0, 0]
+    assert first[7] == -9 and second[2:4] == [0, 0]
     assert f"resumed phase only, epoch 1, step {step}\n" in (place / f"{name}.log").read_text()
     arrays, losses, _ = _end(place / name)
     expected, unbroken, _ = _end(place / "workers")
@@ -124,6 +125,14 @@ def test_run_goes_on_with_another_number_of_replicas(runs, name, step):
     assert arrays.keys() == expected.keys()
     for key, array in expected.items():
         np.testing.assert_allclose(arrays[key], array, rtol=1e-4, atol=1e-6, err_msg=key)
+
+
+def test_loss_scale_of_float16_is_one_for_all_replicas(runs):
+    (_, second), place = runs
+    assert second[4:] == [0, 0]
+    one, two = _end(place / "half")[1], _end(place / "half two")[1]
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+    assert len(set(one)) == 2
 
 
 # What is refused.

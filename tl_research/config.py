@@ -182,8 +182,8 @@ class Config:
         if self.nesterov and self.optimizer != "sgd":
             raise UserError(f"--nesterov with --optimizer={self.optimizer}; expected --optimizer=sgd; drop one of them")
         if self.distribute != "off" and self.batchnorm == "training":
-            raise UserError(f"--distribute={self.distribute} with --batchnorm=training, whose statistics would be of a part of the "
-                            "batch; expected one replica; use --distribute=off")
+            raise UserError(f"--distribute={self.distribute} with --batchnorm=training, whose statistics would be of a part of "
+                            "the batch; expected one replica; use --distribute=off")
         for name in self.phases:
             if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
                 raise UserError(f"--phases names a phase {name!r}; expected letters, digits, _ and -; rename it")

@@ -4,7 +4,7 @@
 that nothing has to be handed on; without one every function here is the plain call. Sums over the replicas are taken here, once
 a step, of the gradients and of what is counted, and everything that follows (norms, clipping, whether to apply, the loss scale,
 early stopping) is a function of these sums, and so the same on all. Keras would reduce the gradients again inside a condition,
-which cannot be done (keras#18666) and which hangs (tensorflow#72686): see `tl_research.optim.grouped_optimizer`.
+which fails (keras#18666) or hangs (tensorflow#72686): see `tl_research.optim.grouped_optimizer`.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ def replicas(config):
         UserError: If `TF_CONFIG` or the batch size do not fit, or the workers were given different flags.
         Interrupted: If another worker ends, which TensorFlow notices within seconds; the exit code is 143.
     """
-    with _lost_workers(), contextlib.ExitStack() as scope:
+    with _lost_workers(config), contextlib.ExitStack() as scope:
         strategy = _make_strategy(config)
         count = strategy.num_replicas_in_sync if strategy else 1
         if config.batch_size % count:
@@ -66,8 +66,9 @@ def _check_tf_config():
     except (ValueError, KeyError, TypeError):
         usable = False
     if not usable:
-        raise UserError(f"--distribute=multi_worker with TF_CONFIG={os.environ.get('TF_CONFIG')!r}; expected this process's task in a "
-                        'cluster of workers; set it to {"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", "index": 0}}')
+        raise UserError(f"--distribute=multi_worker with TF_CONFIG={os.environ.get('TF_CONFIG')!r}; expected this process's task "
+                        'in a cluster of workers; set it to {"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", '
+                        '"index": 0}}')
 
 
 # In a step.
@@ -133,19 +134,18 @@ def _gather(number):
 def check_equal(what, text, error=UserError):
     """Raises an error if the workers' texts differ."""
     if len(set(of_all_workers(zlib.crc32(text.encode(errors="surrogateescape"))))) > 1:
-        raise error(f"the workers differ in {what}; this one has {text[:200]!r}; expected the same on all; give all of them the same "
-                    "flags, data and, by --workdir, directory")
+        raise error(f"the workers differ in {what}; this one has {text[:200]!r}; expected the same on all; give all of them the "
+                    "same flags, data and, by --workdir, directory")
 
 
 @contextlib.contextmanager
-def _lost_workers():
+def _lost_workers(config):
     try:
         yield
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError, tf.errors.CancelledError,
-            tf.errors.InternalError) as error:
-        if not os.environ.get("TF_CONFIG"):
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+        if config.distribute != "multi_worker":
             raise
         reason = error.message.partition("aborted by: ")[2] or error.message
-        raise Interrupted(f"another worker ended or cannot be reached ({reason.splitlines()[0][:80]}); expected all of TF_CONFIG to the "
-                          "end; see what it says, and start all with the same flags to go on from the last checkpoint",
+        raise Interrupted(f"another worker ended or cannot be reached ({reason.splitlines()[0][:80]}); expected all of TF_CONFIG "
+                          "to the end; see what it says, and start all with the same flags to go on from the last checkpoint",
                           signal.SIGTERM) from error

@@ -73,7 +73,8 @@ def run(config, *, started=None, trainer_class=Trainer):
         print(plan, flush=True)
         restored = trainer.restore()
         state = trainer.state
-        distribution.check_equal("data or checkpoint", f"step {state.global_step}, {directory.identity(config)[-1]}", CheckpointError)
+        distribution.check_equal("data or checkpoint", f"step {state.global_step}, {directory.identity(config)[-1]}",
+                                 CheckpointError)
         summaries = Summaries(directory.path, state.global_step if restored else None)
         if restored:
             phase = config.phase_plan[state.phase_index]
@@ -193,8 +194,8 @@ def _plan(config, data, classifier, trainer, precision, xla, substitutions):
     total = len(data.train) + len(data.validation) + len(data.test)
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     lines = [f"device: {f'{gpus} GPU' if gpus else f'{os.cpu_count()} CPU cores, no GPU'}",
-             *([f"distribute: {config.distribute}: {replicas} replica{'s' * (replicas > 1)}, {config.batch_size // replicas} images of "
-                "each batch on each"] if config.distribute != "off" else ()),
+             *([f"distribute: {config.distribute}: {replicas} replica{'s' * (replicas > 1)}, {config.batch_size // replicas} "
+                "images of each batch on each"] if config.distribute != "off" else ()),
              f"data: {total} images in {len(data.classes)} classes ({counts}) at {config.image_size} px",
              *(f"data: {line}" for line in data.notes),
              f"model: {classifier.spec.name}, weights {config.weights}, {classifier.graph.num_folded} BatchNorm layers folded; "

@@ -552,8 +552,8 @@ class Trainer:
         if not number:
             return
         self.save()
-        raise Interrupted(f"interrupted by signal {number} after step {self.state.global_step}; everything "
-                          f"is saved; go on with the same flags and --workdir={self._config.workdir or self._directory.path}", number)
+        raise Interrupted(f"interrupted by signal {number} after step {self.state.global_step}; everything is saved; go on with "
+                          f"the same flags and --workdir={self._config.workdir or self._directory.path}", number)
 
 
 def stack(batches, size):

@@ -137,7 +137,7 @@ class TrainStep:
         return self._apply(*self._gradients(tensors, labels, weights, num_examples, scale, global_step), scale, phase_step)
 
     def _gradients(self, tensors, labels, weights, num_examples, scale, global_step):
-        """Returns what examples add to that of their whole batch: (gradients, times the scale, if there is one; loss; other sums)."""
+        """Returns what examples add to their batch: (gradients, times the scale if there is one; loss; sums of other numbers)."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self._variables)
             logits = self._classifier.logits(self._source.cut, tensors, training=True, step=global_step)
@@ -171,7 +171,8 @@ class TrainStep:
             norms = tf.where(finite, norms, 0.0)
         sizes = [len(group.paths) for group in self._optimizer.groups]
         group_norms = tf.stack([tf.norm(part) for part in tf.split(norms, sizes)])
-        return {**sums, "gradient_norms": group_norms, "variable_norms": norms, "learning_rate": learning_rate, "applied": applied}
+        return {**sums, "gradient_norms": group_norms, "variable_norms": norms, "learning_rate": learning_rate,
+                "applied": applied}
 
 
 @contextlib.contextmanager
