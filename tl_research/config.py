@@ -148,6 +148,11 @@ class Config:
     deterministic: bool = setting(
         False, "every run gives the same bits on a GPU too, if more slowly; a CPU needs no flag for that")
 
+    # Devices
+    distribute: str = setting(
+        "off", "share each batch: mirrored: among the GPUs of this machine; multi_worker: among the processes of TF_CONFIG",
+        choices=("off", "mirrored", "multi_worker"), may_change=True)
+
     # Output
     workdir: str | None = setting(
         None, "the run directory; without it runs/<UTC time>-<dataset>-<backbone>", may_change=True)
@@ -176,6 +181,9 @@ class Config:
                             "optimizer that decouples it; use --optimizer=adamw")
         if self.nesterov and self.optimizer != "sgd":
             raise UserError(f"--nesterov with --optimizer={self.optimizer}; expected --optimizer=sgd; drop one of them")
+        if self.distribute != "off" and self.batchnorm == "training":
+            raise UserError(f"--distribute={self.distribute} with --batchnorm=training, whose statistics would be of a part of "
+                            "the batch; expected one replica; use --distribute=off")
         for name in self.phases:
             if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
                 raise UserError(f"--phases names a phase {name!r}; expected letters, digits, _ and -; rename it")

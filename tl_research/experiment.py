@@ -1,11 +1,14 @@
 """One run from settings to results: data, classifier, phases, one test number, export. Reads as a table of contents."""
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import os
 import platform
+import shutil
 import sys
+import tempfile
 import time
 
 from tl_research import quiet
@@ -17,7 +20,9 @@ import numpy as np
 import tensorflow as tf
 
 from tl_research import artefacts
+from tl_research import distribution
 from tl_research.data import dataset
+from tl_research.errors import CheckpointError
 from tl_research.errors import GateError
 from tl_research.errors import UnreachableError
 from tl_research.files import storage_errors
@@ -53,7 +58,8 @@ def run(config, *, started=None, trainer_class=Trainer):
     backbones.get_spec(config.backbone)  # a misspelt name should not wait for the data
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    with RunDirectory(config) as directory, Signals() as signals, memory_errors(config, "the run"):
+    with (distribution.replicas(config) as scope, _open_directory(config) as directory, Signals() as signals,
+          memory_errors(config, "the run")):
         if directory.results:
             print(f"{directory.path} is finished", file=sys.stderr)
             return _report(config, directory, directory.results)
@@ -67,6 +73,8 @@ def run(config, *, started=None, trainer_class=Trainer):
         print(plan, flush=True)
         restored = trainer.restore()
         state = trainer.state
+        distribution.check_equal("data or checkpoint", f"step {state.global_step}, {directory.identity(config)[-1]}",
+                                 CheckpointError)
         summaries = Summaries(directory.path, state.global_step if restored else None)
         if restored:
             phase = config.phase_plan[state.phase_index]
@@ -81,6 +89,7 @@ def run(config, *, started=None, trainer_class=Trainer):
             state.test = _test(config, final, data.test, trainer.xla)
             trainer.save()  # from here on an interruption does not read the test images again
         test = state.test
+        scope.close()  # what is left computes in each process for itself
         artefacts.save_keras(final, data, directory)
         summary = _results(config, trainer, data, test, substitutions, precision)
         with storage_errors(directory.file("report")):
@@ -99,6 +108,28 @@ def run(config, *, started=None, trainer_class=Trainer):
         print(f"test accuracy {test['accuracy']:.4f} ({round(test['accuracy'] * test['n'])}/{test['n']}), 95% interval "
               f"{test['ci95'][0]:.3f}-{test['ci95'][1]:.3f}, loss {test['loss']:.4f}; read once, after selection", flush=True)
         return _report(config, directory, summary)
+
+
+@contextlib.contextmanager
+def _open_directory(config):
+    """Yields the open run directory; in a worker that is not the chief a copy, which nobody sees, with nothing printed."""
+    if distribution.is_chief():
+        with RunDirectory(config) as directory:
+            distribution.of_all_workers(0)  # it is as the others may copy it
+            distribution.of_all_workers(0)  # and they have
+            yield directory
+        return
+    with tempfile.TemporaryDirectory() as place, open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        distribution.of_all_workers(0)
+        with storage_errors(config.workdir):
+            for name in ("flags.txt", "run.json", "split.json", "results.json"):
+                if os.path.exists(os.path.join(config.workdir, name)):
+                    shutil.copy(os.path.join(config.workdir, name), place)
+            if os.path.exists(os.path.join(config.workdir, "checkpoints")):
+                shutil.copytree(os.path.join(config.workdir, "checkpoints"), os.path.join(place, "checkpoints"))
+        distribution.of_all_workers(0)
+        with RunDirectory(dataclasses.replace(config, workdir=place, resume="auto")) as directory:
+            yield directory
 
 
 def resolve_device(config, recorded):
@@ -161,7 +192,10 @@ def _plan(config, data, classifier, trainer, precision, substitutions):
     counts = ", ".join(f"{side} {len(getattr(data, side))}" for side in ("train", "validation", "test"))
     gpus = len(tf.config.list_physical_devices("GPU"))
     total = len(data.train) + len(data.validation) + len(data.test)
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
     lines = [f"device: {f'{gpus} GPU' if gpus else f'{os.cpu_count()} CPU cores, no GPU'}",
+             *([f"distribute: {config.distribute}: {replicas} replica{'s' * (replicas > 1)}, {config.batch_size // replicas} "
+                "images of each batch on each"] if config.distribute != "off" else ()),
              f"data: {total} images in {len(data.classes)} classes ({counts}) at {config.image_size} px",
              *(f"data: {line}" for line in data.notes),
              f"model: {classifier.spec.name}, weights {config.weights}, {classifier.graph.num_folded} BatchNorm layers folded; "

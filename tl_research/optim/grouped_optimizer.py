@@ -87,6 +87,7 @@ class GroupedOptimizer:
         self._slots = {}  # path -> {slot name: keras.Variable}
         for group in self.groups:
             optimizer = _MAKE[name](weight_decay, momentum, nesterov)
+            optimizer._all_reduce_sum_gradients = lambda pairs: pairs  # `apply` is given sums over all replicas
             optimizer.build(list(group.variables))
             self._optimizers.append(optimizer)
             self._slots.update(_slots_by_path(group, optimizer))
@@ -109,7 +110,7 @@ class GroupedOptimizer:
         """Clips once over all groups, then updates every group at its rate. Also inside a (compiled) tf.function.
 
         Args:
-            gradients: Tensors in the order of `variables`, unscaled.
+            gradients: Tensors in the order of `variables`, unscaled, of the whole batch, whatever the number of replicas.
             learning_rate: Scalar, base learning rate x schedule factor.
 
         Returns:
@@ -119,16 +120,21 @@ class GroupedOptimizer:
         Raises:
             ValueError: If there is not one gradient for each variable.
         """
-        parts = self._split(gradients)
+        self._split(gradients)  # checks them
         norm = tf.linalg.global_norm(gradients)
         if self._clip_norm > 0:
             gradients, _ = tf.clip_by_global_norm(gradients, self._clip_norm, use_norm=norm)
-            parts = self._split(gradients)
+        if tf.distribute.in_cross_replica_context():
+            tf.distribute.get_strategy().run(self._update, (gradients, learning_rate))
+        else:
+            self._update(gradients, learning_rate)
+        return {"gradient_norm": tf.cast(norm, tf.float32)}
+
+    def _update(self, gradients, learning_rate):
         rates = self.learning_rates(tf.cast(learning_rate, tf.float32))
-        for group, optimizer, part in zip(self.groups, self._optimizers, parts):
+        for group, optimizer, part in zip(self.groups, self._optimizers, self._split(gradients)):
             optimizer.learning_rate.assign(rates[group.name])
             optimizer.apply(part)
-        return {"gradient_norm": tf.cast(norm, tf.float32)}
 
     def state(self):
         """Returns a copy of all slots and step counts, by name: dict, name -> NumPy array.

@@ -67,6 +67,10 @@ class LiveSource:
         """Yields what `fetch` needs as `streamed` for each row of `indices` [S, B]."""
         return self.examples.stream(indices)
 
+    def lookup(self, indices, view):
+        """Returns what `stream` would yield for one row, where it is in memory."""
+        return tf.gather(self.examples.pixels, indices)
+
     def fetch(self, indices, view, draws, streamed=None):
         """Returns the list of tensors at the cut, [B, ...] each: `compute` of what `read` returns for these arguments."""
         return self.compute(self.read(indices, view, draws, streamed))
@@ -78,9 +82,9 @@ class LiveSource:
             indices: int32 [B], places of the examples.
             view: Not used: the draws are those of the view.
             draws: float32 [N, columns], or [0, columns] for images as they are.
-            streamed: uint8 [B, H, W, 3], the pixels, where they are not in memory.
+            streamed: uint8 [B, H, W, 3], the pixels; where they are in memory, they are looked up by default.
         """
-        images = tf.gather(self.examples.pixels, indices) if streamed is None else streamed
+        images = self.lookup(indices, view) if streamed is None else streamed
         if draws.shape[0] == 0:
             return tf.cast(images, tf.float32)
         return self._augmentation.apply_draws(images, tf.gather(draws, indices))
@@ -118,11 +122,18 @@ class CachedSource:
     def stream(self, indices, view):
         """As `LiveSource.stream`."""
         for row in indices:
-            yield [tf.constant(tensor[view * len(self.examples) + row]) for tensor in self.tensors]
+            yield self._kept(view * len(self.examples) + row)
+
+    def lookup(self, indices, view):
+        """As `LiveSource.lookup`."""
+        return self._kept(tf.cast(view, tf.int32) * len(self.examples) + indices)
+
+    def _kept(self, rows):
+        return [tf.constant(tensor[rows]) if self.streamed else tf.gather(tensor, rows) for tensor in self.tensors]
 
     def rows(self, rows):
         """Returns these rows of the kept tensors, in the types they are computed with."""
-        return self._cast([tf.constant(tensor[rows]) if self.streamed else tf.gather(tensor, rows) for tensor in self.tensors])
+        return self._cast(self._kept(rows))
 
     def fetch(self, indices, view, draws, streamed=None):
         """As `LiveSource.fetch`; draws are not used."""
@@ -130,7 +141,7 @@ class CachedSource:
 
     def read(self, indices, view, draws, streamed=None):
         """As `LiveSource.read`, but returns the list of kept tensors."""
-        return self.rows(tf.cast(view, tf.int32) * len(self.examples) + indices) if streamed is None else self._cast(streamed)
+        return self._cast(self.lookup(indices, view) if streamed is None else streamed)
 
     def compute(self, tensors):
         """As `LiveSource.compute`."""

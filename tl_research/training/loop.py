@@ -12,6 +12,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
+from tl_research import distribution
 from tl_research.data import pipeline
 from tl_research.errors import CheckpointError
 from tl_research.errors import CompileError
@@ -587,12 +588,13 @@ class Trainer:
         return updates
 
     def _stop_if_signalled(self):
-        """Ends the run after a checkpoint if a signal came in."""
-        if self._signals.number is None:
+        """Ends the run after a checkpoint if a signal came in, here or at another worker."""
+        number = max(distribution.of_all_workers(self._signals.number or 0))
+        if not number:
             return
         self.save()
-        raise Interrupted(f"interrupted by signal {self._signals.number} after step {self.state.global_step}; everything "
-                          f"is saved; go on with the same flags and --workdir={self._directory.path}", self._signals.number)
+        raise Interrupted(f"interrupted by signal {number} after step {self.state.global_step}; everything is saved; go on with "
+                          f"the same flags and --workdir={self._config.workdir or self._directory.path}", number)
 
 
 def stack(batches, size):

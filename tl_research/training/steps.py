@@ -6,6 +6,7 @@ import re
 import numpy as np
 import tensorflow as tf
 
+from tl_research import distribution
 from tl_research.data import pipeline
 from tl_research.errors import CompileError
 from tl_research.errors import OutOfMemoryError
@@ -19,7 +20,8 @@ class TrainStep:
 
     Gradients are taped for, and updates applied to, the optimizer's variables only. The frozen part runs outside the
     tape. A step whose loss or gradients are not finite changes nothing, and the call ends with it; in float16 it is skipped, and
-    the call ends when too many were (`tl_research.optim.loss_scale`).
+    the call ends when too many were (`tl_research.optim.loss_scale`). Made in the scope of a `tf.distribute` strategy, each
+    replica takes its rows of every batch.
 
     Args:
         classifier: A `Classifier` with this phase's layers open.
@@ -38,7 +40,10 @@ class TrainStep:
         self._xla, self._scaled = xla, classifier.backbone.compute_dtype == "float16"
         self._labels = tf.constant(source.examples.labels)
         self._variables = [variable.value for variable in optimizer.variables]
-        self._update = tf.function(self._update_variables, jit_compile=True) if xla else self._update_variables
+        self._distributed = tf.distribute.has_strategy()
+        self._compute = self._gradients if self._distributed else self._update_variables
+        if xla:
+            self._compute = tf.function(self._compute, jit_compile=True)
         self._call = tf.function(self._run)
         self.traces, self.graph = 0, None  # the graph of one step, once it was traced
 
@@ -100,12 +105,11 @@ class TrainStep:
         def body(done, totals):
             step = tf.cast(done, tf.int64)
             row = first + done
-            batch = None if streamed is None else tf.nest.map_structure(lambda rows: rows[done], streamed)
-            tensors = self._source.read(indices[row], view, draws, batch)
-            labels = tf.gather(self._labels, indices[row])
+            batch = (self._source.lookup(indices[row], view) if streamed is None else
+                     tf.nest.map_structure(lambda rows: rows[done], streamed))
             self.graph = tf.compat.v1.get_default_graph()
-            kept = self._classifier.dropout_mask(global_step + step, labels.shape[0])
-            metrics = self._update(tensors, labels, weights[row], kept, phase_step + step, totals.get("loss_scale"))
+            kept = self._classifier.dropout_mask(global_step + step, indices.shape[1])
+            metrics = self._take_step(indices[row], weights[row], draws, view, batch, kept, phase_step + step, totals.get("loss_scale"))
             applied = finite = metrics["applied"]
             more = {}
             if self._scaled:
@@ -135,32 +139,43 @@ class TrainStep:
         squares = iter([2.0 * tf.nn.l2_loss(tf.cast(tensor, tf.float32)) for tensor in tensors])
         return tf.sqrt(tf.stack([tf.add_n([next(squares) for _ in group.paths]) for group in self._optimizer.groups]))
 
-    def _update_variables(self, tensors, labels, weights, kept, phase_step, scale):
-        """One step: loss, gradients, update. Returns a dict of float32 tensors."""
-        gradients, loss, metrics = self._gradients(tensors, labels, weights, kept, scale)
-        return {**metrics, **self._apply(gradients, loss, phase_step, scale)}
+    def _take_step(self, indices, weights, draws, view, batch, kept, phase_step, scale):
+        """One step on a batch [B]: loss, gradients, update. Returns a dict of float32 tensors."""
+        num_examples = tf.reduce_sum(weights)
 
-    def _gradients(self, tensors, labels, weights, kept, scale):
-        """Returns (gradients of the loss times the scale, if there is one; the loss as it is; sums over the examples)."""
+        def compute(*rest):
+            own, own_weights, own_batch, own_kept = distribution.share([indices, weights, batch, kept])
+            tensors = self._source.read(own, view, draws, own_batch)
+            return self._compute(tensors, tf.gather(self._labels, own), own_weights, own_kept, num_examples, scale, *rest)
+
+        if not self._distributed:
+            return compute(phase_step)
+        return self._apply(*distribution.on_replicas(lambda: distribution.summed(compute())), scale, phase_step)
+
+    def _update_variables(self, tensors, labels, weights, kept, num_examples, scale, phase_step):
+        return self._apply(*self._gradients(tensors, labels, weights, kept, num_examples, scale), scale, phase_step)
+
+    def _gradients(self, tensors, labels, weights, kept, num_examples, scale):
+        """Returns what examples add to their batch: (gradients, times the scale if there is one; loss; sums of other numbers)."""
         tensors = self._source.compute(tensors)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self._variables)
             logits = self._classifier.logits(self._source.cut, tensors, training=True, kept=kept)
             losses = cross_entropy(logits, labels, self._label_smoothing)
-            loss = tf.reduce_sum(weights * losses) / tf.reduce_sum(weights)
+            loss = tf.reduce_sum(weights * losses) / num_examples
             scaled_loss = loss if scale is None else scale * loss
         gradients = tape.gradient(scaled_loss, self._variables)
         correct = tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels), tf.float32)
         sums = {"loss_sum": tf.reduce_sum(weights * losses), "correct": tf.reduce_sum(weights * correct),
                 "examples": tf.reduce_sum(weights)}
-        if scale is not None:  # a step that is skipped for its loss would make that of the epoch no number
-            sums = {name: tf.where(tf.math.is_finite(loss), value, 0.0) for name, value in sums.items()}
         return gradients, loss, sums
 
-    def _apply(self, gradients, loss, phase_step, scale):
-        """Divides the gradients by the scale and applies them, if they and the loss are finite; returns norms and rate."""
+    def _apply(self, gradients, loss, sums, scale, phase_step):
+        """Divides the gradients by the scale and applies them, if they and the loss are finite; returns sums, norms and rate."""
         if scale is not None:
             gradients = [gradient / scale for gradient in gradients]
+            # A step that is skipped for its loss would make that of the epoch no number.
+            sums = {name: tf.where(tf.math.is_finite(loss), value, 0.0) for name, value in sums.items()}
         learning_rate = self._phase.learning_rate * schedules.learning_rate_factor(
             phase_step, self._num_steps, self._phase.lr_schedule, self._phase.warmup_steps)
         # A norm by tf.norm would write all squares to memory first.
@@ -176,7 +191,8 @@ class TrainStep:
             norms = tf.where(finite, norms, 0.0)
         sizes = [len(group.paths) for group in self._optimizer.groups]
         group_norms = tf.stack([tf.norm(part) for part in tf.split(norms, sizes)])
-        return {"gradient_norms": group_norms, "variable_norms": norms, "learning_rate": learning_rate, "applied": applied}
+        return {**sums, "gradient_norms": group_norms, "variable_norms": norms, "learning_rate": learning_rate,
+                "applied": applied}
 
 
 @contextlib.contextmanager
@@ -240,9 +256,17 @@ class EvalStep:
     def __init__(self, classifier, source, batch_size, xla=False):
         self._classifier, self._source = classifier, source
         self._indices, _ = pipeline.make_batches(np.arange(len(source.examples)), batch_size)
-        logits = tf.function(self._logits, jit_compile=True) if xla else self._logits
         self._xla = xla
-        self._call = tf.function(lambda indices, draws, streamed: logits(source.read(indices, 0, draws, streamed)))
+        self._compute = tf.function(self._logits, jit_compile=True) if xla else self._logits
+        self._call = tf.function(self._run)
+
+    def _run(self, indices, draws, streamed):
+        batch = self._source.lookup(indices, 0) if streamed is None else streamed
+
+        def compute():
+            own, own_batch = distribution.share([indices, batch])
+            return self._compute(self._source.read(own, 0, draws, own_batch))
+        return distribution.gathered(compute)
 
     def _logits(self, tensors):
         return self._classifier.logits(self._source.cut, self._source.compute(tensors))
