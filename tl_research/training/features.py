@@ -71,7 +71,7 @@ class LiveSource:
         """Returns what `stream` would yield for one row, where it is in memory."""
         return tf.gather(self.examples.pixels, indices)
 
-    def fetch(self, indices, view, draws, streamed=None):
+    def fetch(self, indices, view, draws, streamed=None, mixing=None):
         """Returns the list of tensors at the cut, [B, ...] each.
 
         Args:
@@ -79,11 +79,19 @@ class LiveSource:
             view: Not used: the draws are those of the view.
             draws: float32 [N, columns], or [0, columns] for images as they are.
             streamed: uint8 [B, H, W, 3], the pixels; where they are in memory, they are looked up by default.
+            mixing: Of `pipeline.mixup_draws`: (int32 [B], what each is blended with; float32 [B], its own share), or None.
         """
-        images = self.lookup(indices, view) if streamed is None else streamed
+        images = self._augmented(self.lookup(indices, view) if streamed is None else streamed, indices, draws)
+        if mixing is not None:
+            partners, shares = mixing
+            shares = shares[:, None, None, None]
+            images = shares * images + (1.0 - shares) * self._augmented(self.lookup(partners, view), partners, draws)
+        return self._frozen_part(images)
+
+    def _augmented(self, images, indices, draws):
         if draws.shape[0] == 0:
-            return self._frozen_part(tf.cast(images, tf.float32))
-        return self._frozen_part(self._augmentation.apply_draws(images, tf.gather(draws, indices)))
+            return tf.cast(images, tf.float32)
+        return self._augmentation.apply_draws(images, tf.gather(draws, indices))
 
 
 class CachedSource:
@@ -127,8 +135,8 @@ class CachedSource:
         """Returns these rows of the kept tensors, in the types they are computed with."""
         return self._cast(self._kept(rows))
 
-    def fetch(self, indices, view, draws, streamed=None):
-        """As `LiveSource.fetch`; draws are not used."""
+    def fetch(self, indices, view, draws, streamed=None, mixing=None):
+        """As `LiveSource.fetch`; draws are not used, and nothing is mixed."""
         tensors = self._cast(self.lookup(indices, view) if streamed is None else streamed)
         return self._then(tensors) if self._then else tensors
 

@@ -28,13 +28,15 @@ class TrainStep:
         phase: `tl_research.config.Phase`.
         num_steps: Steps of the whole phase, for the schedule.
         label_smoothing: Probability spread evenly over the classes.
+        class_weights: float [K], what the loss of an example of each class is multiplied by, or None.
         xla: Whether the step (without augmentation, which XLA cannot compile) is compiled with XLA.
     """
 
-    def __init__(self, classifier, optimizer, source, phase, num_steps, *, label_smoothing=0.0, xla=False):
+    def __init__(self, classifier, optimizer, source, phase, num_steps, *, label_smoothing=0.0, class_weights=None, xla=False):
         self._classifier, self._optimizer, self._source = classifier, optimizer, source
         self._phase, self._num_steps = phase, num_steps
         self._label_smoothing = label_smoothing
+        self._class_weights = None if class_weights is None else tf.constant(class_weights, tf.float32)
         self._scaled = classifier.backbone.compute_dtype == "float16"
         self._labels = tf.constant(source.examples.labels)
         self._variables = [variable.value for variable in optimizer.variables]
@@ -45,7 +47,8 @@ class TrainStep:
         self._call = tf.function(self._run)
         self.traces, self.graph = 0, None  # the graph of one step, once it was traced
 
-    def __call__(self, indices, weights, draws, view, first, count, global_step, phase_step, streamed=None, scaling=None):
+    def __call__(self, indices, weights, draws, view, first, count, global_step, phase_step, streamed=None, scaling=None,
+                 mixing=None):
         """Takes up to `count` steps.
 
         Args:
@@ -59,6 +62,8 @@ class TrainStep:
             phase_step: int64 scalar, steps taken in this phase; decides the learning rate.
             streamed: What the source's `stream` yields for the rows from `first` on, [count or more, ...], if it is streamed.
             scaling: The state of the loss scale, numbers, as `loss_scale.initial` returns it and by default; of float16 only.
+            mixing: What `pipeline.mixup_draws` returns for the epoch, tensors, or None; of live sources only. The label with the larger
+                share then counts as the right one.
 
         Returns:
             dict of float32 tensors over the steps taken: steps, loss_sum and correct (weighted by example), examples,
@@ -71,9 +76,9 @@ class TrainStep:
         if self._scaled:
             scaling = {name: tf.constant(value, tf.float32) for name, value in (scaling or loss_scale.initial()).items()}
         return self._call(indices, weights, draws, view, first, count, global_step, phase_step, streamed,
-                          scaling if self._scaled else None)
+                          scaling if self._scaled else None, mixing)
 
-    def _run(self, indices, weights, draws, view, first, count, global_step, phase_step, streamed, scaling):
+    def _run(self, indices, weights, draws, view, first, count, global_step, phase_step, streamed, scaling, mixing):
         self.traces += 1  # runs while tracing only
         num_groups, num_variables = len(self._optimizer.groups), len(self._variables)
         before = [tf.identity(variable) for variable in self._variables]
@@ -89,7 +94,7 @@ class TrainStep:
             batch = (self._source.lookup(indices[row], view) if streamed is None else
                      tf.nest.map_structure(lambda rows: rows[done], streamed))
             self.graph = tf.compat.v1.get_default_graph()
-            metrics = self._take_step(indices[row], weights[row], draws, view, batch, global_step + step, phase_step + step,
+            metrics = self._take_step(indices[row], weights[row], draws, view, batch, mixing, global_step + step, phase_step + step,
                                       totals.get("loss_scale"))
             applied = finite = metrics["applied"]
             more = {}
@@ -120,14 +125,19 @@ class TrainStep:
         squares = iter([2.0 * tf.nn.l2_loss(tf.cast(tensor, tf.float32)) for tensor in tensors])
         return tf.sqrt(tf.stack([tf.add_n([next(squares) for _ in group.paths]) for group in self._optimizer.groups]))
 
-    def _take_step(self, indices, weights, draws, view, batch, global_step, phase_step, scale):
+    def _take_step(self, indices, weights, draws, view, batch, mixing, global_step, phase_step, scale):
         """One step on a batch [B]: loss, gradients, update. Returns a dict of float32 tensors."""
         num_examples = tf.reduce_sum(weights)
 
         def compute(*rest):
             own, own_weights, own_batch = distribution.share([indices, weights, batch])
-            tensors = self._source.fetch(own, view, draws, own_batch)
-            return self._compute(tensors, tf.gather(self._labels, own), own_weights, num_examples, scale, global_step, *rest)
+            own_mixing = mixing and tuple(tf.gather(of_all, own) for of_all in mixing)
+            tensors = self._source.fetch(own, view, draws, own_batch, own_mixing)
+            labels = [(tf.gather(self._labels, own), None)]
+            if own_mixing:
+                partners, shares = own_mixing
+                labels = [(labels[0][0], shares), (tf.gather(self._labels, partners), 1.0 - shares)]
+            return self._compute(tensors, labels, own_weights, num_examples, scale, global_step, *rest)
 
         if not self._distributed:
             return compute(phase_step)
@@ -137,18 +147,31 @@ class TrainStep:
         return self._apply(*self._gradients(tensors, labels, weights, num_examples, scale, global_step), scale, phase_step)
 
     def _gradients(self, tensors, labels, weights, num_examples, scale, global_step):
-        """Returns what examples add to that of their whole batch: (gradients, times the scale, if there is one; loss; other sums)."""
+        """Returns what examples add to that of their whole batch: (gradients, times the scale, if there is one; loss; other sums).
+
+        `labels` are [(int32 [B], float32 [B] shares)], of the one share None.
+        """
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self._variables)
             logits = self._classifier.logits(self._source.cut, tensors, training=True, step=global_step)
-            losses = cross_entropy(logits, labels, self._label_smoothing)
+            losses = self._losses(logits, *labels[0])
+            for part in labels[1:]:
+                losses += self._losses(logits, *part)
             loss = tf.reduce_sum(weights * losses) / num_examples
             scaled_loss = loss if scale is None else scale * loss
         gradients = tape.gradient(scaled_loss, self._variables)
-        correct = tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels), tf.float32)
+        answers = labels[0][0] if len(labels) == 1 else tf.where(labels[0][1] >= 0.5, labels[0][0], labels[1][0])
+        correct = tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), answers), tf.float32)
         sums = {"loss_sum": tf.reduce_sum(weights * losses), "correct": tf.reduce_sum(weights * correct),
                 "examples": tf.reduce_sum(weights)}
         return gradients, loss, sums
+
+    def _losses(self, logits, labels, shares):
+        """Returns float32 [B], the loss with these labels, weighted by class and by share."""
+        losses = cross_entropy(logits, labels, self._label_smoothing)
+        if self._class_weights is not None:
+            losses *= tf.gather(self._class_weights, labels)
+        return losses if shares is None else losses * shares
 
     def _apply(self, gradients, loss, sums, scale, phase_step):
         """Divides the gradients by the scale and applies them, if they and the loss are finite; returns sums, norms and rate."""
