@@ -14,6 +14,7 @@ from tl_research.errors import suggestion
 
 DATASETS = ("tf_flowers", "cats_vs_dogs", "drawn_flowers", "directory")
 # Factors mean what they mean in the Keras layer of the same name; flip is horizontal and takes none.
+PREPROCESSINGS = ("auto", "raw", "tf", "caffe", "torch", "lite")
 AUGMENTATIONS = ("flip", "rotation", "zoom", "translation", "brightness", "contrast")
 
 
@@ -84,6 +85,10 @@ class Config:
         f"random changes of the training images, any of {', '.join(AUGMENTATIONS)} with their factors, or none")
     augment_views: int = setting(
         4, "augmented versions of each image, used in turn, one an epoch; 0 draws a fresh one every epoch", low=0)
+    mixup: float = setting(
+        0.0, "MixUp: each training image is blended with another, shares drawn from Beta(this, this); live only; 0 does not", low=0)
+    class_share: tuple[str, ...] = setting(
+        (), "CLASS=SHARE: train with this share of the class's training images only; may be repeated", repeated=True)
     feature_cache: str = setting(
         "auto", "where what the frozen part computes is kept; auto: in memory if it fits and pays",
         choices=("auto", "memory", "disk", "off"))
@@ -94,6 +99,8 @@ class Config:
     backbone: str = setting("EfficientNetV2B0", "a name from tl_research/models/backbones.py")
     weights: str = setting("imagenet", "imagenet, none (random), or a Keras weights file without top")
     dropout: float = setting(0.2, "share of the pooled features dropped before the dense layer", low=0, high=0.95)
+    preprocessing: str = setting(
+        "auto", "auto: what the backbone was trained on; another one to show what that does", choices=PREPROCESSINGS)
     batchnorm: str = setting(
         "inference", "training: let BatchNorm use and move batch statistics, to show what that does",
         choices=("inference", "training"))
@@ -124,6 +131,12 @@ class Config:
     weight_decay: float = setting(0.0, "decoupled, scaled by the group's learning rate; for adamw and lion", low=0)
     clip_norm: float = setting(0.0, "largest global norm of all gradients together; 0 does not clip", low=0)
     label_smoothing: float = setting(0.0, "probability spread over all classes in the training loss", low=0, high=0.9)
+    class_weights: str = setting(
+        "none", "balanced: in the training loss an image weighs N / (K n) where its class has n of all N in K classes",
+        choices=("none", "balanced"))
+    ema_decay: float = setting(
+        0.0, "evaluate, select and keep an exponential moving average of the trained weights, times this each step; 0 does not",
+        low=0, high=0.99999)
     lr_schedule: tuple[str, ...] = setting(
         ("constant",), "of each phase, after warm-up; cosine falls to 0 at its end", choices=("constant", "cosine"))
     warmup_steps: tuple[int, ...] = setting((0,), "steps of linear warm-up at the start of each phase", low=0)
@@ -192,6 +205,10 @@ class Config:
         for name, value in self.augmentation.items():
             if not (math.isfinite(value) and 0 < value <= 1):
                 raise UserError(f"--augment has {name}={value}; expected a factor in (0, 1]; for example {name}=0.1")
+        if self.mixup and self.feature_cache in ("memory", "disk"):
+            raise UserError(f"--mixup={self.mixup} with --feature_cache={self.feature_cache}; expected images that are blended anew every "
+                            "epoch; use --feature_cache=auto or off")
+        self.class_shares  # checks them
         if self.profile_steps:
             first, colon, end = self.profile_steps.partition(":")
             if not (colon and first.isdecimal() and end.isdecimal() and int(first) < int(end)):
@@ -228,9 +245,22 @@ class Config:
         return factors
 
     @property
+    def class_shares(self):
+        """`--class_share` as a dict, class name -> share of its training images."""
+        shares = {}
+        for part in self.class_share:
+            name, _, value = part.rpartition("=")
+            if not name or name in shares:
+                raise UserError(f"--class_share={part}; expected CLASS=SHARE, each class once; for example roses=0.1")
+            shares[name] = _number(float, value, f"--class_share={name}")
+            if not 0 < shares[name] <= 1:
+                raise UserError(f"--class_share={part}; expected a share in (0, 1]; for example {name}=0.1")
+        return shares
+
+    @property
     def feature_cache_wanted(self):
         """Whether training may reuse features of a fixed set of views."""
-        return self.feature_cache != "off" and (self.augment_views > 0 or not self.augmentation)
+        return self.feature_cache != "off" and (self.augment_views > 0 or not self.augmentation) and not self.mixup
 
     @property
     def compared_settings(self):

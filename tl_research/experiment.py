@@ -171,7 +171,8 @@ def _load(config, directory):
     classifier = attempt(
         lambda chosen: Classifier(
             chosen.backbone, chosen.weights, config.image_size, len(data.classes), augmentation=config.augmentation,
-            dropout=config.dropout, seed=config.seed, fold=config.fold_batchnorm == "on", batchnorm=config.batchnorm),
+            dropout=config.dropout, seed=config.seed, fold=config.fold_batchnorm == "on", batchnorm=config.batchnorm,
+            preprocessing=config.preprocessing),
         dataclasses.replace(config, backbone=_OFFLINE_BACKBONE), f"{config.weights} weights of {config.backbone}")
     return data, classifier, recorded if recorded is not None else substitutions
 

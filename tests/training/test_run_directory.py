@@ -106,7 +106,8 @@ _MAY_NOT_CHANGE = {
     "unfreeze": ("0%", "20%"), "learning_rate": (1e-3, 1e-4), "patience": (0, 4), "backbone_lr_multiplier": 0.5, "layer_decay": 0.5,
     "lr_multiplier": ("a=2",), "optimizer": "sgd", "momentum": 0.5, "nesterov": True, "weight_decay": 0.1, "clip_norm": 1.0,
     "label_smoothing": 0.1, "lr_schedule": ("cosine",), "warmup_steps": (1,), "batch_size": 64, "seed": 1, "precision": "float32",
-    "xla": "on", "deterministic": True}
+    "xla": "on", "deterministic": True, "preprocessing": "caffe", "mixup": 0.2, "class_share": ("a=0.5",), "class_weights": "balanced",
+    "ema_decay": 0.9}
 _TOGETHER = {"nesterov": {"optimizer": "sgd"}, "weight_decay": {"optimizer": "adamw"}, "validation_dir": {"data_dir": "/d"},
              "test_dir": {"data_dir": "/d", "validation_dir": "/v"}}
 

@@ -11,6 +11,8 @@ from tl_research.data import image_check
 from tl_research.data import split
 from tl_research.data.pipeline import Examples
 from tl_research.errors import DataError
+from tl_research.errors import suggestion
+from tl_research.errors import UserError
 from tl_research.reporting.progress import progress_bar
 
 
@@ -74,7 +76,30 @@ def load(config, directory):
     examples = {}
     for side in split.SIDES:
         rows = np.flatnonzero(np.array(sides.sides) == side)
+        if side == "train":
+            rows = rows[_kept(labels[rows], [checked.sha256s[row] for row in rows], catalog.classes, config.class_shares)]
+            notes += [f"{np.count_nonzero(labels[rows] == catalog.classes.index(name))} training images of {name} kept by --class_share"
+                      for name in config.class_shares]
         pixels = None if checked.pixels is None else tf.constant(checked.pixels[rows])
         examples[side] = Examples(tuple(names[row] for row in rows), tuple(files[row].path for row in rows),
                                   labels[rows], config.image_size, pixels)
     return Dataset(catalog.classes, examples["train"], examples["validation"], examples["test"], tuple(notes))
+
+
+def _kept(labels, sha256s, classes, shares):
+    """Returns the places of the images that `--class_share` keeps: those whose content's hash, of 1, is below their class's share.
+
+    Raises:
+        UserError: If a class is not there, or none of its images is kept.
+    """
+    for name in shares:
+        if name not in classes:
+            raise UserError(f"--class_share={name}={shares[name]} names no class; expected one of {', '.join(classes[:10])}"
+                            f"{suggestion(name, classes)}")
+    fractions = np.array([int(sha256[:16], 16) / 2**64 for sha256 in sha256s])
+    kept = fractions < np.array([shares.get(name, 2.0) for name in classes])[labels]
+    for name in shares:
+        if not kept[labels == classes.index(name)].any():
+            raise UserError(f"--class_share={name}={shares[name]} leaves none of its {np.count_nonzero(labels == classes.index(name))} "
+                            "training images; expected some; raise the share")
+    return np.flatnonzero(kept)

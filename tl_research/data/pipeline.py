@@ -11,7 +11,7 @@ from tl_research.errors import DataError
 
 _PREFETCHED = 8  # batches decoded ahead: two calls of the loop
 # Streams of random numbers that must not be the same numbers.
-_ORDER, _AUGMENTATION = 1, 2
+_ORDER, _AUGMENTATION, _MIXUP = 1, 2, 3
 
 
 def _generator(seed, stream, index):
@@ -26,6 +26,20 @@ def epoch_order(seed, epoch, num_examples):
 def augmentation_draws(seed, view, num_examples, num_columns):
     """Returns float32 [num_examples, num_columns] in [0, 1); row i belongs to example i in this view."""
     return _generator(seed, _AUGMENTATION, view).random((num_examples, num_columns), np.float32)
+
+
+def mixup_draws(seed, epoch, num_examples, alpha):
+    """Returns what MixUp blends each example with in an epoch (Zhang et al. 2018, arXiv:1710.09412, section 2).
+
+    Partners are other than in the paper those of a permutation of all examples, not of the batch, so that batch size and order do
+    not matter.
+
+    Returns:
+        partners: int32 [num_examples], places of other examples.
+        shares: float32 [num_examples], what each example itself keeps, from Beta(alpha, alpha).
+    """
+    generator = _generator(seed, _MIXUP, epoch)
+    return generator.permutation(num_examples).astype(np.int32), generator.beta(alpha, alpha, num_examples).astype(np.float32)
 
 
 def make_batches(order, batch_size):

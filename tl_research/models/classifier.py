@@ -79,18 +79,19 @@ class Classifier:
         seed: Decides the initial weights and the dropout masks.
         fold: Whether BatchNorm is folded into convolutions while training.
         batchnorm: `inference`, or `training` to let open BatchNorm layers use and move batch statistics.
+        preprocessing: `auto`, or another mode of `Preprocessing` than the backbone's own.
 
     Raises:
         UserError: If the backbone or its weights cannot be had (see `build_backbone`).
     """
 
     def __init__(self, backbone, weights, image_size, num_classes, *, augmentation=None, dropout=0.0, seed=0, fold=True,
-                 batchnorm="inference"):
+                 batchnorm="inference", preprocessing="auto"):
         self.spec = backbones.get_spec(backbone)
         self.image_size, self.num_classes, self.dropout, self.seed = image_size, num_classes, dropout, seed
         self._fold, self._batchnorm = fold, batchnorm
         self.backbone = backbones.build_backbone(backbone, image_size, weights, seed=seed)
-        self.preprocessing = Preprocessing(self.spec.preprocessing, name="preprocessing")
+        self.preprocessing = Preprocessing(self.spec.preprocessing if preprocessing == "auto" else preprocessing, name="preprocessing")
         self.augmentation = Augmentation(augmentation or {}, seed=seed, name="augmentation")
         self.head = keras.layers.Dense(
             num_classes, dtype="float32", name="head", kernel_initializer=keras.initializers.GlorotUniform(seed=seed))
@@ -113,7 +114,8 @@ class Classifier:
         try:
             keras.config.set_dtype_policy("float32")
             copy = Classifier(self.spec.name, "none", self.image_size, self.num_classes, dropout=self.dropout, seed=self.seed,
-                              augmentation=self.augmentation.factors, fold=self._fold, batchnorm=self._batchnorm)
+                              augmentation=self.augmentation.factors, fold=self._fold, batchnorm=self._batchnorm,
+                              preprocessing=self.preprocessing.mode)
         finally:
             keras.config.set_dtype_policy(policy)
         for variable, value in zip(copy.variables.values(), self.variables.values(), strict=True):  # Keras may number names on

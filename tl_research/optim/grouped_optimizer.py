@@ -61,13 +61,15 @@ class GroupedOptimizer:
         momentum: In [0, 1]; sgd only.
         nesterov: Whether sgd looks ahead.
         clip_norm: Largest global norm of the gradients of all groups together; 0 means no clipping.
+        ema_decay: d of the averages, average = d * average + (1 - d) * variable after each step (Polyak & Juditsky 1992; Keras'
+            `use_ema`, where the first step of a group sets them), which are slots like any other; 0 means none.
 
     Raises:
         errors.UserError: If `name` is unknown, or `weight_decay` is given with an optimizer that does not decouple it.
         ValueError: If two groups share a variable's path or a name.
     """
 
-    def __init__(self, groups, name, *, weight_decay=0.0, momentum=0.9, nesterov=False, clip_norm=0.0):
+    def __init__(self, groups, name, *, weight_decay=0.0, momentum=0.9, nesterov=False, clip_norm=0.0, ema_decay=0.0):
         if name not in _MAKE:
             raise errors.UserError(f"--optimizer={name}: no such optimizer; expected one of {', '.join(_MAKE)}; "
                                    "choose one of these.")
@@ -88,6 +90,7 @@ class GroupedOptimizer:
         for group in self.groups:
             optimizer = _MAKE[name](weight_decay, momentum, nesterov)
             optimizer._all_reduce_sum_gradients = lambda pairs: pairs  # `apply` is given sums over all replicas
+            optimizer.use_ema, optimizer.ema_momentum = ema_decay > 0, ema_decay
             optimizer.build(list(group.variables))
             self._optimizers.append(optimizer)
             self._slots.update(_slots_by_path(group, optimizer))
@@ -96,6 +99,17 @@ class GroupedOptimizer:
     def variables(self):
         """All trainable keras.Variables, group after group: the order of `gradients` below."""
         return [variable for group in self.groups for variable in group.variables]
+
+    def averages(self):
+        """Returns {path: NumPy array} of the averages of all variables, or {} without `ema_decay`."""
+        return {path: np.array(slots["average"].numpy()) for path, slots in self._slots.items() if "average" in slots}
+
+    def restart_averages(self):
+        """Makes the averages those of the variables' values of this moment."""
+        for group in self.groups:
+            for path, variable in zip(group.paths, group.variables):
+                if "average" in self._slots[path]:
+                    self._slots[path]["average"].assign(variable)
 
     def learning_rates(self, learning_rate):
         """Returns dict, group name -> its rate, for a base rate (a number or a scalar tensor)."""
@@ -214,13 +228,14 @@ def _slots_by_path(group, optimizer):
     Keras has no public map from a variable to its slots. It creates them variable by variable and names each
     `<variable path with _>_<slot>`; the order tells equal names apart, and the name proves the order.
     """
-    slots = [slot for slot in optimizer.variables
-             if slot is not optimizer.iterations and slot is not optimizer.learning_rate]
+    averages = optimizer._model_variables_moving_average if optimizer.use_ema else []  # stand before the other slots
+    apart = {id(variable) for variable in (optimizer.iterations, optimizer.learning_rate, *averages)}
+    slots = [slot for slot in optimizer.variables if id(slot) not in apart]
     per_variable = len(slots) // len(group.paths)
     result = {}
     for i, (path, variable) in enumerate(zip(group.paths, group.variables)):
         prefix = variable.path.replace("/", "_") + "_"
-        own = slots[i * per_variable:(i + 1) * per_variable]
+        own = slots[i * per_variable:(i + 1) * per_variable] + averages[i:i + 1]
         if not all(slot.name.startswith(prefix) for slot in own):
             raise RuntimeError(f"Keras names the slots of {path!r} {[slot.name for slot in own]}. Expected {prefix}*.")
         result[path] = {slot.name.removeprefix(prefix): slot for slot in own}

@@ -71,11 +71,11 @@ class LiveSource:
         """Returns what `stream` would yield for one row, where it is in memory."""
         return tf.gather(self.examples.pixels, indices)
 
-    def fetch(self, indices, view, draws, streamed=None):
+    def fetch(self, indices, view, draws, streamed=None, mixing=None):
         """Returns the list of tensors at the cut, [B, ...] each: `compute` of what `read` returns for these arguments."""
-        return self.compute(self.read(indices, view, draws, streamed))
+        return self.compute(self.read(indices, view, draws, streamed, mixing))
 
-    def read(self, indices, view, draws, streamed=None):
+    def read(self, indices, view, draws, streamed=None, mixing=None):
         """Returns augmented images, float32 [B, H, W, 3]: what XLA need not compile.
 
         Args:
@@ -83,15 +83,23 @@ class LiveSource:
             view: Not used: the draws are those of the view.
             draws: float32 [N, columns], or [0, columns] for images as they are.
             streamed: uint8 [B, H, W, 3], the pixels; where they are in memory, they are looked up by default.
+            mixing: Of `pipeline.mixup_draws`: (int32 [B], what each is blended with; float32 [B], its own share), or None.
         """
-        images = self.lookup(indices, view) if streamed is None else streamed
-        if draws.shape[0] == 0:
-            return tf.cast(images, tf.float32)
-        return self._augmentation.apply_draws(images, tf.gather(draws, indices))
+        images = self._augmented(self.lookup(indices, view) if streamed is None else streamed, indices, draws)
+        if mixing is not None:
+            partners, shares = mixing
+            shares = shares[:, None, None, None]
+            images = shares * images + (1.0 - shares) * self._augmented(self.lookup(partners, view), partners, draws)
+        return images
 
     def compute(self, images):
         """Returns the list of tensors at the cut for what `read` returned."""
         return self._frozen_part(images)
+
+    def _augmented(self, images, indices, draws):
+        if draws.shape[0] == 0:
+            return tf.cast(images, tf.float32)
+        return self._augmentation.apply_draws(images, tf.gather(draws, indices))
 
 
 class CachedSource:
@@ -135,11 +143,11 @@ class CachedSource:
         """Returns these rows of the kept tensors, in the types they are computed with."""
         return self._cast(self._kept(rows))
 
-    def fetch(self, indices, view, draws, streamed=None):
-        """As `LiveSource.fetch`; draws are not used."""
-        return self.compute(self.read(indices, view, draws, streamed))
+    def fetch(self, indices, view, draws, streamed=None, mixing=None):
+        """As `LiveSource.fetch`; draws are not used, and nothing is mixed."""
+        return self.compute(self.read(indices, view, draws, streamed, mixing))
 
-    def read(self, indices, view, draws, streamed=None):
+    def read(self, indices, view, draws, streamed=None, mixing=None):
         """As `LiveSource.read`, but returns the list of kept tensors."""
         return self._cast(self.lookup(indices, view) if streamed is None else streamed)
 

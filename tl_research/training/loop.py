@@ -37,6 +37,8 @@ from tl_research.training.steps import memory_errors
 
 _LIVE_STEPS_PER_CALL = 4  # a step takes a tenth of a second or more: the call costs nothing, signals are answered soon
 _CACHED_STEPS_PER_CALL = 16
+# Keras' 1e-7 as the first steps have it: beside sqrt(v), v = (1 - 0.999) g^2, in Adam, and under the root in RMSprop.
+_EPSILON = {"adam": 3.2e-6, "adamw": 3.2e-6, "rmsprop": 3.2e-4}
 
 
 class Trainer:
@@ -80,6 +82,9 @@ class Trainer:
         self._base_cut = self._earliest_cut()
         self._caches = {}
         self.cache_plan = self._plan_cache()
+        if config.mixup and train.pixels is None:
+            raise UserError(f"--mixup={config.mixup} with {len(train)} training images that do not fit into --cache_pixels="
+                            f"{config.cache_pixels}; expected them in memory; raise --cache_pixels or lower --image_size")
 
     # What every phase needs.
 
@@ -121,7 +126,8 @@ class Trainer:
         self._cache_validation = on_disk or validation_bytes <= config.cache_bytes
         validation = f"validation {f'cached ({what})' if self._cache_validation else 'live'}"
         if not config.feature_cache_wanted:
-            return f"cache: training live, a fresh view every epoch; {validation}"
+            why = "since MixUp blends them anew every epoch" if config.mixup else "a fresh view every epoch"
+            return f"cache: training live, {why}; {validation}"
         if config.feature_cache == "auto" and self._views.augmented and used >= epochs:
             return f"cache: training live, {used} views in {epochs} epochs would not pay; {validation}"
         needs = f"{used} views of {what} need {total_bytes / 2**30:.1f} GiB and --cache_bytes allows {config.cache_bytes / 2**30:.1f}"
@@ -175,7 +181,7 @@ class Trainer:
             trainable, blocks, list(self.classifier.variables), backbone_lr_multiplier=config.backbone_lr_multiplier,
             layer_decay=config.layer_decay, lr_multiplier=config.lr_multiplier, joined=joined)
         return GroupedOptimizer(groups, config.optimizer, weight_decay=config.weight_decay, momentum=config.momentum,
-                                nesterov=config.nesterov, clip_norm=config.clip_norm)
+                                nesterov=config.nesterov, clip_norm=config.clip_norm, ema_decay=config.ema_decay)
 
     def check_plan(self):
         """Raises UserError now, rather than hours later.
@@ -196,13 +202,14 @@ class Trainer:
         """Computes all that a step does."""
         source = features.LiveSource(self.classifier, self._train, self.classifier.cut(), self._views)
         with memory_errors(self._config, f"phase {phase.name}"):
-            self._prepared(lambda: TrainStep(self.classifier, optimizer, source, phase, 1, xla=self.xla),
+            self._prepared(lambda: self._make_step(phase, optimizer, source, 1),
                            *self._first_arguments(source, 1))
 
     def _first_arguments(self, source, steps_per_call):
         """Returns the arguments of `TrainStep.prepare` that are like those of the next epoch's calls."""
         fixed, indices, view = self._epoch_inputs(source)
-        return *fixed, stack([next(iter(source.stream(indices[:1], view)))], steps_per_call) if source.streamed else None
+        streamed = stack([next(iter(source.stream(indices[:1], view)))], steps_per_call) if source.streamed else None
+        return *fixed, streamed, self._mixing()
 
     def _prepared(self, make, *arguments):
         """Returns a step, of training or evaluation, that is compiled; without XLA where that cannot and need not be.
@@ -318,7 +325,7 @@ class Trainer:
         restored = bool(self.state.phase_hashes)
         if not restored:  # weights, those of the best epoch and of the phase before, and two slots, at most
             num_parameters = _num_parameters(self.classifier.variables[path] for path in self._saved_paths())
-            checkpoints.check_room(self._directory.path, 5 * 4 * num_parameters)
+            checkpoints.check_room(self._directory.path, (6 if self._config.ema_decay else 5) * 4 * num_parameters)
         if not summaries.has("train", "first_batch", 0):
             self._show_first_batch()
         for index, phase in enumerate(self._plan):
@@ -357,6 +364,7 @@ class Trainer:
             self._arrays["best"] = {}
             if previous:
                 self._optimizer.carry_over(previous)
+            self._optimizer.restart_averages()  # of the weights that the phase before selected
         else:
             self._optimizer.load_state(self._restored_optimizer)
         description, start = self.describe_phase(phase, self._optimizer, opened), state.global_step - state.phase_step
@@ -372,8 +380,7 @@ class Trainer:
         validation = self._source("validation", cut)
         compile_start = time.perf_counter()
         step = self._prepared(
-            lambda: TrainStep(self.classifier, self._optimizer, source, dataclasses.replace(phase, warmup_steps=warmup_steps),
-                              num_steps, label_smoothing=config.label_smoothing, xla=self.xla),
+            lambda: self._make_step(dataclasses.replace(phase, warmup_steps=warmup_steps), self._optimizer, source, num_steps),
             *self._first_arguments(source, self._steps_per_call(source, steps_per_epoch)))
         evaluate = self._prepared(lambda: EvalStep(self.classifier, validation, config.batch_size, self.xla))
         compile_seconds = time.perf_counter() - compile_start
@@ -393,6 +400,22 @@ class Trainer:
         self._finish_phase(phase, evaluate)
         # Not saved here: the next commit is the start of the next phase, and doing this again changes nothing.
         state.finished[-1]["seconds"] = seconds_before + time.perf_counter() - phase_start
+
+    def _make_step(self, phase, optimizer, source, num_steps):
+        """Returns the `TrainStep` of a phase."""
+        weights = None
+        if self._config.class_weights == "balanced":
+            counts = np.bincount(self._train.labels, minlength=len(self._classes))
+            weights = len(self._train) / (len(counts) * np.maximum(counts, 1))
+        return TrainStep(self.classifier, optimizer, source, phase, num_steps, label_smoothing=self._config.label_smoothing,
+                         class_weights=weights, xla=self.xla)
+
+    def _mixing(self):
+        """Returns what MixUp blends the images of the next epoch with, or None."""
+        if not self._config.mixup:
+            return None
+        draws = pipeline.mixup_draws(self._config.seed, self.state.epoch + 1, len(self._train), self._config.mixup)
+        return tuple(tf.constant(draw) for draw in draws)
 
     def _epoch_inputs(self, source):
         """Returns (the first arguments of a step's calls in the next epoch, the batches int32 [S, B], the view)."""
@@ -415,6 +438,7 @@ class Trainer:
         """Takes the steps of one epoch that are left."""
         config, state = self._config, self.state
         fixed, indices, view = self._epoch_inputs(source)
+        mixing = self._mixing()
         stream = iter(source.stream(indices[state.epoch_step:], view)) if source.streamed else None
         per_call = self._steps_per_call(source, steps_per_epoch)
         with progress_bar(f"{phase.name} epoch {state.epoch + 1}", unit="images", scale=config.batch_size) as progress:
@@ -428,7 +452,7 @@ class Trainer:
                 with self._profiler.mark(state.global_step):
                     totals = step(*fixed, tf.constant(state.epoch_step), tf.constant(count),
                                   tf.constant(state.global_step, tf.int64), tf.constant(state.phase_step, tf.int64), streamed,
-                                  state.scaling)
+                                  state.scaling, mixing)
                     totals = {name: tensor.numpy() for name, tensor in totals.items()}
                 elapsed = time.perf_counter() - start
                 self._account(phase, step, totals, elapsed, waited)
@@ -491,9 +515,13 @@ class Trainer:
     def _finish_epoch(self, phase, evaluate):
         """Evaluates, records the epoch, and keeps its weights if they are the best of the phase."""
         state, sums = self.state, self.state.epoch_totals
-        with self._timed("evaluate"):
+        with self._timed("evaluate"), self._averaged():
             logits = evaluate()
             loss, accuracy = results.loss_and_accuracy(logits, self._validation.labels)
+            # NaN is never best; a tie keeps the earlier epoch, so that it does not matter where a run was cut.
+            best = math.isfinite(loss) and (state.best is None or loss < state.best["val_loss"])
+            if best:
+                self._arrays["best"] = {path: self.classifier.variables[path].numpy() for path in self._saved_paths()}
         state.epoch += 1
         state.phase_epoch += 1
         examples = sums["examples"] or math.nan  # none, if every step was skipped for its loss
@@ -507,10 +535,8 @@ class Trainer:
         state.epoch_step, state.epoch_totals = 0, {}
         if state.phase_epoch == 1 and state.selected and math.isfinite(loss):
             self._warn_of_a_fall(phase, state.selected, row)
-        # NaN is never best; a tie keeps the earlier epoch, so that it does not matter where a run was cut.
-        if math.isfinite(loss) and (state.best is None or loss < state.best["val_loss"]):
+        if best:
             state.best, state.wait = {"epoch": state.epoch, "val_loss": loss, "val_accuracy": accuracy}, 0
-            self._arrays["best"] = {path: self.classifier.variables[path].numpy() for path in self._saved_paths()}
         else:
             state.wait += 1
         state.history.append({**row, **scaling})
@@ -521,11 +547,21 @@ class Trainer:
         self._summaries.scalar("train", "images_per_second", row["images_per_second"], state.global_step)
         self._summaries.scalar("train", "waiting_for_data", sums["waited"] / sums["seconds"], state.global_step)
         pages.epoch_ends(self._summaries, state.global_step, logits, self._validation.labels, self._classes)
-        best = " (best)" if state.wait == 0 else ""
         print(f"{phase.name} epoch {state.epoch}: loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.4f}, "
-              f"val_loss {loss:.4f}, val_accuracy {accuracy:.4f}{best}, {row['images_per_second']:.0f} images/s, "
+              f"val_loss {loss:.4f}, val_accuracy {accuracy:.4f}{' (best)' if best else ''}, {row['images_per_second']:.0f} images/s, "
               f"{row['seconds']:.1f} s"
               + (", loss scale {loss_scale:g}, {skipped_steps} steps skipped".format(**scaling) if scaling else ""), flush=True)
+
+    @contextlib.contextmanager
+    def _averaged(self):
+        """Inside, the trained variables have their averages, if --ema_decay asks for them."""
+        averages = self._optimizer.averages()
+        trained = {path: self.classifier.variables[path].numpy() for path in averages}
+        self._assign(averages, averages)
+        try:
+            yield
+        finally:
+            self._assign(trained, trained)
 
     def _warn_of_a_fall(self, phase, before, row):
         """Says so if validation falls at a phase switch by more than two standard errors of its accuracy."""
@@ -581,9 +617,8 @@ class Trainer:
             rate = self.state.largest_rate * group.lr_multiplier
             for path, variable in zip(group.paths, group.variables):
                 gradient = next(peaks) / math.sqrt(max(1, _num_parameters([variable])))  # root mean square
-                # adam, rmsprop and lion divide the size out, to about 1; their epsilon of 1e-7 counts most in the first step:
-                # adam compares it with sqrt(1 - 0.999) of the gradient, rmsprop its square root with sqrt(1 - 0.9).
-                adaptive = gradient / (gradient + (1e-3 if self._config.optimizer == "rmsprop" else 3.2e-6))
+                # The others divide the size out, to about 1, of gradients that are not small beside this.
+                adaptive = gradient / max(gradient + _EPSILON.get(self._config.optimizer, 0.0), 1e-30)
                 updates[path] = rate * (gradient if self._config.optimizer == "sgd" else adaptive)
         return updates
 

@@ -12,7 +12,6 @@ from tl_research.reporting import figures
 from tl_research.reporting import results
 from tl_research.training.loop import stack
 from tl_research.training.loop import Trainer
-from tl_research.training.steps import TrainStep
 
 _RATES = np.geomspace(1e-6, 1.0, 100)
 _SMOOTHING = 0.9
@@ -62,17 +61,17 @@ class LearningRateFinder(Trainer):
     def _losses(self, phase, source):
         """Takes a step at each rate; yields dicts of learning_rate, loss and smoothed_loss, until the loss explodes."""
         rate = tf.Variable(0.0)
-        step = TrainStep(self.classifier, self._optimizer, source,
-                         dataclasses.replace(phase, learning_rate=rate, warmup_steps=0, lr_schedule="constant"), len(_RATES),
-                         label_smoothing=self._config.label_smoothing, xla=self.xla)
+        step = self._make_step(dataclasses.replace(phase, learning_rate=rate, warmup_steps=0, lr_schedule="constant"), self._optimizer,
+                               source, len(_RATES))
         average, smallest, scaling = 0.0, math.inf, self.state.scaling
         fixed, indices, view = self._epoch_inputs(source)
+        mixing = self._mixing()
         for number, value in enumerate(_RATES):
             rate.assign(value)
             row = number % len(indices)
             streamed = stack(list(source.stream(indices[row:row + 1], view)), 1) if source.streamed else None
             totals = step(*fixed, tf.constant(row), tf.constant(1), tf.constant(number, tf.int64), tf.constant(number, tf.int64),
-                          streamed, scaling)
+                          streamed, scaling, mixing)
             scaling = {name: totals.get(name, value) for name, value in scaling.items()}
             if not totals["finite"] or not totals["examples"]:  # in float16 a step whose loss is not finite is skipped
                 return

@@ -30,13 +30,15 @@ class TrainStep:
         phase: `tl_research.config.Phase`.
         num_steps: Steps of the whole phase, for the schedule.
         label_smoothing: Probability spread evenly over the classes.
+        class_weights: float [K], what the loss of an example of each class is multiplied by, or None.
         xla: Whether the step, all but augmentation and the draws of dropout, is compiled with XLA.
     """
 
-    def __init__(self, classifier, optimizer, source, phase, num_steps, *, label_smoothing=0.0, xla=False):
+    def __init__(self, classifier, optimizer, source, phase, num_steps, *, label_smoothing=0.0, class_weights=None, xla=False):
         self._classifier, self._optimizer, self._source = classifier, optimizer, source
         self._phase, self._num_steps = phase, num_steps
         self._label_smoothing = label_smoothing
+        self._class_weights = None if class_weights is None else tf.constant(class_weights, tf.float32)
         self._xla, self._scaled = xla, classifier.backbone.compute_dtype == "float16"
         self._labels = tf.constant(source.examples.labels)
         self._variables = [variable.value for variable in optimizer.variables]
@@ -47,7 +49,8 @@ class TrainStep:
         self._call = tf.function(self._run)
         self.traces, self.graph = 0, None  # the graph of one step, once it was traced
 
-    def __call__(self, indices, weights, draws, view, first, count, global_step, phase_step, streamed=None, scaling=None):
+    def __call__(self, indices, weights, draws, view, first, count, global_step, phase_step, streamed=None, scaling=None,
+                 mixing=None):
         """Takes up to `count` steps.
 
         Args:
@@ -61,6 +64,8 @@ class TrainStep:
             phase_step: int64 scalar, steps taken in this phase; decides the learning rate.
             streamed: What the source's `stream` yields for the rows from `first` on, [count or more, ...], if it is streamed.
             scaling: The state of the loss scale, numbers, as `loss_scale.initial` returns it and by default; of float16 only.
+            mixing: What `pipeline.mixup_draws` returns for the epoch, tensors, or None; of live sources only. The label with the larger
+                share then counts as the right one.
 
         Returns:
             dict of float32 tensors over the steps taken: steps, loss_sum and correct (weighted by example), examples,
@@ -73,13 +78,13 @@ class TrainStep:
         if self._scaled:
             scaling = {name: tf.constant(value, tf.float32) for name, value in (scaling or loss_scale.initial()).items()}
         return self._call(indices, weights, draws, view, first, count, global_step, phase_step, streamed,
-                          scaling if self._scaled else None)
+                          scaling if self._scaled else None, mixing)
 
-    def prepare(self, indices, weights, draws, view, streamed=None):
+    def prepare(self, indices, weights, draws, view, streamed=None, mixing=None):
         """Traces and compiles, and takes a step of weight 0, whose loss is not a number, so that it changes nothing.
 
         Args:
-            indices, weights, draws, view, streamed: As of a call.
+            indices, weights, draws, view, streamed, mixing: As of a call.
 
         Raises:
             CompileError: If XLA cannot compile it.
@@ -88,11 +93,11 @@ class TrainStep:
         statistics = [variable.numpy() for variable in variables]
         zero = tf.constant(0, tf.int64)
         with _compile_errors(self._classifier, self._xla):
-            self(indices, 0.0 * weights, draws, view, tf.constant(0), tf.constant(1), zero, zero, streamed)
+            self(indices, 0.0 * weights, draws, view, tf.constant(0), tf.constant(1), zero, zero, streamed, mixing=mixing)
         for variable, value in zip(variables, statistics):  # --batchnorm=training moves them whatever the loss
             variable.assign(value)
 
-    def _run(self, indices, weights, draws, view, first, count, global_step, phase_step, streamed, scaling):
+    def _run(self, indices, weights, draws, view, first, count, global_step, phase_step, streamed, scaling, mixing):
         self.traces += 1  # runs while tracing only
         num_groups, num_variables = len(self._optimizer.groups), len(self._variables)
         before = [tf.identity(variable) for variable in self._variables]
@@ -109,7 +114,8 @@ class TrainStep:
                      tf.nest.map_structure(lambda rows: rows[done], streamed))
             self.graph = tf.compat.v1.get_default_graph()
             kept = self._classifier.dropout_mask(global_step + step, indices.shape[1])
-            metrics = self._take_step(indices[row], weights[row], draws, view, batch, kept, phase_step + step, totals.get("loss_scale"))
+            metrics = self._take_step(indices[row], weights[row], draws, view, batch, mixing, kept, phase_step + step,
+                                      totals.get("loss_scale"))
             applied = finite = metrics["applied"]
             more = {}
             if self._scaled:
@@ -139,14 +145,19 @@ class TrainStep:
         squares = iter([2.0 * tf.nn.l2_loss(tf.cast(tensor, tf.float32)) for tensor in tensors])
         return tf.sqrt(tf.stack([tf.add_n([next(squares) for _ in group.paths]) for group in self._optimizer.groups]))
 
-    def _take_step(self, indices, weights, draws, view, batch, kept, phase_step, scale):
+    def _take_step(self, indices, weights, draws, view, batch, mixing, kept, phase_step, scale):
         """One step on a batch [B]: loss, gradients, update. Returns a dict of float32 tensors."""
         num_examples = tf.reduce_sum(weights)
 
         def compute(*rest):
             own, own_weights, own_batch, own_kept = distribution.share([indices, weights, batch, kept])
-            tensors = self._source.read(own, view, draws, own_batch)
-            return self._compute(tensors, tf.gather(self._labels, own), own_weights, own_kept, num_examples, scale, *rest)
+            own_mixing = mixing and tuple(tf.gather(of_all, own) for of_all in mixing)
+            tensors = self._source.read(own, view, draws, own_batch, own_mixing)
+            labels = [(tf.gather(self._labels, own), None)]
+            if own_mixing:
+                partners, shares = own_mixing
+                labels = [(labels[0][0], shares), (tf.gather(self._labels, partners), 1.0 - shares)]
+            return self._compute(tensors, labels, own_weights, own_kept, num_examples, scale, *rest)
 
         if not self._distributed:
             return compute(phase_step)
@@ -156,19 +167,32 @@ class TrainStep:
         return self._apply(*self._gradients(tensors, labels, weights, kept, num_examples, scale), scale, phase_step)
 
     def _gradients(self, tensors, labels, weights, kept, num_examples, scale):
-        """Returns what examples add to their batch: (gradients, times the scale if there is one; loss; sums of other numbers)."""
+        """Returns what examples add to their batch: (gradients, times the scale if there is one; loss; sums of other numbers).
+
+        `labels` are [(int32 [B], float32 [B] shares)]; the share of the one label that there is without MixUp is None.
+        """
         tensors = self._source.compute(tensors)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self._variables)
             logits = self._classifier.logits(self._source.cut, tensors, training=True, kept=kept)
-            losses = cross_entropy(logits, labels, self._label_smoothing)
+            losses = self._losses(logits, *labels[0])
+            for part in labels[1:]:
+                losses += self._losses(logits, *part)
             loss = tf.reduce_sum(weights * losses) / num_examples
             scaled_loss = loss if scale is None else scale * loss
         gradients = tape.gradient(scaled_loss, self._variables)
-        correct = tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels), tf.float32)
+        answers = labels[0][0] if len(labels) == 1 else tf.where(labels[0][1] >= 0.5, labels[0][0], labels[1][0])
+        correct = tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), answers), tf.float32)
         sums = {"loss_sum": tf.reduce_sum(weights * losses), "correct": tf.reduce_sum(weights * correct),
                 "examples": tf.reduce_sum(weights)}
         return gradients, loss, sums
+
+    def _losses(self, logits, labels, shares):
+        """Returns float32 [B], the loss with these labels, weighted by class and by share."""
+        losses = cross_entropy(logits, labels, self._label_smoothing)
+        if self._class_weights is not None:
+            losses *= tf.gather(self._class_weights, labels)
+        return losses if shares is None else losses * shares
 
     def _apply(self, gradients, loss, sums, scale, phase_step):
         """Divides the gradients by the scale and applies them, if they and the loss are finite; returns sums, norms and rate."""
