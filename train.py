@@ -18,6 +18,11 @@ cli.define_flags(Config)
 
 def main():
     config = cli.config_from_flags(Config)
+    if config.seeds:
+        from tl_research import seeds
+
+        seeds.run(config, __file__)
+        return
     from tl_research import experiment  # imports TensorFlow, which --help need not wait for
 
     experiment.run(config, started=STARTED)

@@ -1,14 +1,17 @@
-"""What settings reach: every row of flags trained with several seeds, a split each, and their accuracies in one table.
+"""What settings reach: every row of flags trained with some seeds, a split each, and their accuracies in one table.
 
     python benchmarks/experiments.py --runs=DIR --base="--flagfile=flowers.flags --data_dir=PHOTOS" \
-        --row=--augment_views=1 --row=--augment_views=0
+        --row=--flagfile=recipes/plain.flags --row=--augment_views=1 --seeds=0
 
-Each run is a `train.py` of its own in DIR/<row>/seed<S>. One that is finished is only read, one that was interrupted is
-resumed, so the same command goes on where it stopped. "Against the first" are differences of the row from the first row
-with the same seed, in points of accuracy and in percent of the loss.
+Each row is a `train.py --seeds` of its own in DIR/<row>. A seed that is finished is only read, one that was interrupted is resumed,
+so the same command goes on where it stopped. The table has all seeds of a row that are finished, those of earlier commands too.
+"Against the first" are differences of the row from the first row over the seeds that both have, in points of accuracy and in
+percent of the loss.
 """
 
+
 import dataclasses
+import glob
 import json
 import os
 import re
@@ -18,6 +21,7 @@ import subprocess
 import sys
 
 from tl_research import cli
+from tl_research import seeds
 from tl_research.config import setting
 from tl_research.errors import UserError
 from tl_research.files import write_atomically
@@ -44,32 +48,33 @@ class Settings:
 
 
 def measure(settings):
-    """Returns {row: [contents of `results.json`, one for each seed]}; trains what is not there yet.
+    """Returns {row: {seed: contents of `results.json`}}; trains what is not there yet.
 
     Raises:
         UserError: If a run fails; its own message stands above.
     """
     rows = {}
     for row in settings.row:
-        rows[row] = []
-        for seed in settings.seeds:
-            place = os.path.join(settings.runs, re.sub(r"[^\w.=,-]+", "_", row.strip("-")) or "base", f"seed{seed}")
-            if not os.path.exists(os.path.join(place, "results.json")):
-                command = [sys.executable, _TRAIN, *shlex.split(settings.base), *shlex.split(row), f"--seed={seed}",
-                           f"--split_seed={seed}", f"--workdir={place}"]
-                print(shlex.join(command), file=sys.stderr, flush=True)
-                code = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
-                if code:
-                    raise UserError(f"{shlex.join(command)} ended with exit code {code}; expected 0; correct --base or --row")
-            with open(os.path.join(place, "results.json")) as file:
-                rows[row].append(json.load(file))
+        place = os.path.join(settings.runs, re.sub(r"[^\w.=,-]+", "_", row.strip("-")) or "base")
+        missing = [str(seed) for seed in settings.seeds if seed not in _finished(place)]
+        if missing:
+            command = [sys.executable, _TRAIN, *shlex.split(settings.base), *shlex.split(row), f"--seeds={','.join(missing)}",
+                       f"--workdir={place}"]
+            print(shlex.join(command), file=sys.stderr, flush=True)
+            code = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+            if code:
+                raise UserError(f"{shlex.join(command)} ended with exit code {code}; expected 0; correct --base or --row")
+        rows[row] = _finished(place)
     return rows
 
 
-def _selected(result):
-    """Returns the validation metrics of the weights that a run ended with."""
-    (phase,) = (phase for phase in result["phases"] if phase["name"] == result["selected_phase"])
-    return phase
+def _finished(place):
+    """Returns {seed: contents of `results.json`} of a row's directory."""
+    found = {}
+    for path in glob.glob(os.path.join(glob.escape(place), "seed*", "results.json")):
+        with open(path) as file:
+            found[int(path.split(os.sep)[-2].removeprefix("seed"))] = json.load(file)
+    return dict(sorted(found.items()))
 
 
 def table(rows):
@@ -78,15 +83,21 @@ def table(rows):
         mean = f"{statistics.mean(values):.{digits}f}"
         return mean if len(values) == 1 else f"{mean} ({', '.join(f'{value:.{digits}f}' for value in values)})"
 
+    def mean(runs, metric, chosen):
+        return statistics.mean(seeds.selected(runs[seed])[metric] for seed in chosen)
+
     first = next(iter(rows.values()))
-    lines = ["| flags | validation accuracy | validation loss | against the first | test accuracy |", "|---|---|---|---|---|"]
-    for row, results in rows.items():
-        accuracy, loss = ([_selected(result)[key] for result in results] for key in ("val_accuracy", "val_loss"))
-        points = 100 * statistics.mean(a - _selected(b)["val_accuracy"] for a, b in zip(accuracy, first))
-        percent = 100 * (statistics.mean(loss) / statistics.mean(_selected(result)["val_loss"] for result in first) - 1)
-        against = "" if results is first else f"{points:+.1f} points, {percent:+.1f} %"
-        test = cell([result["test"]["accuracy"] for result in results])
-        lines.append(f"| `{row}` | {cell(accuracy)} | {cell(loss)} | {against} | {test} |")
+    lines = ["| flags | seeds | validation accuracy | validation loss | against the first | test accuracy | seconds |",
+             "|---|---|---|---|---|---|---|"]
+    for row, runs in rows.items():
+        values = {name: of["values"] for name, of in seeds.summarize(runs.values()).items()}
+        against, both = "", sorted(set(runs) & set(first))
+        if runs is not first and both:
+            points = 100 * (mean(runs, "val_accuracy", both) - mean(first, "val_accuracy", both))
+            percent = 100 * (mean(runs, "val_loss", both) / mean(first, "val_loss", both) - 1)
+            against = f"{points:+.1f} points, {percent:+.1f} %"
+        lines.append(f"| `{row}` | {', '.join(map(str, runs))} | {cell(values['val_accuracy'])} | {cell(values['val_loss'])} | {against} "
+                     f"| {cell(values['test_accuracy'])} | {statistics.mean(values['seconds']):.0f} |")
     return "\n".join(lines)
 
 

@@ -146,6 +146,12 @@ class Config:
     steps_per_call: int = setting(
         0, "training steps in one call of the compiled loop; 0 chooses by the cost of a step", low=0, may_change=True)
     seed: int = setting(0, "decides weights, order, augmentation and dropout", low=0, high=2**31 - 1)
+    seeds: tuple[int, ...] = setting(
+        (), "train once for each, in --workdir/seed<S>, instead of once with --seed; prints mean, range and interval", low=0,
+        high=2**31 - 1, may_change=True)
+    seeds_split: str = setting(
+        "separate", "separate: each of --seeds is its split's seed too; same: all have --split_seed", choices=("separate", "same"),
+        may_change=True)
     checkpoint_every_steps: int = setting(0, "besides the epoch ends; 0 only there", low=0, may_change=True)
     checkpoint_every_seconds: float = setting(
         300.0, "besides the epoch ends, after the call of the compiled loop in which they are over; 0 only there", low=0,
@@ -213,6 +219,8 @@ class Config:
             first, colon, end = self.profile_steps.partition(":")
             if not (colon and first.isdecimal() and end.isdecimal() and int(first) < int(end)):
                 raise UserError(f"--profile_steps={self.profile_steps}; expected A:B with A < B; for example 20:30")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise UserError(f"--seeds={_text(self.seeds)} repeats a seed; expected each once; remove one")
         self.phase_plan  # checks the lists against each other
 
     @property
@@ -292,7 +300,7 @@ class Config:
         lines = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name in ("workdir", "resume") or value is None:
+            if field.name in ("workdir", "resume", "seeds", "seeds_split") or value is None:
                 continue
             if field.metadata["repeated"]:
                 lines += [f"--{field.name}={item}" for item in value]
@@ -359,13 +367,13 @@ def _checked(field, value):
         return None
     if is_list(field):
         if isinstance(value, str):
-            value = value.split(",")
+            value = value.split(",") if value or field.default else ()
         elif not isinstance(value, (tuple, list)):
             value = (value,)
         checked = tuple(_checked_item(kind, rules, flag, item) for item in value)
         if not checked and field.name == "augment":
             return ("none",)  # an empty flag could not be read back
-        if not checked and not rules["repeated"]:
+        if not checked and field.default:
             raise UserError(f"{flag} is empty; expected at least one entry; leave it out for {_text(field.default)}")
         return checked
     return _checked_item(kind, rules, flag, value)

@@ -7,18 +7,18 @@ import pytest
 from tl_research.errors import UserError
 
 
-def _result(accuracy, loss, test):
+def _result(accuracy, loss, test, seconds=10.0):
     return {"phases": [{"name": "head", "val_accuracy": 0.1, "val_loss": 9.0},
                        {"name": "finetune", "val_accuracy": accuracy, "val_loss": loss}],
-            "selected_phase": "finetune", "test": {"accuracy": test}}
+            "selected_phase": "finetune", "test": {"accuracy": test, "loss": 1.0}, "seconds": {"total": seconds}}
 
 
 def test_table_has_means_of_the_selected_phase_against_the_first_row():
-    rows = {"--a=1": [_result(0.9, 0.4, 0.8), _result(0.8, 0.6, 0.7)], "--a=2": [_result(0.92, 0.3, 0.9), _result(0.84, 0.3, 0.9)]}
+    rows = {"--a=1": {0: _result(0.9, 0.4, 0.8), 1: _result(0.8, 0.6, 0.7, 30.0)}, "--a=2": {1: _result(0.84, 0.3, 0.9)}}
     lines = experiments.table(rows).splitlines()
     assert lines[2:] == [
-        "| `--a=1` | 0.850 (0.900, 0.800) | 0.500 (0.400, 0.600) |  | 0.750 (0.800, 0.700) |",
-        "| `--a=2` | 0.880 (0.920, 0.840) | 0.300 (0.300, 0.300) | +3.0 points, -40.0 % | 0.900 (0.900, 0.900) |"]
+        "| `--a=1` | 0, 1 | 0.850 (0.900, 0.800) | 0.500 (0.400, 0.600) |  | 0.750 (0.800, 0.700) | 20 |",
+        "| `--a=2` | 1 | 0.840 | 0.300 | +4.0 points, -50.0 % | 0.900 | 10 |"]
 
 
 def test_runs_what_is_missing_and_only_reads_what_is_finished(write_images, tmp_path):
@@ -29,7 +29,7 @@ def test_runs_what_is_missing_and_only_reads_what_is_finished(write_images, tmp_
     rows = experiments.measure(settings)
     place = tmp_path / "runs" / "augment=none" / "seed3"
     written = json.loads((place / "results.json").read_text())
-    assert rows == {"--augment=none": [written]} and written["test"]["reads"] == 1
+    assert rows == {"--augment=none": {3: written}} and written["test"]["reads"] == 1
     flags = (place / "flags.txt").read_text().splitlines()
     assert {"--augment=none", "--seed=3", "--split_seed=3"} <= set(flags)
     before = os.stat(place / "results.json").st_mtime_ns

@@ -98,7 +98,8 @@ def test_path_under_a_file_is_a_storage_error(tmp_path):
 _MAY_CHANGE = {
     "data_dir": "/elsewhere", "validation_dir": "/elsewhere", "test_dir": "/elsewhere", "download_dir": "/elsewhere",
     "download_base_url": "https://mirror", "cache_pixels": 1, "steps_per_call": 2, "checkpoint_every_steps": 3,
-    "checkpoint_every_seconds": 4.0, "min_test_accuracy": 0.5, "resume": "auto", "workdir": None, "profile_steps": "2:3"}
+    "checkpoint_every_seconds": 4.0, "min_test_accuracy": 0.5, "resume": "auto", "workdir": None, "profile_steps": "2:3",
+    "seeds": (1, 2), "seeds_split": "same"}
 _MAY_NOT_CHANGE = {
     "dataset": "tf_flowers", "if_offline": "embedded", "on_bad_image": "skip", "split": (0.6, 0.2, 0.2), "split_seed": 1, "image_size": 64,
     "augment": "none", "augment_views": 3, "feature_cache": "off", "cache_bytes": 1, "cache_dtype": "float16", "backbone": "VGG16",
@@ -139,6 +140,16 @@ def test_flags_that_may_not_change_are_named(tmp_path, settings, named):
     assert named in str(error.value) and error.value.exit_code == 7
     with _open(tmp_path) as directory:  # it is free again, and still that run
         assert directory.read_json("run.json") == {"substitutions": []}
+
+
+def test_a_setting_that_an_earlier_version_did_not_have_was_as_by_default(tmp_path):
+    _begin(tmp_path)
+    flags = (tmp_path / "flags.txt").read_text().splitlines()
+    (tmp_path / "flags.txt").write_text("\n".join(line for line in flags if not line.startswith("--clip_norm=")) + "\n")
+    with _open(tmp_path):
+        pass
+    with pytest.raises(CheckpointError, match="--clip_norm=0.0, flags now say --clip_norm=1.0"):
+        _open(tmp_path, clip_norm=1.0)
 
 
 @pytest.mark.parametrize("name", ["results.json", "run.json"])

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import statistics
 
 import numpy as np
 
@@ -41,6 +42,20 @@ def wilson_interval(correct, total, z=1.959963984540054):
     half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     # Rounding must not put the share itself outside, at 0 and 1.
     return max(0.0, min(share, center - half)), min(1.0, max(share, center + half))
+
+
+# Quantiles 0.975 of Student's t for 1, 2, ... degrees of freedom; that of the normal distribution beyond.
+_STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281, 2.2010, 2.1788, 2.1604, 2.1448, 2.1314,
+            2.1199, 2.1098, 2.1009, 2.0930, 2.0860, 2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423)
+
+
+def student_interval(values):
+    """Returns [low, high], the 95 % interval of the mean of independent values, or None of fewer than two (Student 1908)."""
+    if len(values) < 2:
+        return None
+    quantile = _STUDENT[len(values) - 2] if len(values) - 2 < len(_STUDENT) else 1.96
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    return [statistics.mean(values) - half, statistics.mean(values) + half]
 
 
 def csv_text(columns, rows):

@@ -40,7 +40,7 @@ class RunDirectory:
         self.path = config.workdir or "runs"
         try:
             if not config.workdir:
-                self.path = _make_new(config)
+                self.path = make_new(config)
             elif config.resume == "never":
                 self._set_old_run_aside()
             os.makedirs(self.path, exist_ok=True)
@@ -146,7 +146,7 @@ class RunDirectory:
 
     def _check_flags(self, config):
         with open(self.file("flags.txt"), errors="surrogateescape") as file:
-            old, new = _fixed(file.read()), _fixed(config.to_flags())
+            old, new = _with_defaults(_fixed(file.read())), _fixed(config.to_flags())
         before, after = ([line for line in lines if line not in others] for lines, others in ((old, new), (new, old)))
         if before or after:
             raise CheckpointError(f"the run in {self.path} was made with {' '.join(before) or 'fewer flags'}, flags now say "
@@ -161,7 +161,13 @@ def _fixed(text):
                   if (name := line[2:].split("=")[0]) not in fields or not fields[name].metadata["may_change"])
 
 
-def _make_new(config):
+def _with_defaults(lines):
+    """Returns the lines, and those of settings that the version that wrote them did not have yet, which are as by default."""
+    names = {line.split("=")[0] for line in lines}
+    return sorted([*lines, *(line for line in _fixed(Config().to_flags()) if line.split("=")[0] not in names)])
+
+
+def make_new(config):
     """Makes a directory in `runs/` that no other run has, also one that starts in the same second, and returns it."""
     now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d-%H%M%S")
     name = os.path.join("runs", f"{now}-{config.dataset}-{config.backbone}")

@@ -1,0 +1,74 @@
+"""Several seeds in one command, by the program as a user starts it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tl_research import seeds
+from tl_research.config import Config
+from tl_research.errors import UserError
+from tl_research.reporting import results
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def _train(*flags):
+    return subprocess.run([sys.executable, os.path.join(_ROOT, "train.py"), *flags], capture_output=True, text=True, timeout=300)
+
+
+def _contents(accuracy, test, selected="head"):
+    return {"phases": [{"name": "head", "val_accuracy": accuracy, "val_loss": 0.5}, {"name": "other", "val_accuracy": 0.0, "val_loss": 9.0}],
+            "selected_phase": selected, "test": {"accuracy": test, "loss": 0.25}, "seconds": {"total": 8.0}}
+
+
+def test_summary_has_mean_range_and_students_interval():
+    summary = seeds.summarize([_contents(0.9, 0.8), _contents(0.8, 0.8), _contents(0.7, 0.8)])
+    assert summary["val_accuracy"]["values"] == [0.9, 0.8, 0.7]
+    assert summary["val_accuracy"]["mean"] == pytest.approx(0.8) and (summary["val_accuracy"]["min"], summary["val_accuracy"]["max"]) == (0.7, 0.9)
+    # 0.8 +- 4.3027 * 0.1 / sqrt(3)
+    assert summary["val_accuracy"]["ci95"] == pytest.approx([0.8 - 0.248416, 0.8 + 0.248416], abs=1e-5)
+    assert summary["test_accuracy"]["ci95"] == [0.8, 0.8] and summary["seconds"]["mean"] == 8.0
+    assert "| val_accuracy | 0.8 | 0.7-0.9 | 0.5516-1.048 |" in seeds.table(summary)
+
+
+def test_one_value_has_no_interval_and_many_that_of_the_normal_distribution():
+    assert results.student_interval([0.5]) is None
+    low, high = results.student_interval([0.0, 1.0] * 50)
+    assert high - low == pytest.approx(2 * 1.96 * 0.502519 / 10, rel=1e-5)
+
+
+def test_seeds_are_checked():
+    assert Config().seeds == () and Config(seeds="0,2").seeds == (0, 2) and Config(seeds="").seeds == ()
+    for wrong in ("1,1", "-1", "a", "1,,2"):
+        with pytest.raises(UserError, match="--seeds"):
+            Config(seeds=wrong)
+    assert "seeds" not in Config(seeds="0,1").to_flags()
+
+
+def test_each_seed_is_the_run_that_it_is_alone(write_images, tmp_path):
+    flags = ["--dataset=directory", f"--data_dir={write_images(tmp_path / 'photographs', count=10, size=32)}", "--backbone=EfficientNetLite0",
+             "--image_size=32", "--phases=head", "--epochs=1", "--unfreeze=0%", "--learning_rate=1e-3", "--patience=0"]
+    together = [*flags, "--seeds=1,2", f"--workdir={tmp_path / 'both'}", "--split_seed=7"]
+    done = _train(*together)
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
+    assert printed == json.loads((tmp_path / "both" / "seeds.json").read_text())
+    assert printed["seeds"] == [1, 2] and printed["seeds_split"] == "separate"
+    assert printed["runs"]["2"] == json.loads((tmp_path / "both" / "seed2" / "results.json").read_text())
+    assert printed["summary"]["test_accuracy"]["values"] == [printed["runs"][seed]["test"]["accuracy"] for seed in "12"]
+    assert json.loads((tmp_path / "both" / "seed2" / "split.json").read_text())["seed"] == 2
+    alone = _train(*flags, "--seed=2", "--split_seed=2", f"--workdir={tmp_path / 'alone'}")
+    assert alone.returncode == 0
+    assert json.loads((tmp_path / "alone" / "results.json").read_text())["weights_sha256"] == printed["runs"]["2"]["weights_sha256"]
+    # Again, with the gate on the mean: nothing is trained, and one split for both is another run.
+    before = os.stat(tmp_path / "both" / "seed1" / "results.json").st_mtime_ns
+    gated = _train(*together, "--min_test_accuracy=1")
+    assert gated.returncode == (3 if printed["summary"]["test_accuracy"]["mean"] < 1 else 0)
+    assert os.stat(tmp_path / "both" / "seed1" / "results.json").st_mtime_ns == before
+    other = _train(*together, "--seeds_split=same")
+    assert other.returncode == 7 and "--split_seed=1" in other.stderr and "seed 1 ended with exit code 7" in other.stderr
+    taken = _train(*flags, "--seeds=2", f"--workdir={tmp_path / 'alone'}")
+    assert taken.returncode == 8 and "is a run of one seed" in taken.stderr

@@ -1,0 +1,102 @@
+"""The same run with several seeds: one command, one directory, and what the seeds have in common. Imports no TensorFlow."""
+
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+
+from tl_research.errors import GateError
+from tl_research.errors import Interrupted
+from tl_research.errors import RunDirectoryError
+from tl_research.errors import UserError
+from tl_research.files import storage_errors
+from tl_research.files import write_atomically
+from tl_research.reporting import results
+from tl_research.training import run_directory
+
+
+def run(config, program):
+    """Trains `config` once for each of its `seeds` and returns the contents of `seeds.json`, which it writes and prints.
+
+    Each is a process of its own, in WORKDIR/seed<S>, so that it gives the same bits as alone; one that is finished only says
+    its results again, one that was interrupted is resumed.
+
+    Args:
+        config: `Config` with seeds.
+        program: Path of train.py.
+
+    Raises:
+        UserError: If a seed ends with an error, which it has said itself; the exit code is the same.
+        GateError: If the mean test accuracy is below `--min_test_accuracy`.
+    """
+    with storage_errors(config.workdir or "runs"):
+        directory = config.workdir or run_directory.make_new(config)
+        os.makedirs(directory, exist_ok=True)
+    if os.path.exists(os.path.join(directory, "flags.txt")):
+        raise RunDirectoryError(f"--workdir={directory} is a run of one seed; expected a directory for those of --seeds; choose another")
+    runs = {}
+    for seed in config.seeds:
+        place = os.path.join(directory, f"seed{seed}")
+        one = dataclasses.replace(config, seeds=(), seed=seed, split_seed=seed if config.seeds_split == "separate" else config.split_seed,
+                                  min_test_accuracy=0.0)
+        print(f"seed {seed}: {place}", flush=True)
+        code = _finish([sys.executable, program, *one.to_flags().splitlines(), f"--workdir={place}", f"--resume={config.resume}"])
+        if code:
+            error = UserError(f"seed {seed} ended with exit code {code}, for the reason above; expected 0; correct that and give the same "
+                              f"command again with --workdir={directory}: what is finished stays")
+            error.exit_code = code
+            raise error
+        with open(os.path.join(place, "results.json")) as file:
+            runs[seed] = json.load(file)
+    summary = {"seeds": list(runs), "seeds_split": config.seeds_split, "summary": summarize(runs.values()),
+               "runs": {str(seed): contents for seed, contents in runs.items()}}
+    with storage_errors(directory):
+        write_atomically(os.path.join(directory, "seeds.json"), json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    print(f"\n{len(runs)} seeds, {'a split each' if config.seeds_split == 'separate' else 'one split'}\n{table(summary['summary'])}")
+    print("RESULT " + json.dumps(summary, allow_nan=False), flush=True)
+    mean = summary["summary"]["test_accuracy"]["mean"]
+    if mean < config.min_test_accuracy:
+        raise GateError(f"mean test accuracy {mean:.4f}; expected at least --min_test_accuracy={config.min_test_accuracy}; everything is "
+                        f"in {directory}")
+    return summary
+
+
+def _finish(command):
+    """Runs a command to its end and returns its exit code; a signal is passed on, and the end is waited for."""
+    process = subprocess.Popen(command, start_new_session=True)  # else the terminal would send it a second Ctrl-C
+    try:
+        return process.wait()
+    except Interrupted as interruption:
+        process.send_signal(interruption.exit_code - 128)
+        process.wait()
+        raise
+
+
+def selected(contents):
+    """Returns the entry of `results.json` of the phase whose weights the run ended with."""
+    (phase,) = (phase for phase in contents["phases"] if phase["name"] == contents["selected_phase"])
+    return phase
+
+
+def summarize(runs):
+    """Returns {metric: {"mean", "min", "max", "ci95", "values"}} over the contents of several `results.json`.
+
+    The interval is Student's for the mean over seeds; with separate splits it covers those too. None for a single seed.
+    """
+    runs = list(runs)
+    values = {f"val_{name}": [selected(contents)[f"val_{name}"] for contents in runs] for name in ("accuracy", "loss")}
+    values |= {f"test_{name}": [contents["test"][name] for contents in runs] for name in ("accuracy", "loss")}
+    values["seconds"] = [contents["seconds"]["total"] for contents in runs]
+    return {name: {"mean": statistics.mean(numbers), "min": min(numbers), "max": max(numbers),
+                   "ci95": results.student_interval(numbers), "values": numbers} for name, numbers in values.items()}
+
+
+def table(summary):
+    """Returns what `summarize` returned as a Markdown table."""
+    lines = ["| | mean | range | 95 % interval of the mean |", "|---|---|---|---|"]
+    for name, of in summary.items():
+        interval = f"{of['ci95'][0]:.4g}-{of['ci95'][1]:.4g}" if of["ci95"] else ""
+        lines.append(f"| {name} | {of['mean']:.4g} | {of['min']:.4g}-{of['max']:.4g} | {interval} |")
+    return "\n".join(lines)
