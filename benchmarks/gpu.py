@@ -10,7 +10,7 @@ Checks come first, see `gpu_checks.py`. Cells are images/s of epochs of our step
 "live", the augmentation included, or "cached", from features that are kept; and of `fit` with the recipe as everybody writes
 it, in the same precision, from pixels in memory. XLA cannot compile its augmentation layers, so that `fit` with XLA goes
 without them and does less than ours. Rates are medians of three windows of `--seconds` after an epoch that compiles; cells
-follow one another, so ratios are not of paired rounds. What a run would choose by itself comes first.
+follow one another, so ratios are not of paired rounds. What a run would choose by itself comes first, all backbones of it.
 
 "Roofline" is the share of the rate that memory allows: bandwidth over the least bytes of a training step for an image
 (`limits.bytes_per_image`), in the cell's precision. In 16 bit these are 14, 25 and 54 MB forward for MobileNetV2@160,
@@ -62,9 +62,10 @@ class Settings:
 
 
 def make_cells(settings):
-    """Returns what is to be measured, a dict each, in order."""
-    precisions = gpu_checks.PRECISIONS
-    variants = sorted(itertools.product(precisions, (True, False)), key=lambda each: precisions.index(each[0]) + (not each[1]))
+    """Returns what is to be measured, a dict each: first in the precision and with the XLA that a run here chooses by itself."""
+    own = gpu_checks.resolved(settings)
+    variants = sorted(itertools.product(gpu_checks.PRECISIONS, (True, False)), key=lambda variant: (
+        sum(mine != its for mine, its in zip(own, variant)), variant[0] != own[0]))
     cells = [{"backbone": name, "image_size": size, "phase": phase, "kind": kind, "precision": precision, "xla": xla}
              for precision, xla in variants for phase in ("finetune", "head") for kind in ("live", "fit", "cached")
              for name, size in measuring.parse_backbones(settings.backbones)]
