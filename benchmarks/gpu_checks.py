@@ -20,8 +20,8 @@ from tl_research.training import audit
 PRECISIONS = ("mixed_bfloat16", "float32", "mixed_float16")
 _STEPS, _BATCH_SIZE = 4, 32
 _XLA_TOLERANCE, _FLOAT16_TOLERANCE = 1e-3, 1e-1
-# In 16 bit twice what a CPU is off by with EfficientNetLite0; it sums in float16 too.
-_PARITY_TOLERANCES = {"float32": 1e-3, "float32 (TF32)": 2e-2, "mixed_float16": 1e-1, "mixed_bfloat16": 1e-1}
+# In 16 bit at least twice what a CPU is off by with EfficientNetLite0.
+_PARITY_TOLERANCES = {"float32": 1e-3, "float32 (TF32)": 2e-2, "mixed_float16": 5e-2, "mixed_bfloat16": 2e-1}
 _LARGE_SCALE = 2.0**30
 
 
@@ -47,9 +47,7 @@ def xla(settings):
 
 
 def float16(settings):
-    """From a scale too large for float16 each skipped step halves it; from that of a run, weights change as in float32."""
-    with _tf32(False):
-        off = _off(_updates(settings, "mixed_float16"), _updates(settings, "float32"))
+    """From a scale too large for float16 each skipped step halves it; with one that fits, weights change as in float32."""
     config, classifier, source = _network(settings, "mixed_float16")
     steps, scaling, taken, skipped = measuring.our_steps(config, "finetune", classifier, source), None, 0, 0
     for _ in range(8):
@@ -57,6 +55,9 @@ def float16(settings):
         totals = {name: value.numpy() for name, value in totals.items()}
         scaling = {name: float(totals[name]) for name in loss_scale.initial()}
         taken, skipped = taken + int(totals["steps"]), skipped + int(totals["skipped_steps"])
+    fits = {**loss_scale.initial(), "loss_scale": scaling["loss_scale"] / 4}
+    with _tf32(False):
+        off = _off(_updates(settings, "mixed_float16", scaling=fits), _updates(settings, "float32"))
     passed = (totals["finite"] == 1 and scaling["loss_scale"] == _LARGE_SCALE / 2**skipped and 0 < skipped < taken
               and off <= _FLOAT16_TOLERANCE)
     return passed, (f"from 2^{math.log2(_LARGE_SCALE):g} to 2^{math.log2(scaling['loss_scale']):g}, {skipped} of {taken} steps "
@@ -119,17 +120,17 @@ def _network(settings, precision, weights=None, **more):
     return config, classifier, measuring.live_source(config, classifier, examples)
 
 
-def _updates(settings, precision, xla=False):
+def _updates(settings, precision, xla=False, scaling=None):
     """Returns {path: what steps of SGD change a variable by}."""
     config, classifier, source = _network(settings, precision)
     before = {path: np.array(variable) for path, variable in classifier.trainable_variables().items()}
-    measuring.our_steps(config, "finetune", classifier, source, learning_rate=1e-3, xla=xla)()
+    measuring.our_steps(config, "finetune", classifier, source, learning_rate=1e-3, xla=xla)(scaling=scaling)
     return {path: np.array(variable) - before[path] for path, variable in classifier.trainable_variables().items()}
 
 
 def _gradients(classifier, source, batch_size):
     """Returns (tensors at the cut, logits, {path: gradient}) of the first batch."""
-    scale, variables = loss_scale.INITIAL, classifier.trainable_variables()  # small gradients would be zero in float16
+    scale, variables = 256.0, classifier.trainable_variables()  # small gradients would be zero in float16
 
     @tf.function
     def compute(rows):
