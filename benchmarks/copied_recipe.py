@@ -38,7 +38,7 @@ def open_top(base_model, share=0.3):
         layer.trainable = False
 
 
-def compile_model(model, learning_rate):
-    """Compiles the model with Adam."""
-    model.compile(optimizer=keras.optimizers.Adam(learning_rate),
+def compile_model(model, learning_rate, jit_compile="auto"):
+    """Compiles the model with Adam; `jit_compile` is Keras' argument, whether with XLA."""
+    model.compile(optimizer=keras.optimizers.Adam(learning_rate), jit_compile=jit_compile,
                   loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])

@@ -10,6 +10,7 @@ the cut. The rest (activations, pooling, the dense head, Adam) counts as nothing
 """
 
 import dataclasses
+import math
 import os
 import statistics
 
@@ -66,6 +67,28 @@ def gflop_per_image(classifier, source):
     first = sum(graph.multiply_adds(cut, (layer.name,)) for layer in classifier.backbone.layers
                 if layer.trainable_variables and layer.input._keras_history.operation.name in cut)
     return 2 * (forward + 2 * trained - first) / 1e9
+
+
+def bytes_per_image(classifier, source):
+    """Returns the least bytes to and from memory of one training step on a source, for one image.
+
+    Convolutions and dense layers read their input and write their output once; normalization and activation are fused into
+    them; what adds, multiplies or pools reads one tensor more. Backward, a layer that trains takes two such passes, for the
+    gradients of its kernels and of its input (one where its input is the cut), and reads its output again. Weights, read once
+    a batch, and what the optimizer does count as nothing.
+    """
+    graph, cut = classifier.graph, source.cut
+    begin = source.stored if source.cached else (graph.input,)
+    trained = {written for *_, written in graph.layers(cut, (graph.output,))}
+    numbers = math.prod(graph.shape(graph.output))  # what the new head reads
+    for layer, kernels, read, written in graph.layers(begin, (graph.output,)):
+        inputs, output = [math.prod(graph.shape(name)) for name in read], math.prod(graph.shape(written))
+        if kernels:
+            backward = 0 if written not in trained else 1 if set(read) <= set(cut) else 2
+            numbers += (1 + backward) * (sum(inputs) + output) + output * (backward > 0)
+        elif len(read) > 1 or "Pooling" in type(layer).__name__:
+            numbers += max(inputs)
+    return numbers * tf.as_dtype(classifier.backbone.compute_dtype).size
 
 
 def measure(settings):

@@ -120,8 +120,8 @@ def make_classifier(config, phase, num_classes, **options):
     return classifier
 
 
-def our_epoch(config, phase, classifier, source, *, same_batch=False):
-    """Returns a function that returns the seconds of an epoch of our steps, all in one call as the loop does when cached.
+def our_steps(config, phase, classifier, source, *, same_batch=False, learning_rate=None, xla=False):
+    """Returns a function that takes an epoch of our steps, all in one call as the loop does when cached.
 
     Args:
         config: `Config`.
@@ -129,12 +129,17 @@ def our_epoch(config, phase, classifier, source, *, same_batch=False):
         classifier: A `Classifier`.
         source: Where the tensors at the cut come from.
         same_batch: Whether every step is given the first batch, not augmented: a step without input.
+        learning_rate: Instead of the phase's own.
+        xla: Whether the step is compiled with XLA.
+
+    Returns:
+        A function that returns what `TrainStep` does, and takes what that takes besides.
     """
-    unfreeze, learning_rate = PHASES[phase]
+    unfreeze, own_rate = PHASES[phase]
     config = dataclasses.replace(config, phases=(phase,), epochs=(1,), unfreeze=(unfreeze,), patience=(0,),
-                                 learning_rate=(learning_rate,))
+                                 learning_rate=(learning_rate or own_rate,))
     groups = make_param_groups(classifier.trainable_variables(), {}, list(classifier.variables))
-    step = TrainStep(classifier, GroupedOptimizer(groups, config.optimizer), source, config.phase_plan[0], 1)
+    step = TrainStep(classifier, GroupedOptimizer(groups, config.optimizer), source, config.phase_plan[0], 1, xla=xla)
     indices, weights = pipeline.make_batches(np.arange(len(source.examples)), config.batch_size)
     draws = source.views.draws(0, len(source.examples))
     if same_batch:
@@ -143,7 +148,13 @@ def our_epoch(config, phase, classifier, source, *, same_batch=False):
         draws = draws[:0]
     arguments = [tf.constant(value) for value in (indices, weights, draws, 0, 0, len(indices))]
     position = tf.constant(0, tf.int64)
-    return timed(lambda: float(step(*arguments, position, position)["loss_sum"]))
+    return lambda **more: step(*arguments, position, position, **more)
+
+
+def our_epoch(*arguments, **options):
+    """Returns a function that returns the seconds of an epoch of our steps; takes what `our_steps` does."""
+    steps = our_steps(*arguments, **options)
+    return timed(lambda: float(steps()["loss_sum"]))
 
 
 def live_source(config, classifier, examples, cut=None):
@@ -175,16 +186,16 @@ class _EpochClock(keras.callbacks.Callback):
         self.seconds = time.perf_counter() - self._start
 
 
-def fit_model(config, phase, num_classes, augment=True):
-    """Returns the copied recipe's model, compiled for a phase, in float32 whatever ours has."""
+def fit_model(config, phase, num_classes, augment=True, precision="float32", jit_compile="auto"):
+    """Returns the copied recipe's model, compiled for a phase, in a precision of its own, whatever ours has."""
     unfreeze, learning_rate = PHASES[phase]
     policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")
+    keras.config.set_dtype_policy(precision)
     model, base_model = copied_recipe.build_model(config, num_classes, augment=augment)
     keras.config.set_dtype_policy(policy)
     if unfreeze != "0%":
         copied_recipe.open_top(base_model)
-    copied_recipe.compile_model(model, learning_rate)
+    copied_recipe.compile_model(model, learning_rate, jit_compile)
     return model
 
 
@@ -195,12 +206,12 @@ def read_folder(folder, config, **options):
         verbose=False, **options).prefetch(tf.data.AUTOTUNE)
 
 
-def fit_epoch(config, phase, num_classes, images):
-    """Returns a function that returns the seconds of an epoch of `fit` between its callbacks."""
-    model, clock = fit_model(config, phase, num_classes), _EpochClock()
+def fit_epoch(config, phase, num_classes, images, **options):
+    """Returns a function that returns the seconds of an epoch of `fit` between its callbacks; options are `fit_model`'s."""
+    model, clock = fit_model(config, phase, num_classes, **options), _EpochClock()
 
     def fit():
-        model.fit(images, epochs=1, verbose=0, callbacks=[clock])
+        model.fit(images, epochs=1, verbose=0, callbacks=[clock], shuffle=False)  # a data set shuffles itself
         return clock.seconds
 
     return fit

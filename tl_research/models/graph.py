@@ -193,17 +193,17 @@ class FeatureGraph:
                 values[id(self._tensors[name])] = result
         return [values[id(self._tensors[name])] for name in outputs]
 
+    def layers(self, known, outputs):
+        """Yields (layer or operator, its kernels, names it reads, name it writes) between two cuts; what is folded is one layer."""
+        for node, folded in self._needed(known, outputs):
+            together = (*folded, node)
+            kernels = [weight for each in together for weight in getattr(each.operation, "weights", ()) if "kernel" in weight.name]
+            yield node.operation, kernels, together[0].inputs, node.outputs[0]
+
     def multiply_adds(self, known, outputs):
         """Returns the multiplications of the convolutions and dense layers between two cuts, per image."""
-        total = 0
-        for node, folded in self._needed(known, outputs):
-            for each in (*folded, node):
-                layer = each.operation
-                kernels = [w for w in getattr(layer, "weights", ()) if "kernel" in w.name]
-                for kernel in kernels:
-                    positions = math.prod(self.shape(each.outputs[0])[:-1])
-                    total += positions * math.prod(kernel.shape)
-        return total
+        return sum(math.prod(self.shape(written)[:-1]) * math.prod(kernel.shape)
+                   for _, kernels, _, written in self.layers(known, outputs) for kernel in kernels)
 
 
 def _call(operation, args, kwargs, training=False):
