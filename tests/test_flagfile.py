@@ -1,6 +1,7 @@
 """Every line of a flag file is applied, or named with its file and line; nothing is lost without a word."""
 
 import dataclasses
+import glob
 import os
 
 import pytest
@@ -9,6 +10,7 @@ from absl import flags
 from tl_research import cli
 from tl_research.config import Config
 
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 @pytest.fixture(scope="module", autouse=True)
 def defined():
@@ -152,3 +154,12 @@ def test_each_setting_can_stand_in_a_file(parse):
         if field.default not in (None, ()) and field.name not in ("workdir", "resume", "seeds_split"):
             (line,) = (line for line in Config().to_flags().splitlines() if line.startswith(f"--{field.name}="))
             assert parse(line) == (Config(), ""), line
+
+
+@pytest.mark.parametrize("path", sorted(glob.glob(os.path.join(_ROOT, "*.flags")) + glob.glob(os.path.join(_ROOT, "recipes", "*.flags"))))
+def test_shipped_files_are_settings_that_go_together(parse, path):
+    first = [f"--flagfile={os.path.join(_ROOT, 'flowers.flags')}"] if "recipes" in path else []
+    config, error = parse("", *first, f"--flagfile={path}")
+    assert error == "" and config != Config() and config.if_offline == "embedded"
+    with open(path) as file:
+        assert file.readline().startswith("# ")

@@ -100,3 +100,13 @@ def test_stream_reads_names_that_are_not_utf8(tmp_path):
 
     examples = pipeline.Examples(("x",), (os.fsdecode(path),), np.zeros(1, np.int32), 16, None)
     assert (examples.images([0]).numpy() == [1, 2, 3]).all()
+
+
+def test_mixup_draws_follow_from_seed_and_epoch():
+    partners, shares = pipeline.mixup_draws(3, 5, 1000, 0.4)
+    again, _ = pipeline.mixup_draws(3, 5, 1000, 0.4)
+    other, _ = pipeline.mixup_draws(3, 6, 1000, 0.4)
+    np.testing.assert_array_equal(partners, again)
+    assert sorted(partners) == list(range(1000)) and (partners != other).mean() > 0.9
+    # Beta(a, a) has mean 1/2 and variance 1 / (4 (2 a + 1)) = 0.1389; its sample of 1000 is within 4 standard errors.
+    assert abs(shares.mean() - 0.5) < 4 * np.sqrt(0.1389 / 1000) and abs(shares.var() - 0.1389) < 0.012

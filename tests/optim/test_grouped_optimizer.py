@@ -50,6 +50,31 @@ class FusedUpdateTest(tf.test.TestCase, parameterized.TestCase):
         self.assertAllClose(slots["head/0/velocity"], theirs._velocities[0], rtol=2e-5, atol=1e-12)
 
 
+class AverageTest(tf.test.TestCase, parameterized.TestCase):
+
+    @parameterized.parameters(*NAMES)
+    def test_average_is_that_of_the_values_after_each_step(self, name):
+        groups = [make_group("a", [[1.0, 2.0], [3.0]]), make_group("b", [[4.0]])]
+        optimizer = grouped_optimizer.GroupedOptimizer(groups, name, ema_decay=0.75)
+        plain = grouped_optimizer.GroupedOptimizer([make_group("a", [[1.0, 2.0], [3.0]]), make_group("b", [[4.0]])], name)
+        gradients = [tf.constant([1.0, -2.0]), tf.constant([0.5]), tf.constant([-3.0])]
+        expected = None
+        for _ in range(3):
+            optimizer.apply(gradients, tf.constant(0.1))
+            plain.apply(gradients, tf.constant(0.1))
+            values = [variable.numpy() for variable in optimizer.variables]
+            expected = values if expected is None else [0.75 * old + 0.25 * new for old, new in zip(expected, values)]
+            self.assertAllEqual(np.concatenate(values), np.concatenate([variable.numpy() for variable in plain.variables]))
+        self.assertAllClose(list(optimizer.averages().values()), expected, rtol=1e-6)
+        self.assertEqual(list(optimizer.averages()), ["a/0", "a/1", "b/0"])
+        self.assertEqual(plain.averages(), {})
+        again = grouped_optimizer.GroupedOptimizer(groups, name, ema_decay=0.75)
+        again.load_state(optimizer.state())
+        self.assertAllEqual(again.averages()["a/0"], optimizer.averages()["a/0"])
+        again.restart_averages()
+        self.assertAllEqual(np.concatenate(list(again.averages().values())), np.concatenate(values))
+
+
 class GoldenTest(tf.test.TestCase, parameterized.TestCase):
 
     @parameterized.product(case=["sgd_momentum", "sgd_nesterov", "adam", "adamw"], clip=[False, True])

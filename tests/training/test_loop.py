@@ -463,6 +463,36 @@ def test_resumed_run_ends_as_an_unbroken_one(run, tmp_path, monkeypatch, capsys)
     _assert_equal_runs(tmp_path, "unbroken", "broken")
 
 
+@pytest.mark.parametrize("settings", [{"ema_decay": 0.9, "class_weights": "balanced", "class_share": ("ant=0.5",)}, {"mixup": 0.4}])
+def test_settings_for_research_are_resumed_bit_for_bit(run, tmp_path, monkeypatch, settings):
+    settings = {**settings, "steps_per_call": 2}
+    whole = run("unbroken", **settings)
+    total = int(_metrics(tmp_path / "unbroken" / "metrics.csv")[-1]["step"])
+    for step in (2, total // 2, total // 2 + 2, total - 1):
+        _at_step(monkeypatch, step, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            run("broken", **settings)
+    run("broken", **settings)
+    _assert_equal_runs(tmp_path, "unbroken", "broken")
+    assert whole["weights_sha256"] != run("plain", steps_per_call=2)["weights_sha256"]
+
+
+def test_averages_are_evaluated_and_kept_and_training_goes_on_from_the_weights(train):
+    trainer, epochs = train(ema_decay=0.5, epochs=(1, 0), unfreeze=("0%", "0%"), optimizer="sgd", momentum=0.0)
+    averages = trainer._optimizer.averages()
+    assert set(averages) == {"head/kernel", "head/bias"}
+    for path, average in averages.items():
+        np.testing.assert_array_equal(trainer.classifier.variables[path], average)  # what the run ends with
+        assert (epochs[0][path] != average).any()  # `epochs` has the weights as they were trained
+    other, plain = train(epochs=(1, 0), unfreeze=("0%", "0%"), optimizer="sgd", momentum=0.0)
+    np.testing.assert_array_equal(plain[0]["head/kernel"], epochs[0]["head/kernel"])
+
+
+def test_mixup_trains_live_and_says_why(train, tmp_path):
+    trainer, _ = train(mixup=0.2, feature_cache="auto", augment_views=1, augment="flip", epochs=(1, 1))
+    assert "training live, since MixUp blends them anew every epoch" in trainer.cache_plan and trainer.cache_in_use == "off"
+
+
 def test_checkpoints_in_mid_epoch_are_resumed_bit_for_bit(run, tmp_path, monkeypatch):
     settings = {"checkpoint_every_steps": 3}
     run("unbroken", **settings)

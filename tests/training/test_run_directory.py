@@ -99,7 +99,7 @@ _MAY_CHANGE = {
     "data_dir": "/elsewhere", "validation_dir": "/elsewhere", "test_dir": "/elsewhere", "download_dir": "/elsewhere",
     "download_base_url": "https://mirror", "cache_pixels": 1, "steps_per_call": 2, "checkpoint_every_steps": 3,
     "checkpoint_every_seconds": 4.0, "min_test_accuracy": 0.5, "resume": "auto", "workdir": None, "profile_steps": "2:3",
-    "seeds": (1, 2), "seeds_split": "same"}
+    "seeds": (1, 2), "seeds_split": "same", "distribute": "mirrored"}
 _MAY_NOT_CHANGE = {
     "dataset": "tf_flowers", "if_offline": "embedded", "on_bad_image": "skip", "split": (0.6, 0.2, 0.2), "split_seed": 1, "image_size": 64,
     "augment": "none", "augment_views": 3, "feature_cache": "off", "cache_bytes": 1, "cache_dtype": "float16", "backbone": "VGG16",

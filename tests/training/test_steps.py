@@ -38,12 +38,12 @@ def _make_step(classifier, examples, rate=0.5, optimizer="sgd", num_steps=10, ba
     return steps.TrainStep(classifier, optimizer, source, Phase("p", 1, "0%", rate, 0, warmup, schedule), num_steps, **kwargs)
 
 
-def _call(step, indices, weights=None, first=0, count=None, done=0, scale=None):
+def _call(step, indices, weights=None, first=0, count=None, done=0, scale=None, mixing=None):
     indices = np.array(indices, np.int32)
     weights = np.ones(indices.shape, np.float32) if weights is None else np.array(weights, np.float32)
     totals = step(tf.constant(indices), tf.constant(weights), tf.zeros([0, 7]), tf.constant(0), tf.constant(first),
                   tf.constant(len(indices) if count is None else count), tf.constant(done, tf.int64), tf.constant(done, tf.int64),
-                  scaling={**loss_scale.initial(), "loss_scale": scale} if scale else None)
+                  scaling={**loss_scale.initial(), "loss_scale": scale} if scale else None, mixing=mixing)
     return {name: tensor.numpy() for name, tensor in totals.items()}
 
 
@@ -303,3 +303,34 @@ def test_evaluation_sees_the_weights_of_now(classifier, make_examples):
     for path in ("backbone/block3_conv/kernel", "head/bias"):
         classifier.variables[path].assign(classifier.variables[path] + 1.0)
     np.testing.assert_allclose(evaluate(), classifier.model(tf.cast(examples.pixels, tf.float32)), rtol=1e-4, atol=1e-5)
+
+
+def test_class_weights_multiply_the_loss_of_each_example(classifier, make_examples):
+    examples, chosen, of_class = make_examples(9), [4, 0, 7, 2], np.array([2.0, 0.5, 1.0])
+    before, inputs = _values(classifier), _pooled(classifier, examples)[chosen]
+    totals = _call(_make_step(classifier, examples, class_weights=of_class), [chosen])
+    logits, labels = inputs @ before["head/kernel"] + before["head/bias"], examples.labels[chosen]
+    weights = of_class[labels]
+    error = weights[:, None] * (_softmax(logits) - np.eye(3)[labels]) / 4  # divided by the examples, not by their weights
+    np.testing.assert_allclose(_values(classifier)["head/bias"], before["head/bias"] - 0.5 * error.sum(axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(_values(classifier)["head/kernel"], before["head/kernel"] - 0.5 * inputs.T @ error, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(totals["loss_sum"], -(weights * np.log(_softmax(logits))[range(4), labels]).sum(), rtol=1e-5)
+    assert totals["examples"] == 4
+
+
+def test_mixup_blends_pixels_and_targets(classifier, make_examples):
+    examples, chosen = make_examples(9), [4, 0, 7, 2]
+    partners, shares = np.array([5, 3, 1, 0, 8, 7, 2, 6, 4], np.int32), np.linspace(0.1, 0.9, 9).astype(np.float32)
+    before, share, partner = _values(classifier), shares[chosen], partners[chosen]
+    pixels = examples.pixels.numpy().astype(np.float32)
+    blended = share[:, None, None, None] * pixels[chosen] + (1 - share)[:, None, None, None] * pixels[partner]
+    inputs = classifier.backbone(classifier.preprocessing(blended), training=False).numpy().mean(axis=(1, 2))
+    logits = inputs @ before["head/kernel"] + before["head/bias"]
+    targets = share[:, None] * np.eye(3)[examples.labels[chosen]] + (1 - share)[:, None] * np.eye(3)[examples.labels[partner]]
+    error = (_softmax(logits) - targets) / 4
+    totals = _call(_make_step(classifier, examples), [chosen], mixing=(tf.constant(partners), tf.constant(shares)))
+    np.testing.assert_allclose(_values(classifier)["head/bias"], before["head/bias"] - 0.5 * error.sum(axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(_values(classifier)["head/kernel"], before["head/kernel"] - 0.5 * inputs.T @ error, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(totals["loss_sum"], -(targets * np.log(_softmax(logits))).sum(), rtol=1e-5)
+    answers = np.where(share >= 0.5, examples.labels[chosen], examples.labels[partner])
+    assert totals["correct"] == (logits.argmax(axis=1) == answers).sum()
