@@ -93,7 +93,7 @@ class TrainStep:
         statistics = [variable.numpy() for variable in variables]
         zero = tf.constant(0, tf.int64)
         with _compile_errors(self._classifier, self._xla):
-            self(indices, 0.0 * weights, draws, view, tf.constant(0), tf.constant(1), zero, zero, streamed, mixing=mixing)
+            self(indices, 0.0 * weights, draws, view, tf.constant(0), tf.constant(1), zero, zero, streamed, None, mixing)
         for variable, value in zip(variables, statistics):  # --batchnorm=training moves them whatever the loss
             variable.assign(value)
 
