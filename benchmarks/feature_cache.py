@@ -37,7 +37,7 @@ class Settings:
     data_dir: str | None = setting(None, "one folder per class; with a named data set, a copy used instead of downloading")
     backbones: str = setting(measuring.BACKBONES, "NAME@SIZE, a list")
     weights: str = setting("none", "imagenet or none, which is as fast")
-    precision: str = setting("float32", "of our loop; fit is always float32", choices=("float32", "mixed_bfloat16"))
+    precision: str = setting("float32", "of our loop; fit is always float32", choices=measuring.PRECISIONS)
     images: int = setting(640, "training images of an epoch, at most")
     batch_size: int = setting(32, "images a step")
     rounds: int = setting(5, "epochs timed of each kind, and views filled; at least 1")

@@ -42,7 +42,7 @@ class Settings:
     check: bool = setting(False, "compare values instead of times")
     backbones: str | None = setting(None, f"NAME@SIZE, a list; None: {measuring.BACKBONES}, and with --check the whole table")
     weights: str = setting("none", "imagenet or none, which is as fast")
-    precision: str = setting("float32", "of the steps; --check is in float64", choices=("float32", "mixed_bfloat16"))
+    precision: str = setting("float32", "of the steps; --check is in float64", choices=measuring.PRECISIONS)
     images: int = setting(320, "images of an epoch, which is what is timed")
     batch_size: int = setting(32, "images a step")
     rounds: int = setting(5, "epochs timed of each kind; at least 1")

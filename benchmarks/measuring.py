@@ -25,6 +25,7 @@ from tl_research.training.run_directory import RunDirectory
 from tl_research.training.steps import TrainStep
 
 PHASES = {"head": ("0%", 1e-3), "finetune": ("30%", 1e-5)}
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 BACKBONES = "MobileNetV2@160,EfficientNetLite0@224,EfficientNetV2B0@224,ResNet50@224"
 
 

@@ -78,6 +78,42 @@ class ConvolutionsTest(parameterized.TestCase, tf.test.TestCase):
         for a, b in zip(actual, expected):  # sums of numbers rounded by up to 2^-9 of each
             self.assertAllClose(tf.cast(a, tf.float32), b, rtol=0.0, atol=2**-6 * np.abs(b).max())
 
+    @parameterized.product(width=[3, 5], strides=[1, 2])
+    def test_gradients_of_a_depthwise_convolution_in_float16_are_summed_in_float32(self, width, strides):
+        layer = layers.DepthwiseConv2D(width, strides=strides, padding="same", use_bias=False)
+        layer.build((None, 9, 8, CHANNELS))
+        expected = _outputs_and_gradients(layer, layer, tf.random.stateless_normal([3, 9, 8, CHANNELS], seed=(0, 1)))
+        layer._dtype_policy = keras.dtype_policies.get("mixed_float16")
+
+        @tf.function
+        def run(images):
+            return _outputs_and_gradients(lambda x: convolutions.call_depthwise(layer, tf.cast(x, tf.float16)), layer, images)
+
+        images = tf.random.stateless_normal([3, 9, 8, CHANNELS], seed=(0, 1))
+        dtypes = {operation.get_attr("T") for operation in run.get_concrete_function(images).graph.get_operations()
+                  if operation.type.startswith("DepthwiseConv2dNativeBackprop")}
+        self.assertEqual(dtypes, {tf.float32})
+        for a, b in zip(run(images), expected):
+            self.assertAllClose(tf.cast(a, tf.float32), b, rtol=0.0, atol=2**-9 * np.abs(b).max())
+
+    @parameterized.product(dtype=["bfloat16", "float16"], kind=["Conv2D", "DepthwiseConv2D", "Dense"])
+    def test_gradient_of_a_bias_is_the_sum_over_all_places(self, dtype, kind):
+        layer = {"Conv2D": lambda: layers.Conv2D(CHANNELS, 1), "DepthwiseConv2D": lambda: layers.DepthwiseConv2D(3),
+                 "Dense": lambda: layers.Dense(CHANNELS)}[kind]()
+        layer.build((None, 34, 34, CHANNELS))
+        layer._dtype_policy = keras.dtype_policies.get(f"mixed_{dtype}")
+
+        def gradient():
+            with tf.GradientTape() as tape:
+                outputs = convolutions.convolve(layer, tf.ones([4, 34, 34, CHANNELS]), layer.kernel, layer.bias.value)
+                loss = tf.reduce_sum(tf.cast(outputs, tf.float32))
+            self.assertEqual(outputs.dtype, dtype)
+            return tape.gradient(loss, layer.bias.value)
+
+        places = 4 * 34 * 34 if kind != "DepthwiseConv2D" else 4 * 32 * 32
+        for run in (gradient, tf.function(gradient)):  # a sum in bfloat16 one after the other would stand still at 256
+            self.assertAllClose(run(), [places] * CHANNELS, rtol=2**-8)
+
     @parameterized.named_parameters((name, make) for name, make in OTHERS.items())
     def test_other_layers_are_left_to_keras(self, make):
         layer = make()

@@ -34,7 +34,23 @@ def convolve(layer, inputs, kernel, bias=None, padding=None):
         else:
             # Keras' operation: TensorFlow's refuses dilation with strides and, on some CPUs, the gradient with dilation.
             outputs = keras.ops.conv(inputs, kernel, data_format="channels_last", **options)
-    return outputs if bias is None else tf.nn.bias_add(outputs, tf.cast(bias, outputs.dtype))
+    return outputs if bias is None else _add_bias(outputs, tf.cast(bias, outputs.dtype))
+
+
+def _add_bias(outputs, bias):
+    """Adds a bias [channels]; in bfloat16 on a CPU its gradient, which TensorFlow sums up in bfloat16, is summed in float32.
+
+    A sum of thousands of equal parts stands still in bfloat16 at 256 of them, unless oneDNN takes it with the filter's gradient.
+    """
+    if outputs.dtype != tf.bfloat16 or tf.config.get_visible_devices("GPU"):
+        return tf.nn.bias_add(outputs, bias)
+
+    @tf.custom_gradient
+    def added(outputs, bias):
+        return tf.nn.bias_add(outputs, bias), lambda upstream: (upstream, tf.cast(tf.reduce_sum(
+            tf.cast(upstream, tf.float32), axis=range(upstream.shape.rank - 1)), tf.bfloat16))
+
+    return added(outputs, bias)
 
 
 def is_same_padding(padding, convolution):
@@ -72,7 +88,8 @@ def call_depthwise(layer, inputs):
 
 def _depthwise(inputs, kernel, strides, padding, dilation_rate):
     """A depthwise convolution with gradients that suit oneDNN: to the filter in parts of width `_FAST_WIDTH`, and to inputs in
-    float32 where there are strides, for which oneDNN's kernel in bfloat16 takes 30 times as long.
+    float32 where there are strides, for which oneDNN's kernel in bfloat16 takes 30 times as long. In float16, which oneDNN leaves
+    to TensorFlow on most processors, both are in float32: sums over all places in float16 are off by percents.
 
     Args:
         inputs: [B, H, W, C], with H and W known.
@@ -80,7 +97,8 @@ def _depthwise(inputs, kernel, strides, padding, dilation_rate):
     """
     height, width = kernel.shape[:2]
     stride = strides[0]
-    in_float32 = stride > 1 and inputs.dtype == tf.bfloat16
+    half = inputs.dtype == tf.float16
+    in_float32 = half or (stride > 1 and inputs.dtype == tf.bfloat16)
     if (not (width > _FAST_WIDTH or in_float32) or strides != (stride, stride) or dilation_rate != (1, 1)
             or tf.config.get_visible_devices("GPU")):
         return keras.ops.depthwise_conv(inputs, kernel, strides=strides, padding=padding, dilation_rate=dilation_rate,
@@ -98,13 +116,14 @@ def _depthwise(inputs, kernel, strides, padding, dilation_rate):
             sizes = [(outputs.shape[axis] - 1) * stride + kernel.shape[axis - 1] for axis in (1, 2)]  # that a filter sees
             missing = [max(size - inputs.shape[axis], 0) for size, axis in zip(sizes, (1, 2))]
             padded = tf.pad(inputs, [(0, 0), *((size // 2, size - size // 2) for size in missing), (0, 0)])
-            parts = []
+            padded = tf.cast(padded, tf.float32) if half else padded
+            upstream, parts = tf.cast(upstream, padded.dtype), []
             for first in range(0, width, _FAST_WIDTH):
                 part = min(_FAST_WIDTH, width - first)
                 seen = padded[:, :sizes[0], first:first + sizes[1] - width + part]
                 shape = [height, part, *kernel.shape[2:]]
                 parts.append(tf.nn.depthwise_conv2d_backprop_filter(seen, shape, upstream, steps, "VALID"))
-            return to_inputs, tf.concat(parts, axis=1)
+            return to_inputs, tf.cast(tf.concat(parts, axis=1), kernel.dtype)
 
         return outputs, gradient
 
