@@ -1,10 +1,11 @@
 """Two replicas against one, on the same global batches: how far the losses of SGD are apart, and images/s.
 
-    python benchmarks/distribution.py
+    python benchmarks/distribution.py --dataset=tf_flowers --data_dir=DIR
 
 One replica, two under `--distribute=mirrored` and two processes under `--distribute=multi_worker`, on the loopback address, take
-the same steps from the same weights: live, augmented, with dropout, the top 30 % of the backbone open. Without GPUs the
-mirrored replicas are logical devices of one CPU, whose cores all kinds share: images/s then show what distribution costs.
+the same steps from the same weights: live, augmented, with dropout, the top 30 % of the backbone open. Training amplifies
+rounding; by how much shows `nudged`: one replica whose weights begin one rounding off. Without GPUs the mirrored replicas are
+logical devices of one CPU, whose cores all kinds share: images/s then show what distribution costs.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ import tensorflow as tf
 
 from tl_research import cli
 from tl_research import distribution
+from tl_research.config import DATASETS
 from tl_research.config import Phase
 from tl_research.config import setting
 from tl_research.data import pipeline
@@ -32,16 +34,18 @@ from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.optim.param_groups import make_param_groups
 from tl_research.training.steps import TrainStep
 
-_KINDS = {"off": 1, "mirrored": 2, "multi_worker": 2}
+_KINDS = {"off": 1, "nudged": 1, "mirrored": 2, "multi_worker": 2}
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """The flags of this benchmark."""
 
+    dataset: str = setting("tf_flowers", "where images come from; directory needs --data_dir", choices=DATASETS)
+    data_dir: str | None = setting(None, "one folder per class; with a named data set, a copy used instead of downloading")
     backbones: str = setting("EfficientNetLite0@224", "NAME@SIZE, a list")
     weights: str = setting("none", "imagenet or none")
-    learning_rate: float = setting(1e-2, "of SGD with momentum 0.9", above=0)
+    learning_rate: float = setting(1e-4, "of SGD with momentum 0.9", above=0)
     steps: int = setting(20, "to compare, and to time together", low=1)
     batch_size: int = setting(32, "images a step, on all replicas together")
     rounds: int = setting(5, "times that the steps are timed; at least 1", low=1)
@@ -73,10 +77,11 @@ def measure(settings, place):
     """Returns a row for each backbone: of each kind its losses, images per second and largest relative difference from `off`."""
     rows = []
     for name, size in measuring.parse_backbones(settings.backbones):
-        row = {"backbone": name, "image_size": size}
+        row, images = {"backbone": name, "image_size": size}, os.path.join(place, f"{name}.npz")
+        fault_injection.in_parallel([lambda: _save_images(settings, name, size, images)], 1, f"{images}-read")
         for kind, replicas in _KINDS.items():
             configs = tf_configs(replicas) if kind == "multi_worker" else [None]
-            cases = [lambda config=config, kind=kind: _steps(settings, name, size, kind, config) for config in configs]
+            cases = [lambda config=config, kind=kind: _steps(settings, name, size, images, kind, config) for config in configs]
             answers = fault_injection.in_parallel(cases, len(cases), os.path.join(place, f"{name}-{kind}"))
             row[kind] = answers[0]
             if "failed" not in answers[0]:
@@ -87,16 +92,29 @@ def measure(settings, place):
     return rows
 
 
-def _steps(settings, name, size, kind, tf_config):
+def _save_images(settings, name, size, path):
+    """Writes as many training images as the steps take, and their labels; in a fork of its own, as TensorFlow reads them."""
+    data, _ = measuring.load(measuring.make_config(settings, name, size, workdir=f"{path}-run"))
+    rows = pipeline.epoch_order(0, 0, settings.steps * settings.batch_size) % len(data.train)
+    np.savez(path, pixels=data.train.images(rows).numpy(), labels=data.train.labels[rows])
+
+
+def _steps(settings, name, size, images, kind, tf_config):
     """Returns the losses of the first steps and then images per second, of the replicas of this process."""
     if tf_config:
         os.environ["TF_CONFIG"] = tf_config
     if kind == "mirrored" and not tf.config.list_physical_devices("GPU"):
         split_cpu(_KINDS[kind])
-    config = measuring.make_config(settings, name, size, distribute=kind, workdir="not used")
-    with distribution.replicas(config):
-        classifier = measuring.make_classifier(config, "finetune", 5)
-        source = measuring.live_source(config, classifier, measuring.drawn_examples(config, settings.steps * settings.batch_size))
+    config = measuring.make_config(settings, name, size, distribute="off" if kind == "nudged" else kind, workdir="not used")
+    with distribution.replicas(config), np.load(images) as data:
+        labels = data["labels"]
+        names = tuple(map(str, range(len(labels))))
+        classifier = measuring.make_classifier(config, "finetune", int(labels.max()) + 1)
+        source = measuring.live_source(config, classifier,
+                                       pipeline.Examples(names, names, labels, size, tf.constant(data["pixels"])))
+        if kind == "nudged":
+            for variable in classifier.trainable_variables().values():
+                variable.assign(np.nextafter(variable.numpy(), np.float32(np.inf)))
         groups = make_param_groups(classifier.trainable_variables(), {}, list(classifier.variables))
         step = TrainStep(classifier, GroupedOptimizer(groups, "sgd"), source,
                          Phase("finetune", 1, "30%", settings.learning_rate, 0, 0), settings.steps)

@@ -10,15 +10,16 @@ import distribution, fault_injection
 from tl_research.models import backbones
 
 backbones.BACKBONES["Tiny"], backbones.build_backbone = fault_injection.TINY, fault_injection.build_tiny
-settings = distribution.Settings(backbones="Tiny@16", batch_size=4, learning_rate=0.1, rounds=1)
+settings = distribution.Settings(dataset="directory", data_dir=sys.argv[3], backbones="Tiny@16", batch_size=4, learning_rate=0.1, rounds=1)
 distribution.measuring.write_json(sys.argv[1], settings, distribution.measure(settings, sys.argv[2]))
 """
 
 
-def test_losses_of_two_replicas_are_those_of_one_over_twenty_steps(tmp_path):
+def test_losses_of_two_replicas_are_those_of_one_over_twenty_steps(tmp_path, write_images):
+    photos = write_images(tmp_path / "photos", count=12, size=16)
     environment = {**os.environ, "PYTHONPATH": f"{_ROOT}:{_ROOT}/benchmarks"}
-    done = subprocess.run([sys.executable, "-c", _SCRIPT, str(tmp_path / "rows.json"), str(tmp_path)], text=True, capture_output=True,
-                          timeout=120, env=environment)
+    done = subprocess.run([sys.executable, "-c", _SCRIPT, str(tmp_path / "rows.json"), str(tmp_path), photos], text=True,
+                          capture_output=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr
     (row,) = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert [row[kind].get("replicas", row[kind]) for kind in ("off", "mirrored", "multi_worker")] == [1, 2, 2]
