@@ -46,7 +46,8 @@ class Settings:
     backbones: str = setting("EfficientNetLite0@224,MobileNetV2@160", "NAME@SIZE, a list")
     weights: str = setting("none", "imagenet or none; EfficientNetLite0 has its own")
     precision: str = setting(
-        "auto", "of our runs, as of train.py; fit is always float32", choices=("auto", *measuring.PRECISIONS))
+        "auto", "of our runs, as of train.py; fit is always float32",
+        choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"))
     augment_views: int = setting(4, "of our runs", low=0)
     epochs: str = setting("8,10", "of the head and of fine-tuning; at least 1")
     seeds: str = setting("0,1,2", "of the run and of the split, a list")
