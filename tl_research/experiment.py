@@ -73,8 +73,7 @@ def run(config, *, started=None, trainer_class=Trainer):
         print(plan, flush=True)
         restored = trainer.restore()
         state = trainer.state
-        distribution.check_equal("data or checkpoint", f"step {state.global_step}, {directory.identity(config)[-1]}",
-                                 CheckpointError)
+        distribution.check_equal("checkpoint", f"step {state.global_step}", CheckpointError)
         summaries = Summaries(directory.path, state.global_step if restored else None)
         if restored:
             phase = config.phase_plan[state.phase_index]
@@ -168,6 +167,7 @@ def _load(config, directory):
 
     data = attempt(lambda chosen: dataset.load(chosen, directory),
                    dataclasses.replace(config, dataset="drawn_flowers"), f"data set {config.dataset}")
+    distribution.check_equal("data", directory.identity(config)[-1])
     classifier = attempt(
         lambda chosen: Classifier(
             chosen.backbone, chosen.weights, config.image_size, len(data.classes), augmentation=config.augmentation,
