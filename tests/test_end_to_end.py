@@ -282,3 +282,17 @@ def test_offline_run_that_must_stop_says_which_file_to_place(place, first):
     assert code == 2 and "RESULT" not in stdout
     assert stderr.startswith("error: ") and stderr.count("\n") == 1
     assert f"put it at {place}/.cache/tl_research/flower_photos.tgz" in stderr
+
+
+def test_two_classes_in_the_layout_of_their_archive_without_a_network(run_train, write_images, tmp_path):
+    for side, count in (("train", 20), ("validation", 12)):
+        write_images(tmp_path / "photos" / side, classes=("cats", "dogs"), count=count, size=32 + count)
+    flags = [f"--flagfile={_ROOT}/cats_vs_dogs.flags", "--image_size=32", "--batch_size=16", "--epochs=1,1", f"--workdir={tmp_path}/run"]
+    ((code, stdout, stderr),) = run_train([*flags, f"--data_dir={tmp_path}/photos"])
+    assert code == 0, stderr
+    results, split = _json(tmp_path / "run" / "results.json"), _json(tmp_path / "run" / "split.json")
+    assert results["classes"] == ["cats", "dogs"]
+    assert {file["side"] for file in split["files"] if file["path"].startswith("train/")} == {"train"}
+    assert {file["side"] for file in split["files"] if file["path"].startswith("validation/")} == {"validation", "test"}
+    # From layer 100 of 154 up, 35.06 %, of a backbone that could not be had: 50 of 141 layers of the one that is used instead.
+    assert "finetune: 50 of 141 backbone layers open" in stdout and "MobileNetV2 could not be reached" in stdout

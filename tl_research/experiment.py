@@ -25,6 +25,7 @@ from tl_research.data import dataset
 from tl_research.errors import CheckpointError
 from tl_research.errors import GateError
 from tl_research.errors import UnreachableError
+from tl_research.errors import UserError
 from tl_research.files import storage_errors
 from tl_research.models import backbones
 from tl_research.models.classifier import Classifier
@@ -55,6 +56,8 @@ def run(config, *, started=None, trainer_class=Trainer):
         UserError: Or one of its kinds, see `tl_research.errors`: whatever the user can put right.
     """
     started = time.perf_counter() if started is None else started
+    if config.seeds:
+        raise UserError(f"--seeds={','.join(map(str, config.seeds))} where one run is made; expected --seed; use train.py for several")
     backbones.get_spec(config.backbone)  # a misspelt name should not wait for the data
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -66,6 +69,7 @@ def run(config, *, started=None, trainer_class=Trainer):
         print(f"run directory: {directory.path}", flush=True)
         precision, xla = resolve_device(config, directory.read_json("run.json") or {})
         data, classifier, substitutions = _load(config, directory)
+        config = _with_layers_of(classifier, config)
         seconds = {"data": time.perf_counter() - started}
         trainer = trainer_class(config, classifier, data.train, data.validation, directory, xla=xla, signals=signals,
                                 classes=data.classes)
@@ -177,6 +181,17 @@ def _load(config, directory):
     return data, classifier, recorded if recorded is not None else substitutions
 
 
+def _with_layers_of(classifier, config):
+    """Returns `config` with what --unfreeze names of a backbone that was replaced as the same share of the other one's layers."""
+    if classifier.spec.name == config.backbone:
+        return config
+    asked_for = Classifier(config.backbone, "none", config.image_size, classifier.num_classes)
+
+    def share(what):
+        return what if what.endswith("%") else f"{100 * len(asked_for.unfreeze(what)) / len(asked_for.backbone.layers):.4g}%"
+    return dataclasses.replace(config, unfreeze=tuple(map(share, config.unfreeze)))
+
+
 def _replaced(config, replacement):
     if replacement.dataset != config.dataset:
         return replacement.dataset
@@ -202,6 +217,7 @@ def _plan(config, data, classifier, trainer, precision, substitutions):
              f"model: {classifier.spec.name}, weights {config.weights}, {classifier.graph.num_folded} BatchNorm layers folded; "
              f"precision {precision}, XLA {'on' if trainer.xla else 'off'}",
              trainer.cache_plan,
+             *trainer.unusual_plan,
              *(f"substitution: {line}" for line in substitutions)]
     for phase in config.phase_plan:
         stop = f"early stop after {phase.patience} without a lower val_loss" if phase.patience else "no early stop"

@@ -303,6 +303,11 @@ def test_number_of_steps_in_a_call_changes_no_weight(train):
     assert audit.weights_sha256(first.classifier.variables) == audit.weights_sha256(second.classifier.variables)
 
 
+def test_balanced_weights_make_classes_count_alike():
+    weights = loop.balanced_weights(np.array([0, 1, 1, 1, 2, 2]), 3)
+    np.testing.assert_allclose(weights, [6 / 3 / 1, 6 / 3 / 3, 6 / 3 / 2])
+
+
 def test_profiled_steps_run_one_at_a_time_and_change_no_weight(train):
     first, _ = train()
     second, _ = train(profile_steps="4:6")

@@ -81,6 +81,7 @@ class Trainer:
         self._saved_step, self._saved_at = 0, time.monotonic()  # of the last checkpoint
         self._base_cut = self._earliest_cut()
         self._caches = {}
+        self._class_weights = balanced_weights(train.labels, len(self._classes)) if config.class_weights == "balanced" else None
         self.cache_plan = self._plan_cache()
         if config.mixup and train.pixels is None:
             raise UserError(f"--mixup={config.mixup} with {len(train)} training images that do not fit into --cache_pixels="
@@ -140,6 +141,19 @@ class Trainer:
         free = _free_memory()
         warning = f", more than the {free / 2**30:.1f} GiB of memory that are free" if not on_disk and total_bytes > free else ""
         return f"cache: {what}, {used} views, {total_bytes / 2**30:.2f} GiB{' on disk' if on_disk else ''}{warning}"
+
+    @property
+    def unusual_plan(self):
+        """Lines that say what this run does to inputs, targets and weights that others do not."""
+        config, spec, lines = self._config, self.classifier.spec, []
+        if config.preprocessing not in ("auto", spec.preprocessing):
+            lines.append(f"preprocessing: {config.preprocessing}, where {spec.name} was trained with {spec.preprocessing}")
+        if self._class_weights is not None:
+            weights = ", ".join(f"{name} {weight:.3g}" for name, weight in zip(self._classes, self._class_weights))
+            lines.append(f"class weights: {weights}")
+        if config.ema_decay:
+            lines.append(f"averages: of the trained weights, decay {config.ema_decay:g} a step; evaluated, selected and saved")
+        return lines
 
     @property
     def cache_in_use(self):
@@ -403,12 +417,8 @@ class Trainer:
 
     def _make_step(self, phase, optimizer, source, num_steps):
         """Returns the `TrainStep` of a phase."""
-        weights = None
-        if self._config.class_weights == "balanced":
-            counts = np.bincount(self._train.labels, minlength=len(self._classes))
-            weights = len(self._train) / (len(counts) * np.maximum(counts, 1))
         return TrainStep(self.classifier, optimizer, source, phase, num_steps, label_smoothing=self._config.label_smoothing,
-                         class_weights=weights, xla=self.xla)
+                         class_weights=self._class_weights, xla=self.xla)
 
     def _mixing(self):
         """Returns what MixUp blends the images of the next epoch with, or None."""
@@ -635,6 +645,11 @@ class Trainer:
 def stack(batches, size):
     """Returns tensors [size, B, ...] of batches, or lists of tensors; filled up, so that a step is traced once."""
     return tf.nest.map_structure(lambda *tensors: tf.stack(tensors), *batches, *batches[-1:] * (size - len(batches)))
+
+
+def balanced_weights(labels, num_classes):
+    """Returns float64 [num_classes], N / (num_classes N_c): classes count alike, and the mean over all examples is 1."""
+    return len(labels) / (num_classes * np.maximum(np.bincount(labels, minlength=num_classes), 1))
 
 
 def _num_parameters(variables):
