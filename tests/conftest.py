@@ -10,8 +10,9 @@ import sys
 import numpy as np
 import pytest
 
-# A shell starts what runs in the background with interrupts ignored, which every process started here would inherit.
+# A shell starts what runs in the background with interrupts ignored, and nohup with hang-ups; all processes here would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
