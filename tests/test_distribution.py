@@ -30,7 +30,7 @@ cli.define_flags(fault_injection.Settings)  # `train` expects to be called by th
 place, photos = sys.argv[1:]
 flags = ["--dataset=directory", f"--data_dir={photos}", "--backbone=Tiny", "--weights=none", "--image_size=16", "--batch_size=8",
          "--phases=only", "--patience=0", "--epochs=2", "--unfreeze=block3", "--learning_rate=1e-2", "--dropout=0.5",
-         "--augment_views=0", "--clip_norm=0.5", "--checkpoint_every_steps=3"]
+         "--augment_views=0", "--clip_norm=0.5", "--ema_decay=0.9", "--mixup=0.4", "--checkpoint_every_steps=3"]
 
 def case(name, *more, replicas=1, tf_config=None, end=None):
     "A run of train.py; `end`: (the signal, the step after which it comes)"

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -34,6 +36,11 @@ def test_summary_has_mean_range_and_students_interval():
     assert "| val_accuracy | 0.8 | 0.7-0.9 | 0.5516-1.048 |" in seeds.table(summary)
 
 
+def test_what_a_seed_does_not_have_is_left_out():
+    without = {**_contents(0.9, 0.5), "selected_phase": None, "test": {"accuracy": 0.5, "loss": None}}
+    assert set(seeds.summarize([without, _contents(0.9, 0.7)])) == {"test_accuracy", "seconds"}
+
+
 def test_one_value_has_no_interval_and_many_that_of_the_normal_distribution():
     assert results.student_interval([0.5]) is None
     low, high = results.student_interval([0.0, 1.0] * 50)
@@ -42,6 +49,8 @@ def test_one_value_has_no_interval_and_many_that_of_the_normal_distribution():
 
 def test_seeds_are_checked():
     assert Config().seeds == () and Config(seeds="0,2").seeds == (0, 2) and Config(seeds="").seeds == ()
+    with pytest.raises(UserError, match="--seeds=0,1 with --distribute=multi_worker"):
+        Config(seeds="0,1", distribute="multi_worker", workdir="w")
     for wrong in ("1,1", "-1", "a", "1,,2"):
         with pytest.raises(UserError, match="--seeds"):
             Config(seeds=wrong)
@@ -52,7 +61,13 @@ def test_each_seed_is_the_run_that_it_is_alone(write_images, tmp_path):
     flags = ["--dataset=directory", f"--data_dir={write_images(tmp_path / 'photographs', count=10, size=32)}", "--backbone=EfficientNetLite0",
              "--image_size=32", "--phases=head", "--epochs=1", "--unfreeze=0%", "--learning_rate=1e-3", "--patience=0"]
     together = [*flags, "--seeds=1,2", f"--workdir={tmp_path / 'both'}", "--split_seed=7"]
-    done = _train(*together)
+    broken = subprocess.Popen([sys.executable, os.path.join(_ROOT, "train.py"), *together], stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "both" / "seed1" / "run.json").exists() and broken.poll() is None:
+        time.sleep(0.1)
+    broken.send_signal(signal.SIGTERM)
+    _, said = broken.communicate(timeout=100)
+    assert broken.returncode == 143, said
+    done = _train(*together)  # not refused, since the one of seed 1 has ended too
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
     assert printed == json.loads((tmp_path / "both" / "seeds.json").read_text())

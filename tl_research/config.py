@@ -13,8 +13,8 @@ from tl_research.errors import UserError
 from tl_research.errors import suggestion
 
 DATASETS = ("tf_flowers", "cats_vs_dogs", "drawn_flowers", "directory")
-# Factors mean what they mean in the Keras layer of the same name; flip is horizontal and takes none.
 PREPROCESSINGS = ("auto", "raw", "tf", "caffe", "torch", "lite")
+# Factors mean what they mean in the Keras layer of the same name; flip is horizontal and takes none.
 AUGMENTATIONS = ("flip", "rotation", "zoom", "translation", "brightness", "contrast")
 
 
@@ -211,6 +211,9 @@ class Config:
         for name, value in self.augmentation.items():
             if not (math.isfinite(value) and 0 < value <= 1):
                 raise UserError(f"--augment has {name}={value}; expected a factor in (0, 1]; for example {name}=0.1")
+        if self.seeds and self.distribute == "multi_worker":
+            raise UserError(f"--seeds={_text(self.seeds)} with --distribute=multi_worker; expected one run of all workers; give --seed, and "
+                            "start them once for each")
         if self.mixup and self.feature_cache in ("memory", "disk"):
             raise UserError(f"--mixup={self.mixup} with --feature_cache={self.feature_cache}; expected images that are blended anew every "
                             "epoch; use --feature_cache=auto or off")

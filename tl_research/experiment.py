@@ -68,6 +68,7 @@ def run(config, *, started=None, trainer_class=Trainer):
             return _report(config, directory, directory.results)
         print(f"run directory: {directory.path}", flush=True)
         precision, xla = resolve_device(config, directory.read_json("run.json") or {})
+        distribution.check_equal("precision and XLA", f"{precision}, {xla}")
         data, classifier, substitutions = _load(config, directory)
         config = _with_layers_of(classifier, config)
         seconds = {"data": time.perf_counter() - started}
@@ -89,7 +90,7 @@ def run(config, *, started=None, trainer_class=Trainer):
         trainer.run(summaries)
         final = classifier.in_float32()  # what is saved, and so what the test number is of
         if state.test is None:
-            state.test = _test(config, final, data.test, trainer.xla)
+            state.test = _test(config, final, data.test, trainer)
             trainer.save()  # from here on an interruption does not read the test images again
         test = state.test
         scope.close()  # what is left computes in each process for itself
@@ -147,6 +148,9 @@ def resolve_device(config, recorded):
     if precision == "auto":
         capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0)) if gpus else None
         precision = "float32" if not gpus else "mixed_bfloat16" if capability >= (8, 0) else "mixed_float16"
+    if precision == "mixed_float16" and config.batchnorm == "training":
+        raise UserError("--batchnorm=training in mixed_float16, where a skipped step would move statistics; expected another precision; use "
+                        "--precision=float32")
     keras.config.set_dtype_policy(precision)
     return precision, recorded.get("xla", bool(gpus) if config.xla == "auto" else config.xla == "on")
 
@@ -183,7 +187,7 @@ def _load(config, directory):
 
 def _with_layers_of(classifier, config):
     """Returns `config` with what --unfreeze names of a backbone that was replaced as the same share of the other one's layers."""
-    if classifier.spec.name == config.backbone:
+    if classifier.spec.name == config.backbone or all(what == "all" or what.endswith("%") for what in config.unfreeze):
         return config
     asked_for = Classifier(config.backbone, "none", config.image_size, classifier.num_classes)
 
@@ -236,11 +240,11 @@ def _write_run_json(directory, precision, trainer, substitutions):
         "precision": precision, "xla": trainer.xla, "feature_cache": trainer.cache_plan, "substitutions": substitutions})
 
 
-def _test(config, classifier, examples, xla):
+def _test(config, classifier, examples, trainer):
     """Returns the test metrics; called once, after everything was selected on validation."""
     classifier.unfreeze("0%")
     source = features.LiveSource(classifier, examples, classifier.cut(), features.Views(config.seed, 0, False))
-    logits = EvalStep(classifier, source, config.batch_size, xla)()
+    logits = trainer.prepared(lambda: EvalStep(classifier, source, config.batch_size, trainer.xla))()
     loss, accuracy = results.loss_and_accuracy(logits, examples.labels)
     interval = results.wilson_interval(round(accuracy * len(examples)), len(examples))
     return {"accuracy": accuracy, "loss": loss, "n": len(examples), "ci95": list(interval), "reads": 1}

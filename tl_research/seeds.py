@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -44,8 +45,9 @@ def run(config, program):
         print(f"seed {seed}: {place}", flush=True)
         code = _finish([sys.executable, program, *one.to_flags().splitlines(), f"--workdir={place}", f"--resume={config.resume}"])
         if code:
+            again = " and without --resume=never" if config.resume == "never" else ""
             error = UserError(f"seed {seed} ended with exit code {code}, for the reason above; expected 0; correct that and give the same "
-                              f"command again with --workdir={directory}: what is finished stays")
+                              f"command again with --workdir={directory}{again}: what is finished stays")
             error.exit_code = code
             raise error
         with open(os.path.join(place, "results.json")) as file:
@@ -65,9 +67,14 @@ def run(config, program):
 
 def _finish(command):
     """Runs a command to its end and returns its exit code; a signal is passed on, and the end is waited for."""
-    process = subprocess.Popen(command, start_new_session=True)  # else the terminal would send it a second Ctrl-C
+    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # none between the start and the name of what was started
+    process = subprocess.Popen(command, start_new_session=True,  # else the terminal would send it a second Ctrl-C
+                               preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, signals))
     try:
-        return process.wait()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        code = process.wait()
+        return code if code >= 0 else 128 - code
     except Interrupted as interruption:
         process.send_signal(interruption.exit_code - 128)
         process.wait()
@@ -75,22 +82,21 @@ def _finish(command):
 
 
 def selected(contents):
-    """Returns the entry of `results.json` of the phase whose weights the run ended with."""
-    (phase,) = (phase for phase in contents["phases"] if phase["name"] == contents["selected_phase"])
-    return phase
+    """Returns the entry of `results.json` of the phase whose weights the run ended with; {} if none was trained."""
+    return next((phase for phase in contents["phases"] if phase["name"] == contents["selected_phase"]), {})
 
 
 def summarize(runs):
-    """Returns {metric: {"mean", "min", "max", "ci95", "values"}} over the contents of several `results.json`.
+    """Returns {metric: {"mean", "min", "max", "ci95", "values"}} over the contents of several `results.json`, where all have it.
 
     The interval is Student's for the mean over seeds; with separate splits it covers those too. None for a single seed.
     """
     runs = list(runs)
-    values = {f"val_{name}": [selected(contents)[f"val_{name}"] for contents in runs] for name in ("accuracy", "loss")}
+    values = {f"val_{name}": [selected(contents).get(f"val_{name}") for contents in runs] for name in ("accuracy", "loss")}
     values |= {f"test_{name}": [contents["test"][name] for contents in runs] for name in ("accuracy", "loss")}
     values["seconds"] = [contents["seconds"]["total"] for contents in runs]
     return {name: {"mean": statistics.mean(numbers), "min": min(numbers), "max": max(numbers),
-                   "ci95": results.student_interval(numbers), "values": numbers} for name, numbers in values.items()}
+                   "ci95": results.student_interval(numbers), "values": numbers} for name, numbers in values.items() if None not in numbers}
 
 
 def table(summary):

@@ -495,6 +495,7 @@ def test_averages_are_evaluated_and_kept_and_training_goes_on_from_the_weights(t
 
 def test_mixup_trains_live_and_says_why(train, tmp_path):
     trainer, _ = train(mixup=0.2, feature_cache="auto", augment_views=1, augment="flip", epochs=(1, 1))
+    assert "MixUp: images and labels are blended in shares of Beta(0.2, 0.2)" in trainer.unusual_plan
     assert "training live, since MixUp blends them anew every epoch" in trainer.cache_plan and trainer.cache_in_use == "off"
 
 
@@ -609,6 +610,27 @@ def test_checkpoint_of_another_run_is_refused(run, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="of another run, which differs in --seed=0, --seed=1; ") as error:
         run("run")
     assert error.value.exit_code == 7
+
+
+def test_run_of_a_version_without_a_setting_goes_on_as_with_its_default(run, tmp_path, monkeypatch):
+    whole, save = run("unbroken"), checkpoints.save
+
+    def without(lines):
+        return [line for line in lines if not line.startswith("--mixup=")]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save", lambda path, state, arrays: save(path, {**state, "run": without(state["run"])}, arrays))
+        _at_epoch_end(patch, 2, _crash)
+        with pytest.raises(_Crash):
+            run("old")
+    flags = tmp_path / "old" / "flags.txt"
+    flags.write_text("\n".join(without(flags.read_text().split("\n"))))
+    assert run("old")["weights_sha256"] == whole["weights_sha256"]
+
+
+def test_float16_does_not_let_skipped_steps_move_statistics(run):
+    with pytest.raises(UserError, match="--batchnorm=training in mixed_float16"):
+        run("half", precision="mixed_float16", batchnorm="training")
 
 
 def test_run_that_is_killed_again_and_again_makes_progress(run, tmp_path, monkeypatch):

@@ -30,6 +30,7 @@ from tl_research.training import audit
 from tl_research.training import checkpoints
 from tl_research.training import features
 from tl_research.training.profiler import Profiler
+from tl_research.training.run_directory import with_defaults
 from tl_research.training.state import TrainState
 from tl_research.training.steps import EvalStep
 from tl_research.training.steps import TrainStep
@@ -151,6 +152,8 @@ class Trainer:
         if self._class_weights is not None:
             weights = ", ".join(f"{name} {weight:.3g}" for name, weight in zip(self._classes, self._class_weights))
             lines.append(f"class weights: {weights}")
+        if config.mixup:
+            lines.append(f"MixUp: images and labels are blended in shares of Beta({config.mixup:g}, {config.mixup:g})")
         if config.ema_decay:
             lines.append(f"averages: of the trained weights, decay {config.ema_decay:g} a step; evaluated, selected and saved")
         return lines
@@ -216,7 +219,7 @@ class Trainer:
         """Computes all that a step does."""
         source = features.LiveSource(self.classifier, self._train, self.classifier.cut(), self._views)
         with memory_errors(self._config, f"phase {phase.name}"):
-            self._prepared(lambda: self._make_step(phase, optimizer, source, 1),
+            self.prepared(lambda: self._make_step(phase, optimizer, source, 1),
                            *self._first_arguments(source, 1))
 
     def _first_arguments(self, source, steps_per_call):
@@ -225,7 +228,7 @@ class Trainer:
         streamed = stack([next(iter(source.stream(indices[:1], view)))], steps_per_call) if source.streamed else None
         return *fixed, streamed, self._mixing()
 
-    def _prepared(self, make, *arguments):
+    def prepared(self, make, *arguments):
         """Returns a step, of training or evaluation, that is compiled; without XLA where that cannot and need not be.
 
         Args:
@@ -262,7 +265,9 @@ class Trainer:
     # Checkpoints.
 
     def save(self):
-        """Commits a checkpoint of the current state."""
+        """Commits a checkpoint of the current state; of several workers the chief does."""
+        if not distribution.is_chief():
+            return
         self._summaries.flush()  # what a crash took of them would not be written again
         variables = {path: self.classifier.variables[path].numpy() for path in self._saved_paths()}
         arrays = {f"variables/{path}": array for path, array in variables.items()}
@@ -288,7 +293,7 @@ class Trainer:
         if loaded is None:
             return False
         state, arrays = loaded
-        if other := sorted(set(state.pop("run", ())) ^ set(self._identity)):
+        if other := sorted(set(with_defaults(state.pop("run", ()))) ^ set(self._identity)):
             raise CheckpointError(f"the checkpoint is of another run, which differs in {', '.join(other[:5])}; expected this run's; "
                                   "put it back or use --resume=never")
         self._saved_step = state["global_step"]
@@ -355,9 +360,9 @@ class Trainer:
         """Shows the first batch of the first epoch as the network sees it."""
         row = pipeline.epoch_order(self._config.seed, 1, len(self._train))[:self._config.batch_size]
         draws = self._views.draws(self._views.of_epoch(1), len(self._train))
-        images = tf.cast(self._train.images(row), tf.float32)
-        if len(draws):
-            images = self.classifier.augmentation.apply_draws(images, tf.constant(draws[row]))
+        mixing = self._mixing()
+        live = features.LiveSource(self.classifier, self._train, self.classifier.cut(), self._views)
+        images = live.read(tf.constant(row), 0, tf.constant(draws), self._train.images(row), mixing and [tf.gather(of_all, row) for of_all in mixing])
         pages.first_batch(self._summaries, images.numpy(), self.classifier.preprocessing(images), self.classifier.spec.preprocessing)
 
     def _run_phase(self, index, phase, resume):
@@ -393,10 +398,15 @@ class Trainer:
             print(f"warning: {warning}", file=sys.stderr)
         validation = self._source("validation", cut)
         compile_start = time.perf_counter()
-        step = self._prepared(
-            lambda: self._make_step(dataclasses.replace(phase, warmup_steps=warmup_steps), self._optimizer, source, num_steps),
-            *self._first_arguments(source, self._steps_per_call(source, steps_per_epoch)))
-        evaluate = self._prepared(lambda: EvalStep(self.classifier, validation, config.batch_size, self.xla))
+        first = self._first_arguments(source, self._steps_per_call(source, steps_per_epoch))
+
+        def make_step():
+            return self._make_step(dataclasses.replace(phase, warmup_steps=warmup_steps), self._optimizer, source, num_steps)
+
+        step, xla = self.prepared(make_step, *first), self.xla
+        evaluate = self.prepared(lambda: EvalStep(self.classifier, validation, config.batch_size, self.xla))
+        if xla != self.xla:  # a resumed run would have neither
+            step = self.prepared(make_step, *first)
         compile_seconds = time.perf_counter() - compile_start
         state.compile_seconds += compile_seconds
         print(f"phase {phase.name}: steps traced and compiled in {compile_seconds:.1f} s, XLA {'on' if self.xla else 'off'}",

@@ -146,7 +146,7 @@ class RunDirectory:
 
     def _check_flags(self, config):
         with open(self.file("flags.txt"), errors="surrogateescape") as file:
-            old, new = _with_defaults(_fixed(file.read())), _fixed(config.to_flags())
+            old, new = with_defaults(_fixed(file.read())), _fixed(config.to_flags())
         before, after = ([line for line in lines if line not in others] for lines, others in ((old, new), (new, old)))
         if before or after:
             raise CheckpointError(f"the run in {self.path} was made with {' '.join(before) or 'fewer flags'}, flags now say "
@@ -161,8 +161,8 @@ def _fixed(text):
                   if (name := line[2:].split("=")[0]) not in fields or not fields[name].metadata["may_change"])
 
 
-def _with_defaults(lines):
-    """Returns the lines, and those of settings that the version that wrote them did not have yet, which are as by default."""
+def with_defaults(lines):
+    """Returns lines of settings that may not change, and those of settings that the version that wrote them did not have yet, which are as by default."""
     names = {line.split("=")[0] for line in lines}
     return sorted([*lines, *(line for line in _fixed(Config().to_flags()) if line.split("=")[0] not in names)])
 
