@@ -119,7 +119,7 @@ def test_what_xla_cannot_compile_ends_a_run_that_insists(train):
 
 
 def test_preparing_a_step_leaves_batch_statistics_where_they_were(train, monkeypatch):
-    moved, prepare = [], Trainer._prepared
+    moved, prepare = [], Trainer.prepared
 
     def spy(trainer, *arguments):
         before = [variable.numpy() for variable in trainer.classifier.variables.values()]
@@ -127,6 +127,6 @@ def test_preparing_a_step_leaves_batch_statistics_where_they_were(train, monkeyp
         moved.extend((variable.numpy() != value).any() for variable, value in zip(trainer.classifier.variables.values(), before))
         return step
 
-    monkeypatch.setattr(Trainer, "_prepared", spy)
+    monkeypatch.setattr(Trainer, "prepared", spy)
     (phase,) = train("float32", False, "on", "off", batchnorm="training").state.finished
     assert moved and not any(moved) and phase["audit"]["batchnorm_stats_changed"] == 4
