@@ -9,7 +9,6 @@ so the same command goes on where it stopped. The table has all seeds of a row t
 percent of the loss.
 """
 
-
 import dataclasses
 import glob
 import json

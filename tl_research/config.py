@@ -211,6 +211,8 @@ class Config:
         for name, value in self.augmentation.items():
             if not (math.isfinite(value) and 0 < value <= 1):
                 raise UserError(f"--augment has {name}={value}; expected a factor in (0, 1]; for example {name}=0.1")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise UserError(f"--seeds={_text(self.seeds)} repeats a seed; expected each once; remove one")
         if self.seeds and self.distribute == "multi_worker":
             raise UserError(f"--seeds={_text(self.seeds)} with --distribute=multi_worker; expected one run of all workers; give --seed, and "
                             "start them once for each")
@@ -222,8 +224,6 @@ class Config:
             first, colon, end = self.profile_steps.partition(":")
             if not (colon and first.isdecimal() and end.isdecimal() and int(first) < int(end)):
                 raise UserError(f"--profile_steps={self.profile_steps}; expected A:B with A < B; for example 20:30")
-        if len(set(self.seeds)) != len(self.seeds):
-            raise UserError(f"--seeds={_text(self.seeds)} repeats a seed; expected each once; remove one")
         self.phase_plan  # checks the lists against each other
 
     @property

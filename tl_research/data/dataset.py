@@ -11,8 +11,8 @@ from tl_research.data import image_check
 from tl_research.data import split
 from tl_research.data.pipeline import Examples
 from tl_research.errors import DataError
-from tl_research.errors import suggestion
 from tl_research.errors import UserError
+from tl_research.errors import suggestion
 from tl_research.reporting.progress import progress_bar
 
 
