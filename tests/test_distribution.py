@@ -24,21 +24,29 @@ _SCRIPT = r"""
 import json, os, shutil, signal, sys
 import distribution, fault_injection  # of benchmarks
 from tl_research import cli
+from tl_research.errors import UnreachableError
+from tl_research.models import backbones
 from tl_research.training import loop
 
 cli.define_flags(fault_injection.Settings)  # `train` expects to be called by that program
 place, photos = sys.argv[1:]
 flags = ["--dataset=directory", f"--data_dir={photos}", "--backbone=Tiny", "--weights=none", "--image_size=16", "--batch_size=8",
          "--phases=only", "--patience=0", "--epochs=2", "--unfreeze=block3", "--learning_rate=1e-2", "--dropout=0.5",
-         "--augment_views=0", "--clip_norm=0.5", "--ema_decay=0.9", "--mixup=0.4", "--checkpoint_every_steps=3"]
+         "--augment_views=0", "--clip_norm=0.5", "--ema_decay=0.9", "--mixup=0.4", "--checkpoint_every_steps=3", "--if_offline=embedded"]
 
-def case(name, *more, replicas=1, tf_config=None, end=None):
-    "A run of train.py; `end`: (the signal, the step after which it comes)"
+def unreachable(name, *args):
+    if name == "Tiny":
+        raise UnreachableError("no network")
+
+def case(name, *more, replicas=1, tf_config=None, end=None, offline=False):
+    "A run of train.py; `end`: (the signal, the step after which it comes); `offline`: its weights are not reached"
     def prepare():
         if replicas > 1:
             distribution.split_cpu(replicas)
         if tf_config:
             os.environ["TF_CONFIG"] = tf_config
+        if offline:
+            backbones.reach_weights = unreachable
         account = loop.Trainer._account
 
         def ended(trainer, *args):
@@ -51,15 +59,14 @@ def case(name, *more, replicas=1, tf_config=None, end=None):
 def mirrored(name, *more):
     return case(name, "--distribute=mirrored", *more, replicas=2)
 
-def workers(name, end=None):
-    configs = distribution.tf_configs(2)
-    return [case(name, "--distribute=multi_worker", tf_config=config, end=end if index == 1 else None)
-            for index, config in enumerate(configs)]
+def workers(name, **second):
+    one, two = distribution.tf_configs(2)
+    return [case(name, "--distribute=multi_worker", tf_config=one), case(name, "--distribute=multi_worker", tf_config=two, **second)]
 
 kill, term = (signal.SIGKILL, 5), (signal.SIGTERM, 5)
-first = [mirrored("mirrored"), *workers("workers"), *workers("killed", kill), *workers("stopped", term), case("one", end=kill)]
+first = [mirrored("mirrored"), *workers("workers"), *workers("killed", end=kill), *workers("stopped", end=term), case("one", end=kill)]
 half = ["--precision=mixed_float16", "--optimizer=sgd"]
-second = [*workers("killed"), case("stopped"), mirrored("one"), case("half", *half), mirrored("half two", *half)]
+second = [*workers("killed"), case("stopped"), mirrored("one"), case("half", *half), mirrored("half two", *half), *workers("apart", offline=True)]
 codes = [fault_injection.in_parallel(cases, len(cases), f"{place}/{number}") for number, cases in enumerate((first, second))]
 print(json.dumps(codes))
 """
@@ -129,13 +136,21 @@ def test_run_goes_on_with_another_number_of_replicas(runs, name, step):
 
 def test_loss_scale_of_float16_is_one_for_all_replicas(runs):
     (_, second), place = runs
-    assert second[4:] == [0, 0]
+    assert second[4:6] == [0, 0]
     one, two = _end(place / "half")[1], _end(place / "half two")[1]
     np.testing.assert_allclose(two, one, rtol=1e-5)
     assert len(set(one)) == 2
 
 
 # What is refused.
+
+def test_workers_that_reach_different_weights_end_instead_of_waiting_for_each_other(runs):
+    (_, second), place = runs
+    assert second[6:] == [1, 1]
+    log = (place / "apart.log").read_text()
+    for backbone in ("Tiny", "EfficientNetLite0"):
+        assert f"error: the workers differ in the weights that they reach; this one has 'none of {backbone}'; expected the same" in log
+
 
 @pytest.mark.parametrize("value", [None, "{", "[]", '{"cluster": {"worker": ["a:1"]}}',
                                    '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',

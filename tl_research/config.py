@@ -86,14 +86,16 @@ class Config:
     augment_views: int = setting(
         4, "augmented versions of each image, used in turn, one an epoch; 0 draws a fresh one every epoch", low=0)
     mixup: float = setting(
-        0.0, "MixUp: each training image is blended with another, shares drawn from Beta(this, this); live only; 0 does not", low=0)
+        0.0, "MixUp: each training image is blended with another, shares drawn from Beta(this, this); live only; 0 does not",
+        low=0)
     class_share: tuple[str, ...] = setting(
         (), "CLASS=SHARE: train with this share of the class's training images only; may be repeated", repeated=True)
     feature_cache: str = setting(
         "auto", "where what the frozen part computes is kept; auto: in memory if it fits and pays",
         choices=("auto", "memory", "disk", "off"))
     cache_bytes: int = setting(4 << 30, "bytes of memory for cached features", low=0)
-    cache_dtype: str = setting("auto", "type of cached features; auto: as they are computed", choices=("auto", "float16", "bfloat16"))
+    cache_dtype: str = setting(
+        "auto", "type of cached features; auto: as they are computed", choices=("auto", "float16", "bfloat16"))
 
     # Model
     backbone: str = setting("EfficientNetV2B0", "a name from tl_research/models/backbones.py")
@@ -214,11 +216,11 @@ class Config:
         if len(set(self.seeds)) != len(self.seeds):
             raise UserError(f"--seeds={_text(self.seeds)} repeats a seed; expected each once; remove one")
         if self.seeds and self.distribute == "multi_worker":
-            raise UserError(f"--seeds={_text(self.seeds)} with --distribute=multi_worker; expected one run of all workers; give --seed, and "
-                            "start them once for each")
+            raise UserError(f"--seeds={_text(self.seeds)} with --distribute=multi_worker; expected one run of all workers; "
+                            "give --seed, and start them once for each")
         if self.mixup and self.feature_cache in ("memory", "disk"):
-            raise UserError(f"--mixup={self.mixup} with --feature_cache={self.feature_cache}; expected images that are blended anew every "
-                            "epoch; use --feature_cache=auto or off")
+            raise UserError(f"--mixup={self.mixup} with --feature_cache={self.feature_cache}; expected images that are blended "
+                            "anew every epoch; use --feature_cache=auto or off")
         self.class_shares  # checks them
         if self.profile_steps:
             first, colon, end = self.profile_steps.partition(":")

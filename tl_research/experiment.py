@@ -57,7 +57,8 @@ def run(config, *, started=None, trainer_class=Trainer):
     """
     started = time.perf_counter() if started is None else started
     if config.seeds:
-        raise UserError(f"--seeds={','.join(map(str, config.seeds))} where one run is made; expected --seed; use train.py for several")
+        raise UserError(f"--seeds={','.join(map(str, config.seeds))} where one run is made; expected --seed; use train.py for "
+                        "several")
     backbones.get_spec(config.backbone)  # a misspelt name should not wait for the data
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -149,8 +150,8 @@ def resolve_device(config, recorded):
         capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0)) if gpus else None
         precision = "float32" if not gpus else "mixed_bfloat16" if capability >= (8, 0) else "mixed_float16"
     if precision == "mixed_float16" and config.batchnorm == "training":
-        raise UserError("--batchnorm=training in mixed_float16, where a skipped step would move statistics; expected another precision; use "
-                        "--precision=float32")
+        raise UserError("--batchnorm=training in mixed_float16, where a skipped step would move statistics; expected another "
+                        "precision; use --precision=float32")
     keras.config.set_dtype_policy(precision)
     return precision, recorded.get("xla", bool(gpus) if config.xla == "auto" else config.xla == "on")
 
@@ -176,12 +177,18 @@ def _load(config, directory):
     data = attempt(lambda chosen: dataset.load(chosen, directory),
                    dataclasses.replace(config, dataset="drawn_flowers"), f"data set {config.dataset}")
     distribution.check_equal("data", directory.identity(config)[-1])
-    classifier = attempt(
-        lambda chosen: Classifier(
+
+    def make_classifier(chosen):
+        backbones.reach_weights(chosen.backbone, config.image_size, chosen.weights)
+        # Said before variables are made: workers make each together, and would wait for ever for one of another network.
+        distribution.check_equal("the weights that they reach", f"{chosen.weights} of {chosen.backbone}")
+        return Classifier(
             chosen.backbone, chosen.weights, config.image_size, len(data.classes), augmentation=config.augmentation,
             dropout=config.dropout, seed=config.seed, fold=config.fold_batchnorm == "on", batchnorm=config.batchnorm,
-            preprocessing=config.preprocessing),
-        dataclasses.replace(config, backbone=_OFFLINE_BACKBONE), f"{config.weights} weights of {config.backbone}")
+            preprocessing=config.preprocessing)
+
+    classifier = attempt(make_classifier, dataclasses.replace(config, backbone=_OFFLINE_BACKBONE),
+                         f"{config.weights} weights of {config.backbone}")
     return data, classifier, recorded if recorded is not None else substitutions
 
 

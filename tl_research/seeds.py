@@ -36,18 +36,19 @@ def run(config, program):
         directory = config.workdir or run_directory.make_new(config)
         os.makedirs(directory, exist_ok=True)
     if os.path.exists(os.path.join(directory, "flags.txt")):
-        raise RunDirectoryError(f"--workdir={directory} is a run of one seed; expected a directory for those of --seeds; choose another")
+        raise RunDirectoryError(f"--workdir={directory} is a run of one seed; expected a directory for those of --seeds; choose "
+                                "another")
     runs = {}
     for seed in config.seeds:
         place = os.path.join(directory, f"seed{seed}")
-        one = dataclasses.replace(config, seeds=(), seed=seed, split_seed=seed if config.seeds_split == "separate" else config.split_seed,
-                                  min_test_accuracy=0.0)
+        split_seed = seed if config.seeds_split == "separate" else config.split_seed
+        one = dataclasses.replace(config, seeds=(), seed=seed, split_seed=split_seed, min_test_accuracy=0.0)
         print(f"seed {seed}: {place}", flush=True)
         code = _finish([sys.executable, program, *one.to_flags().splitlines(), f"--workdir={place}", f"--resume={config.resume}"])
         if code:
             again = " and without --resume=never" if config.resume == "never" else ""
-            error = UserError(f"seed {seed} ended with exit code {code}, for the reason above; expected 0; correct that and give the same "
-                              f"command again with --workdir={directory}{again}: what is finished stays")
+            error = UserError(f"seed {seed} ended with exit code {code}, for the reason above; expected 0; correct that and give "
+                              f"the same command again with --workdir={directory}{again}: what is finished stays")
             error.exit_code = code
             raise error
         with open(os.path.join(place, "results.json")) as file:
@@ -56,12 +57,13 @@ def run(config, program):
                "runs": {str(seed): contents for seed, contents in runs.items()}}
     with storage_errors(directory):
         write_atomically(os.path.join(directory, "seeds.json"), json.dumps(summary, indent=1, allow_nan=False) + "\n")
-    print(f"\n{len(runs)} seeds, {'a split each' if config.seeds_split == 'separate' else 'one split'}\n{table(summary['summary'])}")
+    splits = "a split each" if config.seeds_split == "separate" else "one split"
+    print(f"\n{len(runs)} seeds, {splits}\n{table(summary['summary'])}")
     print("RESULT " + json.dumps(summary, allow_nan=False), flush=True)
     mean = summary["summary"]["test_accuracy"]["mean"]
     if mean < config.min_test_accuracy:
-        raise GateError(f"mean test accuracy {mean:.4f}; expected at least --min_test_accuracy={config.min_test_accuracy}; everything is "
-                        f"in {directory}")
+        raise GateError(f"mean test accuracy {mean:.4f}; expected at least --min_test_accuracy={config.min_test_accuracy}; "
+                        f"everything is in {directory}")
     return summary
 
 
@@ -96,7 +98,8 @@ def summarize(runs):
     values |= {f"test_{name}": [contents["test"][name] for contents in runs] for name in ("accuracy", "loss")}
     values["seconds"] = [contents["seconds"]["total"] for contents in runs]
     return {name: {"mean": statistics.mean(numbers), "min": min(numbers), "max": max(numbers),
-                   "ci95": results.student_interval(numbers), "values": numbers} for name, numbers in values.items() if None not in numbers}
+                   "ci95": results.student_interval(numbers), "values": numbers}
+            for name, numbers in values.items() if None not in numbers}
 
 
 def table(summary):

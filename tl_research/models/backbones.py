@@ -140,9 +140,7 @@ def build_backbone(name, image_size, weights="imagenet", seed=0, connect_timeout
     """
     import keras
 
-    spec = get_spec(name)
-    if image_size < spec.min_image_size:
-        raise UserError(f"{name} needs images of at least {spec.min_image_size} pixels; received image_size={image_size}.")
+    spec = _spec_for(name, image_size)
     if spec.family == "efficientnet_lite":
         from tl_research.models import efficientnet_lite
 
@@ -170,6 +168,21 @@ def build_backbone(name, image_size, weights="imagenet", seed=0, connect_timeout
         for note in load_weights_file(model, weights):
             log(note)
     return model
+
+
+def reach_weights(name, image_size, weights, connect_timeout=5.0, download_timeout=15.0):
+    """Downloads ImageNet weights that are not in Keras' cache yet; arguments and errors as of `build_backbone`, which does so too."""
+    spec = _spec_for(name, image_size)
+    if weights == "imagenet" and spec.weights_url:
+        with _download_errors(spec, image_size, download_timeout) as (url, file):
+            _download(url, file, connect_timeout, download_timeout)
+
+
+def _spec_for(name, image_size):
+    spec = get_spec(name)
+    if image_size < spec.min_image_size:
+        raise UserError(f"{name} needs images of at least {spec.min_image_size} pixels; received image_size={image_size}.")
+    return spec
 
 
 @contextlib.contextmanager

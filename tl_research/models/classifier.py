@@ -91,7 +91,8 @@ class Classifier:
         self.image_size, self.num_classes, self.dropout, self.seed = image_size, num_classes, dropout, seed
         self._fold, self._batchnorm = fold, batchnorm
         self.backbone = backbones.build_backbone(backbone, image_size, weights, seed=seed)
-        self.preprocessing = Preprocessing(self.spec.preprocessing if preprocessing == "auto" else preprocessing, name="preprocessing")
+        mode = self.spec.preprocessing if preprocessing == "auto" else preprocessing
+        self.preprocessing = Preprocessing(mode, name="preprocessing")
         self.augmentation = Augmentation(augmentation or {}, seed=seed, name="augmentation")
         self.head = keras.layers.Dense(
             num_classes, dtype="float32", name="head", kernel_initializer=keras.initializers.GlorotUniform(seed=seed))

@@ -361,9 +361,11 @@ class Trainer:
         row = pipeline.epoch_order(self._config.seed, 1, len(self._train))[:self._config.batch_size]
         draws = self._views.draws(self._views.of_epoch(1), len(self._train))
         mixing = self._mixing()
+        mixing = mixing and [tf.gather(of_all, row) for of_all in mixing]
         live = features.LiveSource(self.classifier, self._train, self.classifier.cut(), self._views)
-        images = live.read(tf.constant(row), 0, tf.constant(draws), self._train.images(row), mixing and [tf.gather(of_all, row) for of_all in mixing])
-        pages.first_batch(self._summaries, images.numpy(), self.classifier.preprocessing(images), self.classifier.spec.preprocessing)
+        images = live.read(tf.constant(row), 0, tf.constant(draws), self._train.images(row), mixing)
+        pages.first_batch(self._summaries, images.numpy(), self.classifier.preprocessing(images),
+                          self.classifier.spec.preprocessing)
 
     def _run_phase(self, index, phase, resume):
         with memory_errors(self._config, f"phase {phase.name}"):
@@ -568,8 +570,8 @@ class Trainer:
         self._summaries.scalar("train", "waiting_for_data", sums["waited"] / sums["seconds"], state.global_step)
         pages.epoch_ends(self._summaries, state.global_step, logits, self._validation.labels, self._classes)
         print(f"{phase.name} epoch {state.epoch}: loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.4f}, "
-              f"val_loss {loss:.4f}, val_accuracy {accuracy:.4f}{' (best)' if best else ''}, {row['images_per_second']:.0f} images/s, "
-              f"{row['seconds']:.1f} s"
+              f"val_loss {loss:.4f}, val_accuracy {accuracy:.4f}{' (best)' if best else ''}, "
+              f"{row['images_per_second']:.0f} images/s, {row['seconds']:.1f} s"
               + (", loss scale {loss_scale:g}, {skipped_steps} steps skipped".format(**scaling) if scaling else ""), flush=True)
 
     @contextlib.contextmanager

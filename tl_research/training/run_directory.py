@@ -162,7 +162,7 @@ def _fixed(text):
 
 
 def with_defaults(lines):
-    """Returns lines of settings that may not change, and those of settings that the version that wrote them did not have yet, which are as by default."""
+    """Returns lines of settings that may not change, and default ones for settings that the version that wrote them did not have."""
     names = {line.split("=")[0] for line in lines}
     return sorted([*lines, *(line for line in _fixed(Config().to_flags()) if line.split("=")[0] not in names)])
 
