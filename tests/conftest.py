@@ -14,6 +14,8 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # the first of several test processes would take all memory
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 _FORK_SERVER = r"""
