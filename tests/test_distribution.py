@@ -32,7 +32,8 @@ cli.define_flags(fault_injection.Settings)  # `train` expects to be called by th
 place, photos = sys.argv[1:]
 flags = ["--dataset=directory", f"--data_dir={photos}", "--backbone=Tiny", "--weights=none", "--image_size=16", "--batch_size=8",
          "--phases=only", "--patience=0", "--epochs=2", "--unfreeze=block3", "--learning_rate=1e-2", "--dropout=0.5",
-         "--augment_views=0", "--clip_norm=0.5", "--ema_decay=0.9", "--mixup=0.4", "--checkpoint_every_steps=3", "--if_offline=embedded"]
+         "--augment_views=0", "--clip_norm=0.5", "--ema_decay=0.9", "--mixup=0.4", "--checkpoint_every_steps=3",
+         "--if_offline=embedded"]
 
 def unreachable(name, *args):
     if name == "Tiny":
@@ -66,7 +67,8 @@ def workers(name, **second):
 kill, term = (signal.SIGKILL, 5), (signal.SIGTERM, 5)
 first = [mirrored("mirrored"), *workers("workers"), *workers("killed", end=kill), *workers("stopped", end=term), case("one", end=kill)]
 half = ["--precision=mixed_float16", "--optimizer=sgd"]
-second = [*workers("killed"), case("stopped"), mirrored("one"), case("half", *half), mirrored("half two", *half), *workers("apart", offline=True)]
+second = [*workers("killed"), case("stopped"), mirrored("one"), case("half", *half), mirrored("half two", *half),
+          *workers("apart", offline=True)]
 codes = [fault_injection.in_parallel(cases, len(cases), f"{place}/{number}") for number, cases in enumerate((first, second))]
 print(json.dumps(codes))
 """

@@ -156,8 +156,8 @@ def build_backbone(name, image_size, weights="imagenet", seed=0, connect_timeout
             keras.utils.set_random_seed(seed)
             model = constructor(image_size)
         else:
-            with _download_errors(spec, image_size, download_timeout) as (url, file):
-                _download(url, file, connect_timeout, download_timeout)
+            reach_weights(name, image_size, weights, connect_timeout, download_timeout)
+            with _download_errors(spec, image_size, download_timeout):  # Keras downloads a damaged file again
                 keras.utils.set_random_seed(seed)
                 model = constructor(image_size, "imagenet")
     if spec.family == "efficientnet_lite" and weights == "imagenet":
@@ -171,7 +171,7 @@ def build_backbone(name, image_size, weights="imagenet", seed=0, connect_timeout
 
 
 def reach_weights(name, image_size, weights, connect_timeout=5.0, download_timeout=15.0):
-    """Downloads ImageNet weights that are not in Keras' cache yet; arguments and errors as of `build_backbone`, which does so too."""
+    """Downloads ImageNet weights that are not in Keras' cache yet; arguments and errors as of `build_backbone`, which calls this."""
     spec = _spec_for(name, image_size)
     if weights == "imagenet" and spec.weights_url:
         with _download_errors(spec, image_size, download_timeout) as (url, file):
