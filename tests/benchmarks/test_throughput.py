@@ -7,13 +7,12 @@ import throughput
 from tl_research.errors import UserError
 
 
-def test_rows_hold_both_phases_and_ratios_of_what_was_timed(write_images, tmp_path, capsys):
-    photographs = write_images(tmp_path / "photographs", count=20)
-    settings = throughput.Settings(dataset="directory", data_dir=photographs, backbones="MobileNetV2@32", images=32,
-                                   batch_size=8, rounds=1)
+def test_rows_hold_both_phases_and_ratios_of_what_was_timed(tiny_backbone, write_images, tmp_path, capsys):
+    photographs = write_images(tmp_path / "photographs", size=16)
+    settings = throughput.Settings(dataset="directory", data_dir=photographs, backbones="Tiny@16", images=32, batch_size=8, rounds=1)
     rows = throughput.measure(settings)
     assert [(row["backbone"], row["image_size"], row["phase"]) for row in rows] == [
-        ("MobileNetV2", 32, "head"), ("MobileNetV2", 32, "finetune")]
+        ("Tiny", 16, "head"), ("Tiny", 16, "finetune")]
     for row in rows:  # of one round: the medians are the times themselves
         assert row["ratio"] == pytest.approx(row["ours"] / row["fit"])
         assert row["step_ratio"] == pytest.approx(row["our step"] / row["fit step"])
@@ -21,7 +20,7 @@ def test_rows_hold_both_phases_and_ratios_of_what_was_timed(write_images, tmp_pa
         assert row["input_share"] == pytest.approx(1 - row["ours"] / row["our step"])
     lines = throughput.table(rows).splitlines()
     assert len(lines) == 4 and {line.count("|") for line in lines} == {11}
-    assert lines[2].startswith("| MobileNetV2@32, head | ") and lines[2] in capsys.readouterr().out
+    assert lines[2].startswith("| Tiny@16, head | ") and lines[2] in capsys.readouterr().out
 
 
 def test_folders_hold_each_image_once_under_its_class(make_examples, tmp_path):

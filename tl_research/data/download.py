@@ -31,6 +31,7 @@ from tl_research.errors import DataError, StorageError, UnreachableError, UserEr
 
 _BLOCK = 1 << 16
 _ATTEMPTS = 3
+_CHOICE = "--download_dir; for ImageNet weights KERAS_HOME"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -41,7 +42,7 @@ def fetch(url, directory, filename, *, size=None, sha256=None, deadline_seconds=
 
     Args:
         url: https, or http on a loopback address.
-        size, sha256: What the file must be, where that is known.
+        size, sha256: What the file must be, where that is known; else nothing is verified.
         deadline_seconds: What may be spent in all on waiting for answers and on transfers that stand still. A transfer
             that runs may take longer.
 
@@ -118,7 +119,8 @@ def locked(target):
             os.makedirs(directory, mode=0o700, exist_ok=True)
             status = os.stat(directory)
             if status.st_uid != os.getuid() and status.st_mode & stat.S_IWOTH:
-                raise StorageError(f"{directory} is somebody else's and everybody may write there; set --download_dir")
+                raise StorageError(f"{directory} is somebody else's and everybody may write there; choose another directory "
+                                   f"({_CHOICE})")
             lock = stack.enter_context(open(os.path.join(directory, f".{name}.lock"), "w"))
             try:  # flock ends with its process, so a killed run leaves no stale lock
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -136,7 +138,7 @@ def _storage(target):
     try:
         yield
     except OSError as error:
-        raise StorageError(f"cannot write {target} ({error}); free some space or set --download_dir") from error
+        raise StorageError(f"cannot write {target} ({error}); free some space or choose another directory ({_CHOICE})") from error
 
 
 def _check_url(url, error_class):
@@ -247,6 +249,9 @@ def _verify(path, target, size, sha256):
     """Returns `target`, renamed from `path` with its marker once it is what it must be."""
     marker = f"{target}.complete.json"
     with _storage(target):
+        if not (size or sha256):
+            os.replace(path, target)
+            return target
         found_size = os.path.getsize(path)
         if path == target:  # cached: the marker spares us the hash
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(marker) as file:

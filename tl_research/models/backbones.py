@@ -6,16 +6,11 @@ Importing this module imports neither TensorFlow nor Keras, so that a configurat
 import contextlib
 import dataclasses
 import difflib
-import errno
-import http.client
 import os
 import re
 import socket
-import threading
-import time
-import urllib.error
-import urllib.request
 
+from tl_research.data import download
 from tl_research.errors import DataError, StorageError, UnreachableError, UserError
 
 
@@ -100,6 +95,7 @@ def _table():
 
 
 BACKBONES = _table()
+_SILENCE_SECONDS = 15.0  # that end a transfer of Keras
 
 
 def get_spec(name):
@@ -116,7 +112,7 @@ def get_spec(name):
     raise UserError(f"No backbone is called {name!r}; {hint}")
 
 
-def build_backbone(name, image_size, weights="imagenet", seed=0, connect_timeout=5.0, download_timeout=15.0, log=print):
+def build_backbone(name, image_size, weights="imagenet", seed=0):
     """Returns a backbone without top: a functional `keras.Model`, images [B, S, S, 3] -> features [B, h, w, C].
 
     Its input is what `Preprocessing(spec.preprocessing)` returns. Layer names, and with `weights="none"` the values too, are
@@ -128,9 +124,6 @@ def build_backbone(name, image_size, weights="imagenet", seed=0, connect_timeout
         image_size: Side S of the square input, in pixels.
         weights: `imagenet`, `none`, or the path of a weights file (see `weights.load_weights_file`).
         seed: Seed of the initial weights, an integer.
-        connect_timeout: Seconds to wait for the host of weights that are not in Keras' cache.
-        download_timeout: Seconds of silence that end a transfer; no new attempt begins after as many.
-        log: Called with each line about what was ignored in a weights file.
 
     Raises:
         UserError: If the name is unknown or the image too small.
@@ -156,8 +149,8 @@ def build_backbone(name, image_size, weights="imagenet", seed=0, connect_timeout
             keras.utils.set_random_seed(seed)
             model = constructor(image_size)
         else:
-            reach_weights(name, image_size, weights, connect_timeout, download_timeout)
-            with _download_errors(spec, image_size, download_timeout):  # Keras downloads a damaged file again
+            reach_weights(name, image_size, weights)
+            with _weights_errors(spec, image_size):
                 keras.utils.set_random_seed(seed)
                 model = constructor(image_size, "imagenet")
     if spec.family == "efficientnet_lite" and weights == "imagenet":
@@ -166,16 +159,25 @@ def build_backbone(name, image_size, weights="imagenet", seed=0, connect_timeout
         from tl_research.models.weights import load_weights_file
 
         for note in load_weights_file(model, weights):
-            log(note)
+            print(note)
     return model
 
 
-def reach_weights(name, image_size, weights, connect_timeout=5.0, download_timeout=15.0):
+def reach_weights(name, image_size, weights):
     """Downloads ImageNet weights that are not in Keras' cache yet; arguments and errors as of `build_backbone`, which calls this."""
     spec = _spec_for(name, image_size)
-    if weights == "imagenet" and spec.weights_url:
-        with _download_errors(spec, image_size, download_timeout) as (url, file):
-            _download(url, file, connect_timeout, download_timeout)
+    if weights != "imagenet" or not spec.weights_url:
+        return
+    url, file = _imagenet_file(spec, image_size)
+    folder, filename = os.path.split(file)
+    home = os.path.dirname(folder)
+    if os.path.exists(home) and not os.access(home, os.W_OK):  # Keras would use /tmp/.keras, which anyone may have filled
+        raise StorageError(f"{home} can't be written: set KERAS_HOME to a folder that can, or give --weights=FILE.")
+    try:
+        download.fetch(url, folder, filename)
+    except UnreachableError as error:
+        raise UnreachableError(f"{name}'s ImageNet weights: {error}, or give --weights=FILE, or --if_offline=embedded for "
+                               "EfficientNetLite0's packaged weights") from error
 
 
 def _spec_for(name, image_size):
@@ -224,73 +226,29 @@ def _like_imagenet(model, keras_weights):
     return like
 
 
-def _download(url, file, connect_timeout, download_timeout):
-    """Brings a weights file into Keras' cache unless it is there; Keras checks its hash when it loads it."""
-    import keras
-
-    folder = os.path.dirname(file)
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    if not os.access(os.path.dirname(folder), os.W_OK):  # Keras would use /tmp/.keras, which anyone may have filled
-        raise StorageError(f"{os.path.dirname(folder)} can't be written: set KERAS_HOME to a folder that can, or give "
-                           "--weights=FILE.")
-    if os.path.exists(file):
-        return
-    answer = [TimeoutError(f"no answer within {connect_timeout:g} s")]
-
-    def ask():
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=connect_timeout).close()
-            answer[0] = None
-        except Exception as error:
-            answer[0] = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
-
-    thread = threading.Thread(target=ask, daemon=True)  # a socket's timeout does not bound the name lookup
-    thread.start()
-    thread.join(connect_timeout)
-    if answer[0] is not None:
-        raise urllib.error.URLError(answer[0])
-    end = time.monotonic() + download_timeout
-    for attempt in (1, 2, 3):
-        try:
-            keras.utils.get_file(os.path.basename(file), url, cache_subdir="models")
-            return
-        except Exception as error:
-            if attempt == 3 or time.monotonic() > end or _is_local(error):
-                raise
-
-
-def _is_local(error):
-    return isinstance(error, OSError) and error.errno in (
-        errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EEXIST)
-
-
-@contextlib.contextmanager
-def _download_errors(spec, image_size, timeout):
-    """Gives (url, cache file) of the ImageNet weights; what fails inside becomes one line with a remedy."""
+def _imagenet_file(spec, image_size):
+    """Returns (address, place in Keras' cache) of the ImageNet weights."""
     from keras.src.backend.config import keras_home  # where `get_file` looks; no public name
 
     size = image_size if image_size in (96, 128, 160, 192) else 224  # MobileNetV2 has weights for each of these
-    url = spec.weights_url.format(size=size)
-    file = os.path.join(os.path.expanduser(keras_home()), "models", spec.weights_file.format(size=size))
+    return (spec.weights_url.format(size=size),
+            os.path.join(os.path.expanduser(keras_home()), "models", spec.weights_file.format(size=size)))
+
+
+@contextlib.contextmanager
+def _weights_errors(spec, image_size):
+    """What fails inside, where Keras loads a file that is there, becomes one line with a remedy."""
+    url, file = _imagenet_file(spec, image_size)
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(timeout)  # Keras' get_file has no timeout of its own
+    socket.setdefaulttimeout(_SILENCE_SECONDS)  # Keras downloads a damaged file again, and has no timeout of its own
     try:
-        yield url, file
-    except (UserError, MemoryError):
-        raise
+        yield
     except Exception as error:
-        reason = " ".join(str(getattr(error, "reason", error)).split())
-        if _is_local(error):
-            raise StorageError(f"{file} can't be written ({reason}): make room, or set KERAS_HOME to another folder.") from error
-        if str(error).startswith("URL fetch failure on") or isinstance(
-                error, (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException)):
-            raise UnreachableError(
-                f"{spec.name}'s ImageNet weights were not reached at {url} ({reason}): put that file at {file}, or give "
-                "--weights=FILE, or --if_offline=embedded for EfficientNetLite0's packaged weights.") from error
-        if isinstance(error, (OSError, ValueError, KeyError)):
-            raise DataError(f"{file} is not {spec.name}'s ImageNet weights ({reason}): delete it, or replace it by "
-                            f"{url}") from error
-        raise
+        if isinstance(error, UserError) or not (isinstance(error, (OSError, ValueError, KeyError))
+                                                or str(error).startswith("URL fetch failure on")):
+            raise
+        raise DataError(f"{file} is not {spec.name}'s ImageNet weights ({' '.join(str(error).split())}): delete it, or "
+                        f"replace it by {url}") from error
     finally:
         socket.setdefaulttimeout(before)
 
