@@ -21,7 +21,7 @@ def main():
     if config.seeds:
         from tl_research import seeds
 
-        seeds.run(config, __file__)
+        seeds.run(config, __file__, cli.debug_flag())
         return
     from tl_research import experiment  # imports TensorFlow, which --help need not wait for
 

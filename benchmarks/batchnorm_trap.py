@@ -24,11 +24,8 @@ matplotlib.use("Agg")  # no screen is needed, or looked for
 import matplotlib.pyplot as plt
 import numpy as np
 
-from tl_research import cli
-from tl_research import experiment
-from tl_research.config import Config
-from tl_research.config import DATASETS
-from tl_research.config import setting
+from tl_research import cli, experiment
+from tl_research.config import Config, DATASETS, setting
 from tl_research.data import dataset
 from tl_research.errors import UserError
 from tl_research.files import write_atomically
@@ -105,7 +102,7 @@ def _run_loop(config, classifier, data, directory, xla, signals, earlier=None):
     trainer = Trainer(config, classifier, data.train, data.validation, directory, xla=xla, signals=signals)
     if earlier:  # counts on, as from phase to phase: the order, augmentation and dropout of the first epochs do not come again
         trainer.state.epoch, trainer.state.global_step = earlier.epoch, earlier.global_step
-    print(trainer.cache_plan, flush=True)
+    print(trainer.cache.plan, flush=True)
     trainer.run(Summaries(directory.path, None))
     rows = [{name: row[name] for name in ("epoch", "train_accuracy", "val_accuracy", "val_loss")}
             for row in trainer.state.history]

@@ -24,15 +24,12 @@ import measuring
 import numpy as np
 import tensorflow as tf
 
-from tl_research import cli
-from tl_research import distribution
-from tl_research.config import DATASETS
-from tl_research.config import Phase
-from tl_research.config import setting
+from tl_research import cli, distribution
+from tl_research.config import DATASETS, Phase, setting
 from tl_research.data import pipeline
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.optim.param_groups import make_param_groups
-from tl_research.training.steps import TrainStep
+from tl_research.training.steps import EpochInputs, TrainStep
 
 _KINDS = {"off": 1, "nudged": 1, "mirrored": 2, "multi_worker": 2}
 
@@ -119,12 +116,10 @@ def _steps(settings, name, size, images, kind, tf_config):
         step = TrainStep(classifier, GroupedOptimizer(groups, "sgd"), source,
                          Phase("finetune", 1, "30%", settings.learning_rate, 0, 0), settings.steps)
         order = pipeline.epoch_order(config.seed, 1, len(source.examples))
-        fixed = [tf.constant(value) for value in (*pipeline.make_batches(order, config.batch_size),
-                                                  source.views.draws(0, len(source.examples)), 0)]
+        epoch = EpochInputs(*map(tf.constant, (*pipeline.make_batches(order, config.batch_size), source.draws(0), 0)))
 
         def take(first, count):
-            position = tf.constant(first, tf.int64)
-            totals = step(*fixed, tf.constant(first), tf.constant(count), position, position)
+            totals = step(epoch, first, count, first, first)
             return float(totals["loss_sum"] / totals["examples"])
 
         losses = [take(number, 1) for number in range(settings.steps)]

@@ -19,8 +19,7 @@ import statistics
 import subprocess
 import sys
 
-from tl_research import cli
-from tl_research import seeds
+from tl_research import cli, seeds
 from tl_research.config import setting
 from tl_research.errors import UserError
 from tl_research.files import write_atomically

@@ -42,25 +42,15 @@ import numpy as np
 import PIL.Image
 from absl import flags
 
-from tl_research import artefacts
-from tl_research import cli
-from tl_research import experiment
-from tl_research import files
-from tl_research import flagfile
-from tl_research.config import Config
-from tl_research.config import setting
-from tl_research.data import catalog
-from tl_research.data import dataset
-from tl_research.data import download
-from tl_research.data import image_check
+from tl_research import artefacts, cli, experiment, files, flagfile
+from tl_research.config import Config, setting
+from tl_research.data import catalog, dataset, download, image_check
 from tl_research.errors import UserError
 from tl_research.files import write_atomically
 from tl_research.models import backbones
 from tl_research.models.classifier import Classifier
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
-from tl_research.training import checkpoints
-from tl_research.training import features
-from tl_research.training import loop
+from tl_research.training import checkpoints, features, loop
 from tl_research.training.run_directory import RunDirectory
 
 _TRAIN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "train.py")
@@ -498,7 +488,7 @@ class Campaign:
             for name in ("head", "finetune", "save", "cache", "export", "data"):
                 places[name] += name in where.split("/")
         located = ", ".join(f"{count} in {name}" for name, count in places.items())
-        return cases, (f"{_passed(single)} random kills (-9) resumed bit for bit ({located}); "
+        return cases, (f"{_passed(single)} random kills (-9) resumed bit for bit ({located}; some in two of these); "
                        f"{_passed(chained)} chains of 5 kills")
 
     def operations(self):
@@ -655,8 +645,8 @@ class Campaign:
                 case["failed"] = f"{kind}, but {'used' if name in used else 'refused'}"
             cases.append(case)
         kinds = len({re.sub(r"^\.?\d\d?", "", name[4:]) for name in expected})
-        return cases, (f"{len(expected)} images of {kinds} kinds, {len(named)} named in `bad_images.csv`, {len(used)} used beside 45 whole "
-                       f"ones: {sum('failed' in case for case in cases)} wrong, 0 crashes, 0 hangs, memory +{found['megabytes']:.0f} MB; "
+        return cases, (f"{len(expected)} images of {kinds} kinds, {len(named)} named in `bad_images.csv`, {sum(name in used for name in expected)} "
+                       f"used, beside 45 whole ones: {sum('failed' in case for case in cases)} wrong, 0 crashes, 0 hangs, memory +{found['megabytes']:.0f} MB; "
                        "a run with --on_bad_image=skip completes")
 
     def flagfiles(self):

@@ -24,8 +24,7 @@ import keras
 import measuring
 
 from tl_research import cli
-from tl_research.config import DATASETS
-from tl_research.config import setting
+from tl_research.config import DATASETS, setting
 from tl_research.errors import UserError
 
 

@@ -134,7 +134,7 @@ def _gradients(classifier, source, batch_size):
 
     @tf.function
     def compute(rows):
-        tensors = source.fetch(rows, 0, tf.zeros([0, 0]))
+        tensors = source.compute(source.read(rows, 0, tf.zeros([0, 0])))
         with tf.GradientTape() as tape:
             logits = classifier.logits(source.cut, tensors)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.gather(source.examples.labels, rows), logits)

@@ -13,8 +13,7 @@ import tensorflow as tf
 
 from tl_research import experiment
 from tl_research.config import Config
-from tl_research.data import dataset
-from tl_research.data import pipeline
+from tl_research.data import dataset, pipeline
 from tl_research.errors import UserError
 from tl_research.files import write_atomically
 from tl_research.models.classifier import Classifier
@@ -22,7 +21,7 @@ from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.optim.param_groups import make_param_groups
 from tl_research.training import features
 from tl_research.training.run_directory import RunDirectory
-from tl_research.training.steps import TrainStep
+from tl_research.training.steps import EpochInputs, TrainStep
 
 PHASES = {"head": ("0%", 1e-3), "finetune": ("30%", 1e-5)}
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -142,14 +141,11 @@ def our_steps(config, phase, classifier, source, *, same_batch=False, learning_r
     groups = make_param_groups(classifier.trainable_variables(), {}, list(classifier.variables))
     step = TrainStep(classifier, GroupedOptimizer(groups, config.optimizer), source, config.phase_plan[0], 1, xla=xla)
     indices, weights = pipeline.make_batches(np.arange(len(source.examples)), config.batch_size)
-    draws = source.views.draws(0, len(source.examples))
+    draws = source.draws(0)
     if same_batch:
         indices, draws = np.repeat(indices[:1], len(indices), axis=0), draws[:0]
-    if source.cached:
-        draws = draws[:0]
-    arguments = [tf.constant(value) for value in (indices, weights, draws, 0, 0, len(indices))]
-    position = tf.constant(0, tf.int64)
-    return lambda **more: step(*arguments, position, position, **more)
+    epoch = EpochInputs(*map(tf.constant, (indices, weights, draws, 0)))
+    return lambda **more: step(epoch, 0, len(indices), 0, 0, **more)
 
 
 def our_epoch(*arguments, **options):

@@ -26,8 +26,7 @@ import subprocess
 import sys
 
 from tl_research import cli
-from tl_research.config import DATASETS
-from tl_research.config import setting
+from tl_research.config import DATASETS, setting
 from tl_research.errors import UserError
 from tl_research.files import write_atomically
 

@@ -113,8 +113,8 @@ def main():
         print(f"{name}: {rate(getattr(Inputs, name)):.0f} images/s a GPU")
     steps = ", ".join(f"{1e3 * all_reduce_seconds(gpus):.2f} ms on {gpus} GPU" for gpus in _GPUS[1:])
     print(f"a step on kept features: {1e3 * Inputs.batch / rate(Inputs.cached):.2f} ms; its all-reduce: {steps}")
-    print(f"two replicas on the cores of one: {replica_ratio(32 / 179, 2_600_037):.2f} of its rate, "
-          f"as two processes {replica_ratio(32 / 179, 2_600_037, link=1e9):.2f}")
+    print(f"two replicas on the cores of one: {replica_ratio(32 / 112, 2_600_037):.2f} of its rate, "
+          f"as two processes {replica_ratio(32 / 112, 2_600_037, link=1e9):.2f}")
 
 
 if __name__ == "__main__":

@@ -26,8 +26,7 @@ import measuring
 import tensorflow as tf
 
 from tl_research import cli
-from tl_research.config import DATASETS
-from tl_research.config import setting
+from tl_research.config import DATASETS, setting
 from tl_research.data import pipeline
 
 
@@ -84,7 +83,7 @@ def _our_epochs(config, phase, examples, num_classes):
     """Returns {kind: function that returns seconds}: an epoch of our live loop, of its step, and of its input alone."""
     classifier = measuring.make_classifier(config, phase, num_classes)
     source = measuring.live_source(config, classifier, examples)
-    draws = source.views.draws(0, len(examples))
+    draws = source.draws(0)
     indices, _ = pipeline.make_batches(range(len(examples)), config.batch_size)
 
     @tf.function

@@ -8,8 +8,7 @@ import time
 
 import pytest
 
-from tl_research import cli
-from tl_research import errors
+from tl_research import cli, errors
 
 _TRAIN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "train.py")
 
@@ -180,7 +179,7 @@ def wrong(run_train, write_images, tmp_path_factory):
         "one class": _Wrong(directory("one"), 2, ["holds 1 classes ('ant')", "at least 2"]),
         "sides": _Wrong(directory("sides"), 2, ["are sides and not classes", "--validation_dir="]),
         "broken image": _Wrong(directory("broken"), 2, ["1 of 12 images", "bee/00.png", "add --on_bad_image=skip"]),
-        "unwritable workdir": _Wrong([f"--workdir={home}/file/run"], 9, ["--workdir=", "Not a directory"]),
+        "unwritable workdir": _Wrong([f"--workdir={home}/file/run"], 9, [f"{home}/file/run", "Not a directory", "--workdir"]),
         "foreign workdir": _Wrong([*data, f"--workdir={home}/other"], 8, ["holds files but no run"]),
         "foreign workdir, never": _Wrong([*data, f"--workdir={home}/other", "--resume=never"], 8, ["holds files but no run"]),
         "misspelt layer": _Wrong([*data, "--unfreeze=0%,blok6a", f"--workdir={home}/layer"], 1, ["blok6a", "did you mean block6a"]),

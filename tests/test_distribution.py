@@ -119,8 +119,8 @@ def test_killed_worker_ends_the_other_in_one_line_and_the_job_is_resumed_to_the_
 def test_signal_to_one_worker_stops_both_after_the_same_step(runs):
     (first, _), place = runs
     assert first[5:7] == [143, 143]
-    assert (place / "stopped.log").read_text().count(f"after step 5; everything is saved; go on with the same flags and "
-                                                     f"--workdir={place / 'stopped'}\n") == 2
+    assert (place / "stopped.log").read_text().count(f"after step 5; everything is saved; go on with python train.py "
+                                                     f"--flagfile={place / 'stopped' / 'flags.txt'} --workdir={place / 'stopped'}\n") == 2
 
 
 @pytest.mark.parametrize("name, step", [("stopped", 5), ("one", 3)], ids=["two to one", "one to two"])
@@ -183,6 +183,10 @@ def test_batch_is_a_multiple_of_the_replicas(monkeypatch):
 def test_one_device_is_one_replica_and_needs_no_strategy():
     with distribution.replicas(Config(dataset="drawn_flowers", distribute="mirrored")):
         assert not tf.distribute.has_strategy()
+
+
+def test_a_process_has_one_strategy():
+    assert distribution._one_strategy(("CPU:0",)) is distribution._one_strategy(("CPU:0",))
 
 
 def test_batchnorm_in_training_mode_is_not_distributed():

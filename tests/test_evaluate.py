@@ -9,10 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from tl_research.errors import DataError
-from tl_research.errors import RunDirectoryError
-from tl_research.evaluate import evaluate
-from tl_research.evaluate import EvaluateConfig
+from tl_research.errors import DataError, RunDirectoryError
+from tl_research.evaluate import EvaluateConfig, evaluate
 from tl_research.training.run_directory import RunDirectory
 from tl_research.trained import TrainedRun
 

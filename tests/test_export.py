@@ -11,10 +11,8 @@ import pytest
 import tensorflow as tf
 
 from tl_research import artefacts
-from tl_research.errors import ExportError
-from tl_research.errors import UserError
-from tl_research.export import export
-from tl_research.export import ExportConfig
+from tl_research.errors import ExportError, UserError
+from tl_research.export import ExportConfig, export
 
 _SIZES = ((20, 50), (32, 32), (64, 64))
 

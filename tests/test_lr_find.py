@@ -9,8 +9,9 @@ import pytest
 
 from tl_research import experiment
 from tl_research.config import Config
+from tl_research.errors import UserError
 from tl_research.lr_find import lr_find
-from tl_research.training import lr_finder
+from tl_research.training import loop, lr_finder
 
 
 def test_suggestion_is_where_the_loss_falls_fastest():
@@ -18,6 +19,26 @@ def test_suggestion_is_where_the_loss_falls_fastest():
     rates, losses = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0], [1.0, 1.0, 0.8, -0.1, -0.2, 3.9]
     assert lr_finder.suggest(rates, losses) == 1e-3
     assert lr_finder.suggest(rates[:1], losses[:1]) == 1e-5 and np.isnan(lr_finder.suggest([], []))
+
+
+def test_run_inside_its_last_phase_is_refused_and_left_as_it_is(tiny_backbone, write_images, tmp_path, monkeypatch):
+    settings = {"dataset": "directory", "data_dir": write_images(tmp_path / "photos", count=15, size=16), "image_size": 16,
+                "backbone": "Tiny", "weights": "none", "epochs": (1, 2), "unfreeze": ("0%", "block3"), "batch_size": 8,
+                "workdir": str(tmp_path / "run")}
+    finish = loop.Trainer._finish_epoch
+
+    def crash_after_the_second(trainer, *args):
+        if trainer.state.epoch == 2:
+            raise KeyboardInterrupt
+        finish(trainer, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "_finish_epoch", crash_after_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.run(Config(**settings))
+    with pytest.raises(UserError, match="is a run inside its last phase, finetune, which would be trained"):
+        lr_find(Config(**settings))
+    assert len(experiment.run(Config(**settings))["phases"]) == 2
 
 
 @pytest.mark.parametrize("settings", [{}, {"augment_views": 2}, {"cache_pixels": 0}, {"precision": "mixed_float16"}],

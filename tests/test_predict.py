@@ -14,8 +14,7 @@ import tensorflow as tf
 
 from tl_research import predict as tool
 from tl_research.errors import DataError
-from tl_research.predict import predict
-from tl_research.predict import PredictConfig
+from tl_research.predict import PredictConfig, predict
 
 
 def _expected(run, path):

@@ -83,7 +83,8 @@ def test_each_seed_is_the_run_that_it_is_alone(write_images, tmp_path):
     gated = _train(*together, "--min_test_accuracy=1")
     assert gated.returncode == (3 if printed["summary"]["test_accuracy"]["mean"] < 1 else 0)
     assert os.stat(tmp_path / "both" / "seed1" / "results.json").st_mtime_ns == before
-    other = _train(*together, "--seeds_split=same")
+    other = _train(*together, "--seeds_split=same", "--debug")
+    assert other.stderr.count("Traceback") == 2  # of the seed's process and of this one
     assert other.returncode == 7 and "--split_seed=1" in other.stderr and "seed 1 ended with exit code 7" in other.stderr
     taken = _train(*flags, "--seeds=2", f"--workdir={tmp_path / 'alone'}")
     assert taken.returncode == 8 and "is a run of one seed" in taken.stderr

@@ -13,8 +13,7 @@ import tensorflow as tf
 
 from tl_research import quiet
 from tl_research.data import image_check
-from tl_research.errors import ExportError
-from tl_research.errors import UserError
+from tl_research.errors import ExportError, UserError
 from tl_research.files import storage_errors
 from tl_research.models.classifier import folded_logits
 
@@ -43,18 +42,18 @@ def save_keras(classifier, data, directory):
     cut = classifier.cut()
     expected = classifier.logits(cut, classifier.frozen_part(cut)(images)).numpy()
     received = keras.saving.load_model(temporary, compile=False).predict(images, batch_size=32, verbose=0)
-    difference = _keep_if_equal(temporary, path, expected, received, _TOLERANCE, "logits")
+    difference = _keep_if_equal(temporary, path, expected, received, _TOLERANCE)
     directory.write_json(os.path.join("export", "classes.json"), list(data.classes))
     print(f"exported {path}: logits equal to {difference:.1g} relative on {len(images)} validation images", flush=True)
 
 
-def _keep_if_equal(temporary, path, expected, received, tolerance, what):
+def _keep_if_equal(temporary, path, expected, received, tolerance):
     """Gives an artefact its name, or removes it; returns the relative difference of its answers."""
     difference = float(np.linalg.norm(received - expected) / np.linalg.norm(expected))
     with storage_errors(path):
         if not difference <= tolerance:
             _remove(temporary)
-            raise ExportError(f"the {what} of {os.path.basename(path)} differ by {difference:.2g} relative on {len(expected)} "
+            raise ExportError(f"the logits of {os.path.basename(path)} differ by {difference:.2g} relative on {len(expected)} "
                               f"validation images; expected at most {tolerance:g}; the file was removed")
         _remove(path)
         os.replace(temporary, path)
@@ -151,7 +150,7 @@ def save_for_serving(name, model, data, directory, image_size):
         answers = [serve(image) for image in images]
         received = _centred(np.log(np.maximum(np.concatenate([answer["probabilities"] for answer in answers]), 1e-30)))
         named = [answer["class"][0].decode() for answer in answers]
-        difference = _keep_if_equal(temporary, path, expected, received, tolerances * _TOLERANCE, "logits")
+        difference = _keep_if_equal(temporary, path, expected, received, tolerances * _TOLERANCE)
     finally:
         _remove(temporary)
     same = sum(answer == data.classes[place] for answer, place in zip(named, expected.argmax(axis=1)))

@@ -7,13 +7,11 @@ import re
 import sys
 import traceback
 
-from absl import app
-from absl import flags
+from absl import app, flags
 
 from tl_research import config as config_lib
 from tl_research import flagfile
-from tl_research.errors import Interrupted
-from tl_research.errors import UserError
+from tl_research.errors import Interrupted, UserError
 from tl_research.signals import Signals
 
 flags.disclaim_key_flags()  # the program that calls define_flags is the one whose --helpshort lists them
@@ -29,7 +27,7 @@ def define_flags(config_class=config_lib.Config):
         if rules["repeated"]:
             flags.DEFINE_multi_string(name, list(field.default), rules["help"])
         elif config_lib.is_list(field):
-            flags.DEFINE_string(name, config_lib._text(field.default), rules["help"])
+            flags.DEFINE_string(name, config_lib.flag_text(field.default), rules["help"])
         elif config_lib.item_type(field) is bool:
             flags.DEFINE_bool(name, field.default, rules["help"])
         elif rules["choices"]:
@@ -55,6 +53,11 @@ def config_from_flags(config_class=config_lib.Config):
         if place is None:
             raise
         raise UserError(f"{place}: {error}") from error
+
+
+def debug_flag():
+    """Returns --debug as arguments for another program."""
+    return ["--debug"] if flags.FLAGS.debug else []
 
 
 def run(main, takes=False):

@@ -9,8 +9,7 @@ import math
 import os
 import re
 
-from tl_research.errors import UserError
-from tl_research.errors import suggestion
+from tl_research.errors import UserError, suggestion
 
 DATASETS = ("tf_flowers", "cats_vs_dogs", "drawn_flowers", "directory")
 PREPROCESSINGS = ("auto", "raw", "tf", "caffe", "torch", "lite")
@@ -195,7 +194,7 @@ class Config:
             raise UserError(f"--validation_dir={self.validation_dir} without --data_dir; expected the training images "
                             "too; add --data_dir=DIR")
         if len(self.split) != 3 or abs(sum(self.split) - 1) > 1e-9:
-            raise UserError(f"--split={_text(self.split)}; expected three fractions that sum to 1; "
+            raise UserError(f"--split={flag_text(self.split)}; expected three fractions that sum to 1; "
                             "write for example --split=0.8,0.1,0.1")
         if self.weight_decay and self.optimizer not in ("adamw", "lion"):
             raise UserError(f"--weight_decay={self.weight_decay} with --optimizer={self.optimizer}; expected an "
@@ -209,14 +208,14 @@ class Config:
             if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
                 raise UserError(f"--phases names a phase {name!r}; expected letters, digits, _ and -; rename it")
         if len(set(self.phases)) != len(self.phases):
-            raise UserError(f"--phases={_text(self.phases)} repeats a name; expected each once; rename one")
+            raise UserError(f"--phases={flag_text(self.phases)} repeats a name; expected each once; rename one")
         for name, value in self.augmentation.items():
             if not (math.isfinite(value) and 0 < value <= 1):
                 raise UserError(f"--augment has {name}={value}; expected a factor in (0, 1]; for example {name}=0.1")
         if len(set(self.seeds)) != len(self.seeds):
-            raise UserError(f"--seeds={_text(self.seeds)} repeats a seed; expected each once; remove one")
+            raise UserError(f"--seeds={flag_text(self.seeds)} repeats a seed; expected each once; remove one")
         if self.seeds and self.distribute == "multi_worker":
-            raise UserError(f"--seeds={_text(self.seeds)} with --distribute=multi_worker; expected one run of all workers; "
+            raise UserError(f"--seeds={flag_text(self.seeds)} with --distribute=multi_worker; expected one run of all workers; "
                             "give --seed, and start them once for each")
         if self.mixup and self.feature_cache in ("memory", "disk"):
             raise UserError(f"--mixup={self.mixup} with --feature_cache={self.feature_cache}; expected images that are blended "
@@ -235,8 +234,8 @@ class Config:
         for name in ("epochs", "unfreeze", "learning_rate", "patience", "warmup_steps", "lr_schedule"):
             values = getattr(self, name)
             if len(values) not in (1, len(self.phases)):
-                raise UserError(f"--{name}={_text(values)} has {len(values)} entries; expected 1 or {len(self.phases)}, "
-                                f"one for each of --phases={_text(self.phases)}; add or remove entries")
+                raise UserError(f"--{name}={flag_text(values)} has {len(values)} entries; expected 1 or {len(self.phases)}, "
+                                f"one for each of --phases={flag_text(self.phases)}; add or remove entries")
             columns[name] = values * len(self.phases) if len(values) == 1 else values
         return tuple(Phase(name, *row) for name, row in zip(self.phases, zip(*columns.values())))
 
@@ -278,7 +277,7 @@ class Config:
     @property
     def compared_settings(self):
         """{name: number, bool or text} of the settings that decide a run's numbers, for a table of runs."""
-        return {field.name: _text(value) if isinstance(value, tuple) else value for field in dataclasses.fields(self)
+        return {field.name: flag_text(value) if isinstance(value, tuple) else value for field in dataclasses.fields(self)
                 if (value := getattr(self, field.name)) is not None and not field.metadata["may_change"]}
 
     @property
@@ -310,7 +309,7 @@ class Config:
             if field.metadata["repeated"]:
                 lines += [f"--{field.name}={item}" for item in value]
             else:
-                lines.append(f"--{field.name}={_text(value)}")
+                lines.append(f"--{field.name}={flag_text(value)}")
         return "\n".join(lines) + "\n"
 
 
@@ -335,9 +334,10 @@ def _check_fields(config):
         object.__setattr__(config, field.name, _checked(field, getattr(config, field.name)))
 
 
-def _text(value):
+def flag_text(value):
+    """Returns a value as it stands behind `--name=`."""
     if isinstance(value, tuple):
-        return ",".join(_text(item) for item in value)
+        return ",".join(flag_text(item) for item in value)
     if isinstance(value, bool):
         return "true" if value else "false"
     return repr(value) if isinstance(value, float) else str(value)
@@ -345,7 +345,7 @@ def _text(value):
 
 def _number(kind, value, flag):
     try:
-        number = kind(value)
+        number = int(value, 0) if kind is int and str(value).lower().startswith("0x") else kind(value)
     except (TypeError, ValueError):
         number = math.nan
     if isinstance(value, bool) or not math.isfinite(number) or (isinstance(value, float) and number != value):
@@ -368,7 +368,7 @@ def _checked(field, value):
     kind, rules, flag = item_type(field), field.metadata, f"--{field.name}"
     if value is None:
         if field.default is not None:
-            raise UserError(f"{flag} has no value; expected one; leave the flag out for {_text(field.default)}")
+            raise UserError(f"{flag} has no value; expected one; leave the flag out for {flag_text(field.default)}")
         return None
     if is_list(field):
         if isinstance(value, str):
@@ -379,7 +379,7 @@ def _checked(field, value):
         if not checked and field.name == "augment":
             return ("none",)  # an empty flag could not be read back
         if not checked and field.default:
-            raise UserError(f"{flag} is empty; expected at least one entry; leave it out for {_text(field.default)}")
+            raise UserError(f"{flag} is empty; expected at least one entry; leave it out for {flag_text(field.default)}")
         return checked
     return _checked_item(kind, rules, flag, value)
 
@@ -390,9 +390,12 @@ def _checked_item(kind, rules, flag, value):
             raise UserError(f"{flag}={value}; expected true or false; correct it")
         return value
     if kind is str:
-        if not isinstance(value, (str, os.PathLike)) or not str(value).strip() or set(str(value)) & set("\0\r\n"):
+        if not isinstance(value, (str, os.PathLike)) or not str(value).strip():
             raise UserError(f"{flag}={value!r}; expected a line of text; leave the flag out for its default")
         value = str(value).strip()
+        if not value.isprintable() or " #" in value or (value[0] in "'\"" and value[0] == value[-1]):  # no flag file could hold it
+            raise UserError(f"{flag}={value!r}; expected text without invisible characters, quotes around it and ' #'; rename what is "
+                            "called so")
         if rules["choices"] and value not in rules["choices"]:
             raise UserError(f"{flag}={value}; expected one of {', '.join(rules['choices'])}"
                             f"{suggestion(value, rules['choices'])}")
@@ -408,5 +411,6 @@ def _checked_item(kind, rules, flag, value):
     if (low is not None and value < low) or (high is not None and value > high) or (above is not None and value <= above):
         bounds = [f"at least {low}" if low is not None else f"above {above}" if above is not None else "",
                   f"at most {high}" if high is not None else ""]
-        raise UserError(f"{flag}={value}; expected {' and '.join(b for b in bounds if b)}; correct it")
+        fix = "use --unfreeze to freeze" if value == 0 == rules["above"] and flag != "--split" else "correct it"
+        raise UserError(f"{flag}={value}; expected {' and '.join(b for b in bounds if b)}; {fix}")
     return value

@@ -8,6 +8,7 @@ which fails (keras#18666) or hangs (tensorflow#72686): see `tl_research.optim.gr
 """
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -15,8 +16,7 @@ import zlib
 
 import tensorflow as tf
 
-from tl_research.errors import Interrupted
-from tl_research.errors import UserError
+from tl_research.errors import Interrupted, UserError
 
 
 @contextlib.contextmanager
@@ -50,13 +50,19 @@ def _make_strategy(config):
         tf.get_logger().setLevel("WARNING")  # or it reports every sum that it traces
     if config.distribute == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        return tf.distribute.MirroredStrategy([device.name for device in devices]) if len(devices) > 1 else None
+        return _one_strategy(tuple(device.name for device in devices)) if len(devices) > 1 else None
     if config.distribute == "multi_worker":
         _check_tf_config()
         if not config.workdir:
             raise UserError("--distribute=multi_worker without --workdir; expected a directory that all workers reach; add it")
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        return _one_strategy(None)
     return None
+
+
+@functools.cache
+def _one_strategy(devices):
+    """Returns the strategy of this process: a second one would begin TensorFlow's keys of sums anew, which still hold."""
+    return tf.distribute.MirroredStrategy(devices) if devices else tf.distribute.MultiWorkerMirroredStrategy()
 
 
 def _check_tf_config():

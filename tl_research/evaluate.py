@@ -12,8 +12,8 @@ import json
 import os
 
 from tl_research import cli
-from tl_research.config import setting
-from tl_research.config import ToolConfig
+from tl_research.config import ToolConfig, setting
+from tl_research.files import csv_text, storage_errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,6 @@ def evaluate(config):
         StorageError: If the report cannot be written.
     """
     from tl_research import trained  # imports TensorFlow, which --help need not wait for
-    from tl_research.files import storage_errors
     from tl_research.reporting import metrics
     from tl_research.reporting import results
     from tl_research.training.run_directory import RunDirectory
@@ -70,8 +69,8 @@ def _tables(classes, examples, logits, confusion):
     rows = [{"class": name, **row, "recall_low": row["recall_ci95"][0], "recall_high": row["recall_ci95"][1]}
             for name, row in zip(classes, metrics.per_class(confusion))]
     columns = ("class", "support", "predicted", "precision", "recall", "recall_low", "recall_high", "f1")
-    yield results.csv_text(columns, [{name: row[name] for name in columns} for row in rows])
-    yield results.csv_text(("true", *(f"predicted {name}" for name in classes)), [
+    yield csv_text(columns, [{name: row[name] for name in columns} for row in rows])
+    yield csv_text(("true", *(f"predicted {name}" for name in classes)), [
         {"true": name, **{f"predicted {other}": count for other, count in zip(classes, row.tolist())}}
         for name, row in zip(classes, confusion)])
     probabilities, losses = metrics.softmax(logits), results.losses(logits, examples.labels)
@@ -80,8 +79,8 @@ def _tables(classes, examples, logits, confusion):
             for path, label, row, loss in zip(examples.names, examples.labels, probabilities, losses)]
     columns = ("path", "true", "predicted", "probability", "true_probability", "loss")
     wrong = sorted((row for row in rows if row["predicted"] != row["true"]), key=lambda row: -row["loss"])
-    yield results.csv_text(columns, [{name: row[name] for name in columns} for row in wrong])
-    yield results.csv_text((*columns, *(f"probability {name}" for name in classes)), rows)
+    yield csv_text(columns, [{name: row[name] for name in columns} for row in wrong])
+    yield csv_text((*columns, *(f"probability {name}" for name in classes)), rows)
 
 
 def _print(report, classes, confusion, directory):

@@ -19,27 +19,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tl_research import artefacts
-from tl_research import distribution
+from tl_research import artefacts, distribution
 from tl_research.data import dataset
-from tl_research.errors import CheckpointError
-from tl_research.errors import GateError
-from tl_research.errors import UnreachableError
-from tl_research.errors import UserError
+from tl_research.errors import CheckpointError, GateError, UnreachableError, UserError
 from tl_research.files import storage_errors
 from tl_research.models import backbones
 from tl_research.models.classifier import Classifier
-from tl_research.reporting import figures
-from tl_research.reporting import pages
-from tl_research.reporting import results
+from tl_research.reporting import figures, pages, results
 from tl_research.reporting.summaries import Summaries
 from tl_research.signals import Signals
-from tl_research.training import audit
-from tl_research.training import features
+from tl_research.training import audit, features
 from tl_research.training.loop import Trainer
-from tl_research.training.run_directory import RunDirectory
-from tl_research.training.steps import EvalStep
-from tl_research.training.steps import memory_errors
+from tl_research.training.run_directory import RunDirectory, resume_command
+from tl_research.training.steps import EvalStep, memory_errors
 
 _OFFLINE_BACKBONE = "EfficientNetLite0"  # its ImageNet weights come in a package
 
@@ -62,12 +54,12 @@ def run(config, *, started=None, trainer_class=Trainer):
     backbones.get_spec(config.backbone)  # a misspelt name should not wait for the data
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    with (distribution.replicas(config) as scope, _open_directory(config) as directory, Signals() as signals,
-          memory_errors(config, "the run")):
+    with (distribution.replicas(config) as scope, _open_directory(config) as directory,
+          Signals(resume_command(config.workdir or directory.path)) as signals, memory_errors(config, "the run")):
         if directory.results:
             print(f"{directory.path} is finished", file=sys.stderr)
             return _report(config, directory, directory.results)
-        print(f"run directory: {directory.path}", flush=True)
+        print(f"run directory: {os.path.realpath(directory.path)}", flush=True)
         precision, xla = resolve_device(config, directory.read_json("run.json") or {})
         distribution.check_equal("precision and XLA", f"{precision}, {xla}")
         data, classifier, substitutions = _load(config, directory)
@@ -82,6 +74,7 @@ def run(config, *, started=None, trainer_class=Trainer):
         distribution.check_equal("checkpoint", f"step {state.global_step}", CheckpointError)
         summaries = Summaries(directory.path, state.global_step if restored else None)
         if restored:
+            _warn_of_other_versions(directory.read_json("run.json") or {})
             phase = config.phase_plan[state.phase_index]
             epoch = state.epoch + (not state.phase_over(phase))
             print(f"resumed phase {phase.name}, epoch {epoch}, step {state.global_step}", file=sys.stderr)
@@ -227,7 +220,7 @@ def _plan(config, data, classifier, trainer, precision, substitutions):
              *(f"data: {line}" for line in data.notes),
              f"model: {classifier.spec.name}, weights {config.weights}, {classifier.graph.num_folded} BatchNorm layers folded; "
              f"precision {precision}, XLA {'on' if trainer.xla else 'off'}",
-             trainer.cache_plan,
+             trainer.cache.plan,
              *trainer.unusual_plan,
              *(f"substitution: {line}" for line in substitutions)]
     for phase in config.phase_plan:
@@ -237,14 +230,29 @@ def _plan(config, data, classifier, trainer, precision, substitutions):
     return "\n".join(lines)
 
 
-def _write_run_json(directory, precision, trainer, substitutions):
+def _versions():
+    return {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__, "numpy": np.__version__}
+
+
+def _machine():
     devices = [device.name for device in tf.config.list_logical_devices()]
+    return {"system": platform.platform(), "cores": os.cpu_count(), "devices": devices}
+
+
+def _warn_of_other_versions(recorded):
+    """Says so if a resumed run began with other versions or on another machine."""
+    before = {**recorded.get("versions", {}), **recorded.get("machine", {})}
+    different = [f"{name} {before[name]}, now {value}" for name, value in {**_versions(), **_machine()}.items()
+                 if before.get(name, value) != value]
+    if different:
+        print(f"warning: the run began with {'; '.join(different)}; what follows need not equal an unbroken run", file=sys.stderr)
+
+
+def _write_run_json(directory, precision, trainer, substitutions):
     directory.write_json("run.json", {
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__,
-                     "numpy": np.__version__},
-        "machine": {"system": platform.platform(), "cores": os.cpu_count(), "devices": devices},
-        "precision": precision, "xla": trainer.xla, "feature_cache": trainer.cache_plan, "substitutions": substitutions})
+        "versions": _versions(), "machine": _machine(),
+        "precision": precision, "xla": trainer.xla, "feature_cache": trainer.cache.plan, "substitutions": substitutions})
 
 
 def _test(config, classifier, examples, trainer):
@@ -261,7 +269,7 @@ def _results(config, trainer, data, test, substitutions, precision):
     state = trainer.state
     return {"phases": state.finished, "selected_phase": state.selected["phase"] if state.selected else None, "test": test,
             "classes": list(data.classes), "substitutions": substitutions, "precision": precision, "xla": trainer.xla,
-            "feature_cache": trainer.cache_in_use, "augment_views": config.augment_views, "seconds": {},
+            "feature_cache": trainer.cache.in_use, "augment_views": config.augment_views, "seconds": {},
             "weights_sha256": audit.weights_sha256(trainer.classifier.variables)}
 
 

@@ -14,8 +14,7 @@ import statistics
 import time
 
 from tl_research import cli
-from tl_research.config import setting
-from tl_research.config import ToolConfig
+from tl_research.config import ToolConfig, setting
 
 _FORMATS = ("saved_model", "litert")
 _TIMED = 20

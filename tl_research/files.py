@@ -1,7 +1,9 @@
 """Files that are whole or not there, also after a crash."""
 
 import contextlib
+import csv
 import hashlib
+import io
 import os
 import shutil
 
@@ -63,3 +65,12 @@ def write_atomically(path, text):
         write_synced(temporary, [text.encode(errors="surrogateescape")])
         os.replace(temporary, path)
         sync(os.path.dirname(path) or ".")
+
+
+def csv_text(columns, rows):
+    """Returns a CSV file's text from dicts; bytes of a file name that are not UTF-8 stand in it as `\\xNN`."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode(errors="surrogateescape").decode(errors="backslashreplace")

@@ -7,8 +7,7 @@ import sys
 
 from absl import flags
 
-from tl_research.errors import UserError
-from tl_research.errors import suggestion
+from tl_research.errors import UserError, suggestion
 
 _MAX_BYTES = 1 << 20
 

@@ -18,10 +18,8 @@ import sys
 import time
 
 from tl_research import cli
-from tl_research.config import setting
-from tl_research.config import ToolConfig
-from tl_research.errors import DataError
-from tl_research.errors import UserError
+from tl_research.config import ToolConfig, setting
+from tl_research.errors import DataError, UserError
 
 
 @dataclasses.dataclass(frozen=True)

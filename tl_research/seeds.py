@@ -8,17 +8,13 @@ import statistics
 import subprocess
 import sys
 
-from tl_research.errors import GateError
-from tl_research.errors import Interrupted
-from tl_research.errors import RunDirectoryError
-from tl_research.errors import UserError
-from tl_research.files import storage_errors
-from tl_research.files import write_atomically
+from tl_research.errors import GateError, Interrupted, RunDirectoryError, UserError
+from tl_research.files import storage_errors, write_atomically
 from tl_research.reporting import results
 from tl_research.training import run_directory
 
 
-def run(config, program):
+def run(config, program, more=()):
     """Trains `config` once for each of its `seeds` and returns the contents of `seeds.json`, which it writes and prints.
 
     Each is a process of its own, in WORKDIR/seed<S>, so that it gives the same bits as alone; one that is finished only says
@@ -27,6 +23,7 @@ def run(config, program):
     Args:
         config: `Config` with seeds.
         program: Path of train.py.
+        more: Flags that are no settings.
 
     Raises:
         UserError: If a seed ends with an error, which it has said itself; the exit code is the same.
@@ -44,7 +41,8 @@ def run(config, program):
         split_seed = seed if config.seeds_split == "separate" else config.split_seed
         one = dataclasses.replace(config, seeds=(), seed=seed, split_seed=split_seed, min_test_accuracy=0.0)
         print(f"seed {seed}: {place}", flush=True)
-        code = _finish([sys.executable, program, *one.to_flags().splitlines(), f"--workdir={place}", f"--resume={config.resume}"])
+        code = _finish([sys.executable, program, *one.to_flags().splitlines(), f"--workdir={place}",
+                        f"--resume={config.resume}", *more])
         if code:
             again = " and without --resume=never" if config.resume == "never" else ""
             error = UserError(f"seed {seed} ended with exit code {code}, for the reason above; expected 0; correct that and give "

@@ -12,12 +12,16 @@ class Signals:
 
     A signal that was ignored before (SIGHUP under nohup) still is.
 
+    Args:
+        resume: The command that goes on with what is interrupted.
+
     Attributes:
         number: Of the signal that came, or None.
+        resume: As given.
     """
 
-    def __init__(self):
-        self.number = None
+    def __init__(self, resume="the same flags and --workdir"):
+        self.number, self.resume = None, resume
         self._held = False
         self._before = {}
 
@@ -53,4 +57,4 @@ class Signals:
 
     def _interrupt(self):
         raise Interrupted(f"interrupted by signal {int(self.number)}; the last checkpoint, if there is one, is whole; go on "
-                          "with the same flags and --workdir", self.number)
+                          f"with {self.resume}", self.number)

@@ -13,11 +13,10 @@ import numpy as np
 import tensorflow as tf
 
 from tl_research.config import Config
-from tl_research.data import dataset
-from tl_research.data import pipeline
-from tl_research.errors import RunDirectoryError
-from tl_research.errors import UserError
+from tl_research.data import dataset, pipeline
+from tl_research.errors import DataError, RunDirectoryError, UserError
 from tl_research.models.classifier import folded_logits
+from tl_research.training.run_directory import resume_command
 
 
 class TrainedRun:
@@ -41,8 +40,8 @@ class TrainedRun:
         if not os.path.isfile(self.file("flags.txt")):
             raise RunDirectoryError(f"--run={path} is not a run; expected a directory that train.py made; correct it")
         if not os.path.isfile(self.file("results.json")):
-            raise RunDirectoryError(f"--run={path} is not finished; expected results.json in it; go on with train.py "
-                                    f"--flagfile={self.file('flags.txt')} --workdir={path}")
+            raise RunDirectoryError(f"--run={path} is not finished; expected results.json in it; go on with "
+                                    f"{resume_command(path)}")
         try:
             with open(self.file("flags.txt")) as file:
                 self.config = dataclasses.replace(Config.from_flags(file.read()), workdir=path)
@@ -59,7 +58,7 @@ class TrainedRun:
         """Returns the `Dataset` of the run, checked against its `split.json`.
 
         Raises:
-            DataError: If the images are not those of the run.
+            DataError: If the images are not those of the run, or are elsewhere now.
             RunDirectoryError: If there is no `split.json`.
         """
         if not os.path.isfile(self.file("split.json")):
@@ -67,7 +66,10 @@ class TrainedRun:
         config = self.config
         if any(line.startswith("data set ") for line in self.results["substitutions"]):
             config = dataclasses.replace(config, dataset="drawn_flowers")
-        return dataset.load(config, self)
+        try:
+            return dataset.load(config, self)
+        except DataError as error:
+            raise DataError(f"{error}; if the images were moved, say so once: {resume_command(self.path)} --data_dir=DIR") from error
 
     def load_model(self):
         """Returns the exported Keras model, which is in float32.

@@ -15,6 +15,7 @@ import pytest
 
 from tl_research.data import catalog as catalog_lib
 from tl_research.data import image_check
+from tl_research.files import csv_text
 
 
 def _pixels(height, width, seed=0):
@@ -29,7 +30,7 @@ def _bytes(kind, image=None, **options):
 
 def _check(paths, image_size=16, keep=1 << 30, refused=(), **kwargs):
     files = tuple(catalog_lib.ImageFile(str(path), os.path.basename(path), 0, None) for path in paths)
-    catalog = catalog_lib.Catalog("", ("a",), files, 0, tuple(refused), ())
+    catalog = catalog_lib.Catalog(("a",), files, 0, tuple(refused), ())
     return image_check.check_images(catalog, image_size, 0, keep_pixels_bytes=keep, **kwargs)
 
 
@@ -72,10 +73,12 @@ def test_each_bad_kind_is_named_with_its_reason(tmp_path):
         "scan__jpg": (_bytes("TIFF"), "TIFF image; expected JPEG, PNG, GIF, BMP or WebP"),
         "half__jpg": (jpeg[:len(jpeg) // 2], "truncated JPEG"),
         "tail__jpg": (jpeg[:-2], "truncated JPEG"),
-        "cut__png": (png[:len(png) // 2], "cannot be decoded"),
-        "crc__png": (bytes(flipped), "cannot be decoded"),
-        "cut__gif": (_bytes("GIF")[:-400], "cannot be decoded"),
-        "cut__bmp": (_bytes("BMP")[:500], "cannot be decoded"),
+        "cut__png": (png[:len(png) // 2], "cannot be decoded: Invalid PNG data"),
+        "crc__png": (bytes(flipped), "cannot be decoded: Invalid PNG data"),
+        "cut__gif": (_bytes("GIF")[:-400], "cannot be decoded: Invalid GIF data"),
+        "cut__bmp": (_bytes("BMP")[:500], "cannot be decoded: Input size should match"),
+        "cut__webp": (_bytes("WEBP")[:100], "damaged WebP image"),
+        "header__gif": (_bytes("GIF")[:9], "damaged GIF image"),
         "huge__png": (fault_inputs.png_claiming(20000, 20000), "pixels"),
         "large__gif": (fault_inputs.gif_claiming(12000, 12000), "12000 x 12000 pixels"),
     }
@@ -100,6 +103,8 @@ def test_each_bad_kind_is_named_with_its_reason(tmp_path):
 def test_unusual_but_whole_images_are_good(tmp_path):
     image = PIL.Image.fromarray(_pixels(20, 20))
     frames = [PIL.Image.fromarray(_pixels(20, 20, i)) for i in range(3)]
+    turned, upright = PIL.Image.Exif(), PIL.Image.Exif()
+    turned[0x0112], upright[0x0112] = 6, 1
     deep = PIL.Image.fromarray(np.random.RandomState(0).randint(0, 65536, (20, 20)).astype(np.uint16))
     paths = _write(
         tmp_path, trailing__jpg=_bytes("JPEG", image) + b"more", grey__png=_bytes("PNG", image.convert("L")),
@@ -107,10 +112,15 @@ def test_unusual_but_whole_images_are_good(tmp_path):
         bit__png=_bytes("PNG", image.convert("1")), deep__png=_bytes("PNG", deep), cmyk__jpg=_bytes("JPEG", image.convert("CMYK")),
         animation__gif=_bytes("GIF", frames[0], save_all=True, append_images=frames[1:]), webp__webp=_bytes("WEBP", image, lossless=True),
         dot__png=_bytes("PNG", PIL.Image.new("RGB", (1, 1), (9, 8, 7))), line__png=_bytes("PNG", PIL.Image.new("RGB", (1, 5000))),
-        bitmap__jpg=_bytes("BMP", image), gif__png=_bytes("GIF", image))
+        bitmap__jpg=_bytes("BMP", image), gif__png=_bytes("GIF", image), turned__jpg=_bytes("JPEG", image, exif=turned),
+        upright__jpg=_bytes("JPEG", image, exif=upright))
     checked = _check(paths)
     assert checked.bad == []
-    assert checked.wrong_suffix == 2  # bitmap.jpg and gif.png
+    assert checked.traits == {
+        "animated; the first frame is used": 1, "named as another format; decoded by content": 2,  # bitmap.jpg and gif.png
+        "not in 8-bit RGB; converted, without alpha": 8,  # with the two GIFs
+        "rotated by EXIF, which is ignored": 1}
+    assert checked.smallest == (1, 1)
     names = [path.name for path in paths]
     assert (checked.pixels[names.index("dot.png")] == [9, 8, 7]).all()
     np.testing.assert_array_equal(checked.pixels[names.index("webp.webp")], checked.pixels[names.index("bitmap.jpg")])
@@ -123,9 +133,8 @@ def test_name_that_is_not_utf8_is_read_and_reported(tmp_path):
             file.write(content)
     checked = _check([os.fsdecode(good), os.fsdecode(bad)])
     assert checked.good.tolist() == [0]
-    image_check.write_bad_images(str(tmp_path / "bad_images.csv"), checked.bad)
-    with open(tmp_path / "bad_images.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
+    text = csv_text(("path", "reason"), [{"path": name, "reason": reason} for name, reason in checked.bad])
+    rows = list(csv.reader(io.StringIO(text, newline="")))
     assert rows == [["path", "reason"], ["\\xfe\n.png", "no known image format named .png"]]
 
 

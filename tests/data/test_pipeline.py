@@ -8,8 +8,7 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 
-from tl_research.data import image_check
-from tl_research.data import pipeline
+from tl_research.data import image_check, pipeline
 from tl_research.errors import DataError
 
 

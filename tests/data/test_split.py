@@ -88,13 +88,22 @@ def test_heldout_images_are_halved_by_class():
     files = ((0, 0.9, "t0"), (1, 0.9, "t1"), (0, 0.49, "a"), (0, 0.5, "b"), (1, 0.6, "c"), (1, 0.7, "d"))
     fixed = ["train"] * 2 + ["heldout"] * 4
     result = assign(*files, fixed=fixed)
-    # Both held-out roses hash into test; the one nearer to 0.5 fills validation.
+    # Though both roses lie above 0.5: the first half in the order of their fractions is for validation.
     assert result.sides == ("train", "train", "validation", "test", "validation", "test")
     assert result.warnings == ()
     # One held-out rose cannot be on both sides: a warning, as for a class that is missing.
     result = assign(*files[:5], fixed=fixed[:5])
-    assert result.sides[4] == "test"
-    assert result.warnings == ("no validation images of roses",)
+    assert result.sides[4] == "validation"
+    assert result.warnings == ("no test images of roses",)
+
+
+def test_halves_of_odd_classes_take_turns_and_copies_stay_together():
+    files = [(label, 0.1 * place, f"{label}{place}") for label in (0, 1) for place in range(5)] + [(1, 0.0, "00"), (1, 0.3, "13")]
+    result = assign((0, 0.5, "t0"), (1, 0.5, "t1"), *files, fixed=["train"] * 2 + ["heldout"] * 12)
+    # Daisies: 3 and 2. Roses have 6 contents with the daisy's "00", which is for validation: two more, and three.
+    assert result.sides[2:] == (*["validation"] * 3, "test", "test", "validation", "validation", *["test"] * 3, "validation", "test")
+    result = assign((0, 0.5, "t0"), (1, 0.5, "t1"), *files[:10], fixed=["train"] * 2 + ["heldout"] * 10)
+    assert result.sides[2:] == (*["validation"] * 3, "test", "test", *["validation"] * 2, *["test"] * 3)
 
 
 def test_equal_images_on_fixed_sides_are_reported():

@@ -6,9 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tl_research.models.augmentation import Augmentation
-from tl_research.models.augmentation import COLUMNS
-from tl_research.models.augmentation import resample
+from tl_research.models.augmentation import Augmentation, COLUMNS, resample
 
 SIZE = 24
 

@@ -9,8 +9,7 @@ import tensorflow as tf
 from absl.testing import parameterized
 from keras import layers
 
-from tl_research.models import convolutions
-from tl_research.models import folding
+from tl_research.models import convolutions, folding
 from tl_research.models.graph import FeatureGraph
 
 _OUTPUT_TOLERANCE, _GRADIENT_TOLERANCE = 1e-5, 1e-4  # norm of the difference over norm of the reference

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from tl_research.models.preprocessing import Preprocessing
-from tl_research.models.preprocessing import RANGES
+from tl_research.models.preprocessing import Preprocessing, RANGES
 
 
 @pytest.mark.parametrize("mode", RANGES)

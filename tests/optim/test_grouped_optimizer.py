@@ -9,8 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tl_research import errors
-from tl_research.optim import grouped_optimizer
-from tl_research.optim import param_groups
+from tl_research.optim import grouped_optimizer, param_groups
 
 GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "pytorch_param_groups.json").read_text())
 NAMES = ("sgd", "adam", "adamw", "rmsprop", "lion")

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from tl_research.reporting import metrics
-from tl_research.reporting import results
+from tl_research.reporting import metrics, results
 
 # Of four examples of class 0, three are found and one is taken for class 1; of two of class 1 one; class 2 has none.
 _LABELS, _PREDICTED = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 1, 2])

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from tl_research.reporting import figures
-from tl_research.reporting import results
+from tl_research.files import csv_text
+from tl_research.reporting import figures, results
 
 
 def test_loss_is_the_mean_over_all_examples_and_accuracy_their_share():
@@ -47,12 +47,12 @@ def test_wilson_interval_stays_inside():
 def test_metrics_csv_has_the_columns_of_the_contract():
     row = dict(phase="head", epoch=1, step=3, train_loss=0.1 + 0.2, train_accuracy=1.0, val_loss=float("nan"), val_accuracy=0.5,
                images_per_second=10.0, seconds=2.0, learning_rate=1e-3)
-    text = results.csv_text(results.METRICS_COLUMNS, [row, {**row, "epoch": 2}])
+    text = csv_text(results.METRICS_COLUMNS, [row, {**row, "epoch": 2}])
     assert text.splitlines()[0] == ("phase,epoch,step,train_loss,train_accuracy,val_loss,val_accuracy,images_per_second,seconds,"
                                     "learning_rate")
     rows = list(csv.DictReader(io.StringIO(text)))
     assert len(rows) == 2 and float(rows[0]["train_loss"]) == 0.1 + 0.2  # every digit
-    assert "\r" not in text and results.csv_text(results.METRICS_COLUMNS, []).count("\n") == 1
+    assert "\r" not in text and csv_text(results.METRICS_COLUMNS, []).count("\n") == 1
 
 
 def test_no_nan_in_json():

@@ -104,6 +104,14 @@ def test_histogram_counts_every_value(tmp_path):
     np.testing.assert_allclose([buckets[0], buckets[-1]], [[0.0, 0.1, 2.0], [2.9, 3.0, 1.0]])
 
 
+def test_text_that_is_not_utf8_is_escaped(tmp_path):
+    writer = summaries.Summaries(str(tmp_path), None)
+    writer.text("train", "classes", "caf\udce9", 0)
+    writer.close()
+    ((_, value),) = _values_of(tmp_path / "train")
+    assert tf.make_ndarray(value.tensor).item() == b"caf\\xe9"
+
+
 def test_picture_is_a_png(tmp_path):
     writer = summaries.Summaries(str(tmp_path), None)
     picture = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)

@@ -13,8 +13,8 @@ def _variables():
     return {path: np.full((2, 3), i + 1.0, np.float32) for i, path in enumerate(_PATHS)}
 
 
-def _audit(before, after, trainable=("head/kernel", "backbone/bn/gamma"), update=1.0, **kwargs):
-    return audit.audit_phase("finetune", audit.hash_variables(before), after, trainable, {"backbone/bn/moving_mean"},
+def _audit(before, after, trainable=("head/kernel", "backbone/bn/gamma"), update=1.0, moved=(), **kwargs):
+    return audit.audit_phase("finetune", audit.hash_variables(before), after, moved, {"backbone/bn/moving_mean"},
                              {path: update for path in trainable}, **kwargs)
 
 
@@ -40,6 +40,11 @@ def test_frozen_variable_that_moved_by_one_bit_is_named(moved):
 def test_trainable_variable_that_did_not_move_is_named():
     with pytest.raises(AuditError, match=r"1 trainable variables did not \(backbone/bn/gamma\)"):
         _audit(_variables(), _changed("head/kernel"))
+
+
+def test_trainable_variable_that_moved_and_is_back_where_it_was_has_moved():
+    counts = _audit(_variables(), _changed("head/kernel"), moved=["backbone/bn/gamma"])
+    assert counts["trainable_changed"] == counts["trainable_total"] == 2
 
 
 def test_update_below_half_the_float_spacing_need_not_move_anything():

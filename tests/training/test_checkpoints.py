@@ -6,8 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tl_research.errors import CheckpointError
-from tl_research.errors import StorageError
+from tl_research.errors import CheckpointError, StorageError
 from tl_research.training import checkpoints
 
 

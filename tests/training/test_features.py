@@ -13,8 +13,7 @@ from tl_research.errors import StorageError
 from tl_research.models.classifier import Classifier
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.optim.param_groups import make_param_groups
-from tl_research.training import features
-from tl_research.training import steps
+from tl_research.training import features, steps
 
 _AUGMENTATION = {"flip": 1.0, "rotation": 0.1, "zoom": 0.1}
 
@@ -45,11 +44,9 @@ def _losses(classifier, source, views, num_steps, num_examples=36, batch_size=8)
         epoch += 1
         indices, weights = pipeline.make_batches(pipeline.epoch_order(0, epoch, num_examples), batch_size)
         view = views.of_epoch(epoch)
-        draws = views.draws(view, num_examples) if not source.cached else np.zeros((0, 7), np.float32)
+        inputs = steps.EpochInputs(*map(tf.constant, (indices, weights, source.draws(view), view)))
         for row in range(len(indices)):
-            done = tf.constant(len(losses), tf.int64)
-            totals = step(tf.constant(indices), tf.constant(weights), tf.constant(draws), tf.constant(view), tf.constant(row),
-                          tf.constant(1), done, done)
+            totals = step(inputs, row, 1, len(losses), len(losses))
             losses.append(float(totals["loss_sum"] / totals["examples"]))
     assert step.traces == 1
     return losses[:num_steps]
@@ -74,6 +71,10 @@ def test_losses_of_20_cached_steps_equal_live_ones(tiny_backbone, make_examples,
     assert np.abs(np.array(without[5:10]) / expected[5:10] - 1).max() > 1e-4  # the second epoch's view matters
 
 
+def _fetch(source, *arguments):
+    return source.compute(source.read(*arguments))
+
+
 def test_features_lie_view_by_view_in_the_order_of_the_examples(tiny_backbone, make_examples):
     examples, views, classifier = make_examples(11), features.Views(7, 3, True), _classifier()
     seen = []
@@ -85,7 +86,7 @@ def test_features_lie_view_by_view_in_the_order_of_the_examples(tiny_backbone, m
     images = classifier.augmentation.apply_draws(examples.pixels, tf.constant(pipeline.augmentation_draws(7, 2, 11, 7)))
     expected = classifier.frozen_part(("block2_relu",))(images)[0]
     np.testing.assert_allclose(second[22:], expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(cached.fetch(tf.constant([10, 3]), tf.constant(2), None)[1], tf.gather(second, [32, 25]))
+    np.testing.assert_array_equal(_fetch(cached, tf.constant([10, 3]), tf.constant(2), None)[1], tf.gather(second, [32, 25]))
 
 
 def test_filling_the_cache_again_gives_equal_bits(tiny_backbone, make_examples):
@@ -103,7 +104,7 @@ def test_derived_features_equal_recomputed_ones(tiny_backbone, make_examples, cu
     recomputed = features.compute_features(features.LiveSource(classifier, examples, cut, views), 2, 4).tensors
     for view in (0, 1):
         rows = tf.constant([10, 0, 5])
-        for received, expected in zip(derived.fetch(rows, tf.constant(view), None), recomputed):
+        for received, expected in zip(_fetch(derived, rows, tf.constant(view), None), recomputed):
             np.testing.assert_allclose(received, tf.gather(expected, rows + 11 * view), rtol=1e-4, atol=1e-5)
 
 
@@ -116,7 +117,7 @@ def test_derived_features_are_those_of_the_weights_of_now(tiny_backbone, make_ex
     kernel.assign(kernel * 2.0 + 0.1)
     derived = features.derive_features(classifier, base, ("pooled_features",), 4)
     expected = features.compute_features(features.LiveSource(classifier, examples, ("pooled_features",), views), 1, 4).tensors[0]
-    np.testing.assert_allclose(derived.fetch(tf.range(6), tf.constant(0), None)[0], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(_fetch(derived, tf.range(6), tf.constant(0), None)[0], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(None, 0), ("float16", 1e-3), ("bfloat16", 8e-3)])
@@ -134,7 +135,7 @@ def test_features_on_disk_and_in_fewer_bits_are_those_in_memory(tiny_backbone, m
     rows = np.array([[10, 0, 5], [3, 3, 1]], np.int32)
     streamed = list(source.stream(rows, 1)) if on_disk else [None, None]
     for row, brought in zip(rows, streamed, strict=True):
-        (received,), (wanted,) = (each.fetch(tf.constant(row), tf.constant(1), None, brought if each is source else None)
+        (received,), (wanted,) = (_fetch(each, tf.constant(row), tf.constant(1), None, brought if each is source else None)
                                   for each in (source, expected))
         assert received.dtype == tf.float32
         assert np.linalg.norm(received - wanted) <= 2 * tolerance * np.linalg.norm(wanted)

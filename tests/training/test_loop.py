@@ -12,28 +12,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tl_research import artefacts
-from tl_research import experiment
+from tl_research import artefacts, experiment
 from tl_research.config import Config
-from tl_research.errors import AuditError
-from tl_research.errors import CheckpointError
-from tl_research.errors import GateError
-from tl_research.errors import Interrupted
-from tl_research.errors import NonFiniteError
-from tl_research.errors import OutOfMemoryError
-from tl_research.errors import StorageError
-from tl_research.errors import UserError
+from tl_research.errors import (
+    AuditError, CheckpointError, GateError, Interrupted, NonFiniteError, OutOfMemoryError, StorageError, UserError)
 from tl_research.models import backbones
 from tl_research.models.classifier import Classifier
 from tl_research.optim import loss_scale
 from tl_research.reporting import results
 from tl_research.reporting.summaries import Summaries
 from tl_research.signals import Signals
-from tl_research.training import audit
-from tl_research.training import checkpoints
-from tl_research.training import features
-from tl_research.training import loop
-from tl_research.training import steps
+from tl_research.training import audit, checkpoints, feature_cache, features, loop, steps
+from tl_research.training.feature_cache import FeatureCache
 from tl_research.training.run_directory import RunDirectory
 
 
@@ -257,6 +247,20 @@ def test_loss_that_is_not_finite_ends_the_run_with_the_step(train):
     assert error.value.exit_code == 5
 
 
+def test_loss_that_explodes_is_named_with_its_step(train, monkeypatch, capsys):
+    call, calls = steps.TrainStep.__call__, []
+
+    def explode(step, *args):
+        totals = call(step, *args)
+        calls.append(len(calls))
+        return {**totals, "loss_sum": totals["loss_sum"] * (1e4 if len(calls) in (9, 13) else 1.0)}
+
+    monkeypatch.setattr(steps.TrainStep, "__call__", explode)
+    train(epochs=(6, 0), steps_per_call=1)  # 3 steps an epoch; the first call only compiles
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: the loss")]
+    assert len(lines) == 1 and lines[0].startswith("warning: the loss of phase head rose to ") and "at step 8, from a median of" in lines[0]
+
+
 def test_out_of_memory_names_the_batch_size_to_try(train, monkeypatch):
     def exhaust(*args):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM")
@@ -319,10 +323,9 @@ def test_plan_of_the_cache_comes_from_sizes(train, monkeypatch):
     trainer, _ = train(epochs=(0, 0))
 
     def plan(**settings):
-        trainer._config = Config(**{"dataset": "drawn_flowers", "image_size": 16, "epochs": (2, 2), **settings})
-        trainer._plan = trainer._config.phase_plan
-        trainer._views = loop.features.Views(0, trainer._config.augment_views, bool(trainer._config.augmentation))
-        return trainer._plan_cache(), trainer.cache_in_use
+        config = Config(**{"dataset": "drawn_flowers", "image_size": 16, "epochs": (2, 2), **settings})
+        cache = FeatureCache(config, trainer.classifier, trainer._train, trainer._validation, trainer._earliest_cut(), "nowhere")
+        return cache.plan, cache.in_use
 
     text, used = plan(augment_views=0)
     assert used == "off" and "a fresh view every epoch; validation cached" in text
@@ -341,9 +344,9 @@ def test_plan_of_the_cache_comes_from_sizes(train, monkeypatch):
     size = int(plan(augment_views=2, image_size=16)[0].split(" KiB")[0].split()[-1])
     assert "float16" in halved and int(halved.split(" KiB")[0].split()[-1]) == size // 2
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_free_memory", lambda: 1000)
+        patch.setattr(feature_cache, "_free_memory", lambda: 1000)
         assert "more than the 0.0 GiB of memory that are free" in plan(augment_views=2)[0]
-    assert 2**20 < loop._free_memory() < 2**50
+    assert 2**20 < feature_cache._free_memory() < 2**50
 
 
 # Resuming, through the whole experiment.
@@ -496,7 +499,7 @@ def test_averages_are_evaluated_and_kept_and_training_goes_on_from_the_weights(t
 def test_mixup_trains_live_and_says_why(train, tmp_path):
     trainer, _ = train(mixup=0.2, feature_cache="auto", augment_views=1, augment="flip", epochs=(1, 1))
     assert "MixUp: images and labels are blended in shares of Beta(0.2, 0.2)" in trainer.unusual_plan
-    assert "training live, since MixUp blends them anew every epoch" in trainer.cache_plan and trainer.cache_in_use == "off"
+    assert "training live, since MixUp blends them anew every epoch" in trainer.cache.plan and trainer.cache.in_use == "off"
 
 
 def test_checkpoints_in_mid_epoch_are_resumed_bit_for_bit(run, tmp_path, monkeypatch):
@@ -586,6 +589,34 @@ def test_features_on_disk_train_the_same_weights_and_leave_nothing_behind(run, t
     received = run("disk", augment_views=2, feature_cache="disk")
     assert received["feature_cache"] == "disk" and received["weights_sha256"] == expected["weights_sha256"]
     assert {path.name for path in (tmp_path / "disk").iterdir()} == {path.name for path in (tmp_path / "memory").iterdir()}
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_run_that_ends_after_its_last_epoch_is_finished_though_the_next_view_was_never_kept(run, monkeypatch, cache):
+    settings = {"augment_views": 4, "feature_cache": cache, "epochs": (1, 1)}
+    expected = run("unbroken", **settings)
+    finish = loop.Trainer._finish_phase
+
+    def crash_in_the_last(trainer, phase, evaluate):
+        if phase.name == "finetune":
+            monkeypatch.setattr(loop.Trainer, "_finish_phase", finish)
+            raise _Crash
+        finish(trainer, phase, evaluate)
+
+    monkeypatch.setattr(loop.Trainer, "_finish_phase", crash_in_the_last)
+    with pytest.raises(_Crash):
+        run("broken", **settings)
+    assert run("broken", **settings)["weights_sha256"] == expected["weights_sha256"]
+
+
+def test_checkpoint_may_hold_the_logits_of_all_validation_images(train, monkeypatch):
+    trainer, _ = train(epochs=(0, 0))
+    seen = []
+    monkeypatch.setattr(checkpoints, "load_newest", lambda directory, largest: seen.append(largest))
+    for count in (5, 1_000_005):
+        trainer._validation = range(count)
+        assert trainer.restore() is False
+    assert seen[1] - seen[0] == 4 * 3 * 1_000_000  # float32, 3 classes
 
 
 def test_finished_run_trains_no_more_and_keeps_its_gate(run, tmp_path, capsys):
@@ -705,7 +736,31 @@ def test_resumed_run_keeps_its_precision_and_xla(run, tmp_path, monkeypatch):
     assert run("run")["xla"] is True
 
 
-@pytest.mark.parametrize("place", ["export", "report", "train"])
+def test_resumed_run_says_that_it_began_with_other_versions(run, tmp_path, monkeypatch, capsys):
+    _at_step(monkeypatch, 9, _crash)
+    with pytest.raises(_Crash):
+        run("run")
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())
+    recorded["versions"]["tensorflow"], recorded["machine"]["cores"] = "2.99.0", 1000
+    (tmp_path / "run" / "run.json").write_text(json.dumps(recorded))
+    run("run", checkpoint_every_steps=7)
+    lines = capsys.readouterr().err.splitlines()
+    assert (f"warning: the run began with tensorflow 2.99.0, now {tf.__version__}; cores 1000, now {os.cpu_count()}; what follows need "
+            "not equal an unbroken run") in lines
+    assert f"note: {tmp_path / 'run'} goes on with --checkpoint_every_steps=7 instead of --checkpoint_every_steps=0" in lines
+    assert "--checkpoint_every_steps=7" in (tmp_path / "run" / "flags.txt").read_text().splitlines()
+
+
+def test_run_goes_on_without_tensorboard(run, tmp_path, capsys):
+    os.makedirs(tmp_path / "run")
+    (tmp_path / "run" / "flags.txt").write_text("")  # a run of ours, with a file where a directory should be
+    (tmp_path / "run" / "validation").write_text("in the way")
+    assert run("run")["phases"]
+    assert capsys.readouterr().err.count("warning: nothing more is written for TensorBoard to ") == 1
+    assert len(_metrics(tmp_path / "run" / "metrics.csv")) == 4
+
+
+@pytest.mark.parametrize("place", ["export", "report"])
 def test_what_cannot_be_written_is_a_storage_error(run, tmp_path, monkeypatch, place):
     monkeypatch.setattr(loop.Trainer, "run", lambda trainer, summaries: summaries.flush())
     monkeypatch.setattr(experiment, "_test", lambda *args: {"accuracy": 0.0, "loss": 0.0, "n": 1, "ci95": [0.0, 1.0], "reads": 1})

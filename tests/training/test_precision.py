@@ -84,7 +84,7 @@ def test_every_combination_trains_exactly_its_set_and_as_float32_does(train, cap
     # Two kernels and a bias, gamma and beta of two BatchNorms, the head's two.
     assert phase["audit"] == {"trainable_changed": 9, "trainable_total": 9, "frozen_changed": 0, "frozen_total": count - 9,
                               "batchnorm_stats_changed": 0}
-    assert phase["traces"] == 1 and trainer.xla == xla and trainer.cache_in_use == cache
+    assert phase["traces"] == 1 and trainer.xla == xla and trainer.cache.in_use == cache
     assert 0 < phase["compile_seconds"] < phase["seconds"]
     assert f"in {phase['compile_seconds']:.1f} s, XLA {'on' if xla else 'off'}\n" in capsys.readouterr().out
     np.testing.assert_allclose(_losses(trainer), _reference, rtol=TOLERANCES[precision])

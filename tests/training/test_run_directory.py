@@ -9,9 +9,7 @@ import sys
 import pytest
 
 from tl_research.config import Config
-from tl_research.errors import CheckpointError
-from tl_research.errors import RunDirectoryError
-from tl_research.errors import StorageError
+from tl_research.errors import CheckpointError, RunDirectoryError, StorageError
 from tl_research.training.run_directory import RunDirectory
 
 
@@ -88,8 +86,8 @@ def test_lock_and_temporary_files_alone_count_as_empty(tmp_path):
 
 def test_path_under_a_file_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / ("x" * 300)):
-        with pytest.raises(StorageError, match="cannot use --workdir=") as error:
+    for path in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / ("x" * 300), "/proc/no_such_directory"):
+        with pytest.raises(StorageError, match="could not write .* choose another --workdir") as error:
             _open(path)
         assert error.value.exit_code == 9
 

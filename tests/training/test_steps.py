@@ -11,8 +11,7 @@ from tl_research.models.classifier import Classifier
 from tl_research.optim import loss_scale
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.optim.param_groups import make_param_groups
-from tl_research.training import features
-from tl_research.training import steps
+from tl_research.training import features, steps
 
 
 @pytest.fixture
@@ -41,9 +40,9 @@ def _make_step(classifier, examples, rate=0.5, optimizer="sgd", num_steps=10, ba
 def _call(step, indices, weights=None, first=0, count=None, done=0, scale=None, mixing=None):
     indices = np.array(indices, np.int32)
     weights = np.ones(indices.shape, np.float32) if weights is None else np.array(weights, np.float32)
-    totals = step(tf.constant(indices), tf.constant(weights), tf.zeros([0, 7]), tf.constant(0), tf.constant(first),
-                  tf.constant(len(indices) if count is None else count), tf.constant(done, tf.int64), tf.constant(done, tf.int64),
-                  scaling={**loss_scale.initial(), "loss_scale": scale} if scale else None, mixing=mixing)
+    epoch = steps.EpochInputs(tf.constant(indices), tf.constant(weights), tf.zeros([0, 7]), tf.constant(0), mixing)
+    totals = step(epoch, first, len(indices) if count is None else count, done, done,
+                  scaling={**loss_scale.initial(), "loss_scale": scale} if scale else None)
     return {name: tensor.numpy() for name, tensor in totals.items()}
 
 
@@ -60,6 +59,22 @@ def _pooled(classifier, examples):
 def _softmax(logits):
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def test_variable_that_lion_moves_there_and_back_has_moved(tiny_backbone, make_examples):
+    classifier = Classifier("Tiny", "none", 16, 2, augmentation={}, dropout=0.0, seed=0)
+    classifier.unfreeze("0%")
+    step = _make_step(classifier, make_examples(2), optimizer="lion", tensors=np.zeros((2, 10), np.float32))
+    totals = _call(step, [[0], [1]])  # first one class, then the other
+    moved = dict(zip(classifier.trainable_variables(), totals["moved"]))
+    assert not _values(classifier)["head/bias"].any() and moved == {"head/kernel": 0, "head/bias": 1}  # all features are 0
+
+
+def test_peaks_are_of_gradients_after_clipping(classifier, make_examples):
+    free = _call(_make_step(classifier, make_examples(9), rate=1e-9), [[0, 1, 2]])
+    clipped = _call(_make_step(classifier, make_examples(9), rate=1e-9, clip_norm=0.01), [[0, 1, 2]])
+    np.testing.assert_allclose(clipped["gradient_peak"], free["gradient_peak"] * 0.01 / np.linalg.norm(free["gradient_peak"]), rtol=1e-4)
+    np.testing.assert_allclose(clipped["gradient_norm_sum"], free["gradient_norm_sum"], rtol=1e-4)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])

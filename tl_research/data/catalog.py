@@ -7,13 +7,12 @@ be links; a link to a file must stay inside, and links to deeper folders are not
 
 import dataclasses
 import os
-import sys
 import unicodedata
 
 import tqdm
 
 from tl_research.data import download, drawn_flowers
-from tl_research.errors import DataError, UserError
+from tl_research.errors import DataError
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 _JUNK = ("thumbs.db", "desktop.ini", "__macosx")  # and every name that begins with a dot
@@ -29,17 +28,16 @@ class Archive:
     sha256: str | None
     folder: str
     num_images: dict  # of each folder of classes, relative to `folder`
-    max_bytes: int
 
 
 ARCHIVES = {
     "tf_flowers": Archive(
         "https://storage.googleapis.com/download.tensorflow.org/example_images/flower_photos.tgz", 228_813_984,
-        "4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c", "flower_photos", {"": 3670}, 1 << 30),
+        "4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c", "flower_photos", {"": 3670}),
     # No hash is known: HTTPS, the checksums inside the zip, and these counts stand in for it.
     "cats_vs_dogs": Archive(
         "https://storage.googleapis.com/mledu-datasets/cats_and_dogs_filtered.zip", None, None,
-        "cats_and_dogs_filtered", {"train": 2000, "validation": 1000}, 1 << 30),
+        "cats_and_dogs_filtered", {"train": 2000, "validation": 1000}),
 }
 
 
@@ -65,7 +63,6 @@ class Catalog:
     safely, which the image check reports as bad images.
     """
 
-    root: str
     classes: tuple[str, ...]
     files: tuple[ImageFile, ...]
     ignored: int
@@ -87,17 +84,10 @@ def find_images(dataset, *, data_dir=None, validation_dir=None, test_dir=None, d
         UnreachableError: The archive cannot be downloaded.
         DataError: A folder that is missing, unreadable or not made of classes, or a wrong number of images.
         StorageError: `download_dir` cannot be written.
-        UserError: Arguments that do not go together.
     """
-    if validation_dir and not data_dir:
-        raise UserError("--validation_dir without --data_dir; expected the training images as well; give --data_dir")
-    if test_dir and not validation_dir:
-        raise UserError("--test_dir without --validation_dir; expected both; give --validation_dir")
-    if dataset == "directory" and not data_dir:
-        raise UserError("--dataset=directory without --data_dir; expected a directory with one folder per class")
-    root = os.path.abspath(os.path.expanduser(data_dir)) if data_dir else _own_root(dataset, download_dir, base_url)
+    root = data_dir or _own_root(dataset, download_dir, base_url)
     flags = ("--data_dir", "--validation_dir", "--test_dir")
-    folders = [root] + [os.path.abspath(os.path.expanduser(folder)) for folder in (validation_dir, test_dir) if folder]
+    folders = [root, *(folder for folder in (validation_dir, test_dir) if folder)]
     if dataset == "cats_vs_dogs" and not validation_dir:
         folders = [os.path.join(root, side) for side in ("train", "validation", "test")]
         folders = folders if os.path.isdir(folders[2]) else folders[:2]
@@ -127,13 +117,12 @@ def find_images(dataset, *, data_dir=None, validation_dir=None, test_dir=None, d
                                 "add some or remove the folder")
     if not data_dir:
         _check_counts(dataset, walk.files, root)
-    return Catalog(root, tuple(classes), tuple(sorted(walk.files, key=lambda file: file.name)), walk.ignored,
+    return Catalog(tuple(classes), tuple(sorted(walk.files, key=lambda file: file.name)), walk.ignored,
                    tuple(sorted(walk.refused)), tuple(walk.warnings))
 
 
 def _own_root(dataset, download_dir, base_url):
     """Returns the folder of a named data set, made first where it is not there."""
-    download_dir = os.path.abspath(os.path.expanduser(download_dir))
     if dataset == "drawn_flowers":
         return download.make_folder(
             os.path.join(download_dir, f"drawn_flowers-{drawn_flowers.VERSION}"), _draw_all)
@@ -143,7 +132,7 @@ def _own_root(dataset, download_dir, base_url):
     if not os.path.isdir(unpacked):  # once unpacked, the archive itself may go
         url = f"{base_url.rstrip('/')}/{file_name}" if base_url else archive.url
         path = download.fetch(url, download_dir, file_name, size=archive.size, sha256=archive.sha256)
-        download.unpack(path, unpacked, max_files=20_000, max_bytes=archive.max_bytes)
+        download.unpack(path, unpacked, max_files=20_000, max_bytes=1 << 30)
     return os.path.join(unpacked, archive.folder)
 
 
@@ -151,7 +140,7 @@ def _draw_all(folder):
     for name in drawn_flowers.CLASSES:
         os.mkdir(os.path.join(folder, name))
     every = [(name, i) for name in drawn_flowers.CLASSES for i in range(drawn_flowers.IMAGES_PER_CLASS)]
-    for name, i in tqdm.tqdm(every, "drawing flowers", disable=not sys.stderr.isatty()):
+    for name, i in tqdm.tqdm(every, "drawing flowers", disable=None):
         drawn_flowers.write_bmp(os.path.join(folder, name, f"{i:03d}.bmp"), drawn_flowers.draw(name, i))
 
 

@@ -7,12 +7,10 @@ import numpy as np
 import tensorflow as tf
 
 from tl_research.data import catalog as catalog_lib
-from tl_research.data import image_check
-from tl_research.data import split
+from tl_research.data import image_check, split
 from tl_research.data.pipeline import Examples
-from tl_research.errors import DataError
-from tl_research.errors import UserError
-from tl_research.errors import suggestion
+from tl_research.errors import DataError, UserError, suggestion
+from tl_research.files import csv_text, write_atomically
 from tl_research.reporting.progress import progress_bar
 
 
@@ -42,11 +40,12 @@ def load(config, directory):
     """
     catalog = catalog_lib.find_images(
         config.dataset, data_dir=config.data_dir, validation_dir=config.validation_dir, test_dir=config.test_dir,
-        download_dir=os.path.expanduser(config.download_dir), base_url=config.download_base_url)
+        download_dir=config.download_dir, base_url=config.download_base_url)
     with progress_bar("checking images", unit="images") as progress:
         checked = image_check.check_images(
             catalog, config.image_size, config.split_seed, keep_pixels_bytes=config.cache_pixels, progress=progress)
-    image_check.write_bad_images(directory.file("bad_images.csv"), checked.bad)
+    write_atomically(directory.file("bad_images.csv"), csv_text(("path", "reason"), [
+        {"path": name, "reason": reason} for name, reason in checked.bad]))
     if checked.bad and config.on_bad_image == "error":
         named = "; ".join(f"{name} ({reason})" for name, reason in checked.bad[:5])
         raise DataError(f"{len(checked.bad)} of {len(catalog.files) + len(catalog.refused)} images cannot be used: {named}; "
@@ -71,8 +70,9 @@ def load(config, directory):
         notes.append(f"{catalog.ignored} files ignored that are no images by their names")
     if checked.bad:
         notes.append(f"{len(checked.bad)} bad images left out, see bad_images.csv")
-    if checked.wrong_suffix:
-        notes.append(f"{checked.wrong_suffix} images are named as another format; decoded by content")
+    notes += [f"{count} images are {trait}" for trait, count in checked.traits.items()]
+    if checked.smallest and min(checked.smallest) < config.image_size:
+        notes.append(f"the smallest image has {checked.smallest[0]} x {checked.smallest[1]} pixels")
     examples = {}
     for side in split.SIDES:
         rows = np.flatnonzero(np.array(sides.sides) == side)

@@ -220,7 +220,7 @@ def _copy(response, target, part, size, patience, idle_since):
     received = 0
     with _storage(target), open(part, "wb") as file, tqdm.tqdm(
             total=size or length or None, desc=os.path.basename(target), unit="B", unit_scale=True,
-            disable=not sys.stderr.isatty()) as progress:
+            disable=None) as progress:
         idle_since[0] = time.monotonic()
         next_block = 0
         while True:

@@ -5,8 +5,9 @@ without keeping the aspect ratio. EXIF rotation is ignored, as there; of an anim
 channel is dropped and 16-bit samples are reduced.
 """
 
+import collections
 import concurrent.futures
-import csv
+import contextlib
 import dataclasses
 import io
 import os
@@ -20,13 +21,14 @@ import PIL.Image
 import tensorflow as tf
 
 from tl_research.data import split
-from tl_research.files import write_atomically
 
 FORMATS = {"JPEG": (".jpg", ".jpeg"), "MPO": (".jpg", ".jpeg"), "PNG": (".png",), "GIF": (".gif",), "BMP": (".bmp",),
            "WEBP": (".webp",)}
 MAX_PIXELS = 89_478_485  # Pillow's own limit; a 48 kB GIF can claim more and would be allocated
 BOMB_PIXELS, BOMB_PIXELS_PER_BYTE = 1 << 24, 200  # more than either at once: no photograph, but memory for a few bytes
 MAX_BYTES = 1 << 28
+_SIGNATURES = {"PNG": b"\x89PNG", "JPEG": b"\xff\xd8\xff", "GIF": b"GIF8", "BMP": b"BM", "WebP": b"RIFF"}
+_EXIF_ORIENTATION = 0x0112
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,8 @@ class CheckedImages:
         fractions: float64 [N], see `tl_research.data.split`.
         pixels: uint8 [N, image_size, image_size, 3], or None where they were not to be kept.
         bad: [(name, reason)] of all other files, sorted by name.
-        wrong_suffix: Number of good files that are named as another format.
+        traits: {what is said of good files that are not as one might think: how many they are}.
+        smallest: (width, height) of the good file with the fewest pixels.
     """
 
     good: np.ndarray
@@ -47,7 +50,8 @@ class CheckedImages:
     fractions: np.ndarray
     pixels: np.ndarray | None
     bad: list
-    wrong_suffix: int
+    traits: dict
+    smallest: tuple[int, int] | None
 
 
 def make_decoder(image_size):
@@ -71,7 +75,7 @@ def resized(images, image_size):
 
 
 def load_image(path, decode):
-    """Returns (uint8 pixels, the file's bytes, whether it is named as another format).
+    """Returns (uint8 pixels, the file's bytes, what is to be said of it, (width, height) before it was resized).
 
     Args:
         path: Of the file, which is checked before anything is decoded.
@@ -82,8 +86,8 @@ def load_image(path, decode):
     """
     try:
         data = _read(path)
-        wrong_suffix = _check_header(data, path)
-        return decode(tf.constant(data)).numpy(), data, wrong_suffix
+        traits, size = _check_header(data, path)
+        return decode(tf.constant(data)).numpy(), data, traits, size
     except OSError as error:
         raise BadImage(error.strerror or str(error)) from error
     except tf.errors.OpError as error:
@@ -98,14 +102,14 @@ def check_images(catalog, image_size, split_seed, *, keep_pixels_bytes, progress
     pixels = np.zeros((len(files), image_size, image_size, 3), np.uint8) if keep else None
 
     def check(index):
-        """Returns (None, sha256, fraction, wrong suffix) or (reason, None, None, False)."""
+        """Returns (None, sha256, fraction, traits, size) or (reason, None, None, (), None)."""
         try:
-            image, data, wrong_suffix = load_image(files[index].path, decode)
+            image, data, traits, size = load_image(files[index].path, decode)
         except BadImage as error:
-            return str(error), None, None, False
+            return str(error), None, None, (), None
         if keep:
             pixels[index] = image
-        return None, split.content_sha256(data), split.split_fraction(split_seed, data), wrong_suffix
+        return None, split.content_sha256(data), split.split_fraction(split_seed, data), traits, size
 
     results = []
     with concurrent.futures.ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
@@ -116,22 +120,10 @@ def check_images(catalog, image_size, split_seed, *, keep_pixels_bytes, progress
     bad = [(files[i].name, result[0]) for i, result in enumerate(results) if result[0] is not None]
     if keep and len(good) < len(files):
         pixels = pixels[good]
-    return CheckedImages(good, tuple(results[i][1] for i in good), np.array([results[i][2] for i in good], np.float64),
-                         pixels, sorted(bad + list(catalog.refused)), sum(results[i][3] for i in good))
-
-
-def write_bad_images(path, bad):
-    """Writes the names and reasons as CSV; a file that was refused stands in it whatever is done about it.
-
-    Raises:
-        StorageError: If the file cannot be written.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "reason"])
-    for name, reason in bad:
-        writer.writerow([os.fsencode(name).decode(errors="backslashreplace"), reason])
-    write_atomically(path, text.getvalue())
+    traits = collections.Counter(trait for result in results for trait in result[3])
+    smallest = min((result[4] for result in results if result[4]), key=lambda size: size[0] * size[1], default=None)
+    return CheckedImages(good, tuple(results[i][1] for i in good), np.array([results[i][2] for i in good], np.float64), pixels,
+                         sorted(bad + list(catalog.refused)), dict(sorted(traits.items())), smallest)
 
 
 class BadImage(Exception):
@@ -152,17 +144,24 @@ def _read(path):
 
 
 def _check_header(data, path):
-    """Checks type and size before anything is decoded; returns whether the file's suffix belongs to another format."""
+    """Checks type and size before anything is decoded; returns (what is to be said of the file, (width, height))."""
     suffix = os.path.splitext(path)[1].lower()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit is checked below
             with PIL.Image.open(io.BytesIO(data)) as image:
-                image_format, (width, height) = image.format, image.size
+                image_format, mode, (width, height) = image.format, image.mode, image.size
+                animated = rotated = False
+                with contextlib.suppress(Exception):  # what is damaged behind the header is for the decoder to say
+                    rotated = image.getexif().get(_EXIF_ORIENTATION, 1) != 1
+                    animated = getattr(image, "is_animated", False) and image_format != "MPO"  # the same scene again
     except PIL.Image.DecompressionBombError as error:
         raise BadImage(f"more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # Pillow's plugins raise whatever their parsers do
         start = data[:512].lstrip().lower()
+        damaged = next((name for name, signature in _SIGNATURES.items() if data.startswith(signature)), None)
+        if damaged:
+            raise BadImage(f"damaged {damaged} image") from error
         kind = ("SVG text" if b"<svg" in start else "HTML or XML text" if start.startswith((b"<!doctype", b"<html", b"<?xml"))
                 else "HEIC image" if data[4:8] == b"ftyp" else "no known image format")
         raise BadImage(f"{kind} named {suffix or 'without a suffix'}") from error
@@ -175,7 +174,11 @@ def _check_header(data, path):
         raise BadImage(f"{what}; at most {MAX_PIXELS:,}")
     if pixels > BOMB_PIXELS and pixels > BOMB_PIXELS_PER_BYTE * len(data):
         raise BadImage(f"{what} in {len(data):,} bytes; at most {BOMB_PIXELS_PER_BYTE} a byte")
-    return suffix not in FORMATS[image_format]
+    traits = {"named as another format; decoded by content": suffix not in FORMATS[image_format],
+              "animated; the first frame is used": animated,
+              "rotated by EXIF, which is ignored": rotated,
+              "not in 8-bit RGB; converted, without alpha": mode != "RGB"}
+    return tuple(trait for trait, there in traits.items() if there), (width, height)
 
 
 def _gif_pixels(data):
@@ -197,5 +200,5 @@ def _gif_pixels(data):
 def _decode_reason(data, error):
     if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-64:]:
         return "truncated JPEG"
-    message = error.message.split("\n")[0].split("[Op:")[0]
-    return "cannot be decoded: " + message.removeprefix("{{function_node").split("}} ")[-1].strip()
+    # Behind TensorFlow's own account of the graph, before the name of the node.
+    return "cannot be decoded: " + error.message.split("\n\t [[")[0].split("[Op:")[0].strip().split("\n")[-1].strip()

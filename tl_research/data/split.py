@@ -1,13 +1,15 @@
 """Which side of the split a file stands on, and `split.json`, which records it.
 
 The rule: a file's fraction is the first 8 bytes of SHA-256(split seed, newline, content) over 2^64, and it falls into
-train, validation or test by the cumulative split; images of a held-out directory are halved at 0.5 in the same way. So
-equal contents share a side, and one file more moves no other.
+train, validation or test by the cumulative split. So equal contents share a side, and one file more moves no other.
 
 The one exception: where a class would leave a side empty, the content of that class whose fraction is nearest to the
 side's interval goes there (of two equally near the smaller SHA-256), with all its copies, of whatever class, unless
 that empties another side of a class. Classes take their turn in order, and their sides in the order train, validation,
 test.
+
+The images of a held-out directory are halved class by class: of its contents in the order of their fractions the first
+half is for validation, the rest for test.
 """
 
 import collections
@@ -55,9 +57,8 @@ def assign_sides(names, labels, file_fractions, sha256s, fixed_sides, classes, f
     """
     sides = list(fixed_sides)
     lows = (0.0, fractions[0], fractions[0] + fractions[1], float("inf"))  # rounding must not leave a gap at 1
-    _decide(sides, None, dict(zip(SIDES, zip(lows, lows[1:]))), 3, labels, file_fractions, sha256s, classes)
-    halves = {"validation": (0.0, 0.5), "test": (0.5, float("inf"))}
-    _decide(sides, "heldout", halves, 1, labels, file_fractions, sha256s, classes)
+    _decide(sides, dict(zip(SIDES, zip(lows, lows[1:]))), labels, file_fractions, sha256s, classes)
+    _halve(sides, labels, file_fractions, sha256s)
 
     places = collections.defaultdict(list)
     for i, sha256 in enumerate(sha256s):
@@ -78,9 +79,9 @@ def assign_sides(names, labels, file_fractions, sha256s, fixed_sides, classes, f
     return Split(tuple(sides), len(sha256s) - len(places), tuple(warnings))
 
 
-def _decide(sides, pool, intervals, least, labels, file_fractions, sha256s, classes):
-    """Replaces `pool` in `sides` by the keys of `intervals`; the exception serves classes of `least` images or more."""
-    files = [i for i, side in enumerate(sides) if side == pool]
+def _decide(sides, intervals, labels, file_fractions, sha256s, classes):
+    """Replaces None in `sides` by the keys of `intervals`."""
+    files = [i for i, side in enumerate(sides) if side is None]
     copies = collections.defaultdict(list)  # content -> its files
     contents = collections.defaultdict(dict)  # class -> content -> its fraction
     side_of = {}
@@ -91,11 +92,11 @@ def _decide(sides, pool, intervals, least, labels, file_fractions, sha256s, clas
     counts = collections.Counter((label, side_of[sha256]) for label in contents for sha256 in contents[label])
 
     for label in sorted(contents):
-        if len(contents[label]) < least:
-            raise DataError(f"class {classes[label]!r} has {len(contents[label])} different images; expected {least} "
+        if len(contents[label]) < len(intervals):
+            raise DataError(f"class {classes[label]!r} has {len(contents[label])} different images; expected {len(intervals)} "
                             "or more, one for each of train, validation and test; add images or remove the class")
         for side, (low, high) in intervals.items():
-            if counts[label, side] or len(contents[label]) < len(intervals):
+            if counts[label, side]:
                 continue
             movable = [(max(low - fraction, fraction - high), sha256) for sha256, fraction in contents[label].items()
                        if all(counts[other, side_of[sha256]] > 1 for other in {labels[i] for i in copies[sha256]})]
@@ -109,6 +110,29 @@ def _decide(sides, pool, intervals, least, labels, file_fractions, sha256s, clas
             side_of[moved] = side
     for i in files:
         sides[i] = side_of[sha256s[i]]
+
+
+def _halve(sides, labels, file_fractions, sha256s):
+    """Replaces 'heldout' in `sides` by validation and test, half of each class's contents on either, one more where that is even."""
+    contents = collections.defaultdict(set)  # class -> (fraction, content)
+    for label, fraction, sha256, side in zip(labels, file_fractions, sha256s, sides):
+        if side == "heldout":
+            contents[label].add((fraction, sha256))
+    side_of, lead = {}, 0  # how many more contents of odd classes went to validation than to test
+    for label in sorted(contents):
+        ordered = [sha256 for _, sha256 in sorted(contents[label])]
+        num_validation, odd = divmod(len(ordered), 2)
+        if odd and lead <= 0:
+            num_validation += 1
+        lead += (1 if lead <= 0 else -1) * odd
+        left = num_validation - sum(side_of.get(sha256) == "validation" for sha256 in ordered)  # some stand in a class before too
+        for sha256 in ordered:
+            if sha256 not in side_of:
+                side_of[sha256] = "validation" if left > 0 else "test"
+                left -= 1
+    for i, side in enumerate(sides):
+        if side == "heldout":
+            sides[i] = side_of[sha256s[i]]
 
 
 def make_manifest(seed, fractions, classes, names, labels, sha256s, sides):

@@ -8,8 +8,7 @@ which is what the loop uses.
 import keras
 import tensorflow as tf
 
-from tl_research.errors import UserError
-from tl_research.errors import suggestion
+from tl_research.errors import UserError, suggestion
 from tl_research.models import backbones
 from tl_research.models.augmentation import Augmentation
 from tl_research.models.graph import FeatureGraph

@@ -11,8 +11,7 @@ import math
 import keras
 import tensorflow as tf
 
-from tl_research.models import convolutions
-from tl_research.models import folding
+from tl_research.models import convolutions, folding
 
 # What a cached number costs in memory and traffic, in multiply-adds: about the ratio of a CPU's arithmetic to its memory
 # bandwidth, times two since it is written once and takes room that other images need. Not counted in bytes: in a narrower
@@ -41,7 +40,7 @@ class FeatureGraph:
     """
 
     def __init__(self, model, fold=True):
-        names, self._shapes = {}, {}
+        names = {}
         nodes = [node for depth in sorted(model._nodes_by_depth, reverse=True) for node in model._nodes_by_depth[depth]]
         self._nodes, self._tensors = [], {}
         for node in nodes:

@@ -120,6 +120,10 @@ class GroupedOptimizer:
         return {group.name: tf.cast(tf.linalg.global_norm(part), tf.float32)
                 for group, part in zip(self.groups, self._split(gradients))}
 
+    def clipped(self, norms):
+        """Returns the norms, float32 [variables], that gradients of these norms have after clipping."""
+        return norms * tf.minimum(self._clip_norm / tf.norm(norms), 1.0) if self._clip_norm else norms
+
     def apply(self, gradients, learning_rate):
         """Clips once over all groups, then updates every group at its rate. Also inside a (compiled) tf.function.
 

@@ -8,9 +8,7 @@ matplotlib.use("Agg")  # no screen is needed, or looked for
 import matplotlib.pyplot as plt
 import numpy as np
 
-from tl_research.reporting import metrics
-from tl_research.reporting import pages
-from tl_research.reporting import pictures
+from tl_research.reporting import metrics, pages, pictures
 
 
 def save_curves(path, history):

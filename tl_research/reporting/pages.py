@@ -4,9 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from tl_research.models.preprocessing import RANGES
-from tl_research.reporting import metrics
-from tl_research.reporting import pictures
-from tl_research.reporting import results
+from tl_research.reporting import metrics, pictures, results
 
 _SHOWN = 16
 

@@ -15,10 +15,7 @@ def progress_bar(description, unit="batches", scale=1):
         unit: What is counted, with `scale` of it in one piece done.
         scale: See `unit`.
     """
-    if not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    with tqdm.tqdm(desc=description, unit=" " + unit, leave=False, file=sys.stderr) as bar:
+    with tqdm.tqdm(desc=description, unit=" " + unit, leave=False, file=sys.stderr, disable=None) as bar:
         def move(done, total):
             bar.total = total * scale
             bar.update(done * scale - bar.n)

@@ -1,7 +1,5 @@
-"""Numbers of a run: metrics from logits, intervals, `metrics.csv`."""
+"""Numbers of a run: metrics from logits, intervals, columns of `metrics.csv`."""
 
-import csv
-import io
 import math
 import statistics
 
@@ -29,14 +27,14 @@ def losses(logits, labels):
     return np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
 
 
-def wilson_interval(correct, total, z=1.959963984540054):
+def wilson_interval(correct, total):
     """Returns the (low, high) 95 % interval of a share (Wilson 1927): never outside [0, 1], right for small counts too.
 
     Args:
         correct: Number of successes.
         total: Number of trials, > 0.
-        z: Quantile of the normal distribution.
     """
+    z = 1.959963984540054  # quantile 0.975 of the normal distribution
     share = correct / total
     center = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
@@ -56,15 +54,6 @@ def student_interval(values):
     quantile = _STUDENT[len(values) - 2] if len(values) - 2 < len(_STUDENT) else 1.96
     half = quantile * statistics.stdev(values) / math.sqrt(len(values))
     return [statistics.mean(values) - half, statistics.mean(values) + half]
-
-
-def csv_text(columns, rows):
-    """Returns a CSV file's text from dicts; bytes of a file name that are not UTF-8 stand in it as `\\xNN`."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def without_nan(value):

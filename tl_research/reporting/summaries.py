@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 
 import numpy as np
 import tensorflow as tf
@@ -9,78 +10,73 @@ from google.protobuf.message import DecodeError
 from tensorboard.plugins.histogram import metadata as histogram_metadata
 from tensorboard.plugins.image import metadata as image_metadata
 
-from tl_research.files import storage_errors
 from tl_research.reporting import pictures
 
 
 class Summaries:
     """Writes what TensorBoard shows. A record that a resumed run finds written (same tag, same step) is not written again.
 
+    The run goes on without what cannot be written: `metrics.csv` has its numbers too.
+
     Args:
         directory: The run directory.
         last_step: Records after this step are dropped first, as a resumed run writes them again; None drops all.
-
-    Raises:
-        StorageError: In every method, if the records cannot be written.
     """
 
     def __init__(self, directory, last_step):
-        self._directory, self._writers, self._kept = directory, {}, {}
-        with self._storage_errors():
+        self._directory, self._writers, self._kept, self._failed = directory, {}, {}, False
+        with self._warning():
             for side in ("train", "validation"):
                 path = os.path.join(directory, side)
                 self._kept[side] = drop_records_after(path, -1 if last_step is None else last_step)
                 self._writers[side] = tf.summary.create_file_writer(path)
 
     @contextlib.contextmanager
-    def _storage_errors(self):
-        """Turns errors of the operating system, also those that TensorFlow reports, into StorageError."""
-        with storage_errors(self._directory):
-            try:
-                yield
-            except tf.errors.OpError as error:
-                raise OSError(error.message) from error
+    def _warning(self):
+        """Turns an error of the operating system, also one that TensorFlow reports, into a warning, the last one."""
+        try:
+            yield
+        except (OSError, tf.errors.OpError) as error:
+            self._failed = True
+            reason = getattr(error, "strerror", None) or error.message.split("\n")[0].split("}} ")[-1].split(" [Op:")[0]
+            print(f"warning: nothing more is written for TensorBoard to {self._directory}: {reason}", file=sys.stderr, flush=True)
 
     def has(self, side, tag, step):
-        """Returns whether an interrupted run, of which this is the rest, wrote this record."""
-        return (tag, step) in self._kept[side]
+        """Returns whether an interrupted run, of which this is the rest, wrote this record, or none can be written."""
+        return self._failed or (tag, step) in self._kept[side]
 
-    @contextlib.contextmanager
-    def _writing(self, side):
-        with self._storage_errors(), self._writers[side].as_default():
-            yield
+    def _once(self, side, tag, step, write):
+        """Calls `write()` with the writer of a side, unless the record is there."""
+        if not self.has(side, tag, step):
+            with self._warning(), self._writers[side].as_default():
+                write()
 
     def scalar(self, side, tag, value, step):
-        with self._writing(side):
-            if not self.has(side, tag, step):
-                tf.summary.scalar(tag, value, step=step)
+        self._once(side, tag, step, lambda: tf.summary.scalar(tag, value, step=step))
 
     def text(self, side, tag, markdown, step):
-        with self._writing(side):
-            if not self.has(side, tag, step):
-                tf.summary.text(tag, markdown, step=step)
+        text = os.fsencode(markdown).decode(errors="backslashreplace")  # names of folders need not be UTF-8
+        self._once(side, tag, step, lambda: tf.summary.text(tag, text, step=step))
 
     def image(self, side, tag, picture, step):
         """Writes a picture, uint8 [H, W, 3]; `tf.summary.image` would spend most of a second on compressing photographs."""
-        with self._writing(side):
-            if not self.has(side, tag, step):
-                height, width = (str(size).encode() for size in picture.shape[:2])
-                metadata = image_metadata.create_summary_metadata(tag, "", converted_to_tensor=False)
-                tf.summary.write(tag, tf.constant([width, height, pictures.png(picture)]), step=step, metadata=metadata)
+        def write():
+            height, width = (str(size).encode() for size in picture.shape[:2])
+            metadata = image_metadata.create_summary_metadata(tag, "", converted_to_tensor=False)
+            tf.summary.write(tag, tf.constant([width, height, pictures.png(picture)]), step=step, metadata=metadata)
+        self._once(side, tag, step, write)
 
     def histogram(self, side, tag, values, step):
         """Writes a histogram of an array; `tf.summary.histogram` takes five times as long."""
-        with self._writing(side):
-            if not self.has(side, tag, step):
-                counts, edges = np.histogram(values, bins=30)
-                buckets = np.stack([edges[:-1], edges[1:], counts], axis=1)
-                tf.summary.write(tag, buckets, step=step, metadata=histogram_metadata.create_summary_metadata(tag, ""))
+        def write():
+            counts, edges = np.histogram(values, bins=30)
+            buckets = np.stack([edges[:-1], edges[1:], counts], axis=1)
+            tf.summary.write(tag, buckets, step=step, metadata=histogram_metadata.create_summary_metadata(tag, ""))
+        self._once(side, tag, step, write)
 
     def graph(self, side, tag, graph, step):
         """Writes a `tf.Graph`, once, without the values of its large constants; a run can have several, by their tags."""
-        with self._writing(side):
-            if self.has(side, tag, step):
-                return
+        def write():
             definition = graph.as_graph_def()
             for nodes in (definition.node, *(function.node_def for function in definition.library.function)):
                 for node in nodes:
@@ -92,6 +88,7 @@ class Summaries:
             metadata.plugin_data.plugin_name, metadata.plugin_data.content = "graph_run_metadata_graph", b"1"
             tf.summary.write(tag, data.SerializeToString(), step=step, metadata=metadata)
             self._kept[side].add((tag, step))
+        self._once(side, tag, step, write)
 
     def hyperparameters(self, side, values, metrics):
         """Writes the row of this run in HParams.
@@ -103,20 +100,20 @@ class Summaries:
         """
         from tensorboard.plugins.hparams import api  # takes a moment, and is needed once
 
-        with self._writing(side):
-            if not self.has(side, "_hparams_/session_start_info", 0):
-                api.hparams_config([api.HParam(name) for name in values], [api.Metric(tag) for tag in metrics])
-                # Named by its place instead of a hash of the settings; the last two parts, since seeds share their names.
-                api.hparams(values, trial_id="/".join(os.path.abspath(self._directory).split(os.sep)[-2:]))
+        def write():
+            api.hparams_config([api.HParam(name) for name in values], [api.Metric(tag) for tag in metrics])
+            # Named by its place instead of a hash of the settings; the last two parts, since seeds share their names.
+            api.hparams(values, trial_id="/".join(os.path.abspath(self._directory).split(os.sep)[-2:]))
+        self._once(side, "_hparams_/session_start_info", 0, write)
 
     def flush(self):
-        with self._storage_errors():
-            for writer in self._writers.values():
+        with self._warning():
+            for writer in () if self._failed else self._writers.values():
                 writer.flush()
 
     def close(self):
-        with self._storage_errors():
-            for writer in self._writers.values():
+        with self._warning():
+            for writer in () if self._failed else self._writers.values():
                 writer.close()
 
 

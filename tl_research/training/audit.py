@@ -1,10 +1,15 @@
 """Exact proof of what a phase changed: by the SHA-256 of every variable before and after."""
 
 import hashlib
+import math
 
 import numpy as np
 
 from tl_research.errors import AuditError
+
+
+# Keras' 1e-7 as the first steps have it: beside sqrt(v), v = (1 - 0.999) g^2, in Adam, and under the root in RMSprop.
+_EPSILON = {"adam": 3.2e-6, "adamw": 3.2e-6, "rmsprop": 3.2e-4}
 
 
 def hash_variables(variables):
@@ -28,16 +33,16 @@ def weights_sha256(variables):
     return hashlib.sha256("".join(f"{path} {hashes[path]}\n" for path in sorted(hashes)).encode()).hexdigest()
 
 
-def audit_phase(phase, before, variables, trainable, statistics, largest_updates, *, statistics_may_move=False):
+def audit_phase(phase, before, variables, moved, statistics, largest_updates, *, statistics_may_move=False):
     """Compares the start of a phase with its last step.
 
     Args:
         phase: Name of the phase, for the message.
         before: {path: SHA-256} at its start.
         variables: {path: variable} of the whole network, now.
-        trainable: Paths of the variables that the phase trained.
+        moved: Paths of the trainable variables that a step moved, though it may be back where it was.
         statistics: Paths of the BatchNorm statistics.
-        largest_updates: {path: estimate of the largest change that one step made to an element}, for the trainable ones.
+        largest_updates: {path: estimate of the largest change that one step made to an element}, for all trainable ones.
         statistics_may_move: Whether BatchNorm was asked to run in training mode.
 
     Returns:
@@ -49,18 +54,37 @@ def audit_phase(phase, before, variables, trainable, statistics, largest_updates
             larger than half the spacing of its floats.
     """
     after = hash_variables(variables)
-    changed = {path for path in after if after[path] != before[path]}
-    trainable = set(trainable)
+    changed = {path for path in after if after[path] != before[path]} | set(moved)
+    trainable = set(largest_updates)
     frozen = set(after) - trainable
     moved_statistics = changed & set(statistics)
-    moved = (changed & frozen) - (moved_statistics if statistics_may_move else set())
+    wrong = (changed & frozen) - (moved_statistics if statistics_may_move else set())
     stuck = [path for path in sorted(trainable - changed)
              if largest_updates[path] > 0.5 * np.spacing(np.max(np.abs(np.asarray(variables[path], np.float32))))]
-    if moved or stuck:
-        problems = ([f"{len(moved)} frozen variables moved ({', '.join(sorted(moved)[:3])})"] if moved else []) + (
+    if wrong or stuck:
+        problems = ([f"{len(wrong)} frozen variables moved ({', '.join(sorted(wrong)[:3])})"] if wrong else []) + (
             [f"{len(stuck)} trainable variables did not ({', '.join(stuck[:3])})"] if stuck else [])
         raise AuditError(f"audit of phase {phase} failed: {' and '.join(problems)}; expected exactly the trainable set to "
                          "change; nothing was exported, and the last checkpoint is whole")
     return {"trainable_changed": len(changed & trainable), "trainable_total": len(trainable),
             "frozen_changed": len(changed & frozen - moved_statistics), "frozen_total": len(frozen),
             "batchnorm_stats_changed": len(moved_statistics)}
+
+
+def largest_updates(optimizer, groups, gradient_peaks, largest_rate):
+    """Returns {path: estimate of the largest change that one step made to an element}.
+
+    Args:
+        optimizer: As of --optimizer.
+        groups: `ParamGroup`s.
+        gradient_peaks: {path: largest norm of its gradient}.
+        largest_rate: Largest learning rate, before multipliers.
+    """
+    updates = {}
+    for group in groups:
+        for path, variable in zip(group.paths, group.variables):
+            gradient = gradient_peaks.get(path, 0.0) / math.sqrt(max(1, math.prod(variable.shape)))  # root mean square
+            # The others divide the size out, to about 1, of gradients that are not small beside this.
+            adaptive = gradient / max(gradient + _EPSILON.get(optimizer, 0.0), 1e-30)
+            updates[path] = largest_rate * group.lr_multiplier * (gradient if optimizer == "sgd" else adaptive)
+    return updates

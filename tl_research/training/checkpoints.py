@@ -15,12 +15,8 @@ import sys
 
 import numpy as np
 
-from tl_research.errors import CheckpointError
-from tl_research.errors import StorageError
-from tl_research.files import remove_leftovers
-from tl_research.files import storage_errors
-from tl_research.files import sync
-from tl_research.files import write_synced
+from tl_research.errors import CheckpointError, StorageError
+from tl_research.files import remove_leftovers, storage_errors, sync, write_synced
 
 _ALIGNMENT = 64
 _KEPT = 2  # the newest, and the one before in case the newest is damaged

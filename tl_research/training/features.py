@@ -63,17 +63,17 @@ class LiveSource:
         """Whether the caller has to bring what `stream` yields for each batch."""
         return self.examples.pixels is None
 
+    def draws(self, view):
+        """Returns what `read` needs for a view: float32 [N, columns], or [0, columns] for images as they are."""
+        return self.views.draws(view, len(self.examples))
+
     def stream(self, indices, view):
-        """Yields what `fetch` needs as `streamed` for each row of `indices` [S, B]."""
+        """Yields what `read` needs as `streamed` for each row of `indices` [S, B]."""
         return self.examples.stream(indices)
 
     def lookup(self, indices, view):
         """Returns what `stream` would yield for one row, where it is in memory."""
         return tf.gather(self.examples.pixels, indices)
-
-    def fetch(self, indices, view, draws, streamed=None, mixing=None):
-        """Returns the list of tensors at the cut, [B, ...] each: `compute` of what `read` returns for these arguments."""
-        return self.compute(self.read(indices, view, draws, streamed, mixing))
 
     def read(self, indices, view, draws, streamed=None, mixing=None):
         """Returns augmented images, float32 [B, H, W, 3]: what XLA need not compile.
@@ -93,7 +93,7 @@ class LiveSource:
         return images
 
     def compute(self, images):
-        """Returns the list of tensors at the cut for what `read` returned."""
+        """Returns the list of tensors at the cut, [B, ...] each, for what `read` returned."""
         return self._frozen_part(images)
 
     def _augmented(self, images, indices, draws):
@@ -127,6 +127,10 @@ class CachedSource:
         """As of `LiveSource`: whether the features are on disk."""
         return isinstance(self.tensors[0], np.memmap)
 
+    def draws(self, view):
+        """As `LiveSource.draws`: none, as what is kept was augmented."""
+        return np.zeros((0, len(COLUMNS)), np.float32)
+
     def stream(self, indices, view):
         """As `LiveSource.stream`."""
         for row in indices:
@@ -143,12 +147,8 @@ class CachedSource:
         """Returns these rows of the kept tensors, in the types they are computed with."""
         return self._cast(self._kept(rows))
 
-    def fetch(self, indices, view, draws, streamed=None, mixing=None):
-        """As `LiveSource.fetch`; draws are not used, and nothing is mixed."""
-        return self.compute(self.read(indices, view, draws, streamed, mixing))
-
     def read(self, indices, view, draws, streamed=None, mixing=None):
-        """As `LiveSource.read`, but returns the list of kept tensors."""
+        """As `LiveSource.read`, but returns the list of kept tensors; draws are not used, and nothing is mixed."""
         return self._cast(self.lookup(indices, view) if streamed is None else streamed)
 
     def compute(self, tensors):
@@ -216,12 +216,12 @@ def compute_features(source, num_views, batch_size, progress=lambda done, total:
         StorageError: If the disk is full.
     """
     examples, cut = source.examples, source.cut
-    fetch = tf.function(source.fetch, reduce_retracing=True)
+    fetch = tf.function(lambda *arguments: source.compute(source.read(*arguments)), reduce_retracing=True)
     indices, _ = pipeline.make_batches(np.arange(len(examples)), batch_size)
 
     def parts():
         for view in range(num_views):
-            draws = tf.constant(source.views.draws(view, len(examples)))
+            draws = tf.constant(source.draws(view))
             stream = source.stream(indices, view) if source.streamed else [None] * len(indices)
             for number, (row, streamed) in enumerate(zip(indices, stream)):
                 tensors = fetch(tf.constant(row), tf.constant(view), draws, streamed)

@@ -1,8 +1,9 @@
 """The explicit loop: decides when to step, evaluate, stop, save and restore. Holds no maths.
 
-Here, and nowhere else, a clock is read, a summary is written and a checkpoint is saved.
+Of all that trains, this alone reads a clock, writes summaries and saves checkpoints.
 """
 
+import collections
 import contextlib
 import dataclasses
 import math
@@ -14,32 +15,22 @@ import tensorflow as tf
 
 from tl_research import distribution
 from tl_research.data import pipeline
-from tl_research.errors import CheckpointError
-from tl_research.errors import CompileError
-from tl_research.errors import Interrupted
-from tl_research.errors import NonFiniteError
-from tl_research.errors import UserError
-from tl_research.optim import loss_scale
-from tl_research.optim import schedules
+from tl_research.errors import CheckpointError, CompileError, Interrupted, NonFiniteError, UserError
+from tl_research.files import csv_text
+from tl_research.optim import loss_scale, schedules
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.optim.param_groups import make_param_groups
-from tl_research.reporting import pages
-from tl_research.reporting import results
+from tl_research.reporting import pages, results
 from tl_research.reporting.progress import progress_bar
-from tl_research.training import audit
-from tl_research.training import checkpoints
-from tl_research.training import features
+from tl_research.training import audit, checkpoints
+from tl_research.training.feature_cache import FeatureCache
 from tl_research.training.profiler import Profiler
 from tl_research.training.run_directory import with_defaults
 from tl_research.training.state import TrainState
-from tl_research.training.steps import EvalStep
-from tl_research.training.steps import TrainStep
-from tl_research.training.steps import memory_errors
+from tl_research.training.steps import EpochInputs, EvalStep, TrainStep, memory_errors
 
 _LIVE_STEPS_PER_CALL = 4  # a step takes a tenth of a second or more: the call costs nothing, signals are answered soon
 _CACHED_STEPS_PER_CALL = 16
-# Keras' 1e-7 as the first steps have it: beside sqrt(v), v = (1 - 0.999) g^2, in Adam, and under the root in RMSprop.
-_EPSILON = {"adam": 3.2e-6, "adamw": 3.2e-6, "rmsprop": 3.2e-4}
 
 
 class Trainer:
@@ -58,7 +49,7 @@ class Trainer:
     Attributes:
         classifier: As given; its weights change.
         state: `TrainState`.
-        cache_plan: A line that says what is cached, and why.
+        cache: `FeatureCache`.
         xla: Whether steps are compiled with XLA: as given, until one cannot be under --xla=auto.
 
     Raises:
@@ -72,18 +63,15 @@ class Trainer:
         self._train, self._validation = train, validation
         self.xla, self._signals = xla, signals
         self._plan = config.phase_plan
-        self._views = features.Views(config.seed, config.augment_views, bool(config.augmentation))
-        self._plain = features.Views(config.seed, 0, False)
         self.state = TrainState()
         # {path: array} of the best epoch of this and of finished phases, and what the latter says to the validation images
         self._arrays = {"best": {}, "selected": {}, "logits": {}}
         self._optimizer = None
         self._identity = directory.identity(config)
+        self._recent_losses = collections.deque(maxlen=101)  # of the last calls in this phase
         self._saved_step, self._saved_at = 0, time.monotonic()  # of the last checkpoint
-        self._base_cut = self._earliest_cut()
-        self._caches = {}
         self._class_weights = balanced_weights(train.labels, len(self._classes)) if config.class_weights == "balanced" else None
-        self.cache_plan = self._plan_cache()
+        self.cache = FeatureCache(config, classifier, train, validation, self._earliest_cut(), directory.path)
         if config.mixup and train.pixels is None:
             raise UserError(f"--mixup={config.mixup} with {len(train)} training images that do not fit into --cache_pixels="
                             f"{config.cache_pixels}; expected them in memory; raise --cache_pixels or lower --image_size")
@@ -110,39 +98,6 @@ class Trainer:
         finally:
             self.state.run_seconds[kind] += time.perf_counter() - start
 
-    def _plan_cache(self):
-        """Decides, from sizes alone, what is cached; returns a line that says it and why."""
-        config, epochs = self._config, sum(phase.epochs for phase in self._plan)
-        dtype = None if config.cache_dtype == "auto" else config.cache_dtype
-        on_disk = config.feature_cache == "disk"
-        self._storage = features.Storage(self._directory.path if on_disk else None, dtype)
-        size = self.classifier.graph.bytes_per_image(self._base_cut, dtype)
-        shape = " + ".join("x".join(map(str, self.classifier.graph.shape(name))) for name in self._base_cut)
-        what = f"{shape} {dtype or self.classifier.graph.dtype(self._base_cut[0])}, {size / 1024:.0f} KiB an image"
-        used = self._views.used(epochs)
-        validation_bytes = len(self._validation) * size
-        total_bytes = validation_bytes + len(self._train) * used * size
-        self._cached_views, self._cache_validation = 0, False
-        if config.feature_cache == "off":
-            return "cache: off (--feature_cache=off)"
-        self._cache_validation = on_disk or validation_bytes <= config.cache_bytes
-        validation = f"validation {f'cached ({what})' if self._cache_validation else 'live'}"
-        if not config.feature_cache_wanted:
-            why = "since MixUp blends them anew every epoch" if config.mixup else "a fresh view every epoch"
-            return f"cache: training live, {why}; {validation}"
-        if config.feature_cache == "auto" and self._views.augmented and used >= epochs:
-            return f"cache: training live, {used} views in {epochs} epochs would not pay; {validation}"
-        needs = f"{used} views of {what} need {total_bytes / 2**30:.1f} GiB and --cache_bytes allows {config.cache_bytes / 2**30:.1f}"
-        if total_bytes > config.cache_bytes and not on_disk:
-            if config.feature_cache == "memory":
-                raise UserError(f"--feature_cache=memory: {needs}; expected room for all; raise --cache_bytes, use fewer "
-                                "--augment_views or --feature_cache=disk")
-            return f"cache: training live, {needs}; {validation}"
-        self._cached_views = used
-        free = _free_memory()
-        warning = f", more than the {free / 2**30:.1f} GiB of memory that are free" if not on_disk and total_bytes > free else ""
-        return f"cache: {what}, {used} views, {total_bytes / 2**30:.2f} GiB{' on disk' if on_disk else ''}{warning}"
-
     @property
     def unusual_plan(self):
         """Lines that say what this run does to inputs, targets and weights that others do not."""
@@ -159,28 +114,9 @@ class Trainer:
         return lines
 
     @property
-    def cache_in_use(self):
-        """Where training features are kept, `memory` or `disk`, or else `off`."""
-        return "off" if not self._cached_views else "disk" if self._config.feature_cache == "disk" else "memory"
-
-    @property
     def selected_logits(self):
         """float32 [N, K], what the selected weights say to the validation images, or None if no phase was trained."""
         return self._arrays["logits"].get("selected")
-
-    def _source(self, side, cut):
-        """Returns the source of a side's tensors at a cut; fills the cache at the first call that needs it."""
-        examples, views, num_views = ((self._train, self._views, self._cached_views) if side == "train" else
-                                      (self._validation, self._plain, int(self._cache_validation)))
-        if not num_views:
-            return features.LiveSource(self.classifier, examples, cut, views)
-        with self._timed("features"):
-            if side not in self._caches:
-                live = features.LiveSource(self.classifier, examples, self._base_cut, views)
-                with progress_bar(f"features of {side}") as progress:
-                    self._caches[side] = features.compute_features(
-                        live, num_views, self._config.batch_size, progress, self._storage)
-            return features.derive_features(self.classifier, self._caches[side], cut, self._config.batch_size, self._storage)
 
     def _make_optimizer(self, phase):
         """Returns this phase's optimizer; groups that go on keep their state."""
@@ -217,16 +153,16 @@ class Trainer:
 
     def _try_step(self, phase, optimizer):
         """Computes all that a step does."""
-        source = features.LiveSource(self.classifier, self._train, self.classifier.cut(), self._views)
+        source = self.cache.live_source("train", self.classifier.cut())
         with memory_errors(self._config, f"phase {phase.name}"):
-            self.prepared(lambda: self._make_step(phase, optimizer, source, 1),
-                           *self._first_arguments(source, 1))
+            self.prepared(lambda: self._make_step(phase, optimizer, source, 1), *self._first_arguments(source, 1))
 
     def _first_arguments(self, source, steps_per_call):
         """Returns the arguments of `TrainStep.prepare` that are like those of the next epoch's calls."""
-        fixed, indices, view = self._epoch_inputs(source)
-        streamed = stack([next(iter(source.stream(indices[:1], view)))], steps_per_call) if source.streamed else None
-        return *fixed, streamed, self._mixing()
+        epoch = self._epoch_inputs(source)
+        if not source.streamed:
+            return (epoch,)
+        return epoch, stack([next(iter(source.stream(epoch.indices[:1].numpy(), int(epoch.view))))], steps_per_call)
 
     def prepared(self, make, *arguments):
         """Returns a step, of training or evaluation, that is compiled; without XLA where that cannot and need not be.
@@ -288,7 +224,7 @@ class Trainer:
         Raises:
             CheckpointError: If none can be used, or it is not of this network.
         """
-        largest = 32 * _num_parameters(self.classifier.variables.values()) + (64 << 20)  # weights, bests and slots; state
+        largest = 32 * _num_parameters(self.classifier.variables.values()) + self._logits_bytes() + (64 << 20)  # weights, bests, slots
         loaded = checkpoints.load_newest(self._directory.file("checkpoints"), largest)
         if loaded is None:
             return False
@@ -320,6 +256,10 @@ class Trainer:
                                   "expected the same pretrained weights; restore them or use --resume=never")
         return True
 
+    def _logits_bytes(self):
+        """Returns how much of a checkpoint is what the selected weights say to the validation images."""
+        return 4 * len(self._validation) * self.classifier.head.units
+
     def _assign(self, arrays, paths):
         variables = self.classifier.variables
         different = [path for path in paths if path not in arrays or arrays[path].shape != tuple(variables[path].shape)]
@@ -344,13 +284,15 @@ class Trainer:
         restored = bool(self.state.phase_hashes)
         if not restored:  # weights, those of the best epoch and of the phase before, and two slots, at most
             num_parameters = _num_parameters(self.classifier.variables[path] for path in self._saved_paths())
-            checkpoints.check_room(self._directory.path, (6 if self._config.ema_decay else 5) * 4 * num_parameters)
+            copies = 6 if self._config.ema_decay else 5
+            checkpoints.check_room(self._directory.path, copies * 4 * num_parameters + self._logits_bytes())
         if not summaries.has("train", "first_batch", 0):
             self._show_first_batch()
         for index, phase in enumerate(self._plan):
             if index < self.state.phase_index or not phase.epochs or self.state.test:
                 continue
-            self._run_phase(index, phase, resume=restored and index == self.state.phase_index)
+            with memory_errors(self._config, f"phase {phase.name}"):
+                self._run_phase(index, phase, resume=restored and index == self.state.phase_index)
             restored = False
         self._profiler.stop()
         if self.state.selected:
@@ -358,30 +300,25 @@ class Trainer:
 
     def _show_first_batch(self):
         """Shows the first batch of the first epoch as the network sees it."""
-        row = pipeline.epoch_order(self._config.seed, 1, len(self._train))[:self._config.batch_size]
-        draws = self._views.draws(self._views.of_epoch(1), len(self._train))
-        mixing = self._mixing()
-        mixing = mixing and [tf.gather(of_all, row) for of_all in mixing]
-        live = features.LiveSource(self.classifier, self._train, self.classifier.cut(), self._views)
-        images = live.read(tf.constant(row), 0, tf.constant(draws), self._train.images(row), mixing)
+        live = self.cache.live_source("train", self.classifier.cut())
+        epoch = self._epoch_inputs(live)
+        row = tf.boolean_mask(epoch.indices[0], epoch.weights[0] > 0)
+        mixing = epoch.mixing and [tf.gather(of_all, row) for of_all in epoch.mixing]
+        images = live.read(row, epoch.view, epoch.draws, self._train.images(row.numpy()), mixing)
         pages.first_batch(self._summaries, images.numpy(), self.classifier.preprocessing(images),
                           self.classifier.spec.preprocessing)
 
     def _run_phase(self, index, phase, resume):
-        with memory_errors(self._config, f"phase {phase.name}"):
-            self._run_all_epochs(index, phase, resume)
-
-    def _run_all_epochs(self, index, phase, resume):
         phase_start = time.perf_counter()
         config, state = self._config, self.state
         opened = self.classifier.unfreeze(phase.unfreeze)
         previous, self._optimizer = self._optimizer, self._make_optimizer(phase)
+        self._recent_losses.clear()
         if not resume:
             if self._arrays["selected"]:
                 self._assign(self._arrays["selected"], self._saved_paths())
             state.phase_index = index
             state.begin_phase(audit.hash_variables(self.classifier.variables))
-            state.gradient_peak = [0.0] * len(self._optimizer.variables)
             self._arrays["best"] = {}
             if previous:
                 self._optimizer.carry_over(previous)
@@ -392,13 +329,13 @@ class Trainer:
         print(description, flush=True)
         pages.phase_begins(self._summaries, start, description, self._optimizer.groups, phase.learning_rate)
         cut = self.classifier.cut()
-        source = self._source("train", cut)
+        with self._timed("features"):
+            source, validation = (self.cache.source(side, cut) for side in ("train", "validation"))
         steps_per_epoch = -(-len(self._train) // config.batch_size)
         num_steps = steps_per_epoch * phase.epochs
         warmup_steps, warning = schedules.clip_warmup(phase.warmup_steps, num_steps)
         if warning:
             print(f"warning: {warning}", file=sys.stderr)
-        validation = self._source("validation", cut)
         compile_start = time.perf_counter()
         first = self._first_arguments(source, self._steps_per_call(source, steps_per_epoch))
 
@@ -432,21 +369,15 @@ class Trainer:
         return TrainStep(self.classifier, optimizer, source, phase, num_steps, label_smoothing=self._config.label_smoothing,
                          class_weights=self._class_weights, xla=self.xla)
 
-    def _mixing(self):
-        """Returns what MixUp blends the images of the next epoch with, or None."""
-        if not self._config.mixup:
-            return None
-        draws = pipeline.mixup_draws(self._config.seed, self.state.epoch + 1, len(self._train), self._config.mixup)
-        return tuple(tf.constant(draw) for draw in draws)
-
     def _epoch_inputs(self, source):
-        """Returns (the first arguments of a step's calls in the next epoch, the batches int32 [S, B], the view)."""
-        config, epoch = self._config, self.state.epoch + 1
-        order = pipeline.epoch_order(config.seed, epoch, len(self._train))
-        indices, weights = pipeline.make_batches(order, config.batch_size)
-        view = self._views.of_epoch(epoch)
-        draws = self._views.draws(view, len(self._train)) if not source.cached else self._plain.draws(0, 0)
-        return [tf.constant(indices), tf.constant(weights), tf.constant(draws), tf.constant(view)], indices, view
+        """Returns the `EpochInputs` of the next epoch; of the last one, when all are done."""
+        config, mixing = self._config, None
+        epoch = min(self.state.epoch + 1, max(1, sum(phase.epochs for phase in self._plan)))
+        indices, weights = pipeline.make_batches(pipeline.epoch_order(config.seed, epoch, len(self._train)), config.batch_size)
+        view = self.cache.views.of_epoch(epoch)
+        if config.mixup:
+            mixing = tuple(map(tf.constant, pipeline.mixup_draws(config.seed, epoch, len(self._train), config.mixup)))
+        return EpochInputs(*map(tf.constant, (indices, weights, source.draws(view), view)), mixing)
 
     def _steps_per_call(self, source, steps_per_epoch):
         """Returns the largest number of steps in one call."""
@@ -459,9 +390,8 @@ class Trainer:
     def _run_epoch(self, phase, source, step, steps_per_epoch):
         """Takes the steps of one epoch that are left."""
         config, state = self._config, self.state
-        fixed, indices, view = self._epoch_inputs(source)
-        mixing = self._mixing()
-        stream = iter(source.stream(indices[state.epoch_step:], view)) if source.streamed else None
+        inputs = self._epoch_inputs(source)
+        stream = iter(source.stream(inputs.indices[state.epoch_step:].numpy(), int(inputs.view))) if source.streamed else None
         per_call = self._steps_per_call(source, steps_per_epoch)
         with progress_bar(f"{phase.name} epoch {state.epoch + 1}", unit="images", scale=config.batch_size) as progress:
             while state.epoch_step < steps_per_epoch:
@@ -472,9 +402,7 @@ class Trainer:
                 streamed = stack([next(stream) for _ in range(count)], per_call) if stream else None
                 waited = time.perf_counter() - start
                 with self._profiler.mark(state.global_step):
-                    totals = step(*fixed, tf.constant(state.epoch_step), tf.constant(count),
-                                  tf.constant(state.global_step, tf.int64), tf.constant(state.phase_step, tf.int64), streamed,
-                                  state.scaling, mixing)
+                    totals = step(inputs, state.epoch_step, count, state.global_step, state.phase_step, streamed, state.scaling)
                     totals = {name: tensor.numpy() for name, tensor in totals.items()}
                 elapsed = time.perf_counter() - start
                 self._account(phase, step, totals, elapsed, waited)
@@ -498,7 +426,11 @@ class Trainer:
         state.traces = max(state.traces, step.traces)
         state.train_seconds += elapsed
         state.run_seconds["train"] += elapsed
-        state.gradient_peak = np.maximum(state.gradient_peak, totals["gradient_peak"]).tolist()
+        paths = [path for group in self._optimizer.groups for path in group.paths]
+        for path, peak, moved in zip(paths, totals["gradient_peak"].tolist(), totals["moved"].tolist()):
+            state.gradient_peaks[path] = max(state.gradient_peaks.get(path, 0.0), peak)
+            if moved and path not in state.moved:
+                state.moved.append(path)
         state.largest_rate = max(state.largest_rate, float(totals["largest_rate"]))
         norms = {group.name: float(norm) for group, norm in zip(self._optimizer.groups, totals["gradient_norm_sum"])}
         if scaled := "loss_scale" in totals:
@@ -519,6 +451,8 @@ class Trainer:
         sums = state.epoch_totals
         for name in ("loss_sum", "correct", "examples", *(("skipped_steps",) if scaled else ())):
             sums[name] = sums.get(name, 0.0) + float(totals[name])
+        if totals["examples"]:
+            self._warn_of_an_explosion(phase, float(totals["loss_sum"] / totals["examples"]))
         sums["seconds"] = sums.get("seconds", 0.0) + elapsed
         sums["waited"] = sums.get("waited", 0.0) + waited
         sums["learning_rate"] = float(totals["learning_rate"])
@@ -533,6 +467,15 @@ class Trainer:
             self._summaries.scalar("train", "loss_scale", state.scaling["loss_scale"], state.global_step)
             self._summaries.scalar("train", "skipped_steps", state.skipped_steps, state.global_step)
         self._summaries.graph("train", f"step/{phase.name}", step.graph, state.global_step - state.phase_step)
+
+    def _warn_of_an_explosion(self, phase, loss):
+        """Says so if the mean loss of a call is over 100 times the median of those before it."""
+        if len(self._recent_losses) >= 5 and loss > 100 * max(np.median(self._recent_losses), 0.01):
+            print(f"warning: the loss of phase {phase.name} rose to {loss:.4g} at step {self.state.global_step}, from a median of "
+                  f"{np.median(self._recent_losses):.4g}; the likely cause: the learning rate {phase.learning_rate:g} is too high",
+                  file=sys.stderr)
+            self._recent_losses.clear()
+        self._recent_losses.append(loss)
 
     def _finish_epoch(self, phase, evaluate):
         """Evaluates, records the epoch, and keeps its weights if they are the best of the phase."""
@@ -562,7 +505,7 @@ class Trainer:
         else:
             state.wait += 1
         state.history.append({**row, **scaling})
-        self._directory.write_text("metrics.csv", results.csv_text((*results.METRICS_COLUMNS, *scaling), state.history))
+        self._directory.write_text("metrics.csv", csv_text((*results.METRICS_COLUMNS, *scaling), state.history))
         for side, prefix in (("train", "train"), ("validation", "val")):
             for tag in ("loss", "accuracy"):
                 self._summaries.scalar(side, tag, row[f"{prefix}_{tag}"], state.global_step)
@@ -599,8 +542,8 @@ class Trainer:
         """Audits the phase, restores and re-evaluates its best weights, and selects between it and the ones before."""
         state, variables = self.state, self.classifier.variables
         counts = audit.audit_phase(
-            phase.name, state.phase_hashes, variables, [path for group in self._optimizer.groups for path in group.paths],
-            self.classifier.batchnorm_statistics(), self._largest_updates(),
+            phase.name, state.phase_hashes, variables, state.moved, self.classifier.batchnorm_statistics(),
+            audit.largest_updates(self._config.optimizer, self._optimizer.groups, state.gradient_peaks, state.largest_rate),
             statistics_may_move=self._config.batchnorm == "training")
         if state.best is None:
             raise NonFiniteError(f"val_loss was never finite in phase {phase.name}; expected a number; try a lower "
@@ -631,19 +574,6 @@ class Trainer:
             state.selected = {"phase": phase.name, "epoch": state.best["epoch"], "val_loss": loss, "val_accuracy": accuracy}
             self._arrays["selected"], self._arrays["logits"] = self._arrays["best"], {"selected": logits}
 
-    def _largest_updates(self):
-        """Returns {path: estimate of the largest change one step made to an element}, for variables that did not move."""
-        updates = {}
-        peaks = iter(self.state.gradient_peak)
-        for group in self._optimizer.groups:
-            rate = self.state.largest_rate * group.lr_multiplier
-            for path, variable in zip(group.paths, group.variables):
-                gradient = next(peaks) / math.sqrt(max(1, _num_parameters([variable])))  # root mean square
-                # The others divide the size out, to about 1, of gradients that are not small beside this.
-                adaptive = gradient / max(gradient + _EPSILON.get(self._config.optimizer, 0.0), 1e-30)
-                updates[path] = rate * (gradient if self._config.optimizer == "sgd" else adaptive)
-        return updates
-
     def _stop_if_signalled(self):
         """Ends the run after a checkpoint if a signal came in, here or at another worker."""
         number = max(distribution.of_all_workers(self._signals.number or 0))
@@ -651,7 +581,7 @@ class Trainer:
             return
         self.save()
         raise Interrupted(f"interrupted by signal {number} after step {self.state.global_step}; everything is saved; go on with "
-                          f"the same flags and --workdir={self._config.workdir or self._directory.path}", number)
+                          f"{self._signals.resume}", number)
 
 
 def stack(batches, size):
@@ -666,13 +596,3 @@ def balanced_weights(labels, num_classes):
 
 def _num_parameters(variables):
     return sum(math.prod(variable.shape) for variable in variables)
-
-
-def _free_memory():
-    """Returns the bytes of memory that are free, or infinity where the system does not say."""
-    try:
-        with open("/proc/meminfo") as file:
-            (line,) = (line for line in file if line.startswith("MemAvailable:"))
-        return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        return math.inf

@@ -7,11 +7,10 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from tl_research.files import storage_errors
+from tl_research.errors import UserError
+from tl_research.files import csv_text, storage_errors
 from tl_research.reporting import figures
-from tl_research.reporting import results
-from tl_research.training.loop import stack
-from tl_research.training.loop import Trainer
+from tl_research.training.loop import Trainer, stack
 
 _RATES = np.geomspace(1e-6, 1.0, 100)
 _SMOOTHING = 0.9
@@ -33,10 +32,21 @@ class LearningRateFinder(Trainer):
         super().__init__(*args, **kwargs)
         self._suggestions = {}
 
+    def run(self, summaries):
+        """As `Trainer.run`; raises UserError if the last phase has begun."""
+        phase = self._plan[self.state.phase_index]
+        if self.state.phase_step and self._is_last(phase):
+            raise UserError(f"{self._directory.path} is a run inside its last phase, {phase.name}, which would be trained; expected one "
+                            "before that; give another --workdir")
+        super().run(summaries)
+
+    def _is_last(self, phase):
+        return phase == [phase for phase in self._plan if phase.epochs][-1]
+
     def _run_epoch(self, phase, source, step, steps_per_epoch):
         if self.state.phase_step == 0:
             self._suggestions[phase.name] = self._find(phase, source)
-            if phase == [phase for phase in self._plan if phase.epochs][-1]:
+            if self._is_last(phase):
                 raise Found(self._suggestions)
         super()._run_epoch(phase, source, step, steps_per_epoch)
 
@@ -53,7 +63,7 @@ class LearningRateFinder(Trainer):
         with storage_errors(path):
             os.makedirs(self._directory.file("lr_find"), exist_ok=True)
             figures.save_learning_rates(f"{path}.png", rows, suggested)
-        self._directory.write_text(f"lr_find/{phase.name}.csv", results.csv_text(("learning_rate", "loss", "smoothed_loss"), rows))
+        self._directory.write_text(f"lr_find/{phase.name}.csv", csv_text(("learning_rate", "loss", "smoothed_loss"), rows))
         print(f"phase {phase.name}: suggested --learning_rate {suggested:.2g}, where the smoothed loss falls fastest (range test of "
               f"Smith 2017, {len(rows)} of {len(_RATES)} rates); see {path}.csv", flush=True)
         return suggested
@@ -64,14 +74,13 @@ class LearningRateFinder(Trainer):
         step = self._make_step(dataclasses.replace(phase, learning_rate=rate, warmup_steps=0, lr_schedule="constant"), self._optimizer,
                                source, len(_RATES))
         average, smallest, scaling = 0.0, math.inf, self.state.scaling
-        fixed, indices, view = self._epoch_inputs(source)
-        mixing = self._mixing()
+        inputs = self._epoch_inputs(source)
         for number, value in enumerate(_RATES):
             rate.assign(value)
-            row = number % len(indices)
-            streamed = stack(list(source.stream(indices[row:row + 1], view)), 1) if source.streamed else None
-            totals = step(*fixed, tf.constant(row), tf.constant(1), tf.constant(number, tf.int64), tf.constant(number, tf.int64),
-                          streamed, scaling, mixing)
+            row = number % len(inputs.indices)
+            streamed = (stack(list(source.stream(inputs.indices[row:row + 1].numpy(), int(inputs.view))), 1) if source.streamed else
+                        None)
+            totals = step(inputs, row, 1, number, number, streamed, scaling)
             scaling = {name: totals.get(name, value) for name, value in scaling.items()}
             if not totals["finite"] or not totals["examples"]:  # in float16 a step whose loss is not finite is skipped
                 return

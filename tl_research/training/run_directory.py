@@ -7,15 +7,13 @@ import hashlib
 import itertools
 import json
 import os
+import shlex
 import socket
 import sys
 
 from tl_research.config import Config
-from tl_research.errors import CheckpointError
-from tl_research.errors import RunDirectoryError
-from tl_research.errors import StorageError
-from tl_research.files import remove_leftovers
-from tl_research.files import write_atomically
+from tl_research.errors import CheckpointError, RunDirectoryError
+from tl_research.files import remove_leftovers, storage_errors, write_atomically
 
 _LOCK = ".lock"
 
@@ -38,28 +36,23 @@ class RunDirectory:
 
     def __init__(self, config):
         self.path = config.workdir or "runs"
-        try:
-            if not config.workdir:
-                self.path = make_new(config)
-            elif config.resume == "never":
-                self._set_old_run_aside()
-            os.makedirs(self.path, exist_ok=True)
-            entries = list(os.scandir(self.path))
-            if not self._is_run() and any(entry.name != _LOCK and ".tmp-" not in entry.name for entry in entries):
-                raise RunDirectoryError(f"--workdir={self.path} holds files but no run; expected an empty directory or a "
-                                        "run of this program; choose another")
-            if links := sorted(entry.name for entry in entries if entry.is_symlink()):  # to be written through
-                raise RunDirectoryError(f"--workdir={self.path} holds the link {links[0]}; expected a run's own files; "
-                                        "remove it or choose another")
-            self._lock()
-            for folder in (self.path, self.file("export")):
-                remove_leftovers(folder)
-        except FileNotFoundError as error:
-            raise RunDirectoryError(f"run directory {self.path} was set aside by another process meanwhile; expected one run "
-                                    "in a directory; wait for it or choose another --workdir") from error
-        except OSError as error:
-            raise StorageError(f"cannot use --workdir={self.path}: {error.strerror}; expected a directory that can be "
-                               "written; choose another") from error
+        there = bool(config.workdir) and os.path.isdir(self.path)
+        with storage_errors(self.path):
+            try:
+                if config.workdir and config.resume == "never":
+                    self._set_old_run_aside()
+                self.path = config.workdir or make_new(config)
+                os.makedirs(self.path, exist_ok=True)
+                there = True
+                self._check_entries()
+                self._lock()
+                for folder in (self.path, self.file("export")):
+                    remove_leftovers(folder)
+            except FileNotFoundError as error:
+                if not there:
+                    raise
+                raise RunDirectoryError(f"run directory {self.path} was set aside by another process meanwhile; expected one run "
+                                        "in a directory; wait for it or choose another --workdir") from error
         try:
             self.results = self._check_contents(config)
         except BaseException:
@@ -72,13 +65,23 @@ class RunDirectory:
     def __exit__(self, *exception):
         self._lock_file.close()
 
+    def _check_entries(self):
+        """Raises RunDirectoryError if the directory holds what no run of ours put there."""
+        entries = list(os.scandir(self.path))
+        if not self._is_run() and any(entry.name != _LOCK and ".tmp-" not in entry.name for entry in entries):
+            raise RunDirectoryError(f"--workdir={self.path} holds files but no run; expected an empty directory or a run of this "
+                                    "program; choose another")
+        if links := sorted(entry.name for entry in entries if entry.is_symlink()):  # to be written through
+            raise RunDirectoryError(f"--workdir={self.path} holds the link {links[0]}; expected a run's own files; remove it or "
+                                    "choose another")
+
     def _is_run(self):
         return os.path.exists(self.file("flags.txt"))
 
     def _check_contents(self, config):
         """Returns the results of a finished run, or None; writes the flags of a new one."""
         if self._is_run() and (os.path.exists(self.file("run.json")) or os.path.exists(self.file("checkpoints"))):
-            self._check_flags(config)
+            self._update_flags(config)
             return self.read_json("results.json")
         # An attempt that ended before the plan, at a bad image or a misspelt layer, binds nobody to its flags or split.
         if os.path.exists(self.file("split.json")):
@@ -144,14 +147,24 @@ class RunDirectory:
         self._lock_file.write(f"pid {os.getpid()} on host {socket.gethostname()} since {now}\n")
         self._lock_file.flush()
 
-    def _check_flags(self, config):
+    def _update_flags(self, config):
+        """Checks the settings that may not change, says which others did, and keeps those."""
         with open(self.file("flags.txt"), errors="surrogateescape") as file:
-            old, new = with_defaults(_fixed(file.read())), _fixed(config.to_flags())
-        before, after = ([line for line in lines if line not in others] for lines, others in ((old, new), (new, old)))
+            text = file.read()
+        before, after = _only_in(with_defaults(_fixed(text)), _fixed(config.to_flags()))
         if before or after:
-            raise CheckpointError(f"the run in {self.path} was made with {' '.join(before) or 'fewer flags'}, flags now say "
-                                  f"{' '.join(after) or 'nothing there'}; expected the same; use another --workdir or "
-                                  "--resume=never")
+            raise CheckpointError(f"the run in {self.path} was made with {before or 'fewer flags'}, flags now say "
+                                  f"{after or 'nothing there'}; expected the same; use another --workdir or --resume=never")
+        if text != config.to_flags():
+            before, after = _only_in(text.splitlines(), config.to_flags().splitlines())
+            print(f"note: {self.path} goes on with {after or 'fewer flags'} instead of {before or 'nothing there'}", file=sys.stderr,
+                  flush=True)
+            self.write_text("flags.txt", config.to_flags())
+
+
+def _only_in(old, new):
+    """Returns (the lines that only `old` has, those that only `new` has), as texts."""
+    return tuple(" ".join(line for line in lines if line not in others) for lines, others in ((old, new), (new, old)))
 
 
 def _fixed(text):
@@ -165,6 +178,11 @@ def with_defaults(lines):
     """Returns lines of settings that may not change, and default ones for settings that the version that wrote them did not have."""
     names = {line.split("=")[0] for line in lines}
     return sorted([*lines, *(line for line in _fixed(Config().to_flags()) if line.split("=")[0] not in names)])
+
+
+def resume_command(path):
+    """Returns the command that goes on with an unfinished run."""
+    return f"python train.py --flagfile={shlex.quote(os.path.join(path, 'flags.txt'))} --workdir={shlex.quote(path)}"
 
 
 def make_new(config):

@@ -19,7 +19,8 @@ class TrainState:
         phase_epoch: Epochs done in it.
         phase_step: Steps done in it.
         phase_hashes: {path: SHA-256} of every variable at its start.
-        gradient_peak: Largest norm of each trainable variable's gradient in it.
+        gradient_peaks: {path: largest norm of the trainable variable's gradient in it, after clipping}.
+        moved: Paths of the variables that a step in it moved.
         largest_rate: Largest learning rate in it, before multipliers.
         best: {"epoch", "val_loss", "val_accuracy"} of its best epoch so far.
         wait: Epochs since then.
@@ -45,7 +46,8 @@ class TrainState:
     phase_epoch: int = 0
     phase_step: int = 0
     phase_hashes: dict = dataclasses.field(default_factory=dict)
-    gradient_peak: list = dataclasses.field(default_factory=list)
+    gradient_peaks: dict = dataclasses.field(default_factory=dict)
+    moved: list = dataclasses.field(default_factory=list)
     largest_rate: float = 0.0
     best: dict | None = None
     wait: int = 0
@@ -71,7 +73,7 @@ class TrainState:
     def begin_phase(self, hashes):
         """Resets what belongs to one phase."""
         fresh = TrainState()
-        for name in ("epoch_step", "epoch_totals", "phase_epoch", "phase_step", "gradient_peak", "largest_rate", "best",
+        for name in ("epoch_step", "epoch_totals", "phase_epoch", "phase_step", "gradient_peaks", "moved", "largest_rate", "best",
                      "wait", "traces", "compile_seconds", "train_seconds", "seconds"):
             setattr(self, name, getattr(fresh, name))
         self.phase_hashes = hashes

@@ -2,17 +2,28 @@
 
 import contextlib
 import re
+import typing
 
 import numpy as np
 import tensorflow as tf
 
 from tl_research import distribution
 from tl_research.data import pipeline
-from tl_research.errors import CompileError
-from tl_research.errors import OutOfMemoryError
-from tl_research.errors import UserError
-from tl_research.optim import loss_scale
-from tl_research.optim import schedules
+from tl_research.errors import CompileError, OutOfMemoryError, UserError
+from tl_research.optim import loss_scale, schedules
+
+
+_SUMMED = ("loss_sum", "correct", "examples", "gradient_norm_sum")  # over the steps of a call
+
+
+class EpochInputs(typing.NamedTuple):
+    """What all calls of an epoch are given, tensors."""
+
+    indices: tf.Tensor  # int32 [S, B], its batches
+    weights: tf.Tensor  # float32 [S, B]: 1, or 0 for filling
+    draws: tf.Tensor  # of its view, as the source's `draws` returns them
+    view: tf.Tensor  # int32 scalar
+    mixing: tuple | None = None  # what `pipeline.mixup_draws` returns; of live sources only
 
 
 class TrainStep:
@@ -49,27 +60,21 @@ class TrainStep:
         self._call = tf.function(self._run)
         self.traces, self.graph = 0, None  # the graph of one step, once it was traced
 
-    def __call__(self, indices, weights, draws, view, first, count, global_step, phase_step, streamed=None, scaling=None,
-                 mixing=None):
+    def __call__(self, epoch, first, count, global_step, phase_step, streamed=None, scaling=None):
         """Takes up to `count` steps.
 
         Args:
-            indices: int32 [S, B], the epoch's batches.
-            weights: float32 [S, B]: 1, or 0 for filling.
-            draws: float32 [N, columns] or [0, columns], the augmentation of the epoch's view.
-            view: int32 scalar, the epoch's view.
-            first: int32 scalar, row to begin with.
-            count: int32 scalar, rows to take.
-            global_step: int64 scalar, steps taken so far; decides dropout.
-            phase_step: int64 scalar, steps taken in this phase; decides the learning rate.
+            epoch: `EpochInputs`. Under MixUp the label with the larger share counts as the right one.
+            first: Row of its batches to begin with.
+            count: Rows to take.
+            global_step: Steps taken so far; decides dropout.
+            phase_step: Steps taken in this phase; decides the learning rate.
             streamed: What the source's `stream` yields for the rows from `first` on, [count or more, ...], if it is streamed.
             scaling: The state of the loss scale, numbers, as `loss_scale.initial` returns it and by default; of float16 only.
-            mixing: What `pipeline.mixup_draws` returns for the epoch, tensors, or None; of live sources only. The label with the larger
-                share then counts as the right one.
 
         Returns:
             dict of float32 tensors over the steps taken: steps, loss_sum and correct (weighted by example), examples,
-            gradient_norm_sum [groups], gradient_peak [variables] (largest norm), learning_rate (of the last step, before
+            gradient_norm_sum [groups], gradient_peak [variables] (largest norm, after clipping), moved [variables] (whether it did), learning_rate (of the last step, before
             multipliers), finite (0 if the call ended with a step that was not), largest_rate, update_ratio [groups]
             (norm of what the steps changed over that of the weights, divided by the number of steps). In float16 also
             skipped_steps, which count among the steps but not among those that the other numbers are of (only a loss that is
@@ -77,32 +82,32 @@ class TrainStep:
         """
         if self._scaled:
             scaling = {name: tf.constant(value, tf.float32) for name, value in (scaling or loss_scale.initial()).items()}
-        return self._call(indices, weights, draws, view, first, count, global_step, phase_step, streamed,
-                          scaling if self._scaled else None, mixing)
+        numbers = [tf.constant(value, dtype) for value, dtype in (
+            (first, tf.int32), (count, tf.int32), (global_step, tf.int64), (phase_step, tf.int64))]
+        return self._call(epoch, *numbers, streamed, scaling if self._scaled else None)
 
-    def prepare(self, indices, weights, draws, view, streamed=None, mixing=None):
+    def prepare(self, epoch, streamed=None):
         """Traces and compiles, and takes a step of weight 0, whose loss is not a number, so that it changes nothing.
 
         Args:
-            indices, weights, draws, view, streamed, mixing: As of a call.
+            epoch, streamed: As of a call.
 
         Raises:
             CompileError: If XLA cannot compile it.
         """
         variables = [self._classifier.variables[path] for path in self._classifier.batchnorm_statistics()]
         statistics = [variable.numpy() for variable in variables]
-        zero = tf.constant(0, tf.int64)
         with _compile_errors(self._classifier, self._xla):
-            self(indices, 0.0 * weights, draws, view, tf.constant(0), tf.constant(1), zero, zero, streamed, None, mixing)
+            self(epoch._replace(weights=0.0 * epoch.weights), 0, 1, 0, 0, streamed)
         for variable, value in zip(variables, statistics):  # --batchnorm=training moves them whatever the loss
             variable.assign(value)
 
-    def _run(self, indices, weights, draws, view, first, count, global_step, phase_step, streamed, scaling, mixing):
+    def _run(self, epoch, first, count, global_step, phase_step, streamed, scaling):
         self.traces += 1  # runs while tracing only
         num_groups, num_variables = len(self._optimizer.groups), len(self._variables)
         before = [tf.identity(variable) for variable in self._variables]
         totals = {"steps": tf.zeros([]), "loss_sum": tf.zeros([]), "correct": tf.zeros([]), "examples": tf.zeros([]),
-                  "gradient_norm_sum": tf.zeros([num_groups]), "gradient_peak": tf.zeros([num_variables]),
+                  "gradient_norm_sum": tf.zeros([num_groups]), "gradient_peak": tf.zeros([num_variables]), "moved": tf.zeros([num_variables]),
                   "learning_rate": tf.zeros([]), "largest_rate": tf.zeros([]), "finite": tf.ones([])}
         if self._scaled:
             totals |= {"skipped_steps": tf.zeros([]), **scaling}
@@ -110,12 +115,11 @@ class TrainStep:
         def body(done, totals):
             step = tf.cast(done, tf.int64)
             row = first + done
-            batch = (self._source.lookup(indices[row], view) if streamed is None else
+            batch = (self._source.lookup(epoch.indices[row], epoch.view) if streamed is None else
                      tf.nest.map_structure(lambda rows: rows[done], streamed))
             self.graph = tf.compat.v1.get_default_graph()
-            kept = self._classifier.dropout_mask(global_step + step, indices.shape[1])
-            metrics = self._take_step(indices[row], weights[row], draws, view, batch, mixing, kept, phase_step + step,
-                                      totals.get("loss_scale"))
+            kept = self._classifier.dropout_mask(global_step + step, epoch.indices.shape[1])
+            metrics = self._take_step(epoch, row, batch, kept, phase_step + step, totals.get("loss_scale"))
             applied = finite = metrics["applied"]
             more = {}
             if self._scaled:
@@ -123,36 +127,38 @@ class TrainStep:
                 finite = tf.cast(more["skipped_in_a_row"] < loss_scale.MAX_SKIPPED, tf.float32)
                 more["skipped_steps"] = totals["skipped_steps"] + finite - applied
             return done + 1, {
-                "steps": totals["steps"] + finite,
-                "loss_sum": totals["loss_sum"] + metrics["loss_sum"],
-                "correct": totals["correct"] + metrics["correct"],
-                "examples": totals["examples"] + metrics["examples"],
-                "gradient_norm_sum": totals["gradient_norm_sum"] + metrics["gradient_norms"],
-                "gradient_peak": tf.maximum(totals["gradient_peak"], metrics["variable_norms"]),
-                "learning_rate": metrics["learning_rate"],
+                **{name: totals[name] + metrics[name] for name in _SUMMED}, **more,
+                "steps": totals["steps"] + finite, "finite": finite, "learning_rate": metrics["learning_rate"],
                 "largest_rate": tf.maximum(totals["largest_rate"], applied * metrics["learning_rate"]),
-                "finite": finite, **more}
+                **{name: tf.maximum(totals[name], metrics[name]) for name in ("gradient_peak", "moved")}}
 
         _, totals = tf.while_loop(lambda done, totals: (done < count) & (totals["finite"] > 0), body,
                                   (tf.constant(0), totals), parallel_iterations=1)
         moved = self._group_norms([variable - old for variable, old in zip(self._variables, before)])
         norms = tf.maximum(self._group_norms(self._variables), 1e-12)  # of a bias that begins at 0
         applied = totals["steps"] - totals.get("skipped_steps", 0.0)
-        return {**totals, "update_ratio": moved / norms / tf.maximum(applied, 1.0)}
+        return {**totals, "update_ratio": moved / norms / tf.maximum(applied, 1.0),
+                "moved": tf.maximum(totals["moved"], self._differs(before))}
+
+    def _differs(self, before):
+        """Returns float32 [variables]: 1 where a variable is not what it was, else 0."""
+        return tf.stack([tf.cast(tf.reduce_any(tf.not_equal(variable, old)), tf.float32)
+                         for variable, old in zip(self._variables, before)])
 
     def _group_norms(self, tensors):
         """Returns float32 [groups], the norm of each group's tensors together."""
         squares = iter([2.0 * tf.nn.l2_loss(tf.cast(tensor, tf.float32)) for tensor in tensors])
         return tf.sqrt(tf.stack([tf.add_n([next(squares) for _ in group.paths]) for group in self._optimizer.groups]))
 
-    def _take_step(self, indices, weights, draws, view, batch, mixing, kept, phase_step, scale):
+    def _take_step(self, epoch, row, batch, kept, phase_step, scale):
         """One step on a batch [B]: loss, gradients, update. Returns a dict of float32 tensors."""
+        indices, weights = epoch.indices[row], epoch.weights[row]
         num_examples = tf.reduce_sum(weights)
 
         def compute(*rest):
             own, own_weights, own_batch, own_kept = distribution.share([indices, weights, batch, kept])
-            own_mixing = mixing and tuple(tf.gather(of_all, own) for of_all in mixing)
-            tensors = self._source.read(own, view, draws, own_batch, own_mixing)
+            own_mixing = epoch.mixing and tuple(tf.gather(of_all, own) for of_all in epoch.mixing)
+            tensors = self._source.read(own, epoch.view, epoch.draws, own_batch, own_mixing)
             labels = [(tf.gather(self._labels, own), None)]
             if own_mixing:
                 partners, shares = own_mixing
@@ -204,19 +210,22 @@ class TrainStep:
             phase_step, self._num_steps, self._phase.lr_schedule, self._phase.warmup_steps)
         # A norm by tf.norm would write all squares to memory first.
         norms = tf.sqrt(2.0 * tf.stack([tf.nn.l2_loss(tf.cast(gradient, tf.float32)) for gradient in gradients]))
-        finite = tf.math.is_finite(loss) & tf.reduce_all(tf.math.is_finite(norms))
+        finite = tf.math.is_finite(loss) & tf.math.is_finite(tf.norm(norms))
+        unmoved = tf.zeros_like(norms)
 
         def apply():
+            # Steps of lion are of one size: after two of them a variable may be where it was before the call.
+            before = [tf.identity(variable) for variable in self._variables] if self._optimizer.name == "lion" else None
             self._optimizer.apply(gradients, learning_rate)
-            return tf.ones([])
+            return tf.ones([]), self._differs(before) if before else unmoved
 
-        applied = tf.cond(finite, apply, lambda: tf.zeros([]))
+        applied, moved = tf.cond(finite, apply, lambda: (tf.zeros([]), unmoved))
         if scale is not None:
             norms = tf.where(finite, norms, 0.0)
         sizes = [len(group.paths) for group in self._optimizer.groups]
         group_norms = tf.stack([tf.norm(part) for part in tf.split(norms, sizes)])
-        return {**sums, "gradient_norms": group_norms, "variable_norms": norms, "learning_rate": learning_rate,
-                "applied": applied}
+        return {**sums, "gradient_norm_sum": group_norms, "gradient_peak": self._optimizer.clipped(norms), "moved": moved,
+                "learning_rate": learning_rate, "applied": applied}
 
 
 @contextlib.contextmanager
@@ -306,7 +315,7 @@ class EvalStep:
 
     def _batches(self, indices):
         """Returns a list of float32 [B, K], one for each row of `indices`."""
-        draws = tf.constant(self._source.views.draws(0, len(self._source.examples)))
+        draws = tf.constant(self._source.draws(0))
         stream = iter(self._source.stream(indices, 0)) if self._source.streamed else None
         logits = [self._call(tf.constant(row), draws, next(stream) if stream else None) for row in indices]
         return [part.numpy() for part in logits]
