@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tl_research import artefacts
+from tl_research import artefacts, experiment
+from tl_research.config import Config
 from tl_research.errors import ExportError, UserError
+from tl_research.evaluate import EvaluateConfig, evaluate
 from tl_research.export import ExportConfig, export
 
 _SIZES = ((20, 50), (32, 32), (64, 64))
@@ -109,3 +111,18 @@ def test_format_that_is_not_there_is_exit_1_and_one_that_cannot_hold_the_model_e
     with pytest.raises(ExportError, match=r"litert cannot hold this model \(no such operation\)"):
         export(ExportConfig(run=finished_run, format="litert"))
     assert sorted(os.listdir(os.path.join(finished_run, "export"))) == ["classes.json", "model.keras"]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems refuse such names")
+def test_run_with_a_class_whose_name_is_not_utf8_is_shown_evaluated_and_exported(tiny_backbone, write_images, tmp_path, capsys):
+    sys.stdout.reconfigure(errors="backslashreplace")  # as the programs do
+    photos = write_images(tmp_path / "photos", classes=("ant", "caf\udce9"), count=12, size=16)
+    run = str(tmp_path / "run")
+    results = experiment.run(Config(dataset="directory", data_dir=photos, image_size=16, backbone="Tiny", weights="none", epochs=(1, 0),
+                                    batch_size=8, workdir=run))
+    assert results["classes"] == ["ant", "caf\udce9"] and "warning" not in capsys.readouterr().err
+    assert evaluate(EvaluateConfig(run=run))["n"] > 0
+    assert "caf\\xe9" in open(os.path.join(run, "report", "validation", "per_class.csv")).read()
+    (path,) = export(ExportConfig(run=run, format="saved_model")).values()
+    answers = tf.saved_model.load(path).signatures["serving_default"](images=tf.zeros([1, 16, 16, 3], tf.uint8))
+    assert answers["class"].numpy()[0] in (b"ant", b"caf\xe9")

@@ -69,7 +69,7 @@ def _remove(path):
 
 def _serving_module(model, classes, image_size, batch_size):
     """Returns a module whose `serve` takes uint8 images of any size and returns probabilities and the best class's name."""
-    logits, names = folded_logits(model), tf.constant(classes)
+    logits, names = folded_logits(model), tf.constant(list(map(os.fsencode, classes)))
     module = tf.Module()
 
     @tf.function(input_signature=[tf.TensorSpec([batch_size, None, None, 3], tf.uint8, name="images")])
@@ -146,10 +146,10 @@ def save_for_serving(name, model, data, directory, image_size):
     try:
         with storage_errors(path):
             serve = write(model, data.classes, image_size, temporary)
-        images = [image_check.decode_image(tf.io.read_file(name)).numpy()[None] for name in data.validation.paths[:count]]
+        images = [image_check.decode_image(tf.io.read_file(os.fsencode(name))).numpy()[None] for name in data.validation.paths[:count]]
         answers = [serve(image) for image in images]
         received = _centred(np.log(np.maximum(np.concatenate([answer["probabilities"] for answer in answers]), 1e-30)))
-        named = [answer["class"][0].decode() for answer in answers]
+        named = [os.fsdecode(answer["class"][0]) for answer in answers]
         difference = _keep_if_equal(temporary, path, expected, received, tolerances * _TOLERANCE)
     finally:
         _remove(temporary)
