@@ -151,10 +151,10 @@ def _check_header(data, path):
             warnings.simplefilter("ignore")  # our own limit is checked below
             with PIL.Image.open(io.BytesIO(data)) as image:
                 image_format, mode, (width, height) = image.format, image.mode, image.size
-                animated = rotated = False
-                with contextlib.suppress(Exception):  # what is damaged behind the header is for the decoder to say
-                    rotated = image.getexif().get(_EXIF_ORIENTATION, 1) != 1
-                    animated = getattr(image, "is_animated", False) and image_format != "MPO"  # the same scene again
+                animated, rotated = image_format in ("PNG", "WEBP") and getattr(image, "is_animated", False), False
+                if image_format in ("JPEG", "MPO", "WEBP"):  # of others Pillow would decode the whole to look for it
+                    with contextlib.suppress(Exception):
+                        rotated = image.getexif().get(_EXIF_ORIENTATION, 1) != 1
     except PIL.Image.DecompressionBombError as error:
         raise BadImage(f"more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # Pillow's plugins raise whatever their parsers do
@@ -175,7 +175,7 @@ def _check_header(data, path):
     if pixels > BOMB_PIXELS and pixels > BOMB_PIXELS_PER_BYTE * len(data):
         raise BadImage(f"{what} in {len(data):,} bytes; at most {BOMB_PIXELS_PER_BYTE} a byte")
     traits = {"named as another format; decoded by content": suffix not in FORMATS[image_format],
-              "animated; the first frame is used": animated,
+              "animated; the first frame is used": animated or pixels > width * height,
               "rotated by EXIF, which is ignored": rotated,
               "not in 8-bit RGB; converted, without alpha": mode != "RGB"}
     return tuple(trait for trait, there in traits.items() if there), (width, height)
