@@ -4,7 +4,7 @@ import contextlib
 import signal
 import threading
 
-from tl_research.errors import Interrupted
+from tl_research.errors import Interrupted, UserError
 
 
 class Signals:
@@ -32,9 +32,12 @@ class Signals:
                     self._before[number] = signal.signal(number, self._receive)
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, kind, error, trace):
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        # Where the interruption met C code, another error came of it.
+        if self.number is not None and isinstance(error, Exception) and not isinstance(error, UserError):
+            self._interrupt()
 
     @contextlib.contextmanager
     def held(self):
