@@ -90,14 +90,7 @@ def run(config, *, started=None, trainer_class=Trainer):
         scope.close()  # what is left computes in each process for itself
         artefacts.save_keras(final, data, directory)
         summary = _results(config, trainer, data, test, substitutions, precision)
-        with storage_errors(directory.file("report")):
-            os.makedirs(directory.file("report"), exist_ok=True)
-            if state.history:
-                figures.save_curves(directory.file("report", "curves.png"), state.history)
-                figures.save_mistakes(directory.file("report"), trainer.selected_logits, data.validation, data.classes)
-        summaries.text("train", "test", f"accuracy {test['accuracy']:.4f} of {test['n']} images", state.global_step)
-        pages.run_ends(summaries, state.global_step, config, state.selected, test)
-        summaries.close()
+        _illustrate(config, directory, data, trainer, summaries)
         summary["seconds"] = {"total": time.perf_counter() - started, **seconds, **state.run_seconds}
         summary = results.without_nan(summary)
         directory.write_json("results.json", summary)
@@ -263,6 +256,19 @@ def _test(config, classifier, examples, trainer):
     loss, accuracy = results.loss_and_accuracy(logits, examples.labels)
     interval = results.wilson_interval(round(accuracy * len(examples)), len(examples))
     return {"accuracy": accuracy, "loss": loss, "n": len(examples), "ci95": list(interval), "reads": 1}
+
+
+def _illustrate(config, directory, data, trainer, summaries):
+    """Draws the figures of `report/`, and ends what TensorBoard shows."""
+    state = trainer.state
+    with storage_errors(directory.file("report")):
+        os.makedirs(directory.file("report"), exist_ok=True)
+        if state.history:
+            figures.save_curves(directory.file("report", "curves.png"), state.history)
+            figures.save_mistakes(directory.file("report"), trainer.selected_logits, data.validation, data.classes)
+    summaries.text("train", "test", f"accuracy {state.test['accuracy']:.4f} of {state.test['n']} images", state.global_step)
+    pages.run_ends(summaries, state.global_step, config, state.selected, state.test)
+    summaries.close()
 
 
 def _results(config, trainer, data, test, substitutions, precision):

@@ -16,19 +16,13 @@ from tl_research.reporting.progress import progress_bar
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """The images of a run.
+    """The images of a run."""
 
-    Attributes:
-        classes: Names in the order of the labels.
-        train, validation, test: `Examples`.
-        notes: Lines that a user should see.
-    """
-
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # names in the order of the labels
     train: Examples
     validation: Examples
     test: Examples
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # lines that a user should see
 
 
 def load(config, directory):

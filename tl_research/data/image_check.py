@@ -33,25 +33,15 @@ _EXIF_ORIENTATION = 0x0112
 
 @dataclasses.dataclass(frozen=True)
 class CheckedImages:
-    """What the check found; the arrays have one row for each good file, in the order of the catalog.
+    """What the check found; the arrays have one row for each good file, in the order of the catalog."""
 
-    Attributes:
-        good: int64 [N], places of the good files in the catalog.
-        sha256s: SHA-256 of each file's bytes, hexadecimal.
-        fractions: float64 [N], see `tl_research.data.split`.
-        pixels: uint8 [N, image_size, image_size, 3], or None where they were not to be kept.
-        bad: [(name, reason)] of all other files, sorted by name.
-        traits: {what is said of good files that are not as one might think: how many they are}.
-        smallest: (width, height) of the good file with the fewest pixels.
-    """
-
-    good: np.ndarray
-    sha256s: tuple[str, ...]
-    fractions: np.ndarray
-    pixels: np.ndarray | None
-    bad: list
-    traits: dict
-    smallest: tuple[int, int] | None
+    good: np.ndarray  # int64 [N], places of the good files in the catalog
+    sha256s: tuple[str, ...]  # SHA-256 of each file's bytes, hexadecimal
+    fractions: np.ndarray  # float64 [N], see `tl_research.data.split`
+    pixels: np.ndarray | None  # uint8 [N, image_size, image_size, 3], or None where they were not to be kept
+    bad: list  # [(name, reason)] of all other files, sorted by name
+    traits: dict  # {what is said of good files that are not as one might think: how many they are}
+    smallest: tuple[int, int] | None  # (width, height) of the good file with the fewest pixels
 
 
 def make_decoder(image_size):

@@ -62,21 +62,13 @@ def make_batches(order, batch_size):
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """The images of one side of the split.
+    """The images of one side of the split."""
 
-    Attributes:
-        names: [N] as in split.json.
-        paths: [N] absolute.
-        labels: int32 [N].
-        image_size: Height and width, in pixels.
-        pixels: uint8 tensor [N, image_size, image_size, 3], or None: then they are decoded for every batch.
-    """
-
-    names: tuple[str, ...]
-    paths: tuple[str, ...]
-    labels: np.ndarray
-    image_size: int
-    pixels: tf.Tensor | None
+    names: tuple[str, ...]  # [N] as in split.json
+    paths: tuple[str, ...]  # [N] absolute
+    labels: np.ndarray  # int32 [N]
+    image_size: int  # height and width, in pixels
+    pixels: tf.Tensor | None  # uint8 tensor [N, image_size, image_size, 3], or None: then they are decoded for every batch
 
     def __len__(self):
         return len(self.labels)

@@ -16,28 +16,17 @@ from tl_research.errors import DataError, StorageError, UnreachableError, UserEr
 
 @dataclasses.dataclass(frozen=True)
 class BackboneSpec:
-    """One row of the table.
+    """One row of the table."""
 
-    Attributes:
-        name: The constructor in `keras.applications`, and the value of `--backbone`.
-        family: Its module in `keras.applications`; `efficientnet_lite` is ours.
-        preprocessing: Mode of `models.preprocessing.Preprocessing`; `raw`: the model holds its own.
-        min_image_size: Smallest accepted side of the input, in pixels.
-        blocks: Regex matched at the start of layer names. The group that matched names the block; the text of group
-            `block` is the name itself.
-        match_ends_block: Whether the matching layer is the last of its block instead of the first.
-        weights_file: Name in Keras' cache, without top; `{size}` where it depends on the image size.
-        weights_url: Where Keras downloads it from.
-    """
-
-    name: str
-    family: str
-    preprocessing: str
-    min_image_size: int
+    name: str  # the constructor in `keras.applications`, and the value of `--backbone`
+    family: str  # its module in `keras.applications`; `efficientnet_lite` is ours
+    preprocessing: str  # mode of `models.preprocessing.Preprocessing`; `raw`: the model holds its own
+    min_image_size: int  # smallest accepted side of the input, in pixels
+    # regex matched at the start of layer names. The group that matched names the block; the text of group `block` is the name itself
     blocks: str
-    match_ends_block: bool
-    weights_file: str
-    weights_url: str
+    match_ends_block: bool  # whether the matching layer is the last of its block instead of the first
+    weights_file: str  # name in Keras' cache, without top; `{size}` where it depends on the image size
+    weights_url: str  # where Keras downloads it from
 
 
 _URL = "https://storage.googleapis.com/tensorflow/keras-applications/"

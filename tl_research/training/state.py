@@ -11,59 +11,35 @@ class TrainState:
 
     Order, augmentation and dropout are functions of (seed, epoch, example or step), so that these integers are the
     position in the data too. Attributes of the current epoch and phase come first.
-
-    Attributes:
-        epoch_step: Steps done in the current epoch.
-        epoch_totals: Sums over these steps, as `TrainStep` returns them.
-        phase_index: Place of the current phase in `--phases`.
-        phase_epoch: Epochs done in it.
-        phase_step: Steps done in it.
-        phase_hashes: {path: SHA-256} of every variable at its start.
-        gradient_peaks: {path: largest norm of the trainable variable's gradient in it, after clipping}.
-        moved: Paths of the variables that a step in it moved.
-        largest_rate: Largest learning rate in it, before multipliers.
-        best: {"epoch", "val_loss", "val_accuracy"} of its best epoch so far.
-        wait: Epochs since then.
-        traces: How often its training step was traced.
-        compile_seconds: Time for tracing and compiling its steps.
-        train_seconds: Time inside train calls in it.
-        seconds: Wall time of it, without evaluation of other phases.
-        global_step: Steps done in all.
-        scaling: State of the loss scale (`tl_research.optim.loss_scale`), which only float16 moves.
-        skipped_steps: How many of all steps were skipped for gradients that float16 could not hold.
-        epoch: Epochs done in all.
-        joined: {path: name of the phase in which the variable first trained}.
-        selected: {"phase", "epoch", "val_loss", "val_accuracy"} of the best weights of all finished phases.
-        finished: The entries of `results.json` of the finished phases.
-        history: The rows of `metrics.csv`.
-        test: The test metrics, once they were read.
-        run_seconds: Wall time by kind of work, in earlier processes of this run too.
     """
 
-    epoch_step: int = 0
-    epoch_totals: dict = dataclasses.field(default_factory=dict)
-    phase_index: int = 0
-    phase_epoch: int = 0
-    phase_step: int = 0
-    phase_hashes: dict = dataclasses.field(default_factory=dict)
+    epoch_step: int = 0  # steps done in the current epoch
+    epoch_totals: dict = dataclasses.field(default_factory=dict)  # sums over these steps, as `TrainStep` returns them
+    phase_index: int = 0  # place of the current phase in `--phases`
+    phase_epoch: int = 0  # epochs done in it
+    phase_step: int = 0  # steps done in it
+    phase_hashes: dict = dataclasses.field(default_factory=dict)  # {path: SHA-256} of every variable at its start
+    # {path: largest norm of the trainable variable's gradient in it, after clipping}
     gradient_peaks: dict = dataclasses.field(default_factory=dict)
-    moved: list = dataclasses.field(default_factory=list)
-    largest_rate: float = 0.0
-    best: dict | None = None
-    wait: int = 0
-    traces: int = 0
-    compile_seconds: float = 0.0
-    train_seconds: float = 0.0
-    seconds: float = 0.0
-    global_step: int = 0
+    moved: list = dataclasses.field(default_factory=list)  # paths of the variables that a step in it moved
+    largest_rate: float = 0.0  # largest learning rate in it, before multipliers
+    best: dict | None = None  # {"epoch", "val_loss", "val_accuracy"} of its best epoch so far
+    wait: int = 0  # epochs since then
+    traces: int = 0  # how often its training step was traced
+    compile_seconds: float = 0.0  # time for tracing and compiling its steps
+    train_seconds: float = 0.0  # time inside train calls in it
+    seconds: float = 0.0  # wall time of it, without evaluation of other phases
+    global_step: int = 0  # steps done in all
+    # state of the loss scale (`tl_research.optim.loss_scale`), which only float16 moves
     scaling: dict = dataclasses.field(default_factory=loss_scale.initial)
-    skipped_steps: int = 0
-    epoch: int = 0
-    joined: dict = dataclasses.field(default_factory=dict)
-    selected: dict | None = None
-    finished: list = dataclasses.field(default_factory=list)
-    history: list = dataclasses.field(default_factory=list)
-    test: dict | None = None
+    skipped_steps: int = 0  # how many of all steps were skipped for gradients that float16 could not hold
+    epoch: int = 0  # epochs done in all
+    joined: dict = dataclasses.field(default_factory=dict)  # {path: name of the phase in which the variable first trained}
+    selected: dict | None = None  # {"phase", "epoch", "val_loss", "val_accuracy"} of the best weights of all finished phases
+    finished: list = dataclasses.field(default_factory=list)  # the entries of `results.json` of the finished phases
+    history: list = dataclasses.field(default_factory=list)  # the rows of `metrics.csv`
+    test: dict | None = None  # the test metrics, once they were read
+    # wall time by kind of work, in earlier processes of this run too
     run_seconds: dict = dataclasses.field(default_factory=lambda: {"features": 0.0, "train": 0.0, "evaluate": 0.0})
 
     def phase_over(self, phase):
