@@ -44,14 +44,14 @@ def test_imports_neither_tensorflow_nor_absl():
     ("dropout", 0.96, "at least 0 and at most 0.95"),
     ("learning_rate", "1e-3,0", "above 0; use --unfreeze to freeze"),
     ("data_dir", "/my #1 photos", "without invisible characters, quotes around it and ' #'"),
-    ("workdir", "'run'", "quotes around it"),
+    ("class_share", "'ant=0.5'", "quotes around it"),
     ("data_dir", "/caf\udce9", "without invisible characters"),
     ("learning_rate", "inf", "expected a finite number"),
     ("layer_decay", 0, "above 0 and at most 1"),
     ("nesterov", "yes", "expected true or false"),
     ("data_dir", "$HOME/photos", "not expanded here"),
     ("data_dir", " ", "expected a line of text"),
-    ("workdir", "a\0b", "without invisible characters"),
+    ("workdir", "a\0b", "expected a line of text"),
     ("weights", None, "has no value"),
     ("epochs", (), "is empty"),
     ("epochs", "1e3", "expected a whole number"),
@@ -144,6 +144,14 @@ def test_profiled_steps_are_two_numbers_in_order(value):
     assert Config(profile_steps="20:30").profiled_steps == (20, 30) and Config().profiled_steps == (0, 0)
     with pytest.raises(UserError, match=f"--profile_steps={value}; expected A:B"):
         Config(profile_steps=value)
+
+
+def test_path_that_no_flag_file_can_hold_is_refused_however_it_is_written(tmp_path, monkeypatch):
+    (tmp_path / "photos #1").mkdir()
+    monkeypatch.chdir(tmp_path / "photos #1")
+    with pytest.raises(UserError, match="--data_dir='.*photos #1/flowers'; expected what a flag file can hold"):
+        Config(data_dir="flowers")
+    assert Config(workdir=str(tmp_path / "run #1")).workdir.endswith("run #1")  # which no flags.txt has
 
 
 def test_settings_to_compare_runs_by_are_numbers_bools_and_text():

@@ -109,6 +109,7 @@ def test_killed_worker_ends_the_other_in_one_line_and_the_job_is_resumed_to_the_
     assert first[3:5] == [143, -9] and second[:2] == [0, 0]
     log = (place / "killed.log").read_text()
     assert log.count("error: another worker ended or cannot be reached (") == 1 and "resumed phase only, epoch 1, step 3" in log
+    assert "the run began with" not in log
     arrays, losses, results = _end(place / "killed")
     expected, unbroken, ends = _end(place / "workers")
     assert arrays.keys() == expected.keys() and losses == unbroken and results["weights_sha256"] == ends["weights_sha256"]

@@ -390,12 +390,9 @@ def _checked_item(kind, rules, flag, value):
             raise UserError(f"{flag}={value}; expected true or false; correct it")
         return value
     if kind is str:
-        if not isinstance(value, (str, os.PathLike)) or not str(value).strip():
+        if not isinstance(value, (str, os.PathLike)) or not str(value).strip() or set(str(value)) & set("\0\r\n"):
             raise UserError(f"{flag}={value!r}; expected a line of text; leave the flag out for its default")
         value = str(value).strip()
-        if not value.isprintable() or " #" in value or (value[0] in "'\"" and value[0] == value[-1]):  # no flag file could hold it
-            raise UserError(f"{flag}={value!r}; expected text without invisible characters, quotes around it and ' #'; rename what is "
-                            "called so")
         if rules["choices"] and value not in rules["choices"]:
             raise UserError(f"{flag}={value}; expected one of {', '.join(rules['choices'])}"
                             f"{suggestion(value, rules['choices'])}")
@@ -405,6 +402,10 @@ def _checked_item(kind, rules, flag, value):
             value = os.path.expanduser(value)
             if flag.endswith("_dir") or (flag == "--weights" and value not in ("imagenet", "none")):
                 value = os.path.abspath(value)  # so that flags.txt repeats the run from any place
+        unfit = not value.isprintable() or " #" in value or (value[0] in "'\"" and value[0] == value[-1])
+        if unfit and flag not in ("--workdir", "--run", "--csv"):  # which no flags.txt has
+            raise UserError(f"{flag}={value!r}; expected what a flag file can hold, text without invisible characters, quotes around it "
+                            "and ' #'; rename what is called so")
         return value
     value = _number(kind, value, flag)
     low, high, above = rules["low"], rules["high"], rules["above"]

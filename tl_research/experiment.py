@@ -228,7 +228,7 @@ def _versions():
 
 
 def _machine():
-    devices = [device.name for device in tf.config.list_logical_devices()]
+    devices = sorted(device.name for device in tf.config.list_logical_devices())  # a worker has its own first
     return {"system": platform.platform(), "cores": os.cpu_count(), "devices": devices}
 
 

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import PIL.Image
 import pytest
+import tensorflow as tf
 
 from tl_research.data import catalog as catalog_lib
 from tl_research.data import image_check
@@ -79,6 +80,8 @@ def test_each_bad_kind_is_named_with_its_reason(tmp_path):
         "cut__bmp": (_bytes("BMP")[:500], "cannot be decoded: Input size should match"),
         "cut__webp": (_bytes("WEBP")[:100], "damaged WebP image"),
         "header__gif": (_bytes("GIF")[:9], "damaged GIF image"),
+        "sound__webp": (b"RIFF\0\0\0\0WAVEfmt " + bytes(50), "no known image format named .webp"),
+        "car__bmp": (b"BMW 320i, of 1985", "no known image format named .bmp"),
         "huge__png": (fault_inputs.png_claiming(20000, 20000), "pixels"),
         "large__gif": (fault_inputs.gif_claiming(12000, 12000), "12000 x 12000 pixels"),
     }
@@ -104,12 +107,13 @@ def test_unusual_but_whole_images_are_good(tmp_path):
     image = PIL.Image.fromarray(_pixels(20, 20))
     frames = [PIL.Image.fromarray(_pixels(20, 20, i)) for i in range(3)]
     turned, upright = PIL.Image.Exif(), PIL.Image.Exif()
-    turned[0x0112], upright[0x0112] = 6, 1
+    turned[0x0112], upright[0x0112] = 6, 0  # by a camera that does not know
     deep = PIL.Image.fromarray(np.random.RandomState(0).randint(0, 65536, (20, 20)).astype(np.uint16))
     paths = _write(
         tmp_path, trailing__jpg=_bytes("JPEG", image) + b"more", grey__png=_bytes("PNG", image.convert("L")),
         alpha__png=_bytes("PNG", image.convert("RGBA")), palette__png=_bytes("PNG", image.convert("P")),
-        bit__png=_bytes("PNG", image.convert("1")), deep__png=_bytes("PNG", deep), cmyk__jpg=_bytes("JPEG", image.convert("CMYK")),
+        bit__png=_bytes("PNG", image.convert("1")), deep__png=_bytes("PNG", deep), 
+        deep_rgb__png=tf.io.encode_png(np.zeros((20, 20, 3), np.uint16)).numpy(), cmyk__jpg=_bytes("JPEG", image.convert("CMYK")),
         animation__gif=_bytes("GIF", frames[0], save_all=True, append_images=frames[1:]), webp__webp=_bytes("WEBP", image, lossless=True),
         dot__png=_bytes("PNG", PIL.Image.new("RGB", (1, 1), (9, 8, 7))), line__png=_bytes("PNG", PIL.Image.new("RGB", (1, 5000))),
         bitmap__jpg=_bytes("BMP", image), gif__png=_bytes("GIF", image), turned__jpg=_bytes("JPEG", image, exif=turned),
@@ -118,7 +122,7 @@ def test_unusual_but_whole_images_are_good(tmp_path):
     assert checked.bad == []
     assert checked.traits == {
         "animated; the first frame is used": 1, "named as another format; decoded by content": 2,  # bitmap.jpg and gif.png
-        "not in 8-bit RGB; converted, without alpha": 8,  # with the two GIFs
+        "not in 8-bit RGB; converted, without alpha": 9,  # with the two GIFs
         "rotated by EXIF, which is ignored": 1}
     assert checked.smallest == (1, 1)
     names = [path.name for path in paths]

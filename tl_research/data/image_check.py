@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import re
 import stat
 import struct
 import warnings
@@ -27,7 +28,7 @@ FORMATS = {"JPEG": (".jpg", ".jpeg"), "MPO": (".jpg", ".jpeg"), "PNG": (".png",)
 MAX_PIXELS = 89_478_485  # Pillow's own limit; a 48 kB GIF can claim more and would be allocated
 BOMB_PIXELS, BOMB_PIXELS_PER_BYTE = 1 << 24, 200  # more than either at once: no photograph, but memory for a few bytes
 MAX_BYTES = 1 << 28
-_SIGNATURES = {"PNG": b"\x89PNG", "JPEG": b"\xff\xd8\xff", "GIF": b"GIF8", "BMP": b"BM", "WebP": b"RIFF"}
+_SIGNATURES = {"PNG": rb"\x89PNG", "JPEG": rb"\xff\xd8\xff", "GIF": rb"GIF8", "BMP": rb"BM.{4}\0{4}", "WebP": rb"RIFF.{4}WEBP"}
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -144,12 +145,12 @@ def _check_header(data, path):
                 animated, rotated = image_format in ("PNG", "WEBP") and getattr(image, "is_animated", False), False
                 if image_format in ("JPEG", "MPO", "WEBP"):  # of others Pillow would decode the whole to look for it
                     with contextlib.suppress(Exception):
-                        rotated = image.getexif().get(_EXIF_ORIENTATION, 1) != 1
+                        rotated = image.getexif().get(_EXIF_ORIENTATION) in range(2, 9)
     except PIL.Image.DecompressionBombError as error:
         raise BadImage(f"more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # Pillow's plugins raise whatever their parsers do
         start = data[:512].lstrip().lower()
-        damaged = next((name for name, signature in _SIGNATURES.items() if data.startswith(signature)), None)
+        damaged = next((name for name, signature in _SIGNATURES.items() if re.match(signature, data, re.DOTALL)), None)
         if damaged:
             raise BadImage(f"damaged {damaged} image") from error
         kind = ("SVG text" if b"<svg" in start else "HTML or XML text" if start.startswith((b"<!doctype", b"<html", b"<?xml"))
@@ -167,7 +168,7 @@ def _check_header(data, path):
     traits = {"named as another format; decoded by content": suffix not in FORMATS[image_format],
               "animated; the first frame is used": animated or pixels > width * height,
               "rotated by EXIF, which is ignored": rotated,
-              "not in 8-bit RGB; converted, without alpha": mode != "RGB"}
+              "not in 8-bit RGB; converted, without alpha": mode != "RGB" or (image_format == "PNG" and data[24] == 16)}
     return tuple(trait for trait, there in traits.items() if there), (width, height)
 
 

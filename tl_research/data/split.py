@@ -113,7 +113,7 @@ def _decide(sides, intervals, labels, file_fractions, sha256s, classes):
 
 
 def _halve(sides, labels, file_fractions, sha256s):
-    """Replaces 'heldout' in `sides` by validation and test, half of each class's contents on either, one more where that is even."""
+    """Replaces 'heldout' in `sides` by validation and test, for half of each class's contents; odd ones take turns."""
     contents = collections.defaultdict(set)  # class -> (fraction, content)
     for label, fraction, sha256, side in zip(labels, file_fractions, sha256s, sides):
         if side == "heldout":

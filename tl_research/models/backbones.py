@@ -162,6 +162,8 @@ def reach_weights(name, image_size, weights):
     home = os.path.dirname(folder)
     if os.path.exists(home) and not os.access(home, os.W_OK):  # Keras would use /tmp/.keras, which anyone may have filled
         raise StorageError(f"{home} can't be written: set KERAS_HOME to a folder that can, or give --weights=FILE.")
+    if os.path.exists(file):
+        return
     try:
         download.fetch(url, folder, filename)
     except UnreachableError as error:

@@ -38,7 +38,7 @@ class Summaries:
             yield
         except (OSError, tf.errors.OpError) as error:
             self._failed = True
-            reason = getattr(error, "strerror", None) or error.message.split("\n")[0].split("}} ")[-1].split(" [Op:")[0]
+            reason = getattr(error, "strerror", None) or getattr(error, "message", str(error)).split("\n")[0].split("}} ")[-1].split(" [Op:")[0]
             print(f"warning: nothing more is written for TensorBoard to {self._directory}: {reason}", file=sys.stderr, flush=True)
 
     def has(self, side, tag, step):

@@ -427,10 +427,9 @@ class Trainer:
         state.train_seconds += elapsed
         state.run_seconds["train"] += elapsed
         paths = [path for group in self._optimizer.groups for path in group.paths]
-        for path, peak, moved in zip(paths, totals["gradient_peak"].tolist(), totals["moved"].tolist()):
+        for path, peak in zip(paths, totals["gradient_peak"].tolist()):
             state.gradient_peaks[path] = max(state.gradient_peaks.get(path, 0.0), peak)
-            if moved and path not in state.moved:
-                state.moved.append(path)
+        state.moved = list(dict.fromkeys([*state.moved, *(path for path, moved in zip(paths, totals["moved"]) if moved)]))
         state.largest_rate = max(state.largest_rate, float(totals["largest_rate"]))
         norms = {group.name: float(norm) for group, norm in zip(self._optimizer.groups, totals["gradient_norm_sum"])}
         if scaled := "loss_scale" in totals:

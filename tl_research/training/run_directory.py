@@ -157,8 +157,9 @@ class RunDirectory:
                                   f"{after or 'nothing there'}; expected the same; use another --workdir or --resume=never")
         if text != config.to_flags():
             before, after = _only_in(text.splitlines(), config.to_flags().splitlines())
-            print(f"note: {self.path} goes on with {after or 'fewer flags'} instead of {before or 'nothing there'}", file=sys.stderr,
-                  flush=True)
+            if before or after:  # more than their order
+                print(f"note: {self.path} goes on with {after or 'fewer flags'} instead of {before or 'nothing there'}",
+                      file=sys.stderr, flush=True)
             self.write_text("flags.txt", config.to_flags())
 
 

@@ -74,11 +74,11 @@ class TrainStep:
 
         Returns:
             dict of float32 tensors over the steps taken: steps, loss_sum and correct (weighted by example), examples,
-            gradient_norm_sum [groups], gradient_peak [variables] (largest norm, after clipping), moved [variables] (whether it did), learning_rate (of the last step, before
-            multipliers), finite (0 if the call ended with a step that was not), largest_rate, update_ratio [groups]
-            (norm of what the steps changed over that of the weights, divided by the number of steps). In float16 also
-            skipped_steps, which count among the steps but not among those that the other numbers are of (only a loss that is
-            finite does), and the state of the loss scale after them.
+            gradient_norm_sum [groups], gradient_peak [variables] (largest norm, after clipping), moved [variables] (1 where
+            it did, else 0), learning_rate (of the last step, before multipliers), finite (0 if the call ended with a step that
+            was not), largest_rate, update_ratio [groups] (norm of what the steps changed over that of the weights, divided by
+            the number of steps). In float16 also skipped_steps, which count among the steps but not among those that the other
+            numbers are of (only a loss that is finite does), and the state of the loss scale after them.
         """
         if self._scaled:
             scaling = {name: tf.constant(value, tf.float32) for name, value in (scaling or loss_scale.initial()).items()}
@@ -107,8 +107,8 @@ class TrainStep:
         num_groups, num_variables = len(self._optimizer.groups), len(self._variables)
         before = [tf.identity(variable) for variable in self._variables]
         totals = {"steps": tf.zeros([]), "loss_sum": tf.zeros([]), "correct": tf.zeros([]), "examples": tf.zeros([]),
-                  "gradient_norm_sum": tf.zeros([num_groups]), "gradient_peak": tf.zeros([num_variables]), "moved": tf.zeros([num_variables]),
-                  "learning_rate": tf.zeros([]), "largest_rate": tf.zeros([]), "finite": tf.ones([])}
+                  "gradient_norm_sum": tf.zeros([num_groups]), "gradient_peak": tf.zeros([num_variables]),
+                  "moved": tf.zeros([num_variables]), "learning_rate": tf.zeros([]), "largest_rate": tf.zeros([]), "finite": tf.ones([])}
         if self._scaled:
             totals |= {"skipped_steps": tf.zeros([]), **scaling}
 
@@ -134,21 +134,19 @@ class TrainStep:
 
         _, totals = tf.while_loop(lambda done, totals: (done < count) & (totals["finite"] > 0), body,
                                   (tf.constant(0), totals), parallel_iterations=1)
-        moved = self._group_norms([variable - old for variable, old in zip(self._variables, before)])
-        norms = tf.maximum(self._group_norms(self._variables), 1e-12)  # of a bias that begins at 0
+        changes = self._changes(before)
+        norms = tf.maximum(self._of_groups(_norms(self._variables)), 1e-12)  # of a bias that begins at 0
         applied = totals["steps"] - totals.get("skipped_steps", 0.0)
-        return {**totals, "update_ratio": moved / norms / tf.maximum(applied, 1.0),
-                "moved": tf.maximum(totals["moved"], self._differs(before))}
+        return {**totals, "update_ratio": self._of_groups(changes) / norms / tf.maximum(applied, 1.0),
+                "moved": tf.maximum(totals["moved"], tf.sign(changes))}
 
-    def _differs(self, before):
-        """Returns float32 [variables]: 1 where a variable is not what it was, else 0."""
-        return tf.stack([tf.cast(tf.reduce_any(tf.not_equal(variable, old)), tf.float32)
-                         for variable, old in zip(self._variables, before)])
+    def _changes(self, before):
+        """Returns float32 [variables], the norm of how far each is from what it was."""
+        return _norms([variable - old for variable, old in zip(self._variables, before)])
 
-    def _group_norms(self, tensors):
-        """Returns float32 [groups], the norm of each group's tensors together."""
-        squares = iter([2.0 * tf.nn.l2_loss(tf.cast(tensor, tf.float32)) for tensor in tensors])
-        return tf.sqrt(tf.stack([tf.add_n([next(squares) for _ in group.paths]) for group in self._optimizer.groups]))
+    def _of_groups(self, norms):
+        """Returns float32 [groups], the norm of each group's variables together, from float32 [variables]."""
+        return tf.stack([tf.norm(part) for part in tf.split(norms, [len(group.paths) for group in self._optimizer.groups])])
 
     def _take_step(self, epoch, row, batch, kept, phase_step, scale):
         """One step on a batch [B]: loss, gradients, update. Returns a dict of float32 tensors."""
@@ -208,8 +206,7 @@ class TrainStep:
             sums = {name: tf.where(tf.math.is_finite(loss), value, 0.0) for name, value in sums.items()}
         learning_rate = self._phase.learning_rate * schedules.learning_rate_factor(
             phase_step, self._num_steps, self._phase.lr_schedule, self._phase.warmup_steps)
-        # A norm by tf.norm would write all squares to memory first.
-        norms = tf.sqrt(2.0 * tf.stack([tf.nn.l2_loss(tf.cast(gradient, tf.float32)) for gradient in gradients]))
+        norms = _norms(gradients)
         finite = tf.math.is_finite(loss) & tf.math.is_finite(tf.norm(norms))
         unmoved = tf.zeros_like(norms)
 
@@ -217,15 +214,18 @@ class TrainStep:
             # Steps of lion are of one size: after two of them a variable may be where it was before the call.
             before = [tf.identity(variable) for variable in self._variables] if self._optimizer.name == "lion" else None
             self._optimizer.apply(gradients, learning_rate)
-            return tf.ones([]), self._differs(before) if before else unmoved
+            return tf.ones([]), tf.sign(self._changes(before)) if before else unmoved
 
         applied, moved = tf.cond(finite, apply, lambda: (tf.zeros([]), unmoved))
         if scale is not None:
             norms = tf.where(finite, norms, 0.0)
-        sizes = [len(group.paths) for group in self._optimizer.groups]
-        group_norms = tf.stack([tf.norm(part) for part in tf.split(norms, sizes)])
-        return {**sums, "gradient_norm_sum": group_norms, "gradient_peak": self._optimizer.clipped(norms), "moved": moved,
+        return {**sums, "gradient_norm_sum": self._of_groups(norms), "gradient_peak": self._optimizer.clipped(norms), "moved": moved,
                 "learning_rate": learning_rate, "applied": applied}
+
+
+def _norms(tensors):
+    """Returns float32 [N], the norm of each tensor; tf.norm would write all squares to memory first."""
+    return tf.sqrt(2.0 * tf.stack([tf.nn.l2_loss(tf.cast(tensor, tf.float32)) for tensor in tensors]))
 
 
 @contextlib.contextmanager
