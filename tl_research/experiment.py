@@ -55,7 +55,8 @@ def run(config, *, started=None, trainer_class=Trainer):
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     with (distribution.replicas(config) as scope, _open_directory(config) as directory,
-          Signals(resume_command(config.workdir or directory.path)) as signals, memory_errors(config, "the run")):
+          Signals(resume_command(config.workdir or directory.path, trainer_class.program)) as signals,
+          memory_errors(config, "the run")):
         if directory.results:
             print(f"{directory.path} is finished", file=sys.stderr)
             return _report(config, directory, directory.results)

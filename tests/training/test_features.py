@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tl_research.config import Phase
 from tl_research.data import pipeline
-from tl_research.errors import StorageError
+from tl_research.errors import StorageError, UserError
 from tl_research.models.classifier import Classifier
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.optim.param_groups import make_param_groups
@@ -106,6 +106,13 @@ def test_derived_features_equal_recomputed_ones(tiny_backbone, make_examples, cu
         rows = tf.constant([10, 0, 5])
         for received, expected in zip(_fetch(derived, rows, tf.constant(view), None), recomputed):
             np.testing.assert_allclose(received, tf.gather(expected, rows + 11 * view), rtol=1e-4, atol=1e-5)
+
+
+def test_features_that_float16_cannot_hold_are_refused():
+    with pytest.raises(UserError, match="--cache_dtype=float16 with features up to 7e[+]04; expected at most 65504; use bfloat16"):
+        features.Storage(dtype="float16").collect([[np.float32([[1.0], [-7e4]])]], 2)
+    (kept,) = features.Storage(dtype="float16").collect([[np.float32([[1.0], [-65504.0]])]], 2)
+    assert kept.numpy().tolist() == [[1.0], [-65504.0]]
 
 
 def test_derived_features_are_those_of_the_weights_of_now(tiny_backbone, make_examples):

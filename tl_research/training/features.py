@@ -11,8 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from tl_research.data import pipeline
+from tl_research.errors import UserError
 from tl_research.files import storage_errors
 from tl_research.models.augmentation import COLUMNS
+
+_LARGEST_FLOAT16 = 65504.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,11 +182,15 @@ class Storage:
 
         Raises:
             StorageError: If the disk is full.
+            UserError: If a feature is too large for float16.
         """
         kept, first = None, 0
         for arrays in parts:
             kept = kept or [self._allocate((num_rows, *array.shape[1:]), self._dtype or array.dtype) for array in arrays]
             for whole, array in zip(kept, arrays):
+                if self._dtype == np.float16 and (largest := float(np.abs(array).max())) > _LARGEST_FLOAT16:
+                    raise UserError(f"--cache_dtype=float16 with features up to {largest:.3g}; expected at most "
+                                    f"{_LARGEST_FLOAT16:.0f}; use bfloat16 or auto")
                 whole[first:first + len(array)] = array[:num_rows - first]
             first += len(arrays[0])
         return kept if self._directory else [tf.constant(array) for array in kept]

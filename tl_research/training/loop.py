@@ -56,6 +56,8 @@ class Trainer:
         UserError: If a phase opens a layer that is not there, or what --feature_cache=memory asks for does not fit.
     """
 
+    program = "train.py"  # that goes on with an interrupted run
+
     def __init__(self, config, classifier, train, validation, directory, *, xla, signals, classes=None):
         self._classes = classes or tuple(map(str, range(classifier.head.units)))
         self._profiler = Profiler(config.profiled_steps, directory.file("train"))

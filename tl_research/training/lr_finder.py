@@ -28,6 +28,8 @@ class Found(Exception):
 class LearningRateFinder(Trainer):
     """A `Trainer` whose `run` raises `Found` before the first step of the last phase."""
 
+    program = "-m tl_research.lr_find"
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._suggestions = {}

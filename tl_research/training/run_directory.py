@@ -181,9 +181,9 @@ def with_defaults(lines):
     return sorted([*lines, *(line for line in _fixed(Config().to_flags()) if line.split("=")[0] not in names)])
 
 
-def resume_command(path):
-    """Returns the command that goes on with an unfinished run."""
-    return f"python train.py --flagfile={shlex.quote(os.path.join(path, 'flags.txt'))} --workdir={shlex.quote(path)}"
+def resume_command(path, program="train.py"):
+    """Returns the command with which a program goes on with an unfinished run."""
+    return f"python {program} --flagfile={shlex.quote(os.path.join(path, 'flags.txt'))} --workdir={shlex.quote(path)}"
 
 
 def make_new(config):
