@@ -334,6 +334,11 @@ def _check_fields(config):
         object.__setattr__(config, field.name, _checked(field, getattr(config, field.name)))
 
 
+def has_comment_or_quotes(value):
+    """Returns whether a value, in a flag file, looks like one with a comment behind it or quotes around it."""
+    return " #" in value or (value[:1] in ("'", '"') and value[:1] == value[-1:])
+
+
 def flag_text(value):
     """Returns a value as it stands behind `--name=`."""
     if isinstance(value, tuple):
@@ -402,7 +407,7 @@ def _checked_item(kind, rules, flag, value):
             value = os.path.expanduser(value)
             if flag.endswith("_dir") or (flag == "--weights" and value not in ("imagenet", "none")):
                 value = os.path.abspath(value)  # so that flags.txt repeats the run from any place
-        unfit = not value.isprintable() or " #" in value or (value[0] in "'\"" and value[0] == value[-1])
+        unfit = not value.isprintable() or has_comment_or_quotes(value)
         if unfit and flag not in ("--workdir", "--run", "--csv"):  # which no flags.txt has
             raise UserError(f"{flag}={value!r}; expected what a flag file can hold, text without invisible characters, quotes around it "
                             "and ' #'; rename what is called so")

@@ -68,9 +68,14 @@ def write_atomically(path, text):
 
 
 def csv_text(columns, rows):
-    """Returns a CSV file's text from dicts; bytes of a file name that are not UTF-8 stand in it as `\\xNN`."""
+    """Returns a CSV file's text from dicts, `escaped`."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue().encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return escaped(text.getvalue())
+
+
+def escaped(text):
+    """Returns a text in which bytes of a file name that are not UTF-8 stand as `\\xNN`."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")

@@ -7,6 +7,7 @@ import sys
 
 from absl import flags
 
+from tl_research.config import has_comment_or_quotes
 from tl_research.errors import UserError, suggestion
 
 _MAX_BYTES = 1 << 20
@@ -87,7 +88,7 @@ def _read(path, names, outer=None):
         if value is None and not flag.boolean:
             raise UserError(f"{place}: --{name} has no value; expected --{name}=value; add it")
         if value is not None:
-            if " #" in value or (value[:1] in ("'", '"') and value[:1] == value[-1:]):
+            if has_comment_or_quotes(value):
                 raise UserError(f"{place}: {line[:80]!r} has a comment or quotes in its value; expected the value alone; "
                                 "comments have a line of their own")
             try:

@@ -20,6 +20,7 @@ import time
 from tl_research import cli
 from tl_research.config import ToolConfig, setting
 from tl_research.errors import DataError, UserError
+from tl_research.files import escaped, storage_errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +108,6 @@ def _load(paths, image_size, ahead):
 @contextlib.contextmanager
 def _output(path):
     """Yields a text file: stdout, or one that gets its name when it is whole."""
-    from tl_research.files import storage_errors
-
     if path is None:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `predict ... | head` ends as other programs do
         yield sys.stdout
@@ -133,7 +132,7 @@ def main(places):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["path", "class", "probability", *classes])
         for path, reason, probabilities in predictions:
-            path = os.fsencode(path).decode(errors="backslashreplace")
+            path = escaped(path)
             counts[reason is None] += 1
             if reason:
                 print(f"{path}: {reason}", file=sys.stderr)

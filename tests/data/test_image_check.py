@@ -112,7 +112,7 @@ def test_unusual_but_whole_images_are_good(tmp_path):
     paths = _write(
         tmp_path, trailing__jpg=_bytes("JPEG", image) + b"more", grey__png=_bytes("PNG", image.convert("L")),
         alpha__png=_bytes("PNG", image.convert("RGBA")), palette__png=_bytes("PNG", image.convert("P")),
-        bit__png=_bytes("PNG", image.convert("1")), deep__png=_bytes("PNG", deep), 
+        bit__png=_bytes("PNG", image.convert("1")), deep__png=_bytes("PNG", deep),
         deep_rgb__png=tf.io.encode_png(np.zeros((20, 20, 3), np.uint16)).numpy(), cmyk__jpg=_bytes("JPEG", image.convert("CMYK")),
         animation__gif=_bytes("GIF", frames[0], save_all=True, append_images=frames[1:]), webp__webp=_bytes("WEBP", image, lossless=True),
         dot__png=_bytes("PNG", PIL.Image.new("RGB", (1, 1), (9, 8, 7))), line__png=_bytes("PNG", PIL.Image.new("RGB", (1, 5000))),

@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 from tensorboard.plugins.histogram import metadata as histogram_metadata
 from tensorboard.plugins.image import metadata as image_metadata
 
+from tl_research.files import escaped
 from tl_research.reporting import pictures
 
 
@@ -55,8 +56,7 @@ class Summaries:
         self._once(side, tag, step, lambda: tf.summary.scalar(tag, value, step=step))
 
     def text(self, side, tag, markdown, step):
-        text = os.fsencode(markdown).decode(errors="backslashreplace")  # names of folders need not be UTF-8
-        self._once(side, tag, step, lambda: tf.summary.text(tag, text, step=step))
+        self._once(side, tag, step, lambda: tf.summary.text(tag, escaped(markdown), step=step))
 
     def image(self, side, tag, picture, step):
         """Writes a picture, uint8 [H, W, 3]; `tf.summary.image` would spend most of a second on compressing photographs."""
