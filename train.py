@@ -2,8 +2,9 @@
 
     python train.py --flagfile=flowers.flags
 
-trains the two-phase recipe and prints one honest test number; the README has the times and accuracies. Settings are
-declared in `tl_research/config.py`, the run is told in `tl_research/experiment.py`.
+trains the two-phase recipe and prints one honest test number; the README has the times and
+accuracies. Settings are declared in `tl_research/config.py`, the run is told in
+`tl_research/experiment.py`.
 """
 
 import time

@@ -1,9 +1,12 @@
-"""What happens to BatchNorm when fine-tuning begins: `model.fit` with the line everybody copies, our loop, and `fit` held.
+"""What happens to BatchNorm when fine-tuning begins: `model.fit` with the line everybody copies,
+our loop, and `fit` held.
 
-    python benchmarks/batchnorm_trap.py --dataset=tf_flowers --data_dir=DIR --figure=docs/images/batchnorm_trap.png
+    python benchmarks/batchnorm_trap.py --dataset=tf_flowers --data_dir=DIR
+    --figure=docs/images/batchnorm_trap.png
 
-prints a table and what follows from it, in about 20 minutes on 2 CPU cores. The head is trained once, by our loop, and
-its best weights are where all three columns begin: same images, rates and augmentation factors, a new Adam each.
+prints a table and what follows from it, in about 20 minutes on 2 CPU cores. The head is trained
+once, by our loop, and its best weights are where all three columns begin: same images, rates and
+augmentation factors, a new Adam each.
 """
 
 import dataclasses
@@ -25,7 +28,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from tl_research import cli, experiment
-from tl_research.config import Config, DATASETS, setting
+from tl_research.config import DATASETS, Config, setting
 from tl_research.data import dataset
 from tl_research.errors import UserError
 from tl_research.files import write_atomically
@@ -45,14 +48,20 @@ _STYLES = {TRAP: ("#D55E00", "o-"), LOOP: ("#0072B2", "o-"), HELD: ("#009E73", "
 class Settings:
     """The flags of this benchmark; what is not here is as in `Config`."""
 
-    dataset: str = setting("tf_flowers", "where images come from; directory needs --data_dir", choices=DATASETS)
-    data_dir: str | None = setting(None, "one folder per class; with a named data set, a copy used instead of downloading")
+    dataset: str = setting(
+        "tf_flowers", "where images come from; directory needs --data_dir", choices=DATASETS
+    )
+    data_dir: str | None = setting(
+        None, "one folder per class; with a named data set, a copy used instead of downloading"
+    )
     backbone: str = setting("EfficientNetLite0", "a name from tl_research/models/backbones.py")
     image_size: int = setting(224, "height and width in pixels that images are resized to")
     batch_size: int = setting(32, "images a step")
     seed: int = setting(0, "decides the head's initial weights, order, augmentation and dropout")
     head_epochs: int = setting(8, "epochs with the backbone frozen, Adam 1e-3; at least 1")
-    finetune_epochs: int = setting(4, "epochs with the top 30 % of its layers open, Adam 1e-5; at least 1")
+    finetune_epochs: int = setting(
+        4, "epochs with the top 30 % of its layers open, Adam 1e-5; at least 1"
+    )
     output_json: str | None = setting(None, "file for all numbers; None writes none")
     figure: str | None = setting(None, "PNG file for the figure; None draws none")
 
@@ -60,18 +69,30 @@ class Settings:
         """Returns the `Config` of one phase of our loop, all epochs of which are run."""
         if epochs < 1:
             raise UserError(f"--{phase}_epochs={epochs}; expected at least 1; correct it")
-        same = {name: value for name, value in vars(self).items() if name in Config.__dataclass_fields__}
-        return Config(**same, workdir=os.path.join(workdir, phase), precision="float32", phases=phase, epochs=epochs,
-                      unfreeze=unfreeze, learning_rate=learning_rate, patience=0, augment_views=0)
+        same = {
+            name: value for name, value in vars(self).items() if name in Config.__dataclass_fields__
+        }
+        return Config(
+            **same,
+            workdir=os.path.join(workdir, phase),
+            precision="float32",
+            phases=phase,
+            epochs=epochs,
+            unfreeze=unfreeze,
+            learning_rate=learning_rate,
+            patience=0,
+            augment_views=0,
+        )
 
 
 def compare(settings):
     """Trains the head once and fine-tunes it in three ways.
 
     Returns:
-        dict: `settings`; `validation_images`; `head`: a row per epoch; `start`: the row of its best weights; and `columns`:
-        {name: {"start" (as evaluated by that column), "rows", "statistics_changed", "statistics_total",
-        "largest_relative_change"}}. A row has epoch, train_accuracy, val_accuracy and val_loss.
+        dict: `settings`; `validation_images`; `head`: a row per epoch; `start`: the row of its best
+        weights; and `columns`: {name: {"start" (as evaluated by that column), "rows",
+        "statistics_changed", "statistics_total", "largest_relative_change"}}. A row has epoch,
+        train_accuracy, val_accuracy and val_loss.
     """
     with tempfile.TemporaryDirectory() as workdir, Signals() as signals:
         head_config = settings.config(workdir, "head", settings.head_epochs, "0%", 1e-3)
@@ -80,48 +101,90 @@ def compare(settings):
         _, xla = experiment.resolve_device(config, {})
         with RunDirectory(head_config) as directory:
             data = dataset.load(head_config, directory)
-            classifier = Classifier(config.backbone, config.weights, config.image_size, len(data.classes),
-                                    augmentation=config.augmentation, dropout=config.dropout, seed=config.seed)
+            classifier = Classifier(
+                config.backbone,
+                config.weights,
+                config.image_size,
+                len(data.classes),
+                augmentation=config.augmentation,
+                dropout=config.dropout,
+                seed=config.seed,
+            )
             before = _statistics(classifier.backbone)
-            head, start, head_state = _run_loop(head_config, classifier, data, directory, xla, signals)
+            head, start, head_state = _run_loop(
+                head_config, classifier, data, directory, xla, signals
+            )
         head_weights = classifier.head.get_weights()
         with RunDirectory(config) as directory:
             rows, _, _ = _run_loop(config, classifier, data, directory, xla, signals, head_state)
-    columns = {TRAP: None, LOOP: {"start": start, "rows": rows, **_moved(before, classifier.backbone)}}
+    columns = {
+        TRAP: None,
+        LOOP: {"start": start, "rows": rows, **_moved(before, classifier.backbone)},
+    }
     for name in (TRAP, HELD):
         print(f"{name}:", flush=True)
         backbone, evaluated, rows = _run_fit(config, data, head_weights, held=name == HELD)
-        columns[name] = {"start": {**start, **evaluated}, **_moved(before, backbone),
-                         "rows": [{"epoch": len(head) + 1 + i, **row} for i, row in enumerate(rows)]}
-    return {"settings": vars(settings), "validation_images": len(data.validation), "head": head, "start": start,
-            "columns": columns}
+        columns[name] = {
+            "start": {**start, **evaluated},
+            **_moved(before, backbone),
+            "rows": [{"epoch": len(head) + 1 + i, **row} for i, row in enumerate(rows)],
+        }
+    return {
+        "settings": vars(settings),
+        "validation_images": len(data.validation),
+        "head": head,
+        "start": start,
+        "columns": columns,
+    }
 
 
 def _run_loop(config, classifier, data, directory, xla, signals, earlier=None):
-    """Runs one phase of the project's own loop; returns (a row per epoch, the row of the best weights, `TrainState`)."""
-    trainer = Trainer(config, classifier, data.train, data.validation, directory, xla=xla, signals=signals)
-    if earlier:  # counts on, as from phase to phase: the order, augmentation and dropout of the first epochs do not come again
+    """Runs one phase of the project's own loop.
+
+    Returns (a row per epoch, the row of the best weights, `TrainState`).
+    """
+    trainer = Trainer(
+        config, classifier, data.train, data.validation, directory, xla=xla, signals=signals
+    )
+    # counts on, as from phase to phase: the order, augmentation and dropout of the first epochs do
+    # not come again
+    if earlier:
         trainer.state.epoch, trainer.state.global_step = earlier.epoch, earlier.global_step
     print(trainer.cache.plan, flush=True)
     trainer.run(Summaries(directory.path, None))
-    rows = [{name: row[name] for name in ("epoch", "train_accuracy", "val_accuracy", "val_loss")}
-            for row in trainer.state.history]
-    selected = {name: trainer.state.selected[name] for name in ("epoch", "val_accuracy", "val_loss")}
+    rows = [
+        {name: row[name] for name in ("epoch", "train_accuracy", "val_accuracy", "val_loss")}
+        for row in trainer.state.history
+    ]
+    selected = {
+        name: trainer.state.selected[name] for name in ("epoch", "val_accuracy", "val_loss")
+    }
     (best,) = ({**row, **selected} for row in rows if row["epoch"] == selected["epoch"])
     return rows, best, trainer.state
 
 
 def _run_fit(config, data, head_weights, held):
-    """Fine-tunes as the common recipe does; returns (the backbone, validation before, a row per epoch)."""
+    """Fine-tunes as the common recipe does.
+
+    Returns (the backbone, validation before, a row per epoch).
+    """
     model, base_model = copied_recipe.build_model(config, len(data.classes), held=held)
-    model.layers[-1].set_weights(head_weights)  # in place of the recipe's first `fit`, which trains the dense layer alone
+    # in place of the recipe's first `fit`, which trains the dense layer alone
+    model.layers[-1].set_weights(head_weights)
     (phase,) = config.phase_plan
     copied_recipe.open_top(base_model)
     copied_recipe.compile_model(model, phase.learning_rate)
-    train, validation = ((side.images(range(len(side))), side.labels) for side in (data.train, data.validation))
+    train, validation = (
+        (side.images(range(len(side))), side.labels) for side in (data.train, data.validation)
+    )
     loss, accuracy = model.evaluate(*validation, batch_size=config.batch_size, verbose=0)
-    history = model.fit(*train, batch_size=config.batch_size, epochs=phase.epochs, validation_data=validation,
-                        verbose=2).history
+    history = model.fit(
+        *train,
+        batch_size=config.batch_size,
+        epochs=phase.epochs,
+        validation_data=validation,
+        verbose=2,
+    ).history
     columns = history["accuracy"], history["val_accuracy"], history["val_loss"]
     rows = [dict(zip(("train_accuracy", "val_accuracy", "val_loss"), row)) for row in zip(*columns)]
     return base_model, {"val_accuracy": accuracy, "val_loss": loss}, rows
@@ -129,28 +192,59 @@ def _run_fit(config, data, head_weights, held):
 
 def _statistics(backbone):
     """Returns the moving means and variances of all BatchNorm layers, a list of arrays."""
-    return [variable.numpy() for layer in backbone._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)
-            for variable in (layer.moving_mean, layer.moving_variance)]
+    return [
+        variable.numpy()
+        for layer in backbone._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization)
+        for variable in (layer.moving_mean, layer.moving_variance)
+    ]
 
 
 def _moved(before, backbone):
-    """Compares the statistics with those of before: exactly for the count, by Euclidean norm for the size."""
+    """Compares the statistics with those of before: exactly for the count, by Euclidean norm for
+    the size.
+    """
     pairs = list(zip(before, _statistics(backbone), strict=True))
-    return {"statistics_changed": sum(a.tobytes() != b.tobytes() for a, b in pairs), "statistics_total": len(pairs),
-            "largest_relative_change": max((float(np.linalg.norm(b - a) / np.linalg.norm(a)) for a, b in pairs), default=0.0)}
+    return {
+        "statistics_changed": sum(a.tobytes() != b.tobytes() for a, b in pairs),
+        "statistics_total": len(pairs),
+        "largest_relative_change": max(
+            (float(np.linalg.norm(b - a) / np.linalg.norm(a)) for a, b in pairs), default=0.0
+        ),
+    }
 
 
 def table(result):
     """Returns the comparison as a Markdown table."""
+
     def cells(row):
         return f"{row['train_accuracy']:.3f} / {row['val_accuracy']:.3f} / {row['val_loss']:.3f}"
 
     columns = result["columns"].values()
-    lines = [["epoch: training accuracy / validation accuracy / validation loss", f"`{TRAP}`", LOOP, f"`{HELD}`"],
-             [f"{result['start']['epoch']}, head: where all begin", *(cells(column["start"]) for column in columns)],
-             *([f"{rows[0]['epoch']}, fine-tuning", *map(cells, rows)] for rows in zip(*(c["rows"] for c in columns))),
-             ["moving statistics changed", *(f"{c['statistics_changed']} of {c['statistics_total']}" for c in columns)],
-             ["largest relative change of one", *(f"{c['largest_relative_change']:.3g}" for c in columns)]]
+    lines = [
+        [
+            "epoch: training accuracy / validation accuracy / validation loss",
+            f"`{TRAP}`",
+            LOOP,
+            f"`{HELD}`",
+        ],
+        [
+            f"{result['start']['epoch']}, head: where all begin",
+            *(cells(column["start"]) for column in columns),
+        ],
+        *(
+            [f"{rows[0]['epoch']}, fine-tuning", *map(cells, rows)]
+            for rows in zip(*(c["rows"] for c in columns))
+        ),
+        [
+            "moving statistics changed",
+            *(f"{c['statistics_changed']} of {c['statistics_total']}" for c in columns),
+        ],
+        [
+            "largest relative change of one",
+            *(f"{c['largest_relative_change']:.3g}" for c in columns),
+        ],
+    ]
     widths = [max(map(len, cells)) for cells in zip(*lines)]
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
@@ -160,26 +254,40 @@ def conclusion(result):
     """Returns one paragraph that says what the numbers show, whichever way they turned out."""
     columns, start, count = result["columns"], result["start"], result["validation_images"]
     share = start["val_accuracy"]
-    noise = 2 * math.sqrt(max(share * (1 - share), 1 / count) / count)  # as in the loop's own warning of a fall
+    # as in the loop's own warning of a fall
+    noise = 2 * math.sqrt(max(share * (1 - share), 1 / count) / count)
     sentences = []
     for name, column in columns.items():
         first, last = column["rows"][0], column["rows"][-1]
         in_training = first["train_accuracy"] - start["train_accuracy"]
         sentences.append(
-            f"{name}: {column['statistics_changed']} of {column['statistics_total']} moving statistics change; in the first "
-            f"epoch after the switch training accuracy changes by {100 * in_training:+.1f} points, validation accuracy by "
-            f"{100 * (first['val_accuracy'] - share):+.1f} (two standard errors are {100 * noise:.1f}) and validation loss by "
-            f"{first['val_loss'] - start['val_loss']:+.3f}; at epoch {last['epoch']} validation stands "
-            f"{100 * (last['val_accuracy'] - share):+.1f} points and {last['val_loss'] - start['val_loss']:+.3f} in loss from "
-            "where it began.")
+            f"{name}: {column['statistics_changed']} of {column['statistics_total']} moving "
+            "statistics change; in the first epoch after the switch training accuracy changes by "
+            f"{100 * in_training:+.1f} points, validation accuracy by "
+            f"{100 * (first['val_accuracy'] - share):+.1f} (two standard errors are "
+            f"{100 * noise:.1f}) and validation loss by "
+            f"{first['val_loss'] - start['val_loss']:+.3f}; at epoch {last['epoch']} validation "
+            f"stands {100 * (last['val_accuracy'] - share):+.1f} points and "
+            f"{last['val_loss'] - start['val_loss']:+.3f} in loss from where it began."
+        )
     moved = [name for name, column in columns.items() if column["statistics_changed"]]
     if moved != [TRAP]:
-        return " ".join([*sentences, f"Statistics moved in: {', '.join(moved) or 'none of the three'}."])
+        return " ".join(
+            [*sentences, f"Statistics moved in: {', '.join(moved) or 'none of the three'}."]
+        )
     trap, held = columns[TRAP]["rows"][-1], columns[HELD]["rows"][-1]
-    return " ".join([*sentences, "So training=False in a functional graph does not hold the statistics under fit. The same fit "
-                     "with a layer that passes it in its own call holds all of them, and ends "
-                     f"{100 * (held['val_accuracy'] - trap['val_accuracy']):+.1f} points in validation accuracy and "
-                     f"{held['val_loss'] - trap['val_loss']:+.3f} in loss from where the copied line ends."])
+    return " ".join(
+        [
+            *sentences,
+            (
+                "So training=False in a functional graph does not hold the statistics under fit. "
+                "The same fit with a layer that passes it in its own call holds all of them, and "
+                f"ends {100 * (held['val_accuracy'] - trap['val_accuracy']):+.1f} points in "
+                f"validation accuracy and {held['val_loss'] - trap['val_loss']:+.3f} in loss from "
+                "where the copied line ends."
+            ),
+        ]
+    )
 
 
 def save_figure(path, result):
@@ -189,15 +297,40 @@ def save_figure(path, result):
     for axis, key in zip(axes, ("val_accuracy", "val_loss")):
         for name, column in result["columns"].items():
             rows = [start, *column["rows"]]
-            label = f"{name}: {column['statistics_changed']} of {column['statistics_total']} BatchNorm statistics moved"
+            label = (
+                f"{name}: {column['statistics_changed']} of {column['statistics_total']} BatchNorm "
+                "statistics moved"
+            )
             color, line = _STYLES[name]
-            axis.plot([row["epoch"] for row in rows], [row[key] for row in rows], line, color=color, markersize=4, label=label)
-        axis.plot([row["epoch"] for row in head], [row[key] for row in head], "o-", color="0.35", markersize=4,
-                  label="head phase, backbone frozen: the same for all")
+            axis.plot(
+                [row["epoch"] for row in rows],
+                [row[key] for row in rows],
+                line,
+                color=color,
+                markersize=4,
+                label=label,
+            )
+        axis.plot(
+            [row["epoch"] for row in head],
+            [row[key] for row in head],
+            "o-",
+            color="0.35",
+            markersize=4,
+            label="head phase, backbone frozen: the same for all",
+        )
         axis.axvline(start["epoch"], color="0.6", linestyle=":", linewidth=1, zorder=0)
-        axis.annotate("fine-tuning begins ", (start["epoch"], 1), xycoords=("data", "axes fraction"), color="0.35",
-                      horizontalalignment="right", verticalalignment="top")
-        axis.set(xlabel="epoch", title={"val_accuracy": "Validation accuracy", "val_loss": "Validation loss"}[key])
+        axis.annotate(
+            "fine-tuning begins ",
+            (start["epoch"], 1),
+            xycoords=("data", "axes fraction"),
+            color="0.35",
+            horizontalalignment="right",
+            verticalalignment="top",
+        )
+        axis.set(
+            xlabel="epoch",
+            title={"val_accuracy": "Validation accuracy", "val_loss": "Validation loss"}[key],
+        )
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.margins(y=0.12)
         axis.grid(axis="y", color="0.92")
@@ -210,11 +343,14 @@ def save_figure(path, result):
 def main():
     settings = cli.config_from_flags(Settings)
     for path in filter(None, (settings.output_json, settings.figure)):
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)  # now, rather than fail after the training
+        # now, rather than fail after the training
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     result = compare(settings)
     print("\n" + table(result) + "\n\n" + conclusion(result), flush=True)
     if settings.output_json:
-        write_atomically(settings.output_json, json.dumps(results.without_nan(result), indent=1) + "\n")
+        write_atomically(
+            settings.output_json, json.dumps(results.without_nan(result), indent=1) + "\n"
+        )
     if settings.figure:
         save_figure(settings.figure, result)
 

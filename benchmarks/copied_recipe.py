@@ -11,12 +11,16 @@ def build_model(config, num_classes, *, held=False, augment=True):
     """Returns (model, its backbone), uncompiled, the backbone frozen.
 
     Args:
-        config: `tl_research.config.Config`: backbone, weights, image size, augmentation factors, dropout and seed.
+        config: `tl_research.config.Config`: backbone, weights, image size, augmentation factors,
+            dropout and seed.
         num_classes: Outputs of the dense layer, which are logits.
-        held: Whether BatchNorm statistics are really held, by `InferenceBackbone` instead of `training=False`.
+        held: Whether BatchNorm statistics are really held, by `InferenceBackbone` instead of
+            `training=False`.
         augment: Whether the augmentation layers are in the model.
     """
-    base_model = backbones.build_backbone(config.backbone, config.image_size, config.weights, seed=config.seed)
+    base_model = backbones.build_backbone(
+        config.backbone, config.image_size, config.weights, seed=config.seed
+    )
     base_model.trainable = False
     keras.utils.set_random_seed(config.seed)
     inputs = x = keras.Input((config.image_size, config.image_size, 3))
@@ -34,11 +38,15 @@ def build_model(config, num_classes, *, held=False, augment=True):
 def open_top(base_model, share=0.3):
     """Makes the top share of the backbone's layers trainable, by count."""
     base_model.trainable = True
-    for layer in base_model.layers[:int(len(base_model.layers) * (1 - share))]:
+    for layer in base_model.layers[: int(len(base_model.layers) * (1 - share))]:
         layer.trainable = False
 
 
 def compile_model(model, learning_rate, jit_compile="auto"):
     """Compiles the model with Adam; `jit_compile` is Keras' argument, whether with XLA."""
-    model.compile(optimizer=keras.optimizers.Adam(learning_rate), jit_compile=jit_compile,
-                  loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    model.compile(
+        optimizer=keras.optimizers.Adam(learning_rate),
+        jit_compile=jit_compile,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )

@@ -1,11 +1,13 @@
-"""Two replicas against one, on the same global batches: how far the losses of SGD are apart, and images/s.
+"""Two replicas against one, on the same global batches: how far the losses of SGD are apart, and
+images/s.
 
     python benchmarks/distribution.py --dataset=tf_flowers --data_dir=DIR
 
-One replica, two under `--distribute=mirrored` and two processes under `--distribute=multi_worker`, on the loopback address, take
-the same steps from the same weights: live, augmented, with dropout, the top 30 % of the backbone open. Training amplifies
-rounding; by how much shows `nudged`: one replica whose weights begin one rounding off. Without GPUs the mirrored replicas are
-logical devices of one CPU, whose cores all kinds share: images/s then show what distribution costs.
+One replica, two under `--distribute=mirrored` and two processes under `--distribute=multi_worker`,
+on the loopback address, take the same steps from the same weights: live, augmented, with dropout,
+the top 30 % of the backbone open. Training amplifies rounding; by how much shows `nudged`: one
+replica whose weights begin one rounding off. Without GPUs the mirrored replicas are logical devices
+of one CPU, whose cores all kinds share: images/s then show what distribution costs.
 """
 
 import dataclasses
@@ -38,8 +40,12 @@ _KINDS = {"off": 1, "nudged": 1, "mirrored": 2, "multi_worker": 2}
 class Settings:
     """The flags of this benchmark."""
 
-    dataset: str = setting("tf_flowers", "where images come from; directory needs --data_dir", choices=DATASETS)
-    data_dir: str | None = setting(None, "one folder per class; with a named data set, a copy used instead of downloading")
+    dataset: str = setting(
+        "tf_flowers", "where images come from; directory needs --data_dir", choices=DATASETS
+    )
+    data_dir: str | None = setting(
+        None, "one folder per class; with a named data set, a copy used instead of downloading"
+    )
     backbones: str = setting("EfficientNetLite0@224", "NAME@SIZE, a list")
     weights: str = setting("none", "imagenet or none")
     learning_rate: float = setting(1e-4, "of SGD with momentum 0.9", above=0)
@@ -61,25 +67,39 @@ def free_ports(count):
 def tf_configs(count):
     """Returns the `TF_CONFIG` of each of `count` workers on the loopback address."""
     cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(count)]}
-    return [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}) for index in range(count)]
+    return [
+        json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
+        for index in range(count)
+    ]
 
 
 def split_cpu(count):
     """Makes `count` logical devices of the CPU, before TensorFlow computes anything."""
     (cpu,) = tf.config.list_physical_devices("CPU")
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+    tf.config.set_logical_device_configuration(
+        cpu, [tf.config.LogicalDeviceConfiguration()] * count
+    )
 
 
 def measure(settings, place):
-    """Returns a row for each backbone: of each kind its losses, images per second and largest relative difference from `off`."""
+    """Returns a row for each backbone: of each kind its losses, images per second and largest
+    relative difference from `off`.
+    """
     rows = []
     for name, size in measuring.parse_backbones(settings.backbones):
         row, images = {"backbone": name, "image_size": size}, os.path.join(place, f"{name}.npz")
-        fault_injection.in_parallel([lambda: _save_images(settings, name, size, images)], 1, f"{images}-read")
+        fault_injection.in_parallel(
+            [lambda: _save_images(settings, name, size, images)], 1, f"{images}-read"
+        )
         for kind, replicas in _KINDS.items():
             configs = tf_configs(replicas) if kind == "multi_worker" else [None]
-            cases = [lambda config=config, kind=kind: _steps(settings, name, size, images, kind, config) for config in configs]
-            answers = fault_injection.in_parallel(cases, len(cases), os.path.join(place, f"{name}-{kind}"))
+            cases = [
+                lambda config=config, kind=kind: _steps(settings, name, size, images, kind, config)
+                for config in configs
+            ]
+            answers = fault_injection.in_parallel(
+                cases, len(cases), os.path.join(place, f"{name}-{kind}")
+            )
             row[kind] = answers[0]
             if "failed" not in answers[0]:
                 difference = np.abs(np.divide(answers[0]["losses"], row["off"]["losses"]) - 1).max()
@@ -90,33 +110,52 @@ def measure(settings, place):
 
 
 def _save_images(settings, name, size, path):
-    """Writes as many training images as the steps take, and their labels; in a fork of its own, as TensorFlow reads them."""
+    """Writes as many training images as the steps take, and their labels.
+
+    In a fork of its own, as TensorFlow reads them.
+    """
     data, _ = measuring.load(measuring.make_config(settings, name, size, workdir=f"{path}-run"))
     rows = pipeline.epoch_order(0, 0, settings.steps * settings.batch_size) % len(data.train)
     np.savez(path, pixels=data.train.images(rows).numpy(), labels=data.train.labels[rows])
 
 
 def _steps(settings, name, size, images, kind, tf_config):
-    """Returns the losses of the first steps and then images per second, of the replicas of this process."""
+    """Returns the losses of the first steps and then images per second, of the replicas of this
+    process.
+    """
     if tf_config:
         os.environ["TF_CONFIG"] = tf_config
     if kind == "mirrored" and not tf.config.list_physical_devices("GPU"):
         split_cpu(_KINDS[kind])
-    config = measuring.make_config(settings, name, size, distribute="off" if kind == "nudged" else kind, workdir="not used")
+    config = measuring.make_config(
+        settings, name, size, distribute="off" if kind == "nudged" else kind, workdir="not used"
+    )
     with distribution.replicas(config), np.load(images) as data:
         labels = data["labels"]
         names = tuple(map(str, range(len(labels))))
         classifier = measuring.make_classifier(config, "finetune", int(labels.max()) + 1)
-        source = measuring.live_source(config, classifier,
-                                       pipeline.Examples(names, names, labels, size, tf.constant(data["pixels"])))
+        source = measuring.live_source(
+            config,
+            classifier,
+            pipeline.Examples(names, names, labels, size, tf.constant(data["pixels"])),
+        )
         if kind == "nudged":
             for variable in classifier.trainable_variables().values():
                 variable.assign(np.nextafter(variable.numpy(), np.float32(np.inf)))
         groups = make_param_groups(classifier.trainable_variables(), {}, list(classifier.variables))
-        step = TrainStep(classifier, GroupedOptimizer(groups, "sgd"), source,
-                         Phase("finetune", 1, "30%", settings.learning_rate, 0, 0), settings.steps)
+        step = TrainStep(
+            classifier,
+            GroupedOptimizer(groups, "sgd"),
+            source,
+            Phase("finetune", 1, "30%", settings.learning_rate, 0, 0),
+            settings.steps,
+        )
         order = pipeline.epoch_order(config.seed, 1, len(source.examples))
-        epoch = EpochInputs(*map(tf.constant, (*pipeline.make_batches(order, config.batch_size), source.draws(0), 0)))
+        epoch = EpochInputs(
+            *map(
+                tf.constant, (*pipeline.make_batches(order, config.batch_size), source.draws(0), 0)
+            )
+        )
 
         def take(first, count):
             totals = step(epoch, first, count, first, first)
@@ -124,18 +163,31 @@ def _steps(settings, name, size, images, kind, tf_config):
 
         losses = [take(number, 1) for number in range(settings.steps)]
         times = [measuring.timed(lambda: take(0, settings.steps))() for _ in range(settings.rounds)]
-        return {"losses": losses, "replicas": tf.distribute.get_strategy().num_replicas_in_sync,
-                "images_per_second": len(source.examples) / statistics.median(times), "seconds": times}
+        return {
+            "losses": losses,
+            "replicas": tf.distribute.get_strategy().num_replicas_in_sync,
+            "images_per_second": len(source.examples) / statistics.median(times),
+            "seconds": times,
+        }
 
 
 def table(rows):
     """Returns the rows as a Markdown table."""
-    lines = ["| backbone | replicas | largest difference of a loss | images/s |", "|---|---|---|---|"]
+    lines = [
+        "| backbone | replicas | largest difference of a loss | images/s |",
+        "|---|---|---|---|",
+    ]
     for row in rows:
         for kind in _KINDS:
             found = row[kind]
-            cells = f"| {found['failed']} |" if "failed" in found else (
-                f"{found['replicas']} | {found['largest_difference']:.1e} | {found['images_per_second']:.0f}")
+            cells = (
+                f"| {found['failed']} |"
+                if "failed" in found
+                else (
+                    f"{found['replicas']} | {found['largest_difference']:.1e} | "
+                    f"{found['images_per_second']:.0f}"
+                )
+            )
             lines.append(f"| {row['backbone']}@{row['image_size']}, {kind} | {cells} |")
     return "\n".join(lines)
 
@@ -145,7 +197,11 @@ def main():
     measuring.prepare_json(settings.output_json)
     with tempfile.TemporaryDirectory() as place:
         rows = measure(settings, place)
-    print(f"\n{settings.steps} steps of batch {settings.batch_size}, {os.cpu_count()} CPU cores\n\n{table(rows)}", flush=True)
+    print(
+        f"\n{settings.steps} steps of batch {settings.batch_size}, {os.cpu_count()} CPU "
+        f"cores\n\n{table(rows)}",
+        flush=True,
+    )
     measuring.write_json(settings.output_json, settings, rows)
 
 

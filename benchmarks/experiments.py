@@ -1,12 +1,15 @@
-"""What settings reach: every row of flags trained with some seeds, a split each, and their accuracies in one table.
+"""What settings reach: every row of flags trained with some seeds, a split each, and their
+accuracies in one table.
 
-    python benchmarks/experiments.py --runs=DIR --base="--flagfile=flowers.flags --data_dir=PHOTOS" \
+    python benchmarks/experiments.py --runs=DIR --base="--flagfile=flowers.flags --data_dir=PHOTOS"
+    \
         --row=--flagfile=recipes/plain.flags --row=--augment_views=1 --seeds=0
 
-Each row is a `train.py --seeds` of its own in DIR/<row>. A seed that is finished is only read, one that was interrupted is resumed,
-so the same command goes on where it stopped. The table has all seeds of a row that are finished, those of earlier commands too.
-"Against the first" are differences of the row from the first row over the seeds that both have, in points of accuracy and in
-percent of the loss.
+Each row is a `train.py --seeds` of its own in DIR/<row>. A seed that is finished is only read, one
+that was interrupted is resumed, so the same command goes on where it stopped. The table has all
+seeds of a row that are finished, those of earlier commands too. "Against the first" are differences
+of the row from the first row over the seeds that both have, in points of accuracy and in percent of
+the loss.
 """
 
 import dataclasses
@@ -33,7 +36,9 @@ class Settings:
 
     runs: str | None = setting(None, "directory for the run directories; must be given")
     base: str = setting("--flagfile=flowers.flags", "flags of every run, as on a command line")
-    row: tuple[str, ...] = setting((), "flags that a row adds to --base, as on a command line; may be repeated", repeated=True)
+    row: tuple[str, ...] = setting(
+        (), "flags that a row adds to --base, as on a command line; may be repeated", repeated=True
+    )
     seeds: tuple[int, ...] = setting((0, 1, 2), "of the run and of the split", low=0)
     output_json: str | None = setting(None, "file for all numbers; None writes none")
 
@@ -41,8 +46,10 @@ class Settings:
         if isinstance(self.seeds, str):
             object.__setattr__(self, "seeds", tuple(int(seed) for seed in self.seeds.split(",")))
         if not self.runs or not self.row:
-            raise UserError("--runs or --row is missing; expected a directory and at least one row of flags; "
-                            "for example --runs=runs/views --row=--augment_views=1")
+            raise UserError(
+                "--runs or --row is missing; expected a directory and at least one row of flags; "
+                "for example --runs=runs/views --row=--augment_views=1"
+            )
 
 
 def measure(settings):
@@ -56,12 +63,21 @@ def measure(settings):
         place = os.path.join(settings.runs, re.sub(r"[^\w.=,-]+", "_", row.strip("-")) or "base")
         missing = [str(seed) for seed in settings.seeds if seed not in _finished(place)]
         if missing:
-            command = [sys.executable, _TRAIN, *shlex.split(settings.base), *shlex.split(row), f"--seeds={','.join(missing)}",
-                       f"--workdir={place}"]
+            command = [
+                sys.executable,
+                _TRAIN,
+                *shlex.split(settings.base),
+                *shlex.split(row),
+                f"--seeds={','.join(missing)}",
+                f"--workdir={place}",
+            ]
             print(shlex.join(command), file=sys.stderr, flush=True)
             code = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
             if code:
-                raise UserError(f"{shlex.join(command)} ended with exit code {code}; expected 0; correct --base or --row")
+                raise UserError(
+                    f"{shlex.join(command)} ended with exit code {code}; expected 0; correct "
+                    "--base or --row"
+                )
         rows[row] = _finished(place)
     return rows
 
@@ -77,16 +93,26 @@ def _finished(place):
 
 def table(rows):
     """Returns the rows as a Markdown table of means, with the values of each seed in brackets."""
+
     def cell(values, digits=3):
         mean = f"{statistics.mean(values):.{digits}f}"
-        return mean if len(values) == 1 else f"{mean} ({', '.join(f'{value:.{digits}f}' for value in values)})"
+        return (
+            mean
+            if len(values) == 1
+            else f"{mean} ({', '.join(f'{value:.{digits}f}' for value in values)})"
+        )
 
     def mean(runs, metric, chosen):
         return statistics.mean(seeds.selected(runs[seed])[metric] for seed in chosen)
 
     first = next(iter(rows.values()))
-    lines = ["| flags | seeds | validation accuracy | validation loss | against the first | test accuracy | seconds |",
-             "|---|---|---|---|---|---|---|"]
+    lines = [
+        (
+            "| flags | seeds | validation accuracy | validation loss | against the first | test "
+            "accuracy | seconds |"
+        ),
+        "|---|---|---|---|---|---|---|",
+    ]
     for row, runs in rows.items():
         values = {name: of["values"] for name, of in seeds.summarize(runs.values()).items()}
         against, both = "", sorted(set(runs) & set(first))
@@ -94,8 +120,11 @@ def table(rows):
             points = 100 * (mean(runs, "val_accuracy", both) - mean(first, "val_accuracy", both))
             percent = 100 * (mean(runs, "val_loss", both) / mean(first, "val_loss", both) - 1)
             against = f"{points:+.1f} points, {percent:+.1f} %"
-        lines.append(f"| `{row}` | {', '.join(map(str, runs))} | {cell(values['val_accuracy'])} | {cell(values['val_loss'])} | {against} "
-                     f"| {cell(values['test_accuracy'])} | {statistics.mean(values['seconds']):.0f} |")
+        lines.append(
+            f"| `{row}` | {', '.join(map(str, runs))} | {cell(values['val_accuracy'])} | "
+            f"{cell(values['val_loss'])} | {against} | {cell(values['test_accuracy'])} | "
+            f"{statistics.mean(values['seconds']):.0f} |"
+        )
     return "\n".join(lines)
 
 

@@ -2,9 +2,10 @@
 
     python benchmarks/fault_injection.py --output_json=faults.json
 
-kills a small two-phase run at random points and at every file operation of a save, damages checkpoints, sends signals, and feeds
-it bad images, flag files and artefacts. Every case is a fork of this process, which has imported TensorFlow but run nothing, so it
-costs a second and not five; `train.py` itself runs in it. A case that fails is printed and counted, never dropped.
+kills a small two-phase run at random points and at every file operation of a save, damages
+checkpoints, sends signals, and feeds it bad images, flag files and artefacts. Every case is a fork
+of this process, which has imported TensorFlow but run nothing, so it costs a second and not five;
+`train.py` itself runs in it. A case that fails is printed and counted, never dropped.
 """
 
 import collections
@@ -55,9 +56,20 @@ from tl_research.training.run_directory import RunDirectory
 
 _TRAIN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "train.py")
 TINY = backbones.BackboneSpec("Tiny", "tiny", "lite", 16, r"(?P<block>block\d)_", False, "", "")
-FLAGS = ("--dataset=directory", "--backbone=Tiny", "--weights=none", "--image_size=16", "--batch_size=8", "--epochs=3,4",
-         "--unfreeze=0%,block3", "--learning_rate=3e-2,3e-2", "--patience=0,3", "--lr_schedule=constant,cosine", "--dropout=0.5",
-         "--checkpoint_every_steps=2")
+FLAGS = (
+    "--dataset=directory",
+    "--backbone=Tiny",
+    "--weights=none",
+    "--image_size=16",
+    "--batch_size=8",
+    "--epochs=3,4",
+    "--unfreeze=0%,block3",
+    "--learning_rate=3e-2,3e-2",
+    "--patience=0,3",
+    "--lr_schedule=constant,cosine",
+    "--dropout=0.5",
+    "--checkpoint_every_steps=2",
+)
 CACHED, LIVE = (*FLAGS, "--augment_views=2"), (*FLAGS, "--augment_views=0")
 _SECONDS = 120  # after which a case counts as hanging
 
@@ -66,8 +78,12 @@ _SECONDS = 120  # after which a case counts as hanging
 class Settings:
     """The flags of this benchmark."""
 
-    figures: str = setting("all", "which to measure, separated by commas, of " + "kill, operations, damage, signal, images, flagfiles, "
-                           "artefacts, starts, controls, repeat and cost; all of them")
+    figures: str = setting(
+        "all",
+        "which to measure, separated by commas, of "
+        + "kill, operations, damage, signal, images, flagfiles, "
+        "artefacts, starts, controls, repeat and cost; all of them",
+    )
     quick: bool = setting(False, "a fifth of the cases, for a look")
     seed: int = setting(0, "of delays and damage", low=0)
     jobs: int = setting(2, "cases at a time", low=1)
@@ -76,12 +92,17 @@ class Settings:
 
 # A small network and a place to train it.
 
+
 def build_tiny(name, image_size, weights, seed=0, **_):
-    """Returns three blocks, two of them with BatchNorm whose statistics are not trivial, in the place of `build_backbone`."""
+    """Returns three blocks, two of them with BatchNorm whose statistics are not trivial, in the
+    place of `build_backbone`.
+    """
     keras.utils.set_random_seed(seed)
     inputs = x = keras.Input((image_size, image_size, 3), name="input")
     for number, filters in ((1, 6), (2, 8)):
-        x = keras.layers.Conv2D(filters, 3, 2, "same", use_bias=False, name=f"block{number}_conv")(x)
+        x = keras.layers.Conv2D(filters, 3, 2, "same", use_bias=False, name=f"block{number}_conv")(
+            x
+        )
         x = keras.layers.BatchNormalization(name=f"block{number}_bn")(x)
         x = keras.layers.ReLU(name=f"block{number}_relu")(x)
     x = keras.layers.Conv2D(10, 1, name="block3_conv")(x)
@@ -90,25 +111,38 @@ def build_tiny(name, image_size, weights, seed=0, **_):
     draw = np.random.RandomState(seed)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            layer.set_weights([draw.uniform(0.5, 1.5, weight.shape) for weight in layer.get_weights()])
+            layer.set_weights(
+                [draw.uniform(0.5, 1.5, weight.shape) for weight in layer.get_weights()]
+            )
     return model
 
 
 def write_photos(directory, count=15, size=16):
-    """Writes `count` noisy images of each of three classes, whose brightest channel is their class; returns the directory."""
+    """Writes `count` noisy images of each of three classes, whose brightest channel is their class.
+
+    Returns the directory.
+    """
     for label, name in enumerate(("ant", "bee", "cat")):
         os.makedirs(os.path.join(directory, name))
         for i in range(count):
-            pixels = np.random.RandomState(1000 * label + i).randint(0, 200, (size, size, 3)).astype(np.uint8)
-            pixels[size // 4:, :, label] += 40
+            pixels = (
+                np.random.RandomState(1000 * label + i)
+                .randint(0, 200, (size, size, 3))
+                .astype(np.uint8)
+            )
+            pixels[size // 4 :, :, label] += 40
             PIL.Image.fromarray(pixels).save(os.path.join(directory, name, f"{i:02d}.png"))
     return directory
 
 
 # Forks.
 
+
 def in_fork(function, log, seconds=_SECONDS):
-    """Returns the exit code of `function()` in a fork, negative for a signal, -999 if it hung; its output goes to a file."""
+    """Returns the exit code of `function()` in a fork, negative for a signal, -999 if it hung.
+
+    Its output goes to a file.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -141,7 +175,10 @@ def in_fork(function, log, seconds=_SECONDS):
 
 
 def in_parallel(cases, jobs, place):
-    """Returns [what each function of `cases` returned], each called in a fork, `jobs` at a time; an exception is {"failed": text}."""
+    """Returns [what each function of `cases` returned], each called in a fork, `jobs` at a time.
+
+    An exception is {"failed": text}.
+    """
     waiting, running, found = list(enumerate(cases)), {}, {}
     os.makedirs(place, exist_ok=True)
     while waiting or running:
@@ -154,7 +191,12 @@ def in_parallel(cases, jobs, place):
                 try:
                     answer = case()
                 except BaseException as error:
-                    answer = {"failed": f"{type(error).__name__}: {error} at {traceback.extract_tb(error.__traceback__)[-1]}"}
+                    answer = {
+                        "failed": (
+                            f"{type(error).__name__}: {error} at "
+                            f"{traceback.extract_tb(error.__traceback__)[-1]}"
+                        )
+                    }
                 with open(path, "w") as file:
                     json.dump(answer, file)
                 os._exit(0)
@@ -168,19 +210,24 @@ def in_parallel(cases, jobs, place):
 
 def train(workdir, arguments, prepare=lambda: None):
     """Returns the exit code of `train.py` in a fork in which `prepare()` was called first."""
+
     def body():
         flags.FLAGS.remove_flag_values([*Settings.__dataclass_fields__, "debug"])
         cli._names.clear()
         build = backbones.build_backbone
         backbones.BACKBONES["Tiny"] = TINY
-        backbones.build_backbone = lambda name, *args, **kwargs: (build_tiny if name == "Tiny" else build)(name, *args, **kwargs)
+        backbones.build_backbone = lambda name, *args, **kwargs: (
+            build_tiny if name == "Tiny" else build
+        )(name, *args, **kwargs)
         prepare()
         sys.argv = [_TRAIN, *arguments, f"--workdir={workdir}"]
         runpy.run_path(_TRAIN, run_name="__main__")
+
     return in_fork(body, f"{workdir}.log")
 
 
 # What a fork does to itself. The page is memory that it shares with the process that waits for it.
+
 
 class Page:
     """Where a run was when it ended, and how many steps it had finished: readable after a kill."""
@@ -214,7 +261,10 @@ class Page:
         self._memory[16:272] = "/".join(self._places).encode()[-256:].ljust(256, b"\0")
 
     def watch(self, on_enter=lambda place, number: None):
-        """Wraps the functions whose names are places; `on_enter` is called with each place and how often it was entered."""
+        """Wraps the functions whose names are places.
+
+        `on_enter` is called with each place and how often it was entered.
+        """
         counts = collections.Counter()
 
         def wrap(owner, name, place):
@@ -232,6 +282,7 @@ class Page:
                 finally:
                     self._places.pop()
                     self._write()
+
             setattr(owner, name, wrapped)
 
         wrap(experiment, "run", "run")
@@ -248,10 +299,14 @@ class Page:
         def counted(trainer, *args):
             account(trainer, *args)
             self._memory[:8] = struct.pack("q", trainer.state.global_step)
+
         loop.Trainer._account = counted
 
     def send(self, number, place, count, delay):
-        """Sends the fork itself a signal, `delay` seconds after it enters a place for the `count`-th time."""
+        """Sends the fork itself a signal, `delay` seconds after it enters a place for the
+        `count`-th time.
+        """
+
         def fire():
             self._memory[8:16] = struct.pack("d", time.monotonic())
             os.kill(os.getpid(), number)
@@ -261,6 +316,7 @@ class Page:
                 timer = threading.Timer(delay, fire)
                 timer.daemon = True
                 timer.start()
+
         self.watch(on_enter)
 
 
@@ -273,7 +329,18 @@ class Operations:
         act: Called with the operation's name.
     """
 
-    _NAMES = ("mkdir", "open", "close", "fsync", "replace", "unlink", "rmdir", "remove", "listdir", "scandir")
+    _NAMES = (
+        "mkdir",
+        "open",
+        "close",
+        "fsync",
+        "replace",
+        "unlink",
+        "rmdir",
+        "remove",
+        "listdir",
+        "scandir",
+    )
 
     def __init__(self, save, operation=None, act=None):
         self.names, self._active = [], False
@@ -289,6 +356,7 @@ class Operations:
                 return original(*args)
             finally:
                 self._active = False
+
         checkpoints.save = counted
 
     def _counted(self, name, function):
@@ -299,6 +367,7 @@ class Operations:
                 if len(self.names) - 1 == self._operation:
                     self._act(name)
             return function(*args, **kwargs)
+
         return counted
 
     def _open(self, *args):
@@ -315,6 +384,7 @@ class Operations:
 
             def __exit__(self, *exception):
                 file.close()
+
         return File()
 
 
@@ -330,24 +400,40 @@ def _without_times(value):
 
 
 def fingerprint(run):
-    """Returns {part of a finished run: its SHA-256}: weights and optimizer, state, results and metrics, times apart."""
+    """Returns {part of a finished run: its SHA-256}: weights and optimizer, state, results and
+    metrics, times apart.
+    """
     loaded = checkpoints.load_newest(os.path.join(run, "checkpoints"))
     state, arrays = loaded
     digest = hashlib.sha256()
     for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}".encode() + arrays[name].tobytes())
+        digest.update(
+            f"{name} {arrays[name].dtype.str} {arrays[name].shape}".encode()
+            + arrays[name].tobytes()
+        )
     state.pop("run")
-    parts = {"arrays": digest.hexdigest(), "state": json.dumps(_without_times(state), sort_keys=True)}
+    parts = {
+        "arrays": digest.hexdigest(),
+        "state": json.dumps(_without_times(state), sort_keys=True),
+    }
     with open(os.path.join(run, "results.json")) as file:
         parts["results"] = json.dumps(_without_times(json.load(file)), sort_keys=True)
     with open(os.path.join(run, "metrics.csv")) as file:
         parts["metrics"] = json.dumps([_without_times(row) for row in csv.DictReader(file)])
-    return {name: part if name == "arrays" else hashlib.sha256(part.encode()).hexdigest() for name, part in parts.items()}
+    return {
+        name: part if name == "arrays" else hashlib.sha256(part.encode()).hexdigest()
+        for name, part in parts.items()
+    }
 
 
 def leftovers(run):
     """Returns the temporary files that are left in a run directory."""
-    return sorted(name for _, folders, names in os.walk(run) for name in folders + names if ".tmp-" in name or ".trash-" in name)
+    return sorted(
+        name
+        for _, folders, names in os.walk(run)
+        for name in folders + names
+        if ".tmp-" in name or ".trash-" in name
+    )
 
 
 def newest_step(run):
@@ -357,7 +443,10 @@ def newest_step(run):
 
 
 class Campaign:
-    """The figures; each method returns (rows of cases, line for the table). A case with `failed` is one that failed."""
+    """The figures; each method returns (rows of cases, line for the table).
+
+    A case with `failed` is one that failed.
+    """
 
     def __init__(self, settings, place):
         self._settings, self._place = settings, place
@@ -378,19 +467,32 @@ class Campaign:
         return in_parallel(cases, self._settings.jobs, self._folder(f"{name}-cases"))
 
     def reference(self, kind):
-        """Returns an unbroken run: {"run", "fingerprint", "seconds", "entries" {place: times}, "lengths" {place: seconds},
-        "epoch_steps" of each save, "operations" of one}."""
+        """Returns an unbroken run: {"run", "fingerprint", "seconds", "entries" {place: times},
+        "lengths" {place: seconds}, "epoch_steps" of each save, "operations" of one}.
+        """
         if kind not in self._references:
             run = self._folder(f"reference-{kind}")
             answer = f"{run}.json"
 
             def prepare():
-                page, entries, lengths, epoch_steps, count = Page(), collections.Counter(), {}, [], Operations(6)
+                page, entries, lengths, epoch_steps, count = (
+                    Page(),
+                    collections.Counter(),
+                    {},
+                    [],
+                    Operations(6),
+                )
 
                 def on_enter(place, number):
                     entries[place] = number
+
                 page.watch(on_enter)
-                for owner, name in ((checkpoints, "save"), (features, "compute_features"), (artefacts, "save_keras")):
+                for owner, name in (
+                    (checkpoints, "save"),
+                    (features, "compute_features"),
+                    (artefacts, "save_keras"),
+                ):
+
                     def timed(*args, original=getattr(owner, name), name=name, **kwargs):
                         start = time.monotonic()
                         if name == "save":
@@ -399,22 +501,40 @@ class Campaign:
                             return original(*args, **kwargs)
                         finally:
                             lengths[name] = time.monotonic() - start
+
                     setattr(owner, name, timed)
                 original = experiment._report
 
                 def report(*args):
                     with open(answer, "w") as file:
-                        json.dump({"entries": entries, "lengths": lengths, "epoch_steps": epoch_steps, "operations": count.names}, file)
+                        json.dump(
+                            {
+                                "entries": entries,
+                                "lengths": lengths,
+                                "epoch_steps": epoch_steps,
+                                "operations": count.names,
+                            },
+                            file,
+                        )
                     return original(*args)
+
                 experiment._report = report
+
             start = time.monotonic()
             code = train(run, self._flags(kind), prepare)
             if code:
                 with open(f"{run}.log") as file:
-                    raise UserError(f"the unbroken run ended with {code}; expected 0; its output: {file.read()[-500:]}")
+                    raise UserError(
+                        f"the unbroken run ended with {code}; expected 0; its output: "
+                        f"{file.read()[-500:]}"
+                    )
             with open(answer) as file:
-                self._references[kind] = {"run": run, "fingerprint": fingerprint(run), "seconds": time.monotonic() - start,
-                                          **json.load(file)}
+                self._references[kind] = {
+                    "run": run,
+                    "fingerprint": fingerprint(run),
+                    "seconds": time.monotonic() - start,
+                    **json.load(file),
+                }
         return self._references[kind]
 
     def _resume_and_compare(self, run, kind, case):
@@ -423,46 +543,83 @@ class Campaign:
         code = train(run, self._flags(kind))
         if code:
             return {**case, "failed": f"resumed with exit code {code}"}
-        different = [part for part, value in fingerprint(run).items() if value != self._references[kind]["fingerprint"][part]]
+        different = [
+            part
+            for part, value in fingerprint(run).items()
+            if value != self._references[kind]["fingerprint"][part]
+        ]
         if different or leftovers(run):
             return {**case, "failed": f"differs in {different}, left behind {leftovers(run)}"}
         shutil.rmtree(run)
         return case
 
     def _kill(self, run, kind, point):
-        """Starts or resumes a run and kills it at `point`; returns the case, with `failed` if it could not be killed."""
+        """Starts or resumes a run and kills it at `point`.
+
+        Returns the case, with `failed` if it could not be killed.
+        """
         place, count, delay = point
         for attempt in range(4):
             page = Page()
-            code = train(run, self._flags(kind), lambda: page.send(signal.SIGKILL, place, count, delay / 2**attempt))
+            code = train(
+                run,
+                self._flags(kind),
+                lambda: page.send(signal.SIGKILL, place, count, delay / 2**attempt),
+            )
             if code == -9:
-                return {"code": code, "kind": kind, "aimed at": list(point), "killed in": page.place, "step": page.steps}
+                return {
+                    "code": code,
+                    "kind": kind,
+                    "aimed at": list(point),
+                    "killed in": page.place,
+                    "step": page.steps,
+                }
             if code:
-                return {"code": code, "kind": kind, "aimed at": list(point), "failed": f"exit code {code} instead of -9"}
+                return {
+                    "code": code,
+                    "kind": kind,
+                    "aimed at": list(point),
+                    "failed": f"exit code {code} instead of -9",
+                }
             shutil.rmtree(run)  # it was quicker than the delay
         return {"kind": kind, "aimed at": list(point), "failed": "was never killed"}
 
     def _points(self, number, kind):
-        """Returns seeded points (place, how often entered, delay): over the whole run, and aimed at saves, cache and finish."""
+        """Returns seeded points (place, how often entered, delay): over the whole run, and aimed at
+        saves, cache and finish.
+        """
         reference, points = self.reference(kind), []
         for i in range(number):
             share = i / number
             if share < 0.56:
                 points.append(("run", 1, self._random.uniform(0, reference["seconds"])))
             elif share < 0.8:
-                points.append(("save", self._random.randint(1, reference["entries"]["save"]),
-                               self._random.uniform(0, reference["lengths"]["save"])))
+                points.append(
+                    (
+                        "save",
+                        self._random.randint(1, reference["entries"]["save"]),
+                        self._random.uniform(0, reference["lengths"]["save"]),
+                    )
+                )
             elif share < 0.9 and kind == "cached":
-                points.append(("cache", self._random.randint(1, reference["entries"]["cache"]),
-                               self._random.uniform(0, reference["lengths"]["compute_features"])))
+                points.append(
+                    (
+                        "cache",
+                        self._random.randint(1, reference["entries"]["cache"]),
+                        self._random.uniform(0, reference["lengths"]["compute_features"]),
+                    )
+                )
             elif share < 0.95:
                 points.append(("finetune", 1, self._random.uniform(0, reference["seconds"] / 3)))
             else:
-                points.append(("export", 1, self._random.uniform(0, reference["lengths"]["save_keras"])))
+                points.append(
+                    ("export", 1, self._random.uniform(0, reference["lengths"]["save_keras"]))
+                )
         return points
 
     def kill(self):
         """`kill -9` at random points of two kinds of runs, and chains of five in one run."""
+
         def once(index, kind, points):
             run = self._folder(f"kill-{index}")
             trail = []
@@ -478,18 +635,31 @@ class Campaign:
         chains = []
         for number in range(self._many(5)):
             kind = ("cached", "live")[number % 2]
-            # A resumed run is shorter, so a chain advances by its own steps: it is killed in its n-th save, or a little later.
-            chains.append((kind, [("save", self._random.randint(2, 4), self._random.uniform(0, 0.1)) for _ in range(5)]))
-        cases = self._parallel([functools.partial(once, i, *plan) for i, plan in enumerate(plans + chains)], "kill")
-        single, chained = cases[:len(plans)], cases[len(plans):]
+            # A resumed run is shorter, so a chain advances by its own steps: it is killed in its
+            # n-th save, or a little later.
+            chains.append(
+                (
+                    kind,
+                    [
+                        ("save", self._random.randint(2, 4), self._random.uniform(0, 0.1))
+                        for _ in range(5)
+                    ],
+                )
+            )
+        cases = self._parallel(
+            [functools.partial(once, i, *plan) for i, plan in enumerate(plans + chains)], "kill"
+        )
+        single, chained = cases[: len(plans)], cases[len(plans) :]
         places = collections.Counter()
         for case in single:
             where = case.get("killed in", "")
             for name in ("head", "finetune", "save", "cache", "export", "data"):
                 places[name] += name in where.split("/")
         located = ", ".join(f"{count} in {name}" for name, count in places.items())
-        return cases, (f"{_passed(single)} random kills (-9) resumed bit for bit ({located}; some in two of these); "
-                       f"{_passed(chained)} chains of 5 kills")
+        return cases, (
+            f"{_passed(single)} random kills (-9) resumed bit for bit ({located}; some in two of "
+            f"these); {_passed(chained)} chains of 5 kills"
+        )
 
     def operations(self):
         """A process that dies, and a disk that fails, at each file operation of a save."""
@@ -503,8 +673,16 @@ class Campaign:
                 if mode == "kill":
                     os.kill(os.getpid(), signal.SIGKILL)
                 raise OSError(28, "No space left on device")
-            code = train(run, self._flags("cached"), lambda: (page.watch(), Operations(6, number, act)))
-            case = {"mode": mode, "operation": f"{number} {name}", "code": code, "happened at": page.note}
+
+            code = train(
+                run, self._flags("cached"), lambda: (page.watch(), Operations(6, number, act))
+            )
+            case = {
+                "mode": mode,
+                "operation": f"{number} {name}",
+                "code": code,
+                "happened at": page.note,
+            }
             if not page.note.startswith(f"{number} {name} in "):
                 return {**case, "failed": "never reached"}
             if mode == "kill" and code != -9:
@@ -514,20 +692,33 @@ class Campaign:
             with open(f"{run}.log") as log:
                 if "Traceback" in log.read():
                     return {**case, "failed": "traceback"}
-            if mode == "fail" and code and number % 4:  # nothing was killed: that the checkpoint is usable is enough
+            # nothing was killed: that the checkpoint is usable is enough
+            if mode == "fail" and code and number % 4:
                 state, _ = checkpoints.load_newest(os.path.join(run, "checkpoints"))
-                aside = [name for name in os.listdir(os.path.join(run, "checkpoints")) if ".corrupt-" in name]
-                return {**case, "usable": state["global_step"], **({"failed": f"damaged {aside}"} if aside else {})}
+                aside = [
+                    name
+                    for name in os.listdir(os.path.join(run, "checkpoints"))
+                    if ".corrupt-" in name
+                ]
+                return {
+                    **case,
+                    "usable": state["global_step"],
+                    **({"failed": f"damaged {aside}"} if aside else {}),
+                }
             return self._resume_and_compare(run, "cached", case)
 
         every = range(0, len(names), 5 if self._settings.quick else 1)
         plans = [(number, names[number], mode) for mode in ("kill", "fail") for number in every]
         cases = self._parallel([functools.partial(once, *plan) for plan in plans], "operations")
-        killed, failed = ([case for case in cases if case.get("mode") == mode] for mode in ("kill", "fail"))
+        killed, failed = (
+            [case for case in cases if case.get("mode") == mode] for mode in ("kill", "fail")
+        )
         stopped = sum(case["code"] == 9 for case in failed)
-        return cases, (f"a save has {len(names)} file operations: {_passed(killed)} killed at one, resumed bit for bit; "
-                       f"{_passed(failed)} with a disk that fails there: a checkpoint was usable ({stopped} exit 9, "
-                       f"{len(failed) - stopped} went on)")
+        return cases, (
+            f"a save has {len(names)} file operations: {_passed(killed)} killed at one, resumed "
+            f"bit for bit; {_passed(failed)} with a disk that fails there: a checkpoint was usable "
+            f"({stopped} exit 9, {len(failed) - stopped} went on)"
+        )
 
     def damage(self):
         """Checkpoints damaged in every way: none may be loaded, all must fall back."""
@@ -540,49 +731,83 @@ class Campaign:
             for trial in range(number):
                 folder = self._folder(f"damage-{seed}-{trial}")
                 shutil.copytree(source, folder)
-                what = fault_inputs.damage(os.path.join(folder, newest), os.path.join(folder, before), draw)
+                what = fault_inputs.damage(
+                    os.path.join(folder, newest), os.path.join(folder, before), draw
+                )
                 case, warnings = {"what": what}, io.StringIO()
                 with contextlib.redirect_stderr(warnings):
                     state, _ = checkpoints.load_newest(folder)
                 if checkpoints.step_name(state["global_step"]) != before:
                     case["failed"] = "loaded all the same"
-                elif newest not in warnings.getvalue() or not os.path.exists(os.path.join(folder, f"{newest}.corrupt-1")):
+                elif newest not in warnings.getvalue() or not os.path.exists(
+                    os.path.join(folder, f"{newest}.corrupt-1")
+                ):
                     case["failed"] = "not named, or not set aside"
                 shutil.rmtree(folder)
                 cases.append(case)
             return cases
 
         jobs = self._settings.jobs
-        parts = self._parallel([functools.partial(part, self._many(1000) // jobs, self._random.random()) for _ in range(jobs)],
-                               "damage")
-        cases = [case for found in parts for case in (found if isinstance(found, list) else [found])]
+        parts = self._parallel(
+            [
+                functools.partial(part, self._many(1000) // jobs, self._random.random())
+                for _ in range(jobs)
+            ],
+            "damage",
+        )
+        cases = [
+            case for found in parts for case in (found if isinstance(found, list) else [found])
+        ]
         kinds = collections.Counter(case.get("what", "").split()[0] for case in cases)
 
         def resumed(index):
-            """A run killed in a save, its newest checkpoint damaged, must end as the unbroken one did."""
+            """A run killed in a save, its newest checkpoint damaged, must end as the unbroken one
+            did.
+            """
             run, draw = self._folder(f"damaged-run-{index}"), random.Random(index)
             case = self._kill(run, "cached", ("save", 8 + index, 0))
-            names = [os.path.join(run, "checkpoints", name) for name in checkpoints._complete(os.path.join(run, "checkpoints"))]
+            names = [
+                os.path.join(run, "checkpoints", name)
+                for name in checkpoints._complete(os.path.join(run, "checkpoints"))
+            ]
             case["what"] = fault_inputs.damage(names[-1], names[-2], draw)
             return self._resume_and_compare(run, "cached", case)
-        whole = self._parallel([functools.partial(resumed, index) for index in range(self._many(10))], "damaged-run")
-        return cases + whole, (f"{_passed(cases)} damaged checkpoints named, set aside and the one before used "
-                               f"({', '.join(f'{count} {kind}' for kind, count in kinds.items())}); {_passed(whole)} runs resumed "
-                               "from such a pair bit for bit")
+
+        whole = self._parallel(
+            [functools.partial(resumed, index) for index in range(self._many(10))], "damaged-run"
+        )
+        return cases + whole, (
+            f"{_passed(cases)} damaged checkpoints named, set aside and the one before used "
+            f"({', '.join(f'{count} {kind}' for kind, count in kinds.items())}); {_passed(whole)} "
+            "runs resumed from such a pair bit for bit"
+        )
 
     def signal(self):
         """SIGTERM at random points, and a few SIGINT and SIGHUP."""
+
         def once(index, kind, number, point):
             run, (place, count, delay) = self._folder(f"signal-{index}"), point
             for attempt in range(4):
                 page = Page()
-                code = train(run, self._flags(kind), lambda: page.send(number, place, count, delay / 2**attempt))
+                code = train(
+                    run,
+                    self._flags(kind),
+                    lambda: page.send(number, place, count, delay / 2**attempt),
+                )
                 seconds = time.monotonic() - page.signalled_at
                 if code:
                     break
                 shutil.rmtree(run)  # it was quicker than the delay
-            case = {"signal": int(number), "kind": kind, "aimed at": list(point), "sent in": page.place, "code": code,
-                    "seconds": seconds, "steps": page.steps, "saved": newest_step(run)}
+            case = {
+                "signal": int(number),
+                "kind": kind,
+                "aimed at": list(point),
+                "sent in": page.place,
+                "code": code,
+                "seconds": seconds,
+                "steps": page.steps,
+                "saved": newest_step(run),
+            }
             if code != 128 + number:
                 return {**case, "failed": f"exit code {code} instead of {128 + number}"}
             if case["saved"] != case["steps"]:
@@ -593,20 +818,34 @@ class Campaign:
         plans = []
         for i, number in enumerate(numbers):
             kind = ("cached", "live")[i % 2]
-            plans.append((i, kind, number, ("run", 1, self._random.uniform(0, 0.9 * self.reference(kind)["seconds"]))))
+            plans.append(
+                (
+                    i,
+                    kind,
+                    number,
+                    ("run", 1, self._random.uniform(0, 0.9 * self.reference(kind)["seconds"])),
+                )
+            )
         cases = self._parallel([functools.partial(once, *plan) for plan in plans], "signal")
         terms = [case for case in cases if case.get("signal") == signal.SIGTERM]
         others = [case for case in cases if case.get("signal") != signal.SIGTERM]
         seconds = [case["seconds"] for case in cases if "failed" not in case] or [0.0]
-        return cases, (f"{_passed(terms)} SIGTERM at random points: exit 143, no finished step lost, resumed bit for bit; {_passed(others)} "
-                       f"SIGINT and SIGHUP; answered in {statistics.median(seconds):.2f} s, at most {max(seconds):.2f} s")
+        return cases, (
+            f"{_passed(terms)} SIGTERM at random points: exit 143, no finished step lost, resumed "
+            f"bit for bit; {_passed(others)} SIGINT and SIGHUP; answered in "
+            f"{statistics.median(seconds):.2f} s, at most {max(seconds):.2f} s"
+        )
 
     def images(self):
         """Odd and broken images among good ones."""
         folder, draw = self._folder("odd-photos"), random.Random(self._settings.seed)
         write_photos(folder)
-        expected = {f"ant/{name}": kind for name, kind in
-                    fault_inputs.write_images(os.path.join(folder, "ant"), draw, self._many(8)).items()}
+        expected = {
+            f"ant/{name}": kind
+            for name, kind in fault_inputs.write_images(
+                os.path.join(folder, "ant"), draw, self._many(8)
+            ).items()
+        }
         answer = self._folder("images.json")
 
         def check():
@@ -618,7 +857,10 @@ class Campaign:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             image_check.check_images(odd, 16, 0, keep_pixels_bytes=1 << 30)
             grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-            write_atomically(answer, json.dumps({"megabytes": grown / 1024, "files": [file.name for file in odd.files]}))
+            write_atomically(
+                answer,
+                json.dumps({"megabytes": grown / 1024, "files": [file.name for file in odd.files]}),
+            )
 
         cases = []
         if code := in_fork(check, self._folder("images.log")):
@@ -638,20 +880,31 @@ class Campaign:
         with open(os.path.join(run, "split.json")) as file:
             used = {entry["path"] for entry in json.load(file)["files"]}
         for name, kind in expected.items():
-            case = {"name": ascii(name), "kind": kind, "reason": named.get(os.fsencode(name).decode(errors="backslashreplace"))}
+            case = {
+                "name": ascii(name),
+                "kind": kind,
+                "reason": named.get(os.fsencode(name).decode(errors="backslashreplace")),
+            }
             if (case["reason"] is not None) + (name in used) != (kind != "ignored"):
                 case["failed"] = "neither used nor named" if kind != "ignored" else "not ignored"
             elif kind in ("good", "bad") and (kind == "good") != (name in used):
                 case["failed"] = f"{kind}, but {'used' if name in used else 'refused'}"
             cases.append(case)
         kinds = len({re.sub(r"^\.?\d\d?", "", name[4:]) for name in expected})
-        return cases, (f"{len(expected)} images of {kinds} kinds, {len(named)} named in `bad_images.csv`, {sum(name in used for name in expected)} "
-                       f"used, beside 45 whole ones: {sum('failed' in case for case in cases)} wrong, 0 crashes, 0 hangs, memory +{found['megabytes']:.0f} MB; "
-                       "a run with --on_bad_image=skip completes")
+        return cases, (
+            f"{len(expected)} images of {kinds} kinds, {len(named)} named in `bad_images.csv`, "
+            f"{sum(name in used for name in expected)} used, beside 45 whole ones: "
+            f"{sum('failed' in case for case in cases)} wrong, 0 crashes, 0 hangs, memory "
+            f"+{found['megabytes']:.0f} MB; a run with --on_bad_image=skip completes"
+        )
 
     def flagfiles(self):
         """Mutated flag files: every line is applied, or named in one line."""
-        good = Config(dataset="directory", data_dir=self._photos, lr_multiplier=("head/=2",)).to_flags().splitlines()
+        good = (
+            Config(dataset="directory", data_dir=self._photos, lr_multiplier=("head/=2",))
+            .to_flags()
+            .splitlines()
+        )
 
         def part(number, seed):
             flags.FLAGS.remove_flag_values([*Settings.__dataclass_fields__, "debug"])
@@ -673,7 +926,11 @@ class Campaign:
                             cli.fail(error, 1)
                     problem = _lost(content, config, output.getvalue())
                 except SystemExit as error:
-                    problem = None if error.code == 1 and output.getvalue().count("error: ") == 1 else f"exit {error.code}"
+                    problem = (
+                        None
+                        if error.code == 1 and output.getvalue().count("error: ") == 1
+                        else f"exit {error.code}"
+                    )
                 except BaseException as error:
                     problem = f"{type(error).__name__}: {error}"
                 cases.append({"accepted": config is not None})
@@ -682,12 +939,24 @@ class Campaign:
             return cases
 
         jobs = self._settings.jobs
-        parts = self._parallel([functools.partial(part, self._many(10000) // jobs, self._random.random()) for _ in range(jobs)], "flagfiles")
-        cases = [case for found in parts for case in (found if isinstance(found, list) else [found])]
+        parts = self._parallel(
+            [
+                functools.partial(part, self._many(10000) // jobs, self._random.random())
+                for _ in range(jobs)
+            ],
+            "flagfiles",
+        )
+        cases = [
+            case for found in parts for case in (found if isinstance(found, list) else [found])
+        ]
         accepted = sum(case.get("accepted", False) for case in cases)
-        return cases, (f"{_passed(cases)} mutated flag files: {accepted} applied line by line, {len(cases) - accepted} refused in one line "
-                       "with exit 1; 0 tracebacks, 0 settings lost" if not any("failed" in case for case in cases) else
-                       f"{_passed(cases)} mutated flag files")
+        return cases, (
+            f"{_passed(cases)} mutated flag files: {accepted} applied line by line, "
+            f"{len(cases) - accepted} refused in one line with exit 1; 0 tracebacks, 0 settings "
+            "lost"
+            if not any("failed" in case for case in cases)
+            else f"{_passed(cases)} mutated flag files"
+        )
 
     def artefacts(self):
         """Weights, archives, checkpoints, flag files, runs and names from strangers."""
@@ -702,7 +971,9 @@ class Campaign:
                 with open(path, "rb") as file:
                     read_legacy_torch(file.read())
             elif kind.startswith("archive"):
-                download.unpack(path, f"{path}-unpacked/inside", max_files=20_000, max_bytes=1 << 26)
+                download.unpack(
+                    path, f"{path}-unpacked/inside", max_files=20_000, max_bytes=1 << 26
+                )
             elif kind == "checkpoint":
                 checkpoints.load_newest(path, 1 << 26)
             elif kind == "flagfile":
@@ -711,19 +982,29 @@ class Campaign:
                 with RunDirectory(Config(dataset="directory", data_dir=self._photos, workdir=path)):
                     pass
             else:
-                with RunDirectory(Config(dataset="directory", data_dir=path, workdir=f"{path}-run")) as directory:
-                    dataset.load(Config(dataset="directory", data_dir=path, image_size=16), directory)
+                with RunDirectory(
+                    Config(dataset="directory", data_dir=path, workdir=f"{path}-run")
+                ) as directory:
+                    dataset.load(
+                        Config(dataset="directory", data_dir=path, image_size=16), directory
+                    )
 
         def once(number, name):
-            # Everything happens below one folder, whose listing outside the artefact's own place must not change.
+            # Everything happens below one folder, whose listing outside the artefact's own place
+            # must not change.
             outside = self._folder(f"artefact-{number}")
             os.makedirs(os.path.join(outside, "place"))
             secret, canary = os.path.join(outside, "secret"), os.path.join(outside, "canary")
             write_atomically(secret, fault_inputs.SECRET)
             kind, make = fault_inputs.artefacts(secret, f"touch {canary}")[name]
-            path = os.path.join(outside, "place", "artefact" + (".zip" if kind == "archive.zip" else ""))
+            path = os.path.join(
+                outside, "place", "artefact" + (".zip" if kind == "archive.zip" else "")
+            )
             make(path)
-            answer, log = os.path.join(outside, "place", "answer"), os.path.join(outside, "place", "log")
+            answer, log = (
+                os.path.join(outside, "place", "answer"),
+                os.path.join(outside, "place", "log"),
+            )
 
             def body():
                 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -734,6 +1015,7 @@ class Campaign:
                     result = f"refused: {' '.join(str(error).split())[:200]}"
                 grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
                 write_atomically(answer, json.dumps({"result": result, "megabytes": grown}))
+
             code = in_fork(body, log, seconds=60)
             case = {"name": name, "code": code}
             if code:
@@ -743,7 +1025,11 @@ class Campaign:
                 case.update(json.load(file))
             with open(log) as file, open(secret) as kept:
                 output, kept = file.read() + case["result"], kept.read()
-            if os.path.exists(canary) or sorted(os.listdir(outside)) != ["place", "secret"] or kept != fault_inputs.SECRET:
+            if (
+                os.path.exists(canary)
+                or sorted(os.listdir(outside)) != ["place", "secret"]
+                or kept != fault_inputs.SECRET
+            ):
                 case["failed"] = f"executed or written outside: {sorted(os.listdir(outside))}"
             elif fault_inputs.SECRET in output:
                 case["failed"] = "the secret was read"
@@ -755,18 +1041,27 @@ class Campaign:
             return case
 
         names = list(fault_inputs.artefacts(self._folder("secret"), ""))
-        cases = self._parallel([functools.partial(once, *plan) for plan in enumerate(names)], "artefacts")
+        cases = self._parallel(
+            [functools.partial(once, *plan) for plan in enumerate(names)], "artefacts"
+        )
         refused = sum(case.get("result", "").startswith("refused") for case in cases)
-        return cases, (f"{_passed(cases)} hostile artefacts: {refused} refused in one line, {len(cases) - refused} names used as names; "
-                       "0 executed, 0 bytes outside, 0 files read" if not any("failed" in case for case in cases) else
-                       f"{_passed(cases)} hostile artefacts")
+        return cases, (
+            f"{_passed(cases)} hostile artefacts: {refused} refused in one line, "
+            f"{len(cases) - refused} names used as names; 0 executed, 0 bytes outside, 0 files read"
+            if not any("failed" in case for case in cases)
+            else f"{_passed(cases)} hostile artefacts"
+        )
 
     def starts(self):
-        """Two processes that start in one directory at once, and a start after the winner was killed."""
+        """Two processes that start in one directory at once, and a start after the winner was
+        killed.
+        """
+
         def once(number):
             run, resume = self._folder(f"start-{number}"), ("auto", "never")[number % 2]
             config = Config(dataset="directory", data_dir=self._photos, workdir=run, resume=resume)
-            with RunDirectory(config) as directory:  # an unfinished run, so that `never` has something to set aside
+            # an unfinished run, so that `never` has something to set aside
+            with RunDirectory(config) as directory:
                 directory.write_json("run.json", {})
             reader, writer = os.pipe()
             told, tell = os.pipe()
@@ -795,18 +1090,32 @@ class Campaign:
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-            case = {"resume": resume, "winners": len(winners), "losers": [-code for code in answers if code < 0]}
+            case = {
+                "resume": resume,
+                "winners": len(winners),
+                "losers": [-code for code in answers if code < 0],
+            }
             if len(winners) != 1 or case["losers"] != [8]:
                 return {**case, "failed": "expected one winner and exit 8"}
-            with RunDirectory(dataclasses.replace(config, resume="auto")):  # a killed owner leaves no lock
+            # a killed owner leaves no lock
+            with RunDirectory(dataclasses.replace(config, resume="auto")):
                 return case
 
-        cases = self._parallel([functools.partial(once, number) for number in range(self._many(50))], "starts")
-        return cases, f"{_passed(cases)} double starts: one winner, the other exit 8, and no lock left by the killed winner"
+        cases = self._parallel(
+            [functools.partial(once, number) for number in range(self._many(50))], "starts"
+        )
+        return (
+            cases,
+            (
+                f"{_passed(cases)} double starts: one winner, the other exit 8, and no lock left "
+                "by the killed winner"
+            ),
+        )
 
     def controls(self):
-        """What the equality test must notice: each thing that a resume needs, left out on purpose."""
-        # Killed late in the second phase, when the last checkpoint is of mid-epoch, so that each of them matters.
+        """What the equality test must notice: each thing a resume needs, left out on purpose."""
+        # Killed late in the second phase, when the last checkpoint is of mid-epoch, so that each of
+        # them matters.
         run, kind = self._folder("control"), "cached"
         saves = self.reference(kind)["epoch_steps"]
         late = max(i for i, epoch_step in enumerate(saves[:-3], 1) if epoch_step)
@@ -821,11 +1130,14 @@ class Campaign:
                 answer = restore(trainer)
                 change(trainer)
                 return answer
+
             loop.Trainer.restore = changed
 
         def dropout_seed():
             mask, first = Classifier.dropout_mask, newest_step(run)
-            Classifier.dropout_mask = lambda classifier, step, batch_size: mask(classifier, step - first, batch_size)
+            Classifier.dropout_mask = lambda classifier, step, batch_size: mask(
+                classifier, step - first, batch_size
+            )
 
         def position(trainer):
             trainer.state.epoch_step = 0
@@ -834,19 +1146,38 @@ class Campaign:
             trainer.state.best, trainer.state.wait, trainer._arrays["best"] = None, 0, {}
 
         def metrics(trainer):
-            trainer.state.epoch_totals = {"loss_sum": 0.0, "correct": 0.0, "examples": 0.0, "seconds": 0.0}
+            trainer.state.epoch_totals = {
+                "loss_sum": 0.0,
+                "correct": 0.0,
+                "examples": 0.0,
+                "seconds": 0.0,
+            }
 
         def slot_order():
             load = GroupedOptimizer.load_state
 
             def by_position(optimizer, state):
                 swapped = {"momentum": "velocity", "velocity": "momentum"}
-                load(optimizer, {name: state[re.sub(r"(momentum|velocity)$", lambda match: swapped[match[0]], name)] for name in state})
+                load(
+                    optimizer,
+                    {
+                        name: state[
+                            re.sub(r"(momentum|velocity)$", lambda match: swapped[match[0]], name)
+                        ]
+                        for name in state
+                    },
+                )
+
             GroupedOptimizer.load_state = by_position
 
-        controls = {"nothing": lambda: None, "the dropout seed": dropout_seed, "the position": lambda: after_restore(position),
-                    "the slots' order": slot_order, "the early-stop state": lambda: after_restore(early_stop),
-                    "the metrics' state": lambda: after_restore(metrics)}
+        controls = {
+            "nothing": lambda: None,
+            "the dropout seed": dropout_seed,
+            "the position": lambda: after_restore(position),
+            "the slots' order": slot_order,
+            "the early-stop state": lambda: after_restore(early_stop),
+            "the metrics' state": lambda: after_restore(metrics),
+        }
 
         def once(name):
             copy = self._folder(f"control-{name.replace(' ', '-')}")
@@ -855,17 +1186,30 @@ class Campaign:
             case = {"left out": name, "code": code}
             if not code:
                 found = fingerprint(copy)
-                case["different"] = [part for part in found if found[part] != self._references[kind]["fingerprint"][part]]
+                case["different"] = [
+                    part
+                    for part in found
+                    if found[part] != self._references[kind]["fingerprint"][part]
+                ]
             if (name == "nothing") != (code == 0 and not case["different"]):
-                case["failed"] = "the equality test did not notice" if name != "nothing" else "differs all the same"
+                case["failed"] = (
+                    "the equality test did not notice"
+                    if name != "nothing"
+                    else "differs all the same"
+                )
             return case
 
         cases = self._parallel([functools.partial(once, name) for name in controls], "controls")
-        return cases, (f"{_passed(cases[1:])} things left out on purpose were noticed by the equality test "
-                       f"({', '.join(list(controls)[1:])}); with none left out it holds")
+        return cases, (
+            f"{_passed(cases[1:])} things left out on purpose were noticed by the equality test "
+            f"({', '.join(list(controls)[1:])}); with none left out it holds"
+        )
 
     def repeat(self):
-        """Fresh runs, with 1 and 2 parallel decode calls, listings in another order, --deterministic: one hash."""
+        """Fresh runs, with 1 and 2 parallel decode calls, listings in another order,
+        --deterministic: one hash.
+        """
+
         def fewer_calls(number):
             os.cpu_count = lambda: number
 
@@ -878,10 +1222,18 @@ class Campaign:
 
                 def __exit__(self, *exception):
                     pass
-            os.scandir = lambda *args: Reversed(reversed(list(scandir(*args)))) if args and not isinstance(args[0], int) else scandir(*args)
+
+            os.scandir = lambda *args: (
+                Reversed(reversed(list(scandir(*args))))
+                if args and not isinstance(args[0], int)
+                else scandir(*args)
+            )
 
         plans = [(f"fresh {i}", [], lambda: None) for i in range(self._many(10))]
-        plans += [(f"{calls} decode calls", ["--cache_pixels=0"], functools.partial(fewer_calls, calls)) for calls in (1, 2)]
+        plans += [
+            (f"{calls} decode calls", ["--cache_pixels=0"], functools.partial(fewer_calls, calls))
+            for calls in (1, 2)
+        ]
         plans += [("listed backwards", [], reversed_listing)]
         plans += [(f"--deterministic {i}", ["--deterministic"], lambda: None) for i in (1, 2)]
 
@@ -894,12 +1246,18 @@ class Campaign:
                 return {"name": name, "weights_sha256": json.load(file)["weights_sha256"]}
 
         cases = self._parallel([functools.partial(once, *plan) for plan in plans], "repeat")
-        for group in (cases[:-2], cases[-2:]):  # deterministic kernels are others, and round otherwise
+        # deterministic kernels are others, and round otherwise
+        for group in (cases[:-2], cases[-2:]):
             for case in group:
-                if "failed" not in case and case["weights_sha256"] != group[0].get("weights_sha256"):
+                if "failed" not in case and case["weights_sha256"] != group[0].get(
+                    "weights_sha256"
+                ):
                     case["failed"] = "another hash"
-        return cases, (f"{_passed(cases[:-2])} runs end with one `weights_sha256`: {self._many(10)} fresh ones, with 1 and 2 parallel decode "
-                       f"calls, with folders listed backwards; {_passed(cases[-2:])} with --deterministic end with one too")
+        return cases, (
+            f"{_passed(cases[:-2])} runs end with one `weights_sha256`: {self._many(10)} fresh "
+            "ones, with 1 and 2 parallel decode calls, with folders listed backwards; "
+            f"{_passed(cases[-2:])} with --deterministic end with one too"
+        )
 
     def cost(self):
         """What checkpoints cost a run of a real network, on drawn flowers."""
@@ -913,28 +1271,54 @@ class Campaign:
                 save(trainer)
                 seconds.append(time.perf_counter() - start)
                 write_atomically(answer, json.dumps(seconds))
+
             loop.Trainer.save = timed
 
         epochs = "1,1" if self._settings.quick else "4,5"
-        code = train(run, ["--dataset=drawn_flowers", "--backbone=EfficientNetLite0", "--image_size=160", f"--epochs={epochs}",
-                           f"--download_dir={self._folder('drawn')}", "--augment_views=0", "--patience=0"], prepare)
+        code = train(
+            run,
+            [
+                "--dataset=drawn_flowers",
+                "--backbone=EfficientNetLite0",
+                "--image_size=160",
+                f"--epochs={epochs}",
+                f"--download_dir={self._folder('drawn')}",
+                "--augment_views=0",
+                "--patience=0",
+            ],
+            prepare,
+        )
         if code:
             return [{"failed": f"exit code {code}"}], "the run failed"
         with open(answer) as file, open(os.path.join(run, "results.json")) as results:
             seconds, total = json.load(file), json.load(results)["seconds"]["total"]
-        case = {"saves": len(seconds), "seconds in saves": sum(seconds), "total": total, "share": sum(seconds) / total}
+        case = {
+            "saves": len(seconds),
+            "seconds in saves": sum(seconds),
+            "total": total,
+            "share": sum(seconds) / total,
+        }
         if case["share"] > 0.03:
             case["failed"] = "more than 3 %"
-        return [case], (f"{len(seconds)} checkpoints of EfficientNetLite0 at 160 px take {sum(seconds):.1f} of {total:.0f} s, "
-                        f"{100 * case['share']:.1f} %")
+        return [case], (
+            f"{len(seconds)} checkpoints of EfficientNetLite0 at 160 px take {sum(seconds):.1f} of "
+            f"{total:.0f} s, {100 * case['share']:.1f} %"
+        )
 
 
 def _lost(content, config, output):
-    """Returns what is wrong with how a flag file was understood, or None; decided apart from the program's own parser."""
+    """Returns what is wrong with how a flag file was understood, or None.
+
+    Decided apart from the program's own parser.
+    """
     if "Traceback" in output:
         return "a traceback"
     if config is None:
-        return None if output.count("error: ") == 1 and ".flags" in output.split("error: ")[1] else f"not named: {output!r}"
+        return (
+            None
+            if output.count("error: ") == 1 and ".flags" in output.split("error: ")[1]
+            else f"not named: {output!r}"
+        )
     said = {}
     for number, line in enumerate(content.decode().replace("\r\n", "\n").split("\n"), 1):
         line = line.strip()
@@ -943,7 +1327,11 @@ def _lost(content, config, output):
         match = re.fullmatch(r"--?([a-z_]+)(?:=(.*))?", line)
         name, value = match.groups() if match else ("", "")
         if value is None:
-            name, value = (name, True) if name in Config.__dataclass_fields__ else (name.removeprefix("no"), False)
+            name, value = (
+                (name, True)
+                if name in Config.__dataclass_fields__
+                else (name.removeprefix("no"), False)
+            )
         if name not in Config.__dataclass_fields__:
             return f"line {number} is lost: {line!r}"
         field = Config.__dataclass_fields__[name]
@@ -953,7 +1341,9 @@ def _lost(content, config, output):
         if name in said and f":{number}: " not in output:
             return f"line {number} overrides an earlier one without a word: {line!r}"
         if field.type is bool and isinstance(value, str):
-            value = {"true": True, "t": True, "1": True, "y": True, "yes": True}.get(value.lower(), False)
+            value = {"true": True, "t": True, "1": True, "y": True, "yes": True}.get(
+                value.lower(), False
+            )
         said[name] = int(value, 0) if field.type is int else value
     expected = Config(**said)
     different = [name for name in said if getattr(config, name) != getattr(expected, name)]
@@ -965,13 +1355,17 @@ def _passed(cases):
 
 
 def main():
-    # A shell starts what runs in the background with interrupts ignored, which every case would inherit.
+    # A shell starts what runs in the background with interrupts ignored, which every case would
+    # inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     settings = cli.config_from_flags(Settings)
     names = [name for name in vars(Campaign) if not name.startswith("_") and name != "reference"]
     chosen = names if settings.figures == "all" else settings.figures.split(",")
     if wrong := [name for name in chosen if name not in names]:
-        raise UserError(f"--figures={settings.figures} names {wrong[0]!r}; expected all or some of {','.join(names)}; correct it")
+        raise UserError(
+            f"--figures={settings.figures} names {wrong[0]!r}; expected all or some of "
+            f"{','.join(names)}; correct it"
+        )
     lines, report, failures = ["| Fault | What happened | Minutes |", "|---|---|---|"], {}, 0
     with tempfile.TemporaryDirectory() as place:
         campaign = Campaign(settings, place)

@@ -1,8 +1,10 @@
-"""The fit side of `recipe_vs_fit.py`: the common recipe in a process of its own, one line of JSON for each column.
+"""The fit side of `recipe_vs_fit.py`: the common recipe in a process of its own, one line of JSON
+for each column.
 
-Seconds begin at the first line of this program, as those of `train.py` do, and end after the test images were evaluated. The
-head is trained once: with a frozen backbone BatchNorm uses its moving statistics whether `held` or not. Each column then
-builds its model with that head and pays for what came before it (import, building, head) and its own fine-tuning.
+Seconds begin at the first line of this program, as those of `train.py` do, and end after the test
+images were evaluated. The head is trained once: with a frozen backbone BatchNorm uses its moving
+statistics whether `held` or not. Each column then builds its model with that head and pays for what
+came before it (import, building, head) and its own fine-tuning.
 """
 
 import time
@@ -31,7 +33,9 @@ COLUMNS = ("fit", "fit held")
 class Settings:
     """The flags of this program; `recipe_vs_fit.py` gives them."""
 
-    folders: str | None = setting(None, "directory with train, validation and test, a folder per class in each; must be given")
+    folders: str | None = setting(
+        None, "directory with train, validation and test, a folder per class in each; must be given"
+    )
     backbone: str = setting("EfficientNetLite0", "NAME@SIZE")
     columns: str = setting(",".join(COLUMNS), "which to measure")
     weights: str = setting("none", "imagenet or none; EfficientNetLite0 has its own")
@@ -44,8 +48,12 @@ def measure(settings):
     """Trains, and yields a dict for each column when it is done."""
     ((name, size),) = measuring.parse_backbones(settings.backbone)
     config = measuring.make_config(settings, name, size)
-    sides = {side: measuring.read_folder(os.path.join(settings.folders, side), config, shuffle=side == "train")
-             for side in ("train", "validation", "test")}
+    sides = {
+        side: measuring.read_folder(
+            os.path.join(settings.folders, side), config, shuffle=side == "train"
+        )
+        for side in ("train", "validation", "test")
+    }
     num_classes = len(os.listdir(os.path.join(settings.folders, "train")))
     model = measuring.fit_model(config, "head", num_classes)
     head = _train(model, sides, config.epochs[0])
@@ -53,7 +61,9 @@ def measure(settings):
     shared = time.perf_counter() - STARTED
     for column in settings.columns.split(","):
         keras.backend.clear_session()
-        model, base_model = copied_recipe.build_model(config, num_classes, held=column == "fit held")
+        model, base_model = copied_recipe.build_model(
+            config, num_classes, held=column == "fit held"
+        )
         model.layers[-1].set_weights(dense)
         before = model.get_weights()
         start = time.perf_counter()
@@ -64,15 +74,28 @@ def measure(settings):
             selected = head
             model.set_weights(before)
         loss, accuracy = model.evaluate(sides["test"], verbose=0)
-        yield {"column": column, "seconds": shared + time.perf_counter() - start, **selected,
-               "selected_phase": "head" if selected is head else "finetune", "phases": {"head": head, "finetune": finetune},
-               "test_loss": loss, "test_accuracy": accuracy}
+        yield {
+            "column": column,
+            "seconds": shared + time.perf_counter() - start,
+            **selected,
+            "selected_phase": "head" if selected is head else "finetune",
+            "phases": {"head": head, "finetune": finetune},
+            "test_loss": loss,
+            "test_accuracy": accuracy,
+        }
 
 
 def _train(model, sides, epochs):
     """Trains all epochs and restores the weights of the best; returns their validation metrics."""
-    best = keras.callbacks.EarlyStopping(patience=epochs, restore_best_weights=True)  # never stops: it restores
-    history = model.fit(sides["train"], validation_data=sides["validation"], epochs=epochs, verbose=0, callbacks=[best]).history
+    # never stops: it restores
+    best = keras.callbacks.EarlyStopping(patience=epochs, restore_best_weights=True)
+    history = model.fit(
+        sides["train"],
+        validation_data=sides["validation"],
+        epochs=epochs,
+        verbose=0,
+        callbacks=[best],
+    ).history
     epoch = min(range(epochs), key=history["val_loss"].__getitem__)
     return {name: history[name][epoch] for name in ("val_loss", "val_accuracy")}
 

@@ -3,13 +3,15 @@
     python benchmarks/folding.py
     python benchmarks/folding.py --check
 
-times our step without input (the same batch of random pixels again and again), folded against `Classifier(fold=False)`, whose
-epochs alternate in one process; the figures are medians of `--rounds`, after an epoch each that compiles and warms up.
+times our step without input (the same batch of random pixels again and again), folded against
+`Classifier(fold=False)`, whose epochs alternate in one process; the figures are medians of
+`--rounds`, after an epoch each that compiles and warms up.
 
-With `--check` nothing is timed. Every backbone with BatchNorm after a convolution is computed in float64, folded and by Keras'
-own layers: kernels, gamma, beta and statistics are random, everything trains. It ends with 1 if the norm of a difference is
-more than 1e-5 (pooled features, from constant kernels as in a frozen part and from variables) or 1e-4 (the gradient of one
-variable) of that of the reference.
+With `--check` nothing is timed. Every backbone with BatchNorm after a convolution is computed in
+float64, folded and by Keras' own layers: kernels, gamma, beta and statistics are random, everything
+trains. It ends with 1 if the norm of a difference is more than 1e-5 (pooled features, from constant
+kernels as in a frozen part and from variables) or 1e-4 (the gradient of one variable) of that of
+the reference.
 """
 
 import dataclasses
@@ -40,9 +42,13 @@ class Settings:
     """The flags of this benchmark."""
 
     check: bool = setting(False, "compare values instead of times")
-    backbones: str | None = setting(None, f"NAME@SIZE, a list; None: {measuring.BACKBONES}, and with --check the whole table")
+    backbones: str | None = setting(
+        None, f"NAME@SIZE, a list; None: {measuring.BACKBONES}, and with --check the whole table"
+    )
     weights: str = setting("none", "imagenet or none, which is as fast")
-    precision: str = setting("float32", "of the steps; --check is in float64", choices=measuring.PRECISIONS)
+    precision: str = setting(
+        "float32", "of the steps; --check is in float64", choices=measuring.PRECISIONS
+    )
     images: int = setting(320, "images of an epoch, which is what is timed")
     batch_size: int = setting(32, "images a step")
     rounds: int = setting(5, "epochs timed of each kind; at least 1")
@@ -50,7 +56,9 @@ class Settings:
 
 
 def measure(settings):
-    """Returns a row for each backbone and phase: images per second folded and plain, medians, and the ratio with its range."""
+    """Returns a row for each backbone and phase: images per second folded and plain, medians, and
+    the ratio with its range.
+    """
     rows = []
     for name, size in measuring.parse_backbones(settings.backbones or measuring.BACKBONES):
         config = measuring.make_config(settings, name, size)
@@ -60,11 +68,24 @@ def measure(settings):
             for kind in ("folded", "plain"):
                 classifier = measuring.make_classifier(config, phase, 5, fold=kind == "folded")
                 source = measuring.live_source(config, classifier, examples)
-                epochs[kind] = measuring.our_epoch(config, phase, classifier, source, same_batch=True)
+                epochs[kind] = measuring.our_epoch(
+                    config, phase, classifier, source, same_batch=True
+                )
             seconds = measuring.alternate(epochs, settings.rounds)
             ratio, ratio_range = measuring.ratios(seconds["plain"], seconds["folded"])
-            rows.append({"backbone": name, "image_size": size, "phase": phase, "ratio": ratio, "ratio_range": ratio_range,
-                         **{kind: settings.images / statistics.median(times) for kind, times in seconds.items()}})
+            rows.append(
+                {
+                    "backbone": name,
+                    "image_size": size,
+                    "phase": phase,
+                    "ratio": ratio,
+                    "ratio_range": ratio_range,
+                    **{
+                        kind: settings.images / statistics.median(times)
+                        for kind, times in seconds.items()
+                    },
+                }
+            )
             print(table(rows[-1:]).splitlines()[-1], flush=True)
             keras.backend.clear_session()
     return rows
@@ -74,15 +95,21 @@ def table(rows):
     """Returns the rows of `measure` as a Markdown table."""
     lines = ["| backbone, phase | plain | folded | folded / plain |", "|---|---|---|---|"]
     for row in rows:
-        lines.append(f"| {row['backbone']}@{row['image_size']}, {row['phase']} | {row['plain']:.0f} | {row['folded']:.0f} | "
-                     f"{row['ratio']:.2f} ({row['ratio_range'][0]:.2f}-{row['ratio_range'][1]:.2f}) |")
+        lines.append(
+            f"| {row['backbone']}@{row['image_size']}, {row['phase']} | {row['plain']:.0f} | "
+            f"{row['folded']:.0f} | {row['ratio']:.2f} "
+            f"({row['ratio_range'][0]:.2f}-{row['ratio_range'][1]:.2f}) |"
+        )
     return "\n".join(lines)
 
 
 def check(settings):
     """Returns a row for each backbone that has BatchNorm; see `_check_backbone`."""
-    entries = (measuring.parse_backbones(settings.backbones) if settings.backbones else
-               [(spec.name, max(64, spec.min_image_size)) for spec in backbones.BACKBONES.values()])
+    entries = (
+        measuring.parse_backbones(settings.backbones)
+        if settings.backbones
+        else [(spec.name, max(64, spec.min_image_size)) for spec in backbones.BACKBONES.values()]
+    )
     before = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
@@ -102,31 +129,59 @@ def check(settings):
 
 
 def _check_backbone(name, size):
-    """Returns the number of BatchNorm layers, how many are folded, and the largest relative differences of folded from plain."""
+    """Returns the number of BatchNorm layers, how many are folded, and the largest relative
+    differences of folded from plain.
+    """
     classifier = Classifier(name, "none", size, 3)
-    layers = [layer for layer in classifier.backbone._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
-    row = {"backbone": name, "image_size": size, "batchnorms": len(layers), "folded": classifier.graph.num_folded}
+    layers = [
+        layer
+        for layer in classifier.backbone._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    row = {
+        "backbone": name,
+        "image_size": size,
+        "batchnorms": len(layers),
+        "folded": classifier.graph.num_folded,
+    }
     if not layers:
         return row
     images = classifier.preprocessing(tf.cast(_pictures(16, size), tf.float32))
     _randomize(classifier, layers, images)
-    images = images[:2]  # some of those: of others a network of hundreds of layers may make numbers out of all bounds
+    # some of those: of others a network of hundreds of layers may make numbers out of all bounds
+    images = images[:2]
     graph = classifier.graph
-    (frozen,) = graph.run({graph.input: images}, (graph.output,), graph.fold_constants((graph.input,), (graph.output,)))
+    (frozen,) = graph.run(
+        {graph.input: images},
+        (graph.output,),
+        graph.fold_constants((graph.input,), (graph.output,)),
+    )
     classifier.unfreeze("all")
     expected, expected_gradients = _outputs_and_gradients(
-        classifier, lambda: tf.reduce_mean(classifier.backbone(images, training=False), axis=(1, 2)))
-    trained, gradients = _outputs_and_gradients(classifier, lambda: graph.run({graph.input: images}, (graph.output,))[0])
+        classifier, lambda: tf.reduce_mean(classifier.backbone(images, training=False), axis=(1, 2))
+    )
+    trained, gradients = _outputs_and_gradients(
+        classifier, lambda: graph.run({graph.input: images}, (graph.output,))[0]
+    )
     row["outputs"] = max(_difference(output, expected) for output in (frozen, trained))
-    row["gradients"], row["worst"] = max((_difference(gradients[path], gradient), path)
-                                         for path, gradient in expected_gradients.items())
-    row["passed"] = row["outputs"] <= _OUTPUT_TOLERANCE and row["gradients"] <= _GRADIENT_TOLERANCE  # not a NaN either
+    row["gradients"], row["worst"] = max(
+        (_difference(gradients[path], gradient), path)
+        for path, gradient in expected_gradients.items()
+    )
+    # not a NaN either
+    row["passed"] = row["outputs"] <= _OUTPUT_TOLERANCE and row["gradients"] <= _GRADIENT_TOLERANCE
     return row
 
 
 def _outputs_and_gradients(classifier, function):
-    """Returns (pooled features, {path: gradient of a weighting of them}) of a function, for all variables of the backbone."""
-    variables = {path: each.value for path, each in classifier.trainable_variables().items() if path.startswith("backbone/")}
+    """Returns (pooled features, {path: gradient of a weighting of them}) of a function, for all
+    variables of the backbone.
+    """
+    variables = {
+        path: each.value
+        for path, each in classifier.trainable_variables().items()
+        if path.startswith("backbone/")
+    }
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(list(variables.values()))
         outputs = function()
@@ -140,30 +195,44 @@ def _difference(value, reference):
 
 
 def _pictures(count, size):
-    """Returns [count, size, size, 3] in 0..255, smooth and unlike each other: noise looks all the same to a network."""
+    """Returns [count, size, size, 3] in 0..255, smooth and unlike each other: noise looks all the
+    same to a network.
+    """
     return tf.image.resize(np.random.RandomState(0).uniform(0, 255, (count, 4, 4, 3)), (size, size))
 
 
 def _randomize(classifier, batchnorms, images):
-    """Draws kernels that keep the signal's size, gamma and beta, and gives BatchNorm the statistics of preprocessed images.
+    """Draws kernels that keep the signal's size, gamma and beta, and gives BatchNorm the statistics
+    of preprocessed images.
 
-    With random statistics a deep network magnifies rounding without end, or says the same of every image.
+    With random statistics a deep network magnifies rounding without end, or says the same of every
+    image.
     """
     random = np.random.default_rng(0)
     for layer in classifier.backbone._flatten_layers(include_self=False):
         for variable in getattr(layer, "_trainable_variables", ()):
             shape = variable.shape
             if "kernel" in variable.name:
-                depthwise = "depthwise" in variable.name or isinstance(layer, keras.layers.DepthwiseConv2D)
+                depthwise = "depthwise" in variable.name or isinstance(
+                    layer, keras.layers.DepthwiseConv2D
+                )
                 fan_in = np.prod(shape[:2] if depthwise else shape[:-1])
                 variable.assign(random.standard_normal(shape) * np.sqrt(2 / fan_in))
             else:
-                variable.assign(random.uniform(0.5, 1.5, shape) if variable.name == "gamma" else random.normal(0, 0.3, shape))
+                variable.assign(
+                    random.uniform(0.5, 1.5, shape)
+                    if variable.name == "gamma"
+                    else random.normal(0, 0.3, shape)
+                )
     momenta = [layer.momentum for layer in batchnorms]
     classifier.unfreeze("all")  # a frozen BatchNorm never takes the statistics of a batch
     for layer in batchnorms:
         layer.momentum = 0.0
-    classifier.graph.run({classifier.graph.input: images}, (classifier.graph.output,), batchnorm_in_training=batchnorms)
+    classifier.graph.run(
+        {classifier.graph.input: images},
+        (classifier.graph.output,),
+        batchnorm_in_training=batchnorms,
+    )
     for layer, momentum in zip(batchnorms, momenta):
         layer.momentum = momentum
     classifier.unfreeze("0%")
@@ -171,10 +240,16 @@ def _randomize(classifier, batchnorms, images):
 
 def check_table(rows):
     """Returns the rows of `check` as a Markdown table."""
-    lines = ["| backbone | BatchNorm layers folded | outputs | gradients | largest of | |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| backbone | BatchNorm layers folded | outputs | gradients | largest of | |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
-        lines.append(f"| {row['backbone']}@{row['image_size']} | {row['folded']} of {row['batchnorms']} | {row['outputs']:.1e} | "
-                     f"{row['gradients']:.1e} | `{row['worst']}` | {'equal' if row['passed'] else 'DIFFERENT'} |")
+        lines.append(
+            f"| {row['backbone']}@{row['image_size']} | {row['folded']} of {row['batchnorms']} | "
+            f"{row['outputs']:.1e} | {row['gradients']:.1e} | `{row['worst']}` | "
+            f"{'equal' if row['passed'] else 'DIFFERENT'} |"
+        )
     return "\n".join(lines)
 
 
@@ -183,16 +258,26 @@ def main():
     measuring.prepare_json(settings.output_json)
     rows = check(settings) if settings.check else measure(settings)
     if settings.check:
-        print(f"\nfolded against plain, float64, norm of the difference over norm of the reference\n\n{check_table(rows)}",
-              flush=True)
+        print(
+            "\nfolded against plain, float64, norm of the difference over norm of the "
+            f"reference\n\n{check_table(rows)}",
+            flush=True,
+        )
     else:
-        print(f"\nimages/s of our step without input, {os.cpu_count()} CPU cores, {settings.precision}, batch "
-              f"{settings.batch_size}, median of {settings.rounds}\n\n{table(rows)}", flush=True)
+        print(
+            f"\nimages/s of our step without input, {os.cpu_count()} CPU cores, "
+            f"{settings.precision}, batch {settings.batch_size}, median of "
+            f"{settings.rounds}\n\n{table(rows)}",
+            flush=True,
+        )
     measuring.write_json(settings.output_json, settings, rows)
     failed = [row["backbone"] for row in rows if settings.check and not row["passed"]]
     if failed:
-        raise UserError(f"folded differs from plain in {', '.join(failed)}; expected at most {_OUTPUT_TOLERANCE:g} in outputs and "
-                        f"{_GRADIENT_TOLERANCE:g} in gradients; see the table above")
+        raise UserError(
+            f"folded differs from plain in {', '.join(failed)}; expected at most "
+            f"{_OUTPUT_TOLERANCE:g} in outputs and {_GRADIENT_TOLERANCE:g} in gradients; see the "
+            "table above"
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Whether a device computes what it should: the checks of `benchmarks/gpu.py`, each (settings) -> (passed, what was seen).
+"""Whether a device computes what it should: the checks of `benchmarks/gpu.py`, each (settings) ->
+(passed, what was seen).
 
-They use a few batches of random pixels and the first of `settings.backbones` with finetune's layers open and BatchNorm
-folded; EfficientNetLite0 has its ImageNet weights (with random ones activations shrink from layer to layer, until float16
-holds none). "Off" is the norm of a difference over that of the reference, all tensors together.
+They use a few batches of random pixels and the first of `settings.backbones` with finetune's layers
+open and BatchNorm folded; EfficientNetLite0 has its ImageNet weights (with random ones activations
+shrink from layer to layer, until float16 holds none). "Off" is the norm of a difference over that
+of the reference, all tensors together.
 """
 
 import contextlib
@@ -21,19 +23,30 @@ PRECISIONS = ("mixed_bfloat16", "float32", "mixed_float16")
 _STEPS, _BATCH_SIZE = 4, 32
 _XLA_TOLERANCE, _FLOAT16_TOLERANCE = 1e-3, 1e-1
 # In 16 bit at least twice what a CPU is off by with EfficientNetLite0.
-_PARITY_TOLERANCES = {"float32": 1e-3, "float32 (TF32)": 2e-2, "mixed_float16": 5e-2, "mixed_bfloat16": 2e-1}
+_PARITY_TOLERANCES = {
+    "float32": 1e-3,
+    "float32 (TF32)": 2e-2,
+    "mixed_float16": 5e-2,
+    "mixed_bfloat16": 2e-1,
+}
 _LARGE_SCALE = 2.0**30
 
 
 def precision(settings):
-    """The cut has the type that each precision promises; logits, gradients and variables are float32. Tells what `auto` is."""
+    """The cut has the type that each precision promises.
+
+    Logits, gradients and variables are float32. Tells what `auto` is.
+    """
     passed, told = True, []
     for name in PRECISIONS:
         config, classifier, source = _network(settings, name)
         tensors, logits, gradients = _gradients(classifier, source, config.batch_size)
         computed = {tensor.dtype.name for tensor in tensors}
-        others = {logits.dtype.name, *(gradient.dtype.name for gradient in gradients.values()),
-                  *(str(variable.dtype) for variable in classifier.variables.values())}
+        others = {
+            logits.dtype.name,
+            *(gradient.dtype.name for gradient in gradients.values()),
+            *(str(variable.dtype) for variable in classifier.variables.values()),
+        }
         passed &= computed == {name.removeprefix("mixed_")} and others == {"float32"}
         told.append(f"{name}: {'/'.join(computed)} and {'/'.join(others)}")
     return passed, f"auto is {resolved(settings)[0]}; {', '.join(told)}"
@@ -47,9 +60,17 @@ def xla(settings):
 
 
 def float16(settings):
-    """From a scale too large for float16 each skipped step halves it; with one that fits, weights change as in float32."""
+    """From a scale too large for float16 each skipped step halves it.
+
+    With one that fits, weights change as in float32.
+    """
     config, classifier, source = _network(settings, "mixed_float16")
-    steps, scaling, taken, skipped = measuring.our_steps(config, "finetune", classifier, source), None, 0, 0
+    steps, scaling, taken, skipped = (
+        measuring.our_steps(config, "finetune", classifier, source),
+        None,
+        0,
+        0,
+    )
     for _ in range(8):
         totals = steps(scaling=scaling or {**loss_scale.initial(), "loss_scale": _LARGE_SCALE})
         totals = {name: value.numpy() for name, value in totals.items()}
@@ -58,29 +79,44 @@ def float16(settings):
     fits = {**loss_scale.initial(), "loss_scale": scaling["loss_scale"] / 4}
     with _tf32(False):
         off = _off(_updates(settings, "mixed_float16", scaling=fits), _updates(settings, "float32"))
-    passed = (totals["finite"] == 1 and scaling["loss_scale"] == _LARGE_SCALE / 2**skipped and 0 < skipped < taken
-              and off <= _FLOAT16_TOLERANCE)
-    return passed, (f"from 2^{math.log2(_LARGE_SCALE):g} to 2^{math.log2(scaling['loss_scale']):g}, {skipped} of {taken} steps "
-                    f"skipped; off by {off:.1e} (at most {_FLOAT16_TOLERANCE:g})")
+    passed = (
+        totals["finite"] == 1
+        and scaling["loss_scale"] == _LARGE_SCALE / 2**skipped
+        and 0 < skipped < taken
+        and off <= _FLOAT16_TOLERANCE
+    )
+    return passed, (
+        f"from 2^{math.log2(_LARGE_SCALE):g} to 2^{math.log2(scaling['loss_scale']):g}, {skipped} "
+        f"of {taken} steps skipped; off by {off:.1e} (at most {_FLOAT16_TOLERANCE:g})"
+    )
 
 
 def determinism(settings):
-    """With deterministic operations two runs as `auto` resolves them, augmented, end with equal bits."""
+    """With deterministic operations two runs as `auto` resolves them, augmented, end with equal
+    bits.
+    """
     name, compiled = resolved(settings)
     hashes = []
     tf.config.experimental.enable_op_determinism()
     try:
         for _ in range(2):
-            config, classifier, source = _network(settings, name, optimizer="adam", augment=("flip", "rotation=0.1", "zoom=0.1"))
+            config, classifier, source = _network(
+                settings, name, optimizer="adam", augment=("flip", "rotation=0.1", "zoom=0.1")
+            )
             measuring.our_steps(config, "finetune", classifier, source, xla=compiled)()
             hashes.append(audit.weights_sha256(classifier.variables)[:12])
     finally:
-        tf_config.disable_op_determinism()  # there is no public way back, and what is timed next would be slower
-    return hashes[0] == hashes[1], f"{name}, XLA {'on' if compiled else 'off'}: {hashes[0]} and {hashes[1]}"
+        # there is no public way back, and what is timed next would be slower
+        tf_config.disable_op_determinism()
+    return hashes[0] == hashes[
+        1
+    ], f"{name}, XLA {'on' if compiled else 'off'}: {hashes[0]} and {hashes[1]}"
 
 
 def parity(settings):
-    """Logits and gradients of one batch, in each precision, are those of the CPU in float32 from the same weights and images."""
+    """Logits and gradients of one batch, in each precision, are those of the CPU in float32 from
+    the same weights and images.
+    """
     with tf.device("/CPU:0"):
         config, classifier, source = _network(settings, "float32")
         _, logits, gradients = _gradients(classifier, source, config.batch_size)
@@ -96,13 +132,25 @@ def parity(settings):
     return passed, f"logits and gradients are off by {', '.join(told)}"
 
 
-CHECKS = {"precision": precision, "xla": xla, "loss_scale": float16, "determinism": determinism, "parity": parity}
+CHECKS = {
+    "precision": precision,
+    "xla": xla,
+    "loss_scale": float16,
+    "determinism": determinism,
+    "parity": parity,
+}
 
 
 def _config(settings, precision, **more):
     name, size = measuring.parse_backbones(settings.backbones)[0]
-    return measuring.make_config(settings, name, size, precision=precision, batch_size=min(settings.batch_size, _BATCH_SIZE),
-                                 **{"optimizer": "sgd", "augment": ("none",), "dropout": 0.0, **more})
+    return measuring.make_config(
+        settings,
+        name,
+        size,
+        precision=precision,
+        batch_size=min(settings.batch_size, _BATCH_SIZE),
+        **{"optimizer": "sgd", "augment": ("none",), "dropout": 0.0, **more},
+    )
 
 
 def resolved(settings):
@@ -111,35 +159,53 @@ def resolved(settings):
 
 
 def _network(settings, precision, weights=None, **more):
-    """Returns (config, classifier, live source of `_STEPS` batches), with weights given or its own."""
+    """Returns (config, classifier, live source of `_STEPS` batches), weights given or its own."""
     config = _config(settings, precision, **more)
     classifier = measuring.make_classifier(config, "finetune", 5)
     for variable, value in zip(classifier.variables.values(), weights or ()):
         variable.assign(value)
-    examples = measuring.drawn_examples(config, _STEPS * config.batch_size, 1)  # of several, gradients would nearly cancel
+    # of several, gradients would nearly cancel
+    examples = measuring.drawn_examples(config, _STEPS * config.batch_size, 1)
     return config, classifier, measuring.live_source(config, classifier, examples)
 
 
 def _updates(settings, precision, xla=False, scaling=None):
     """Returns {path: what steps of SGD change a variable by}."""
     config, classifier, source = _network(settings, precision)
-    before = {path: np.array(variable) for path, variable in classifier.trainable_variables().items()}
-    measuring.our_steps(config, "finetune", classifier, source, learning_rate=1e-3, xla=xla)(scaling=scaling)
-    return {path: np.array(variable) - before[path] for path, variable in classifier.trainable_variables().items()}
+    before = {
+        path: np.array(variable) for path, variable in classifier.trainable_variables().items()
+    }
+    measuring.our_steps(config, "finetune", classifier, source, learning_rate=1e-3, xla=xla)(
+        scaling=scaling
+    )
+    return {
+        path: np.array(variable) - before[path]
+        for path, variable in classifier.trainable_variables().items()
+    }
 
 
 def _gradients(classifier, source, batch_size):
     """Returns (tensors at the cut, logits, {path: gradient}) of the first batch."""
-    scale, variables = 256.0, classifier.trainable_variables()  # small gradients would be zero in float16
+    # small gradients would be zero in float16
+    scale, variables = 256.0, classifier.trainable_variables()
 
     @tf.function
     def compute(rows):
         tensors = source.compute(source.read(rows, 0, tf.zeros([0, 0])))
         with tf.GradientTape() as tape:
             logits = classifier.logits(source.cut, tensors)
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.gather(source.examples.labels, rows), logits)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+                tf.gather(source.examples.labels, rows), logits
+            )
             loss = scale * tf.reduce_mean(losses)
-        return tensors, logits, [each / scale for each in tape.gradient(loss, [each.value for each in variables.values()])]
+        return (
+            tensors,
+            logits,
+            [
+                each / scale
+                for each in tape.gradient(loss, [each.value for each in variables.values()])
+            ],
+        )
 
     tensors, logits, gradients = compute(tf.range(batch_size))
     return tensors, logits, dict(zip(variables, gradients))
@@ -147,14 +213,22 @@ def _gradients(classifier, source, batch_size):
 
 def _off(values, reference):
     """Returns the norm of the difference of two {name: array} over that of the second."""
+
     def norm(arrays):
-        return math.sqrt(sum(float(np.sum(np.square(np.asarray(array, np.float64)))) for array in arrays))
-    return norm(np.asarray(values[name], np.float64) - reference[name] for name in reference) / norm(reference.values())
+        return math.sqrt(
+            sum(float(np.sum(np.square(np.asarray(array, np.float64)))) for array in arrays)
+        )
+
+    return norm(
+        np.asarray(values[name], np.float64) - reference[name] for name in reference
+    ) / norm(reference.values())
 
 
 @contextlib.contextmanager
 def _tf32(on):
-    """Allows, or forbids, the products of float32 numbers rounded to 10 bits that a GPU makes by default."""
+    """Allows, or forbids, the products of float32 numbers rounded to 10 bits that a GPU makes by
+    default.
+    """
     before = tf.config.experimental.tensor_float_32_execution_enabled()
     tf.config.experimental.enable_tensor_float_32_execution(on)
     try:

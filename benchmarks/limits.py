@@ -2,11 +2,13 @@
 
     python benchmarks/limits.py --precision=float32
 
-The peak is the product of two matrices of 2048 by 2048 in the type of the steps, measured in this process before them. A
-step is ours without input: the same batch of random pixels (or of their cached features) again and again; compiling is
-apart. Arithmetic is that of the convolutions, 2 operations for each multiplication: forward of everything, and of the part
-that trains once more for the gradients of its kernels and once more for those of its inputs, except in layers that read
-the cut. The rest (activations, pooling, the dense head, Adam) counts as nothing, so that 100 % cannot be reached.
+The peak is the product of two matrices of 2048 by 2048 in the type of the steps, measured in this
+process before them. A step is ours without input: the same batch of random pixels (or of their
+cached features) again and again; compiling is apart. Arithmetic is that of the convolutions, 2
+operations for each multiplication: forward of everything, and of the part that trains once more for
+the gradients of its kernels and once more for those of its inputs, except in layers that read the
+cut. The rest (activations, pooling, the dense head, Adam) counts as nothing, so that 100 % cannot
+be reached.
 """
 
 import dataclasses
@@ -43,19 +45,34 @@ class Settings:
 
 
 def probe(rounds, side=_SIDE, copied=_COPIED):
-    """Returns {"float32", "bfloat16": GFLOP/s of a matrix product, "copy": GB/s read and written}, medians of the rounds."""
+    """Returns {"float32", "bfloat16": GFLOP/s of a matrix product, "copy": GB/s read and written},
+    medians of the rounds.
+    """
+
     def repeated(work, start):
-        loop = tf.function(lambda: tf.while_loop(lambda i, _: i < _REPEATS, lambda i, x: (i + 1, work(x)),
-                                                 (0, start), parallel_iterations=1)[1])
+        loop = tf.function(
+            lambda: tf.while_loop(
+                lambda i, _: i < _REPEATS,
+                lambda i, x: (i + 1, work(x)),
+                (0, start),
+                parallel_iterations=1,
+            )[1]
+        )
         return measuring.timed(lambda: float(tf.reshape(loop(), [-1])[0]))
 
-    matrix = tf.random.stateless_normal([side, side], [1, 2]) / side ** 0.5  # products stay of its size
-    kinds = {name: repeated(lambda x, m=tf.cast(matrix, name): tf.matmul(x, m), tf.cast(matrix, name))
-             for name in ("float32", "bfloat16")}
+    # products stay of its size
+    matrix = tf.random.stateless_normal([side, side], [1, 2]) / side**0.5
+    kinds = {
+        name: repeated(lambda x, m=tf.cast(matrix, name): tf.matmul(x, m), tf.cast(matrix, name))
+        for name in ("float32", "bfloat16")
+    }
     kinds["copy"] = repeated(lambda x: x + 1.0, tf.zeros([copied]))
-    work = {"float32": 2 * side ** 3, "bfloat16": 2 * side ** 3, "copy": 2 * 4 * copied}
+    work = {"float32": 2 * side**3, "bfloat16": 2 * side**3, "copy": 2 * 4 * copied}
     seconds = measuring.alternate(kinds, rounds)
-    return {name: _REPEATS * work[name] / statistics.median(times) / 1e9 for name, times in seconds.items()}
+    return {
+        name: _REPEATS * work[name] / statistics.median(times) / 1e9
+        for name, times in seconds.items()
+    }
 
 
 def gflop_per_image(classifier, source):
@@ -64,25 +81,32 @@ def gflop_per_image(classifier, source):
     begin = source.stored if source.cached else (graph.input,)
     forward = graph.multiply_adds(begin, (graph.output,))
     trained = graph.multiply_adds(cut, (graph.output,))
-    first = sum(graph.multiply_adds(cut, (layer.name,)) for layer in classifier.backbone.layers
-                if layer.trainable_variables and layer.input._keras_history.operation.name in cut)
+    first = sum(
+        graph.multiply_adds(cut, (layer.name,))
+        for layer in classifier.backbone.layers
+        if layer.trainable_variables and layer.input._keras_history.operation.name in cut
+    )
     return 2 * (forward + 2 * trained - first) / 1e9
 
 
 def bytes_per_image(classifier, source):
     """Returns the least bytes to and from memory of one training step on a source, for one image.
 
-    Convolutions and dense layers read their input and write their output once; normalization and activation are fused into
-    them; what adds, multiplies or pools reads one tensor more. Backward, a layer that trains takes two such passes, for the
-    gradients of its kernels and of its input (one where its input is the cut), and reads its output again. Weights, read once
-    a batch, and what the optimizer does count as nothing.
+    Convolutions and dense layers read their input and write their output once; normalization and
+    activation are fused into them; what adds, multiplies or pools reads one tensor more. Backward,
+    a layer that trains takes two such passes, for the gradients of its kernels and of its input
+    (one where its input is the cut), and reads its output again. Weights, read once a batch, and
+    what the optimizer does count as nothing.
     """
     graph, cut = classifier.graph, source.cut
     begin = source.stored if source.cached else (graph.input,)
     trained = {written for *_, written in graph.layers(cut, (graph.output,))}
     numbers = math.prod(graph.shape(graph.output))  # what the new head reads
     for layer, kernels, read, written in graph.layers(begin, (graph.output,)):
-        inputs, output = [math.prod(graph.shape(name)) for name in read], math.prod(graph.shape(written))
+        inputs, output = (
+            [math.prod(graph.shape(name)) for name in read],
+            math.prod(graph.shape(written)),
+        )
         if kernels:
             backward = 0 if written not in trained else 1 if set(read) <= set(cut) else 2
             numbers += (1 + backward) * (sum(inputs) + output) + output * (backward > 0)
@@ -101,35 +125,57 @@ def measure(settings):
         config = measuring.make_config(settings, name, size)
         examples = measuring.drawn_examples(config, settings.images)
         epochs, work = {}, {}
-        for kind, phase in {"live head": "head", "live finetune": "finetune", "cached finetune": "finetune"}.items():
+        for kind, phase in {
+            "live head": "head",
+            "live finetune": "finetune",
+            "cached finetune": "finetune",
+        }.items():
             classifier = measuring.make_classifier(config, phase, 5)
             source = measuring.live_source(config, classifier, examples)
             if kind.startswith("cached"):
-                source = measuring.cached_source(config, classifier, measuring.fill_cache(config, classifier, examples, 1))
+                source = measuring.cached_source(
+                    config, classifier, measuring.fill_cache(config, classifier, examples, 1)
+                )
             epochs[kind] = measuring.our_epoch(config, phase, classifier, source, same_batch=True)
             work[kind] = gflop_per_image(classifier, source)
         seconds = measuring.alternate(epochs, settings.rounds)
         for kind, times in seconds.items():
             rate = settings.images / statistics.median(times)
-            rows.append({"backbone": name, "image_size": size, "kind": kind, "images_per_second": rate,
-                         "gflop_per_image": work[kind], "gflop_per_second": rate * work[kind],
-                         "share_of_peak": rate * work[kind] / peak})
+            rows.append(
+                {
+                    "backbone": name,
+                    "image_size": size,
+                    "kind": kind,
+                    "images_per_second": rate,
+                    "gflop_per_image": work[kind],
+                    "gflop_per_second": rate * work[kind],
+                    "share_of_peak": rate * work[kind] / peak,
+                }
+            )
             print(table(rows[-1:]).splitlines()[-1], flush=True)
         keras.backend.clear_session()
     return machine, rows
 
 
 def _machine_line(machine):
-    return (f"{os.cpu_count()} CPU cores: float32 {machine['float32']:.0f} GFLOP/s, bfloat16 {machine['bfloat16']:.0f} GFLOP/s, "
-            f"memory {machine['copy']:.0f} GB/s read and written")
+    return (
+        f"{os.cpu_count()} CPU cores: float32 {machine['float32']:.0f} GFLOP/s, bfloat16 "
+        f"{machine['bfloat16']:.0f} GFLOP/s, memory {machine['copy']:.0f} GB/s read and written"
+    )
 
 
 def table(rows):
     """Returns the rows as a Markdown table."""
-    lines = ["| backbone, step | images/s | GFLOP an image | GFLOP/s | share of the peak |", "|---|---|---|---|---|"]
+    lines = [
+        "| backbone, step | images/s | GFLOP an image | GFLOP/s | share of the peak |",
+        "|---|---|---|---|---|",
+    ]
     for row in rows:
-        lines.append(f"| {row['backbone']}@{row['image_size']}, {row['kind']} | {row['images_per_second']:.0f} | "
-                     f"{row['gflop_per_image']:.3f} | {row['gflop_per_second']:.0f} | {100 * row['share_of_peak']:.0f} % |")
+        lines.append(
+            f"| {row['backbone']}@{row['image_size']}, {row['kind']} | "
+            f"{row['images_per_second']:.0f} | {row['gflop_per_image']:.3f} | "
+            f"{row['gflop_per_second']:.0f} | {100 * row['share_of_peak']:.0f} % |"
+        )
     return "\n".join(lines)
 
 
@@ -137,8 +183,11 @@ def main():
     settings = cli.config_from_flags(Settings)
     measuring.prepare_json(settings.output_json)
     machine, rows = measure(settings)
-    print(f"\nour step without input, {settings.precision}, batch {settings.batch_size}, median of {settings.rounds}; "
-          f"{_machine_line(machine)}\n\n{table(rows)}", flush=True)
+    print(
+        f"\nour step without input, {settings.precision}, batch {settings.batch_size}, median of "
+        f"{settings.rounds}; {_machine_line(machine)}\n\n{table(rows)}",
+        flush=True,
+    )
     measuring.write_json(settings.output_json, settings, rows, machine=machine)
 
 

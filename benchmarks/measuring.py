@@ -1,4 +1,6 @@
-"""What benchmarks of training share: their images, epochs of our steps and of `model.fit` to time, and the timing in turn."""
+"""What benchmarks of training share: their images, epochs of our steps and of `model.fit` to time,
+and the timing in turn.
+"""
 
 import dataclasses
 import json
@@ -34,16 +36,26 @@ def parse_backbones(text):
     for entry in text.split(","):
         name, at, size = entry.partition("@")
         if not (at and size.isdigit()):
-            raise UserError(f"--backbones has {entry!r}; expected NAME@SIZE; for example MobileNetV2@160")
+            raise UserError(
+                f"--backbones has {entry!r}; expected NAME@SIZE; for example MobileNetV2@160"
+            )
         parsed.append((name, int(size)))
     return parsed
 
 
 def make_config(settings, name, size, **more):
-    """Returns the `Config` of a backbone at an image size with what `settings` has; sets Keras' dtype policy."""
-    same = {key: value for key, value in vars(settings).items() if key in Config.__dataclass_fields__}
-    same["weights"] = "imagenet" if name == "EfficientNetLite0" else settings.weights  # its weights come in a package
-    config = Config(**{"precision": "float32", **same, "backbone": name, "image_size": size, **more})
+    """Returns the `Config` of a backbone at an image size with what `settings` has.
+
+    Sets Keras' dtype policy.
+    """
+    same = {
+        key: value for key, value in vars(settings).items() if key in Config.__dataclass_fields__
+    }
+    # its weights come in a package
+    same["weights"] = "imagenet" if name == "EfficientNetLite0" else settings.weights
+    config = Config(
+        **{"precision": "float32", **same, "backbone": name, "image_size": size, **more}
+    )
     experiment.resolve_device(config, {})
     return config
 
@@ -62,18 +74,30 @@ def drawn_examples(config, count, num_classes=5):
     random = np.random.RandomState(0)
     pixels = random.randint(0, 256, (count, config.image_size, config.image_size, 3), np.uint8)
     names = tuple(str(index) for index in range(count))
-    return pipeline.Examples(names, names, np.arange(count, dtype=np.int32) % num_classes, config.image_size, tf.constant(pixels))
+    return pipeline.Examples(
+        names,
+        names,
+        np.arange(count, dtype=np.int32) % num_classes,
+        config.image_size,
+        tf.constant(pixels),
+    )
 
 
 def first(examples, count):
     """Returns the first images of a random order, so that every class is there."""
     rows = pipeline.epoch_order(0, 0, len(examples))[:count]
-    return pipeline.Examples(tuple(examples.names[i] for i in rows), tuple(examples.paths[i] for i in rows),
-                             examples.labels[rows], examples.image_size, examples.images(rows))
+    return pipeline.Examples(
+        tuple(examples.names[i] for i in rows),
+        tuple(examples.paths[i] for i in rows),
+        examples.labels[rows],
+        examples.image_size,
+        examples.images(rows),
+    )
 
 
 def as_folders(paths, class_names, place):
-    """Makes a folder per class with links to the images, as `image_dataset_from_directory` wants them.
+    """Makes a folder per class with links to the images, as `image_dataset_from_directory` wants
+    them.
 
     Args:
         paths: Of the images, absolute.
@@ -87,7 +111,10 @@ def as_folders(paths, class_names, place):
 
 
 def alternate(epochs, rounds):
-    """Calls each function once, which compiles, and then all in turn; returns {kind: [seconds of each round]}."""
+    """Calls each function once, which compiles, and then all in turn.
+
+    Returns {kind: [seconds of each round]}.
+    """
     for epoch in epochs.values():
         epoch()
     seconds = {kind: [] for kind in epochs}
@@ -105,30 +132,44 @@ def ratios(slower, faster):
 
 def timed(work):
     """Returns a function that does `work` and returns the seconds it took."""
+
     def epoch():
         start = time.perf_counter()
         work()
         return time.perf_counter() - start
+
     return epoch
 
 
 def make_classifier(config, phase, num_classes, **options):
     """Returns a `Classifier` with the layers open that the phase trains."""
-    classifier = Classifier(config.backbone, config.weights, config.image_size, num_classes,
-                            augmentation=config.augmentation, dropout=config.dropout, seed=config.seed, **options)
+    classifier = Classifier(
+        config.backbone,
+        config.weights,
+        config.image_size,
+        num_classes,
+        augmentation=config.augmentation,
+        dropout=config.dropout,
+        seed=config.seed,
+        **options,
+    )
     classifier.unfreeze(PHASES[phase][0])
     return classifier
 
 
-def our_steps(config, phase, classifier, source, *, same_batch=False, learning_rate=None, xla=False):
-    """Returns a function that takes an epoch of our steps, all in one call as the loop does when cached.
+def our_steps(
+    config, phase, classifier, source, *, same_batch=False, learning_rate=None, xla=False
+):
+    """Returns a function that takes an epoch of our steps, all in one call as the loop does when
+    cached.
 
     Args:
         config: `Config`.
         phase: A name in `PHASES`; `classifier` has its layers open.
         classifier: A `Classifier`.
         source: Where the tensors at the cut come from.
-        same_batch: Whether every step is given the first batch, not augmented: a step without input.
+        same_batch: Whether every step is given the first batch, not augmented: a step without
+            input.
         learning_rate: Instead of the phase's own.
         xla: Whether the step is compiled with XLA.
 
@@ -136,10 +177,23 @@ def our_steps(config, phase, classifier, source, *, same_batch=False, learning_r
         A function that returns what `TrainStep` does, and takes what that takes besides.
     """
     unfreeze, own_rate = PHASES[phase]
-    config = dataclasses.replace(config, phases=(phase,), epochs=(1,), unfreeze=(unfreeze,), patience=(0,),
-                                 learning_rate=(learning_rate or own_rate,))
+    config = dataclasses.replace(
+        config,
+        phases=(phase,),
+        epochs=(1,),
+        unfreeze=(unfreeze,),
+        patience=(0,),
+        learning_rate=(learning_rate or own_rate,),
+    )
     groups = make_param_groups(classifier.trainable_variables(), {}, list(classifier.variables))
-    step = TrainStep(classifier, GroupedOptimizer(groups, config.optimizer), source, config.phase_plan[0], 1, xla=xla)
+    step = TrainStep(
+        classifier,
+        GroupedOptimizer(groups, config.optimizer),
+        source,
+        config.phase_plan[0],
+        1,
+        xla=xla,
+    )
     indices, weights = pipeline.make_batches(np.arange(len(source.examples)), config.batch_size)
     draws = source.draws(0)
     if same_batch:
@@ -149,19 +203,27 @@ def our_steps(config, phase, classifier, source, *, same_batch=False, learning_r
 
 
 def our_epoch(*arguments, **options):
-    """Returns a function that returns the seconds of an epoch of our steps; takes what `our_steps` does."""
+    """Returns a function that returns the seconds of an epoch of our steps.
+
+    Takes what `our_steps` does.
+    """
     steps = our_steps(*arguments, **options)
     return timed(lambda: float(steps()["loss_sum"]))
 
 
 def live_source(config, classifier, examples, cut=None):
-    """Returns a `LiveSource` of augmented images at a cut; at that of the phase, if none is given."""
+    """Returns a `LiveSource` of augmented images at a cut.
+
+    At that of the phase, if none is given.
+    """
     views = features.Views(config.seed, 0, bool(config.augmentation))
     return features.LiveSource(classifier, examples, cut or classifier.cut(), views)
 
 
 def fill_cache(config, classifier, examples, num_views, progress=lambda done, total: None):
-    """Returns the `CachedSource` that a run fills from pixels, at the cheapest place before what `classifier` has open."""
+    """Returns the `CachedSource` that a run fills from pixels, at the cheapest place before what
+    `classifier` has open.
+    """
     views = features.Views(config.seed, num_views, bool(config.augmentation))
     cut = classifier.graph.cheapest_cut(classifier.cut())
     live = features.LiveSource(classifier, examples, cut, views)
@@ -169,7 +231,9 @@ def fill_cache(config, classifier, examples, num_views, progress=lambda done, to
 
 
 def cached_source(config, classifier, filled):
-    """Returns what a phase trains on: features at, or before, its own cut, from those that are kept."""
+    """Returns what a phase trains on: features at, or before, its own cut, from those that are
+    kept.
+    """
     return features.derive_features(classifier, filled, classifier.cut(), config.batch_size)
 
 
@@ -184,7 +248,9 @@ class _EpochClock(keras.callbacks.Callback):
 
 
 def fit_model(config, phase, num_classes, augment=True, precision="float32", jit_compile="auto"):
-    """Returns the copied recipe's model, compiled for a phase, in a precision of its own, whatever ours has."""
+    """Returns the copied recipe's model, compiled for a phase, in a precision of its own, whatever
+    ours has.
+    """
     unfreeze, learning_rate = PHASES[phase]
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
@@ -199,16 +265,25 @@ def fit_model(config, phase, num_classes, augment=True, precision="float32", jit
 def read_folder(folder, config, **options):
     """Returns the batches of a folder as the copied recipe reads them."""
     return keras.utils.image_dataset_from_directory(
-        folder, image_size=(config.image_size, config.image_size), batch_size=config.batch_size, seed=config.seed,
-        verbose=False, **options).prefetch(tf.data.AUTOTUNE)
+        folder,
+        image_size=(config.image_size, config.image_size),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        verbose=False,
+        **options,
+    ).prefetch(tf.data.AUTOTUNE)
 
 
 def fit_epoch(config, phase, num_classes, images, **options):
-    """Returns a function that returns the seconds of an epoch of `fit` between its callbacks; options are `fit_model`'s."""
+    """Returns a function that returns the seconds of an epoch of `fit` between its callbacks.
+
+    Options are `fit_model`'s.
+    """
     model, clock = fit_model(config, phase, num_classes, **options), _EpochClock()
 
     def fit():
-        model.fit(images, epochs=1, verbose=0, callbacks=[clock], shuffle=False)  # a data set shuffles itself
+        # a data set shuffles itself
+        model.fit(images, epochs=1, verbose=0, callbacks=[clock], shuffle=False)
         return clock.seconds
 
     return fit
@@ -223,4 +298,6 @@ def prepare_json(path):
 def write_json(path, settings, rows, **more):
     """Writes the settings and all numbers, if a path is given."""
     if path:
-        write_atomically(path, json.dumps({"settings": vars(settings), "rows": rows, **more}, indent=1) + "\n")
+        write_atomically(
+            path, json.dumps({"settings": vars(settings), "rows": rows, **more}, indent=1) + "\n"
+        )

@@ -1,4 +1,5 @@
-"""Prints the tables of docs/scale.md, which has the formulas: what 1 to 512 GPUs would take, and which part takes longest.
+"""Prints the tables of docs/scale.md, which has the formulas: what 1 to 512 GPUs would take, and
+which part takes longest.
 
     python benchmarks/scale_model.py
 """
@@ -13,13 +14,17 @@ _FEWEST_STEPS = 10  # of an epoch; with fewer there is nothing to train
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """EfficientNetV2B0 at 224 px in bfloat16, on nodes of 8 H100 SXM; the document says where each number is from."""
+    """EfficientNetV2B0 at 224 px in bfloat16, on nodes of 8 H100 SXM.
+
+    The document says where each number is from.
+    """
 
     file_bytes: float = 229e6 / 3670
     decoded_per_core: float = 400.0  # images/s
     pixel_bytes: int = 224 * 224 * 3
     feature_bytes: int = 37632  # of a view, at the cut of finetune
-    forward: tuple = (1.434e9, 25.1e6)  # FLOP and bytes of an image: a live step of head, or filling the cache
+    # FLOP and bytes of an image: a live step of head, or filling the cache
+    forward: tuple = (1.434e9, 25.1e6)
     live: tuple = (1.928e9, 31.9e6)  # a live step of finetune
     cached: tuple = (0.741e9, 10.6e6)  # a step of finetune on kept features
     parameters: int = 3_102_709  # that finetune trains
@@ -63,26 +68,44 @@ def predict(images, gpus, inputs=Inputs(), shared=False):
     node = min(1.0, gpus / inputs.node_gpus)
     own = images / processes if shared else images
     kept = inputs.views * own * inputs.feature_bytes
-    place = "memory" if kept <= node * inputs.node_memory else "disk" if kept <= node * inputs.node_disk else "nowhere"
+    place = (
+        "memory"
+        if kept <= node * inputs.node_memory
+        else "disk"
+        if kept <= node * inputs.node_disk
+        else "nowhere"
+    )
     live, epochs = place == "nowhere", inputs.head_epochs + inputs.finetune_epochs
     in_memory = own * inputs.pixel_bytes <= node * inputs.node_memory
-    passes = 1 + (0 if in_memory else epochs if live else inputs.views)  # the first checks each file, and keeps its pixels
-    through_frozen, filling = (inputs.head_epochs, gpus) if live else (inputs.views, gpus if shared else 1)
+    # the first checks each file, and keeps its pixels
+    passes = 1 + (0 if in_memory else epochs if live else inputs.views)
+    through_frozen, filling = (
+        (inputs.head_epochs, gpus) if live else (inputs.views, gpus if shared else 1)
+    )
     trained = inputs.finetune_epochs * images / gpus
-    return {"storage": passes * processes * own * inputs.file_bytes / inputs.store,
-            "decode": passes * own / (node * inputs.node_cores * inputs.decoded_per_core),
-            "frozen part": through_frozen * images / (filling * rate(inputs.forward, inputs)),
-            "finetune": trained / rate(inputs.live if live else inputs.cached, inputs),
-            "all-reduce": trained / inputs.batch * all_reduce_seconds(gpus, inputs)}, place
+    return {
+        "storage": passes * processes * own * inputs.file_bytes / inputs.store,
+        "decode": passes * own / (node * inputs.node_cores * inputs.decoded_per_core),
+        "frozen part": through_frozen * images / (filling * rate(inputs.forward, inputs)),
+        "finetune": trained / rate(inputs.live if live else inputs.cached, inputs),
+        "all-reduce": trained / inputs.batch * all_reduce_seconds(gpus, inputs),
+    }, place
 
 
 def total(parts):
-    """Returns the seconds of a run: files are read, and decoded, while GPUs compute one part after the other."""
-    return max(parts["storage"], parts["decode"], parts["frozen part"] + parts["finetune"] + parts["all-reduce"])
+    """Returns the seconds of a run: files are read, and decoded, while GPUs compute one part after
+    the other.
+    """
+    return max(
+        parts["storage"],
+        parts["decode"],
+        parts["frozen part"] + parts["finetune"] + parts["all-reduce"],
+    )
 
 
 def replica_ratio(step_seconds, parameters, link=math.inf, memory=20e9):
-    """Returns the rate of two replicas that share their cores over that of one, of which a step is given.
+    """Returns the rate of two replicas that share their cores over that of one, of which a step is
+    given.
 
     Args:
         step_seconds: Of one replica on all cores.
@@ -95,26 +118,50 @@ def replica_ratio(step_seconds, parameters, link=math.inf, memory=20e9):
 
 def table(inputs=Inputs(), shared=False):
     """Returns a Markdown table of time, longest part and place of the features."""
+
     def cell(images, gpus):
         if images < _FEWEST_STEPS * gpus * inputs.batch:
             return "-"
         parts, place = predict(images, gpus, inputs, shared)
         seconds = total(parts)
-        unit, size = next(each for each in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)) if seconds >= each[1])
+        unit, size = next(
+            each
+            for each in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+            if seconds >= each[1]
+        )
         return f"{seconds / size:.2g} {unit}: {max(parts, key=parts.get)} ({place})"
-    return "\n".join([f"| images | {' | '.join(f'{gpus} GPU' for gpus in _GPUS)} |", "|---" * (1 + len(_GPUS)) + "|",
-                      *(f"| 10^{round(math.log10(images))} | {' | '.join(cell(images, gpus) for gpus in _GPUS)} |"
-                        for images in _IMAGES)])
+
+    return "\n".join(
+        [
+            f"| images | {' | '.join(f'{gpus} GPU' for gpus in _GPUS)} |",
+            "|---" * (1 + len(_GPUS)) + "|",
+            *(
+                f"| 10^{round(math.log10(images))} | "
+                f"{' | '.join(cell(images, gpus) for gpus in _GPUS)} |"
+                for images in _IMAGES
+            ),
+        ]
+    )
 
 
 def main():
-    print(f"each process has all images\n\n{table()}\n\neach process has its part\n\n{table(shared=True)}\n")
+    print(
+        f"each process has all images\n\n{table()}\n\neach process has its "
+        f"part\n\n{table(shared=True)}\n"
+    )
     for name in ("forward", "live", "cached"):
         print(f"{name}: {rate(getattr(Inputs, name)):.0f} images/s a GPU")
-    steps = ", ".join(f"{1e3 * all_reduce_seconds(gpus):.2f} ms on {gpus} GPU" for gpus in _GPUS[1:])
-    print(f"a step on kept features: {1e3 * Inputs.batch / rate(Inputs.cached):.2f} ms; its all-reduce: {steps}")
-    print(f"two replicas on the cores of one: {replica_ratio(32 / 112, 2_600_037):.2f} of its rate, "
-          f"as two processes {replica_ratio(32 / 112, 2_600_037, link=1e9):.2f}")
+    steps = ", ".join(
+        f"{1e3 * all_reduce_seconds(gpus):.2f} ms on {gpus} GPU" for gpus in _GPUS[1:]
+    )
+    print(
+        f"a step on kept features: {1e3 * Inputs.batch / rate(Inputs.cached):.2f} ms; its "
+        f"all-reduce: {steps}"
+    )
+    print(
+        f"two replicas on the cores of one: {replica_ratio(32 / 112, 2_600_037):.2f} of its rate, "
+        f"as two processes {replica_ratio(32 / 112, 2_600_037, link=1e9):.2f}"
+    )
 
 
 if __name__ == "__main__":

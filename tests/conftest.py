@@ -1,4 +1,6 @@
-"""A backbone small enough to train in a second, and command lines run in forks of one process that has TensorFlow."""
+"""A backbone small enough to train in a second, and command lines run in forks of one process that
+has TensorFlow.
+"""
 
 import json
 import os
@@ -10,11 +12,13 @@ import sys
 import numpy as np
 import pytest
 
-# A shell starts what runs in the background with interrupts ignored, and nohup with hang-ups; all processes here would inherit that.
+# A shell starts what runs in the background with interrupts ignored, and nohup with hang-ups; all
+# processes here would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # the first of several test processes would take all memory
+# the first of several test processes would take all memory
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -51,28 +55,59 @@ print(json.dumps(codes))
 def offline_environment(home):
     """Returns an environment whose home is empty and from which no host is reached."""
     nowhere = "http://127.0.0.1:9"  # the discard port, where nobody listens
-    return {**os.environ, "HOME": str(home), "KERAS_HOME": os.path.join(str(home), "keras"), "PYTHONPATH": ROOT,
-            "http_proxy": nowhere, "https_proxy": nowhere, "HTTP_PROXY": nowhere, "HTTPS_PROXY": nowhere, "no_proxy": ""}
+    return {
+        **os.environ,
+        "HOME": str(home),
+        "KERAS_HOME": os.path.join(str(home), "keras"),
+        "PYTHONPATH": ROOT,
+        "http_proxy": nowhere,
+        "https_proxy": nowhere,
+        "HTTP_PROXY": nowhere,
+        "HTTPS_PROXY": nowhere,
+        "no_proxy": "",
+    }
 
 
 @pytest.fixture(scope="session")
 def run_train(tmp_path_factory):
-    """A function of command lines of train.py, run one after the other; returns (exit code, stdout, stderr) for each."""
+    """A function of command lines of train.py, run one after the other.
+
+    Returns (exit code, stdout, stderr) for each.
+    """
+
     def run(*cases, home=None):
         output = tmp_path_factory.mktemp("forks")
-        request = json.dumps([os.path.join(ROOT, "train.py"), str(output), [list(map(str, case)) for case in cases]])
-        done = subprocess.run([sys.executable, "-c", _FORK_SERVER], input=request, text=True, capture_output=True,
-                              cwd=output, env=offline_environment(home or output), timeout=300)
+        request = json.dumps(
+            [os.path.join(ROOT, "train.py"), str(output), [list(map(str, case)) for case in cases]]
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", _FORK_SERVER],
+            input=request,
+            text=True,
+            capture_output=True,
+            cwd=output,
+            env=offline_environment(home or output),
+            timeout=300,
+        )
         assert done.returncode == 0, done.stderr
         codes = json.loads(done.stdout.splitlines()[-1])
-        return [(code, (output / f"{index}.stdout").read_text(), (output / f"{index}.stderr").read_text())
-                for index, code in enumerate(codes)]
+        return [
+            (
+                code,
+                (output / f"{index}.stdout").read_text(),
+                (output / f"{index}.stderr").read_text(),
+            )
+            for index, code in enumerate(codes)
+        ]
+
     return run
 
 
 @pytest.fixture
 def tiny_backbone(monkeypatch):
-    """Makes `Tiny` a backbone: three blocks, two of them with BatchNorm whose statistics are not trivial."""
+    """Makes `Tiny` a backbone: three blocks, two of them with BatchNorm whose statistics are not
+    trivial.
+    """
     import fault_injection
 
     from tl_research.models import backbones
@@ -83,7 +118,9 @@ def tiny_backbone(monkeypatch):
 
 @pytest.fixture
 def make_examples():
-    """A function of (count, seed) to `Examples` of 16 px in memory, whose brightest channel is their class (of 3)."""
+    """A function of (count, seed) to `Examples` of 16 px in memory, whose brightest channel is
+    their class (of 3).
+    """
     import tensorflow as tf
 
     from tl_research.data.pipeline import Examples
@@ -94,6 +131,7 @@ def make_examples():
         pixels[np.arange(count), :, :, labels] += 50
         names = tuple(f"{i:03d}.png" for i in range(count))
         return Examples(names, names, labels, 16, tf.constant(pixels))
+
     return make
 
 
@@ -106,10 +144,15 @@ def write_images():
         for label, name in enumerate(classes):
             os.makedirs(os.path.join(directory, name))
             for i in range(count):
-                pixels = np.random.RandomState(1000 * label + i).randint(0, 200, (size, size, 3)).astype(np.uint8)
-                pixels[size // 4:, :, label % 3] += strength
+                pixels = (
+                    np.random.RandomState(1000 * label + i)
+                    .randint(0, 200, (size, size, 3))
+                    .astype(np.uint8)
+                )
+                pixels[size // 4 :, :, label % 3] += strength
                 PIL.Image.fromarray(pixels).save(os.path.join(directory, name, f"{i:02d}.png"))
         return str(directory)
+
     return write
 
 
@@ -120,14 +163,27 @@ def _trained_run(tmp_path_factory, write_images):
 
     place = tmp_path_factory.mktemp("trained")
     photos = write_images(place / "photos", count=25, strength=12)
-    experiment.run(Config(dataset="directory", data_dir=photos, image_size=32, backbone="EfficientNetLite0", batch_size=16,
-                          epochs=(2, 0), augment=("none",), split=(0.4, 0.3, 0.3), workdir=str(place / "run")))
+    experiment.run(
+        Config(
+            dataset="directory",
+            data_dir=photos,
+            image_size=32,
+            backbone="EfficientNetLite0",
+            batch_size=16,
+            epochs=(2, 0),
+            augment=("none",),
+            split=(0.4, 0.3, 0.3),
+            workdir=str(place / "run"),
+        )
+    )
     return place
 
 
 @pytest.fixture
 def finished_run(_trained_run, tmp_path):
-    """The directory of a run of its own, EfficientNetLite0 at 32 px on photographs of 64 px beside it in `photos`."""
+    """The directory of a run of its own, EfficientNetLite0 at 32 px on photographs of 64 px beside
+    it in `photos`.
+    """
     shutil.copytree(_trained_run, tmp_path / "trained")
     flags = tmp_path / "trained" / "run" / "flags.txt"
     flags.write_text(flags.read_text().replace(str(_trained_run), str(tmp_path / "trained")))

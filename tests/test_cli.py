@@ -14,7 +14,9 @@ _TRAIN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))
 
 
 def _train(*arguments, **kwargs):
-    return subprocess.run([sys.executable, _TRAIN, *arguments], capture_output=True, text=True, timeout=60, **kwargs)
+    return subprocess.run(
+        [sys.executable, _TRAIN, *arguments], capture_output=True, text=True, timeout=60, **kwargs
+    )
 
 
 def _assert_one_line(stderr, *parts):
@@ -25,12 +27,22 @@ def _assert_one_line(stderr, *parts):
 
 # Without TensorFlow.
 
+
 def test_helpshort_answers_within_a_second_and_lists_the_settings():
-    times, tensorflow = [], "import sys; sys.modules['tensorflow'] = sys.modules['keras'] = None; "  # importing either fails
-    code = f"{tensorflow}import runpy; sys.argv = ['train.py', '--helpshort']; runpy.run_path({_TRAIN!r}, run_name='__main__')"
+    # importing either fails
+    times, tensorflow = [], "import sys; sys.modules['tensorflow'] = sys.modules['keras'] = None; "
+    code = (
+        f"{tensorflow}import runpy; sys.argv = ['train.py', '--helpshort']; "
+        f"runpy.run_path({_TRAIN!r}, run_name='__main__')"
+    )
     for _ in range(3):  # the quickest of three: the machine may be busy
         start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=os.path.dirname(_TRAIN))
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            cwd=os.path.dirname(_TRAIN),
+        )
         times.append(time.perf_counter() - start)
     assert min(times) < 1
     assert done.stderr == ""
@@ -39,22 +51,28 @@ def test_helpshort_answers_within_a_second_and_lists_the_settings():
     assert "TensorFlow" not in done.stderr and "Traceback" not in done.stdout
 
 
-@pytest.mark.parametrize("arguments, parts", [
-    (["--epocs=3"], ["'epocs'", "Did you mean: epochs"]),
-    (["epochs=3"], ["'epochs=3' is not a flag", "did you mean --epochs=3?"]),
-    (["--batch_size=many"], ["batch_size=many"]),
-    (["--optimizer=adm"], ["adm", "adamw"]),
-    (["--flagfile=/nowhere.flags"], ["/nowhere.flags"]),
-    (["--epochs=1,2,3"], ["--epochs=1,2,3", "one for each of --phases"]),
-    (["--learning_rate=nan"], ["--learning_rate=nan", "finite"]),
-])
+@pytest.mark.parametrize(
+    "arguments, parts",
+    [
+        (["--epocs=3"], ["'epocs'", "Did you mean: epochs"]),
+        (["epochs=3"], ["'epochs=3' is not a flag", "did you mean --epochs=3?"]),
+        (["--batch_size=many"], ["batch_size=many"]),
+        (["--optimizer=adm"], ["adm", "adamw"]),
+        (["--flagfile=/nowhere.flags"], ["/nowhere.flags"]),
+        (["--epochs=1,2,3"], ["--epochs=1,2,3", "one for each of --phases"]),
+        (["--learning_rate=nan"], ["--learning_rate=nan", "finite"]),
+    ],
+)
 def test_wrong_flag_is_exit_1(arguments, parts):
     done = _train(*arguments)
     assert done.returncode == 1 and done.stdout == ""
     _assert_one_line(done.stderr, *parts)
 
 
-@pytest.mark.parametrize("content", [b"epochs=3\n", "\u2014epochs=3\n".encode(), b"\xef\xbb\xbf--epochs=3\n", b"--epochs=\xff\n"])
+@pytest.mark.parametrize(
+    "content",
+    [b"epochs=3\n", "\u2014epochs=3\n".encode(), b"\xef\xbb\xbf--epochs=3\n", b"--epochs=\xff\n"],
+)
 def test_line_of_a_flagfile_that_is_no_flag_is_exit_1(tmp_path, content):
     (tmp_path / "odd.flags").write_bytes(content)
     done = _train(f"--flagfile={tmp_path}/odd.flags")
@@ -64,14 +82,18 @@ def test_line_of_a_flagfile_that_is_no_flag_is_exit_1(tmp_path, content):
 
 # The parser itself.
 
+
 def test_each_field_is_one_flag_of_the_same_type_and_default():
-    code = ("import dataclasses, sys; from tl_research import cli; from tl_research.config import Config; from absl import flags\n"
-            "cli.define_flags(Config); flags.FLAGS(['train.py', '--epochs=1,2', '--nesterov', '--optimizer=sgd', "
-            "'--lr_multiplier=a=1', '--lr_multiplier=b=2', '--dropout=0.5'])\n"
-            "config = cli.config_from_flags(Config)\n"
-            "assert config == Config(epochs=(1, 2), nesterov=True, optimizer='sgd', lr_multiplier=('a=1', 'b=2'), dropout=0.5)\n"
-            "assert {f.name for f in dataclasses.fields(Config)} | {'debug'} == set(flags.FLAGS.get_key_flags_for_module(sys.argv[0]) "
-            "and [f.name for f in flags.FLAGS.get_key_flags_for_module(sys.argv[0])])\n")
+    code = (
+        "import dataclasses, sys; from tl_research import cli; from tl_research.config import "
+        "Config; from absl import flags\ncli.define_flags(Config); flags.FLAGS(['train.py', "
+        "'--epochs=1,2', '--nesterov', '--optimizer=sgd', '--lr_multiplier=a=1', "
+        "'--lr_multiplier=b=2', '--dropout=0.5'])\nconfig = cli.config_from_flags(Config)\nassert "
+        "config == Config(epochs=(1, 2), nesterov=True, optimizer='sgd', lr_multiplier=('a=1', "
+        "'b=2'), dropout=0.5)\nassert {f.name for f in dataclasses.fields(Config)} | {'debug'} == "
+        "set(flags.FLAGS.get_key_flags_for_module(sys.argv[0]) and [f.name for f in "
+        "flags.FLAGS.get_key_flags_for_module(sys.argv[0])])\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -82,9 +104,19 @@ def test_error_is_one_line_whatever_its_text(capsys):
 
 
 def test_exit_codes_are_those_of_the_contract():
-    codes = {errors.UserError: 1, errors.DataError: 2, errors.UnreachableError: 2, errors.GateError: 3, errors.AuditError: 4,
-             errors.NonFiniteError: 5, errors.ExportError: 6, errors.CheckpointError: 7, errors.RunDirectoryError: 8,
-             errors.StorageError: 9, errors.OutOfMemoryError: 10}
+    codes = {
+        errors.UserError: 1,
+        errors.DataError: 2,
+        errors.UnreachableError: 2,
+        errors.GateError: 3,
+        errors.AuditError: 4,
+        errors.NonFiniteError: 5,
+        errors.ExportError: 6,
+        errors.CheckpointError: 7,
+        errors.RunDirectoryError: 8,
+        errors.StorageError: 9,
+        errors.OutOfMemoryError: 10,
+    }
     for kind, code in codes.items():
         assert kind("x").exit_code == code
     assert [errors.Interrupted("x", number).exit_code for number in (1, 2, 15)] == [129, 130, 143]
@@ -101,52 +133,91 @@ cli.run(main)
 """
 
 
-@pytest.mark.parametrize("body, arguments, code", [
-    ("raise errors.AuditError('moved')", [], 4), ("signal.raise_signal(signal.SIGINT)", [], 130),
-    ("signal.raise_signal(signal.SIGTERM)", [], 143), ("raise MemoryError", [], 10), ("raise OSError(28, 'No space left')", [], 9),
-    ("{}['nothing']", [], 1),
-    ("raise errors.Interrupted('stopped', 15)", [], 143), ("return None", [], 0)])
+@pytest.mark.parametrize(
+    "body, arguments, code",
+    [
+        ("raise errors.AuditError('moved')", [], 4),
+        ("signal.raise_signal(signal.SIGINT)", [], 130),
+        ("signal.raise_signal(signal.SIGTERM)", [], 143),
+        ("raise MemoryError", [], 10),
+        ("raise OSError(28, 'No space left')", [], 9),
+        ("{}['nothing']", [], 1),
+        ("raise errors.Interrupted('stopped', 15)", [], 143),
+        ("return None", [], 0),
+    ],
+)
 def test_error_of_main_decides_the_exit_code(body, arguments, code):
-    done = subprocess.run([sys.executable, "-c", _PROGRAM.format(body=body), *arguments], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM.format(body=body), *arguments],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == code
     assert done.stderr.count("\n") == (1 if code else 0)
 
 
 def test_debug_shows_the_traceback():
     program = _PROGRAM.format(body="raise errors.AuditError('moved')")
-    done = subprocess.run([sys.executable, "-c", program, "--debug"], capture_output=True, text=True)
-    assert done.returncode == 4 and "Traceback" in done.stderr and done.stderr.endswith("error: moved\n")
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--debug"], capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 4
+        and "Traceback" in done.stderr
+        and done.stderr.endswith("error: moved\n")
+    )
 
 
 def test_error_of_no_kind_of_ours_is_one_line_that_names_its_place():
-    done = subprocess.run([sys.executable, "-c", _PROGRAM.format(body="{}['nothing']")], capture_output=True, text=True)
-    _assert_one_line(done.stderr, "KeyError in <string>:7: 'nothing'", "--debug shows the traceback")
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM.format(body="{}['nothing']")],
+        capture_output=True,
+        text=True,
+    )
+    _assert_one_line(
+        done.stderr, "KeyError in <string>:7: 'nothing'", "--debug shows the traceback"
+    )
 
 
 def test_run_goes_on_when_nobody_reads_its_output():
     body = "print('x' * 100_000, flush=True); print('y', flush=True); sys.stderr.write('done')"
-    with subprocess.Popen([sys.executable, "-c", "import sys\n" + _PROGRAM.format(body=body)], stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", "import sys\n" + _PROGRAM.format(body=body)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
         process.stdout.close()
         assert process.stderr.read() == b"done" and process.wait() == 0
 
 
 def test_every_character_can_be_printed_in_every_locale():
-    program = _PROGRAM.format(body="print('\\udcff \\u2014', flush=True); raise errors.DataError('\\udcff \\u2014')")
+    program = _PROGRAM.format(
+        body="print('\\udcff \\u2014', flush=True); raise errors.DataError('\\udcff \\u2014')"
+    )
     for settings in ({"LC_ALL": "C"}, {"PYTHONIOENCODING": "ascii"}):
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, env={**os.environ, **settings})
-        assert done.returncode == 2 and done.stderr.startswith(b"error: \\udcff ") and done.stderr.count(b"\n") == 1
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, env={**os.environ, **settings}
+        )
+        assert (
+            done.returncode == 2
+            and done.stderr.startswith(b"error: \\udcff ")
+            and done.stderr.count(b"\n") == 1
+        )
         assert done.stdout.startswith(b"\\udcff ")
 
 
 def test_signal_that_was_ignored_still_is():
     body = "signal.raise_signal(signal.SIGHUP); print('on')"
-    program = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + _PROGRAM.format(body=body)  # as nohup does
+    # as nohup does
+    program = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + _PROGRAM.format(
+        body=body
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "on\n")
 
 
 # With TensorFlow, up to where the run would begin.
+
 
 @dataclasses.dataclass(frozen=True)
 class _Wrong:
@@ -168,34 +239,92 @@ def wrong(run_train, write_images, tmp_path_factory):
     (home / "file").write_text("")
     (home / "other").mkdir()
     (home / "other" / "thesis.txt").write_text("precious")
-    data = ["--dataset=directory", f"--data_dir={photos}", "--backbone=EfficientNetLite0", "--image_size=32"]
+    data = [
+        "--dataset=directory",
+        f"--data_dir={photos}",
+        "--backbone=EfficientNetLite0",
+        "--image_size=32",
+    ]
 
     def directory(name):
-        return ["--dataset=directory", f"--data_dir={home}/{name}", "--image_size=32", f"--workdir={home}/run_{name}"]
+        return [
+            "--dataset=directory",
+            f"--data_dir={home}/{name}",
+            "--image_size=32",
+            f"--workdir={home}/run_{name}",
+        ]
 
     cases = {
-        "misspelt backbone": _Wrong(["--backbone=EfficientNetLit0"], 1, ["'EfficientNetLit0'", "did you mean EfficientNetLite0"]),
-        "missing directory": _Wrong(directory("nowhere"), 2, ["--data_dir=", "/nowhere cannot be read (No such file or directory)"]),
+        "misspelt backbone": _Wrong(
+            ["--backbone=EfficientNetLit0"],
+            1,
+            ["'EfficientNetLit0'", "did you mean EfficientNetLite0"],
+        ),
+        "missing directory": _Wrong(
+            directory("nowhere"),
+            2,
+            ["--data_dir=", "/nowhere cannot be read (No such file or directory)"],
+        ),
         "one class": _Wrong(directory("one"), 2, ["holds 1 classes ('ant')", "at least 2"]),
         "sides": _Wrong(directory("sides"), 2, ["are sides and not classes", "--validation_dir="]),
-        "broken image": _Wrong(directory("broken"), 2, ["1 of 12 images", "bee/00.png", "add --on_bad_image=skip"]),
-        "unwritable workdir": _Wrong([f"--workdir={home}/file/run"], 9, [f"{home}/file/run", "Not a directory", "--workdir"]),
-        "foreign workdir": _Wrong([*data, f"--workdir={home}/other"], 8, ["holds files but no run"]),
-        "foreign workdir, never": _Wrong([*data, f"--workdir={home}/other", "--resume=never"], 8, ["holds files but no run"]),
-        "misspelt layer": _Wrong([*data, "--unfreeze=0%,blok6a", f"--workdir={home}/layer"], 1, ["blok6a", "did you mean block6a"]),
-        "misspelt pattern": _Wrong([*data, "--lr_multiplier=blok6=2", f"--workdir={home}/pattern"], 1, ["'blok6'", "did you mean"]),
-        "images not reached": _Wrong(["--backbone=EfficientNetLite0", f"--workdir={home}/no_images"], 2,
-                                     [f"put it at {home}/.cache/tl_research/flower_photos.tgz"]),
-        "weights not reached": _Wrong([*data, "--backbone=MobileNetV2", f"--workdir={home}/no_weights"], 2,
-                                      ["mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5", f"{home}/keras"]),
+        "broken image": _Wrong(
+            directory("broken"), 2, ["1 of 12 images", "bee/00.png", "add --on_bad_image=skip"]
+        ),
+        "unwritable workdir": _Wrong(
+            [f"--workdir={home}/file/run"], 9, [f"{home}/file/run", "Not a directory", "--workdir"]
+        ),
+        "foreign workdir": _Wrong(
+            [*data, f"--workdir={home}/other"], 8, ["holds files but no run"]
+        ),
+        "foreign workdir, never": _Wrong(
+            [*data, f"--workdir={home}/other", "--resume=never"], 8, ["holds files but no run"]
+        ),
+        "misspelt layer": _Wrong(
+            [*data, "--unfreeze=0%,blok6a", f"--workdir={home}/layer"],
+            1,
+            ["blok6a", "did you mean block6a"],
+        ),
+        "misspelt pattern": _Wrong(
+            [*data, "--lr_multiplier=blok6=2", f"--workdir={home}/pattern"],
+            1,
+            ["'blok6'", "did you mean"],
+        ),
+        "images not reached": _Wrong(
+            ["--backbone=EfficientNetLite0", f"--workdir={home}/no_images"],
+            2,
+            [f"put it at {home}/.cache/tl_research/flower_photos.tgz"],
+        ),
+        "weights not reached": _Wrong(
+            [*data, "--backbone=MobileNetV2", f"--workdir={home}/no_weights"],
+            2,
+            ["mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5", f"{home}/keras"],
+        ),
     }
-    return {name: (case, result) for (name, case), result in zip(
-        cases.items(), run_train(*(case.arguments for case in cases.values()), home=home))}, home
+    return {
+        name: (case, result)
+        for (name, case), result in zip(
+            cases.items(), run_train(*(case.arguments for case in cases.values()), home=home)
+        )
+    }, home
 
 
-@pytest.mark.parametrize("name", [
-    "misspelt backbone", "missing directory", "one class", "sides", "broken image", "unwritable workdir", "foreign workdir",
-    "foreign workdir, never", "misspelt layer", "misspelt pattern", "images not reached", "weights not reached"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "misspelt backbone",
+        "missing directory",
+        "one class",
+        "sides",
+        "broken image",
+        "unwritable workdir",
+        "foreign workdir",
+        "foreign workdir, never",
+        "misspelt layer",
+        "misspelt pattern",
+        "images not reached",
+        "weights not reached",
+    ],
+)
 def test_wrong_input_is_one_line_and_the_right_exit_code(wrong, name):
     case, (code, stdout, stderr) = wrong[0][name]
     assert code == case.code, stderr

@@ -26,56 +26,66 @@ def _parse(text):
 
 
 def test_imports_neither_tensorflow_nor_absl():
-    code = ("import sys, tl_research.config; print([name for name in ('tensorflow', 'absl', 'keras', 'numpy') "
-            "if name in sys.modules])")
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    code = (
+        "import sys, tl_research.config; print([name for name in ('tensorflow', 'absl', 'keras', "
+        "'numpy') if name in sys.modules])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
+    )
 
 
-@pytest.mark.parametrize("name, value, received", [
-    ("dataset", "tf_flower", "did you mean tf_flowers"),
-    ("optimizer", "adm", "did you mean adam"),
-    ("lr_schedule", "constant,cosin", "did you mean cosine"),
-    ("image_size", 15, "at least 16"),
-    ("image_size", "224px", "expected a whole number"),
-    ("image_size", 32.5, "expected a whole number"),
-    ("batch_size", 0, "at least 1"),
-    ("batch_size", True, "expected a whole number"),
-    ("dropout", float("nan"), "expected a finite number"),
-    ("dropout", 0.96, "at least 0 and at most 0.95"),
-    ("learning_rate", "1e-3,0", "above 0; use --unfreeze to freeze"),
-    ("data_dir", "/my #1 photos", "without invisible characters, quotes around it and ' #'"),
-    ("class_share", "'ant=0.5'", "quotes around it"),
-    ("data_dir", "/caf\udce9", "without invisible characters"),
-    ("learning_rate", "inf", "expected a finite number"),
-    ("layer_decay", 0, "above 0 and at most 1"),
-    ("nesterov", "yes", "expected true or false"),
-    ("data_dir", "$HOME/photos", "not expanded here"),
-    ("data_dir", " ", "expected a line of text"),
-    ("workdir", "a\0b", "expected a line of text"),
-    ("weights", None, "has no value"),
-    ("epochs", (), "is empty"),
-    ("epochs", "1e3", "expected a whole number"),
-    ("seed", -1, "at least 0"),
-    ("split", "0.8,0.1", "three fractions"),
-    ("split", "0.8,0.1,0.2", "sum to 1"),
-    ("split", "0.9,0.1,0", "above 0"),
-    ("epochs", "1,2,3", "--epochs=1,2,3 has 3 entries; expected 1 or 2"),
-    ("warmup_steps", "1,2,3", "has 3 entries"),
-    ("phases", "head,head", "repeats a name"),
-    ("phases", "head,fine/tune", "'fine/tune'"),
-    ("augment", "flop", "did you mean flip"),
-    ("augment", "flip,flip", "at most once"),
-    ("augment", "none,flip", "at most once, or none"),
-    ("augment", "rotation", "the others with a factor"),
-    ("augment", "flip=0.5", "flip without"),
-    ("augment", "rotation=nan", "finite"),
-    ("augment", "rotation=1.5", "(0, 1]"),
-    ("weight_decay", 0.1, "use --optimizer=adamw"),
-    ("nesterov", True, "expected --optimizer=sgd"),
-    ("dataset", "directory", "add --data_dir"),
-    ("validation_dir", "x", "add --data_dir"),
-    ("test_dir", "x", "add --validation_dir"),
-])
+@pytest.mark.parametrize(
+    "name, value, received",
+    [
+        ("dataset", "tf_flower", "did you mean tf_flowers"),
+        ("optimizer", "adm", "did you mean adam"),
+        ("lr_schedule", "constant,cosin", "did you mean cosine"),
+        ("image_size", 15, "at least 16"),
+        ("image_size", "224px", "expected a whole number"),
+        ("image_size", 32.5, "expected a whole number"),
+        ("batch_size", 0, "at least 1"),
+        ("batch_size", True, "expected a whole number"),
+        ("dropout", float("nan"), "expected a finite number"),
+        ("dropout", 0.96, "at least 0 and at most 0.95"),
+        ("learning_rate", "1e-3,0", "above 0; use --unfreeze to freeze"),
+        ("data_dir", "/my #1 photos", "without invisible characters, quotes around it and ' #'"),
+        ("class_share", "'ant=0.5'", "quotes around it"),
+        ("data_dir", "/caf\udce9", "without invisible characters"),
+        ("learning_rate", "inf", "expected a finite number"),
+        ("layer_decay", 0, "above 0 and at most 1"),
+        ("nesterov", "yes", "expected true or false"),
+        ("data_dir", "$HOME/photos", "not expanded here"),
+        ("data_dir", " ", "expected a line of text"),
+        ("workdir", "a\0b", "expected a line of text"),
+        ("weights", None, "has no value"),
+        ("epochs", (), "is empty"),
+        ("epochs", "1e3", "expected a whole number"),
+        ("seed", -1, "at least 0"),
+        ("split", "0.8,0.1", "three fractions"),
+        ("split", "0.8,0.1,0.2", "sum to 1"),
+        ("split", "0.9,0.1,0", "above 0"),
+        ("epochs", "1,2,3", "--epochs=1,2,3 has 3 entries; expected 1 or 2"),
+        ("warmup_steps", "1,2,3", "has 3 entries"),
+        ("phases", "head,head", "repeats a name"),
+        ("phases", "head,fine/tune", "'fine/tune'"),
+        ("augment", "flop", "did you mean flip"),
+        ("augment", "flip,flip", "at most once"),
+        ("augment", "none,flip", "at most once, or none"),
+        ("augment", "rotation", "the others with a factor"),
+        ("augment", "flip=0.5", "flip without"),
+        ("augment", "rotation=nan", "finite"),
+        ("augment", "rotation=1.5", "(0, 1]"),
+        ("weight_decay", 0.1, "use --optimizer=adamw"),
+        ("nesterov", True, "expected --optimizer=sgd"),
+        ("dataset", "directory", "add --data_dir"),
+        ("validation_dir", "x", "add --data_dir"),
+        ("test_dir", "x", "add --validation_dir"),
+    ],
+)
 def test_error_names_the_flag_and_the_fix(name, value, received):
     with pytest.raises(UserError) as error:
         Config(**{name: value})
@@ -84,15 +94,27 @@ def test_error_names_the_flag_and_the_fix(name, value, received):
 
 
 def test_one_entry_serves_all_phases():
-    plan = Config(phases="a,b,c", epochs=(1, 2, 3), unfreeze="0%", learning_rate=0.5, patience="4", warmup_steps=(0, 5, 6),
-                  lr_schedule="constant,constant,cosine").phase_plan
+    plan = Config(
+        phases="a,b,c",
+        epochs=(1, 2, 3),
+        unfreeze="0%",
+        learning_rate=0.5,
+        patience="4",
+        warmup_steps=(0, 5, 6),
+        lr_schedule="constant,constant,cosine",
+    ).phase_plan
     assert [dataclasses.astuple(phase) for phase in plan] == [
-        ("a", 1, "0%", 0.5, 4, 0, "constant"), ("b", 2, "0%", 0.5, 4, 5, "constant"), ("c", 3, "0%", 0.5, 4, 6, "cosine")]
+        ("a", 1, "0%", 0.5, 4, 0, "constant"),
+        ("b", 2, "0%", 0.5, 4, 5, "constant"),
+        ("c", 3, "0%", 0.5, 4, 6, "cosine"),
+    ]
 
 
 def test_default_plan_is_the_recipe():
     assert [dataclasses.astuple(phase) for phase in Config().phase_plan] == [
-        ("head", 8, "0%", 1e-3, 0, 0, "constant"), ("finetune", 10, "30%", 1e-5, 3, 0, "constant")]
+        ("head", 8, "0%", 1e-3, 0, 0, "constant"),
+        ("finetune", 10, "30%", 1e-5, 3, 0, "constant"),
+    ]
 
 
 def test_augmentation_factors():
@@ -100,15 +122,34 @@ def test_augmentation_factors():
     assert Config(augment="none").augmentation == Config(augment=()).augmentation == {}
 
 
-@pytest.mark.parametrize("settings, wanted", [
-    ({}, True), ({"augment_views": 0}, False), ({"augment": "none"}, True), ({"augment_views": 3, "feature_cache": "off"}, False)])
+@pytest.mark.parametrize(
+    "settings, wanted",
+    [
+        ({}, True),
+        ({"augment_views": 0}, False),
+        ({"augment": "none"}, True),
+        ({"augment_views": 3, "feature_cache": "off"}, False),
+    ],
+)
 def test_features_can_be_reused_only_with_a_fixed_set_of_views(settings, wanted):
     assert Config(**settings).feature_cache_wanted == wanted
 
 
-@pytest.mark.parametrize("settings", [
-    {}, {"augment": ()}, {"lr_multiplier": ("block6=0.1", "a,b=c=2"), "learning_rate": (1 / 3, 1e-300)},
-    {"dataset": "directory", "data_dir": "/a b/c", "nesterov": True, "optimizer": "sgd", "augment": "none"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"augment": ()},
+        {"lr_multiplier": ("block6=0.1", "a,b=c=2"), "learning_rate": (1 / 3, 1e-300)},
+        {
+            "dataset": "directory",
+            "data_dir": "/a b/c",
+            "nesterov": True,
+            "optimizer": "sgd",
+            "augment": "none",
+        },
+    ],
+)
 def test_flags_text_gives_the_same_config_back(settings):
     config = Config(**settings)
     assert _parse(config.to_flags()) == config
@@ -116,7 +157,9 @@ def test_flags_text_gives_the_same_config_back(settings):
 
 def test_flags_text_leaves_out_the_runs_own_place():
     text = Config(workdir="/tmp/x", resume="never").to_flags()
-    assert "workdir" not in text and "resume" not in text and text.startswith("--dataset=tf_flowers\n")
+    assert (
+        "workdir" not in text and "resume" not in text and text.startswith("--dataset=tf_flowers\n")
+    )
 
 
 def test_paths_are_expanded_and_absolute(monkeypatch, tmp_path):
@@ -124,7 +167,10 @@ def test_paths_are_expanded_and_absolute(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert Config(data_dir="~/photos").data_dir == "/home/somebody/photos"
     assert Config(data_dir="photos").data_dir == str(tmp_path / "photos")
-    assert Config(weights="w.h5").weights == str(tmp_path / "w.h5") and Config(weights="none").weights == "none"
+    assert (
+        Config(weights="w.h5").weights == str(tmp_path / "w.h5")
+        and Config(weights="none").weights == "none"
+    )
 
 
 def test_every_setting_says_what_it_is():
@@ -133,7 +179,14 @@ def test_every_setting_says_what_it_is():
 
 
 def test_flags_that_a_run_wrote_give_its_config_again():
-    config = Config(epochs=(1, 2), nesterov=True, optimizer="sgd", lr_multiplier=("a=1", "b=2"), dropout=0.25, augment=("none",))
+    config = Config(
+        epochs=(1, 2),
+        nesterov=True,
+        optimizer="sgd",
+        lr_multiplier=("a=1", "b=2"),
+        dropout=0.25,
+        augment=("none",),
+    )
     assert Config.from_flags(config.to_flags()) == config and Config.from_flags("") == Config()
     with pytest.raises(UserError, match="'--no_such=1' is no setting of this version"):
         Config.from_flags("--no_such=1\n")
@@ -141,7 +194,10 @@ def test_flags_that_a_run_wrote_give_its_config_again():
 
 @pytest.mark.parametrize("value", ["5", "5:5", "7:5", "a:b", "-1:5", "1:2:3"])
 def test_profiled_steps_are_two_numbers_in_order(value):
-    assert Config(profile_steps="20:30").profiled_steps == (20, 30) and Config().profiled_steps == (0, 0)
+    assert Config(profile_steps="20:30").profiled_steps == (20, 30) and Config().profiled_steps == (
+        0,
+        0,
+    )
     with pytest.raises(UserError, match=f"--profile_steps={value}; expected A:B"):
         Config(profile_steps=value)
 
@@ -149,13 +205,20 @@ def test_profiled_steps_are_two_numbers_in_order(value):
 def test_path_that_no_flag_file_can_hold_is_refused_however_it_is_written(tmp_path, monkeypatch):
     (tmp_path / "photos #1").mkdir()
     monkeypatch.chdir(tmp_path / "photos #1")
-    with pytest.raises(UserError, match="--data_dir='.*photos #1/flowers'; expected what a flag file can hold"):
+    with pytest.raises(
+        UserError, match="--data_dir='.*photos #1/flowers'; expected what a flag file can hold"
+    ):
         Config(data_dir="flowers")
-    assert Config(workdir=str(tmp_path / "run #1")).workdir.endswith("run #1")  # which no flags.txt has
+    # which no flags.txt has
+    assert Config(workdir=str(tmp_path / "run #1")).workdir.endswith("run #1")
 
 
 def test_settings_to_compare_runs_by_are_numbers_bools_and_text():
     settings = Config(data_dir="/photos", epochs=(1, 2)).compared_settings
-    assert settings["epochs"] == "1,2" and settings["batch_size"] == 32 and settings["nesterov"] is False
+    assert (
+        settings["epochs"] == "1,2"
+        and settings["batch_size"] == 32
+        and settings["nesterov"] is False
+    )
     assert "data_dir" not in settings and None not in settings.values()
     assert {type(value) for value in settings.values()} == {int, float, bool, str}

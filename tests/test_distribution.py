@@ -1,6 +1,8 @@
-"""Two replicas train as one does: in one process, in two of which one is killed, and when a run changes from one to the other.
+"""Two replicas train as one does: in one process, in two of which one is killed, and when a run
+changes from one to the other.
 
-The processes are forks of one that has imported TensorFlow and computed nothing: devices and clusters can be chosen only then.
+The processes are forks of one that has imported TensorFlow and computed nothing: devices and
+clusters can be chosen only then.
 """
 
 import csv
@@ -30,17 +32,21 @@ from tl_research.training import loop
 
 cli.define_flags(fault_injection.Settings)  # `train` expects to be called by that program
 place, photos = sys.argv[1:]
-flags = ["--dataset=directory", f"--data_dir={photos}", "--backbone=Tiny", "--weights=none", "--image_size=16", "--batch_size=8",
-         "--phases=only", "--patience=0", "--epochs=2", "--unfreeze=block3", "--learning_rate=1e-2", "--dropout=0.5",
-         "--augment_views=0", "--clip_norm=0.5", "--ema_decay=0.9", "--mixup=0.4", "--checkpoint_every_steps=3",
-         "--if_offline=embedded"]
+flags = [
+    "--dataset=directory", f"--data_dir={photos}", "--backbone=Tiny", "--weights=none",
+    "--image_size=16", "--batch_size=8", "--phases=only", "--patience=0", "--epochs=2",
+    "--unfreeze=block3", "--learning_rate=1e-2", "--dropout=0.5", "--augment_views=0",
+    "--clip_norm=0.5", "--ema_decay=0.9", "--mixup=0.4", "--checkpoint_every_steps=3",
+    "--if_offline=embedded",
+]
 
 def unreachable(name, *args):
     if name == "Tiny":
         raise UnreachableError("no network")
 
 def case(name, *more, replicas=1, tf_config=None, end=None, offline=False):
-    "A run of train.py; `end`: (the signal, the step after which it comes); `offline`: its weights are not reached"
+    # A run of train.py; `end`: (the signal, the step after which it comes); `offline`: its weights
+    # are not reached.
     def prepare():
         if replicas > 1:
             distribution.split_cpu(replicas)
@@ -62,32 +68,52 @@ def mirrored(name, *more):
 
 def workers(name, **second):
     one, two = distribution.tf_configs(2)
-    return [case(name, "--distribute=multi_worker", tf_config=one), case(name, "--distribute=multi_worker", tf_config=two, **second)]
+    return [
+        case(name, "--distribute=multi_worker", tf_config=one),
+        case(name, "--distribute=multi_worker", tf_config=two, **second),
+    ]
 
 kill, term = (signal.SIGKILL, 5), (signal.SIGTERM, 5)
-first = [mirrored("mirrored"), *workers("workers"), *workers("killed", end=kill), *workers("stopped", end=term), case("one", end=kill)]
+first = [
+    mirrored("mirrored"), *workers("workers"), *workers("killed", end=kill),
+    *workers("stopped", end=term), case("one", end=kill),
+]
 half = ["--precision=mixed_float16", "--optimizer=sgd"]
-second = [*workers("killed"), case("stopped"), mirrored("one"), case("half", *half), mirrored("half two", *half),
-          *workers("apart", offline=True)]
-codes = [fault_injection.in_parallel(cases, len(cases), f"{place}/{number}") for number, cases in enumerate((first, second))]
+second = [
+    *workers("killed"), case("stopped"), mirrored("one"), case("half", *half),
+    mirrored("half two", *half), *workers("apart", offline=True),
+]
+codes = [
+    fault_injection.in_parallel(cases, len(cases), f"{place}/{number}")
+    for number, cases in enumerate((first, second))
+]
 print(json.dumps(codes))
 """
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, write_images):
-    """([exit codes of the first and of the second round of processes], the directory that holds their run directories)."""
+    """([exit codes of the first and of the second round of processes], the directory that holds
+    their run directories).
+    """
     place = tmp_path_factory.mktemp("distribution")
     photos = write_images(place / "photos", count=13, size=16)
     environment = {**os.environ, "PYTHONPATH": f"{_ROOT}:{_ROOT}/benchmarks"}
-    done = subprocess.run([sys.executable, "-c", _SCRIPT, str(place), photos], text=True, capture_output=True, timeout=200,
-                          env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, str(place), photos],
+        text=True,
+        capture_output=True,
+        timeout=200,
+        env=environment,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), place
 
 
 def _end(run):
-    """Returns ({name: array} of the last checkpoint, the validation losses of all epochs, results.json)."""
+    """Returns ({name: array} of the last checkpoint, the validation losses of all epochs,
+    results.json).
+    """
     _, arrays = checkpoints.load_newest(str(run / "checkpoints"), 1 << 30)
     with open(run / "metrics.csv") as file:
         losses = [float(row["val_loss"]) for row in csv.DictReader(file)]
@@ -97,22 +123,34 @@ def _end(run):
 def test_two_workers_end_as_two_devices_of_one_do_and_the_chief_alone_writes(runs):
     (first, _), place = runs
     assert first[:3] == [0, 0, 0]
-    assert _end(place / "workers")[2]["weights_sha256"] == _end(place / "mirrored")[2]["weights_sha256"]
+    assert (
+        _end(place / "workers")[2]["weights_sha256"]
+        == _end(place / "mirrored")[2]["weights_sha256"]
+    )
     log = (place / "workers.log").read_text()
     assert log.count("RESULT ") == log.count("only epoch 2: ") == 1
     assert "distribute: multi_worker: 2 replicas, 4 images of each batch on each" in log
-    assert {len(list((place / name / "train").iterdir())) for name in ("workers", "mirrored")} == {1}
+    assert {len(list((place / name / "train").iterdir())) for name in ("workers", "mirrored")} == {
+        1
+    }
 
 
 def test_killed_worker_ends_the_other_in_one_line_and_the_job_is_resumed_to_the_same_weights(runs):
     (first, second), place = runs
     assert first[3:5] == [143, -9] and second[:2] == [0, 0]
     log = (place / "killed.log").read_text()
-    assert log.count("error: another worker ended or cannot be reached (") == 1 and "resumed phase only, epoch 1, step 3" in log
+    assert (
+        log.count("error: another worker ended or cannot be reached (") == 1
+        and "resumed phase only, epoch 1, step 3" in log
+    )
     assert "the run began with" not in log
     arrays, losses, results = _end(place / "killed")
     expected, unbroken, ends = _end(place / "workers")
-    assert arrays.keys() == expected.keys() and losses == unbroken and results["weights_sha256"] == ends["weights_sha256"]
+    assert (
+        arrays.keys() == expected.keys()
+        and losses == unbroken
+        and results["weights_sha256"] == ends["weights_sha256"]
+    )
     for name, array in expected.items():
         np.testing.assert_array_equal(arrays[name], array, err_msg=name)
 
@@ -120,11 +158,15 @@ def test_killed_worker_ends_the_other_in_one_line_and_the_job_is_resumed_to_the_
 def test_signal_to_one_worker_stops_both_after_the_same_step(runs):
     (first, _), place = runs
     assert first[5:7] == [143, 143]
-    assert (place / "stopped.log").read_text().count(f"after step 5; everything is saved; go on with python train.py "
-                                                     f"--flagfile={place / 'stopped' / 'flags.txt'} --workdir={place / 'stopped'}\n") == 2
+    assert (place / "stopped.log").read_text().count(
+        f"after step 5; everything is saved; go on with python train.py "
+        f"--flagfile={place / 'stopped' / 'flags.txt'} --workdir={place / 'stopped'}\n"
+    ) == 2
 
 
-@pytest.mark.parametrize("name, step", [("stopped", 5), ("one", 3)], ids=["two to one", "one to two"])
+@pytest.mark.parametrize(
+    "name, step", [("stopped", 5), ("one", 3)], ids=["two to one", "one to two"]
+)
 def test_run_goes_on_with_another_number_of_replicas(runs, name, step):
     (first, second), place = runs
     assert first[7] == -9 and second[2:4] == [0, 0]
@@ -147,38 +189,71 @@ def test_loss_scale_of_float16_is_one_for_all_replicas(runs):
 
 # What is refused.
 
+
 def test_workers_that_reach_different_weights_end_instead_of_waiting_for_each_other(runs):
     (_, second), place = runs
     assert second[6:] == [1, 1]
     log = (place / "apart.log").read_text()
     for backbone in ("Tiny", "EfficientNetLite0"):
-        assert f"error: the workers differ in the weights that they reach; this one has 'none of {backbone}'; expected the same" in log
+        assert (
+            "error: the workers differ in the weights that they reach; this one has 'none of "
+            f"{backbone}'; expected the same" in log
+        )
 
 
-@pytest.mark.parametrize("value", [None, "{", "[]", '{"cluster": {"worker": ["a:1"]}}',
-                                   '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
-                                   '{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "worker", "index": 0}}'])
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        "{",
+        "[]",
+        '{"cluster": {"worker": ["a:1"]}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
+        '{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "worker", "index": 0}}',
+    ],
+)
 def test_multi_worker_needs_its_task_in_a_cluster_of_workers(monkeypatch, value):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     if value:
         monkeypatch.setenv("TF_CONFIG", value)
-    with pytest.raises(UserError, match="--distribute=multi_worker with TF_CONFIG=.*; expected this process's task"):
-        with distribution.replicas(Config(dataset="drawn_flowers", distribute="multi_worker", workdir="x")):
-            pass
+    with (
+        pytest.raises(
+            UserError,
+            match="--distribute=multi_worker with TF_CONFIG=.*; expected this process's task",
+        ),
+        distribution.replicas(
+            Config(dataset="drawn_flowers", distribute="multi_worker", workdir="x")
+        ),
+    ):
+        pass
 
 
 def test_multi_worker_needs_a_common_directory(monkeypatch):
-    monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}}')
-    with pytest.raises(UserError, match="without --workdir"):
-        with distribution.replicas(Config(dataset="drawn_flowers", distribute="multi_worker")):
-            pass
+    monkeypatch.setenv(
+        "TF_CONFIG", '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}}'
+    )
+    with (
+        pytest.raises(UserError, match="without --workdir"),
+        distribution.replicas(Config(dataset="drawn_flowers", distribute="multi_worker")),
+    ):
+        pass
 
 
 def test_batch_is_a_multiple_of_the_replicas(monkeypatch):
-    monkeypatch.setattr(distribution, "_make_strategy", lambda config: types.SimpleNamespace(num_replicas_in_sync=4))
-    with pytest.raises(UserError, match="--batch_size=30 on 4 replicas; expected a multiple of their number; .*--batch_size=28"):
-        with distribution.replicas(Config(dataset="drawn_flowers", distribute="mirrored", batch_size=30)):
-            pass
+    monkeypatch.setattr(
+        distribution, "_make_strategy", lambda config: types.SimpleNamespace(num_replicas_in_sync=4)
+    )
+    with (
+        pytest.raises(
+            UserError,
+            match="--batch_size=30 on 4 replicas; expected a multiple of their number; "
+            ".*--batch_size=28",
+        ),
+        distribution.replicas(
+            Config(dataset="drawn_flowers", distribute="mirrored", batch_size=30)
+        ),
+    ):
+        pass
 
 
 def test_one_device_is_one_replica_and_needs_no_strategy():
@@ -197,7 +272,9 @@ def test_batchnorm_in_training_mode_is_not_distributed():
 
 def test_workers_that_differ_are_told_so(monkeypatch):
     numbers = []
-    monkeypatch.setattr(distribution, "of_all_workers", lambda number: numbers.append(number) or numbers[-2:])
+    monkeypatch.setattr(
+        distribution, "of_all_workers", lambda number: numbers.append(number) or numbers[-2:]
+    )
     distribution.check_equal("flags", "--seed=1")
     with pytest.raises(UserError, match="the workers differ in flags; this one has '--seed=2'"):
         distribution.check_equal("flags", "--seed=2")

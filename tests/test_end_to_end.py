@@ -1,4 +1,6 @@
-"""`python train.py` as a user runs it: from a folder of images to a model that another process loads."""
+"""`python train.py` as a user runs it: from a folder of images to a model that another process
+loads.
+"""
 
 import csv
 import glob
@@ -24,22 +26,48 @@ def place(tmp_path_factory, write_images):
     photos = write_images(place / "photos", classes=_CLASSES, strength=12)
     with open(os.path.join(photos, "bee", "07.png"), "r+b") as file:
         file.truncate(300)
-    with open(os.path.join(photos, "cat", "00.png"), "rb") as file, open(os.path.join(photos, "cat", "copy.png"), "wb") as copy:
+    with (
+        open(os.path.join(photos, "cat", "00.png"), "rb") as file,
+        open(os.path.join(photos, "cat", "copy.png"), "wb") as copy,
+    ):
         copy.write(file.read())
     return place
 
 
 @pytest.fixture(scope="module")
 def first(place, run_train):
-    """{name: (exit code, stdout, stderr)} of a run in a process of its own and, meanwhile, of two that reach no host."""
-    offline = [f"--flagfile={_ROOT}/flowers.flags", "--image_size=32", "--batch_size=64", "--phases=head,finetune", "--epochs=1,0",
-               "--warmup_steps=0", "--augment_views=0"]
-    command = [sys.executable, os.path.join(_ROOT, "train.py"), "--dataset=directory", f"--data_dir={place}/photos",
-               "--backbone=EfficientNetLite0", "--image_size=64", "--batch_size=16", "--epochs=1", "--on_bad_image=skip",
-               f"--workdir={place}/run"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=place) as main:
-        embedded, stop = run_train([*offline, f"--workdir={place}/embedded"],
-                                   [*offline, "--if_offline=stop", f"--workdir={place}/stop"], home=place)
+    """{name: (exit code, stdout, stderr)} of a run in a process of its own and, meanwhile, of two
+    that reach no host.
+    """
+    offline = [
+        f"--flagfile={_ROOT}/flowers.flags",
+        "--image_size=32",
+        "--batch_size=64",
+        "--phases=head,finetune",
+        "--epochs=1,0",
+        "--warmup_steps=0",
+        "--augment_views=0",
+    ]
+    command = [
+        sys.executable,
+        os.path.join(_ROOT, "train.py"),
+        "--dataset=directory",
+        f"--data_dir={place}/photos",
+        "--backbone=EfficientNetLite0",
+        "--image_size=64",
+        "--batch_size=16",
+        "--epochs=1",
+        "--on_bad_image=skip",
+        f"--workdir={place}/run",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=place
+    ) as main:
+        embedded, stop = run_train(
+            [*offline, f"--workdir={place}/embedded"],
+            [*offline, "--if_offline=stop", f"--workdir={place}/stop"],
+            home=place,
+        )
         stdout, stderr = main.communicate(timeout=300)
     return {"main": (main.returncode, stdout, stderr), "embedded": embedded, "stop": stop}
 
@@ -60,35 +88,79 @@ def _json(path):
 def test_result_is_the_last_line_and_equals_the_file(trained):
     run, stdout, stderr = trained
     last = stdout.splitlines()[-1]
-    assert last.startswith("RESULT ") and json.loads(last.removeprefix("RESULT ")) == _json(run / "results.json")
-    assert stdout.count("RESULT ") == 1 and "\r" not in stderr  # no progress bar where there is no terminal
+    assert last.startswith("RESULT ") and json.loads(last.removeprefix("RESULT ")) == _json(
+        run / "results.json"
+    )
+    # no progress bar where there is no terminal
+    assert stdout.count("RESULT ") == 1 and "\r" not in stderr
     assert "Traceback" not in stderr and "error" not in stderr
 
 
 def test_results_have_the_keys_of_the_contract(trained):
     summary = _json(trained[0] / "results.json")
-    assert set(summary) == {"phases", "selected_phase", "test", "classes", "substitutions", "precision", "xla", "feature_cache",
-                            "augment_views", "seconds", "weights_sha256"}
+    assert set(summary) == {
+        "phases",
+        "selected_phase",
+        "test",
+        "classes",
+        "substitutions",
+        "precision",
+        "xla",
+        "feature_cache",
+        "augment_views",
+        "seconds",
+        "weights_sha256",
+    }
     assert [phase["name"] for phase in summary["phases"]] == ["head", "finetune"]
     for number, phase in enumerate(summary["phases"], 1):
-        assert set(phase) == {"name", "epochs", "best_epoch", "val_accuracy", "val_loss", "trainable_parameters", "frozen_parameters",
-                              "traces", "compile_seconds", "images_per_second", "seconds", "audit"}
+        assert set(phase) == {
+            "name",
+            "epochs",
+            "best_epoch",
+            "val_accuracy",
+            "val_loss",
+            "trainable_parameters",
+            "frozen_parameters",
+            "traces",
+            "compile_seconds",
+            "images_per_second",
+            "seconds",
+            "audit",
+        }
         assert phase["epochs"] == 1 and phase["best_epoch"] == number
-        assert phase["trainable_parameters"] + phase["frozen_parameters"] == 3_413_024 + 1280 * 3 + 3
-        assert phase["images_per_second"] > 0 and phase["seconds"] > 0 and phase["compile_seconds"] > 0
+        assert (
+            phase["trainable_parameters"] + phase["frozen_parameters"] == 3_413_024 + 1280 * 3 + 3
+        )
+        assert (
+            phase["images_per_second"] > 0 and phase["seconds"] > 0 and phase["compile_seconds"] > 0
+        )
     assert summary["phases"][0]["trainable_parameters"] == 1280 * 3 + 3
     assert set(summary["test"]) == {"accuracy", "loss", "n", "ci95", "reads"}
     assert set(summary["seconds"]) == {"total", "data", "features", "train", "evaluate"}
-    assert summary["classes"] == _CLASSES and summary["substitutions"] == [] and summary["augment_views"] == 4
-    assert summary["selected_phase"] in ("head", "finetune") and len(summary["weights_sha256"]) == 64
-    assert summary["feature_cache"] == "off" and summary["seconds"]["total"] > summary["seconds"]["train"] > 0
+    assert (
+        summary["classes"] == _CLASSES
+        and summary["substitutions"] == []
+        and summary["augment_views"] == 4
+    )
+    assert (
+        summary["selected_phase"] in ("head", "finetune") and len(summary["weights_sha256"]) == 64
+    )
+    assert (
+        summary["feature_cache"] == "off"
+        and summary["seconds"]["total"] > summary["seconds"]["train"] > 0
+    )
 
 
 def test_each_phase_was_traced_once_and_its_audit_is_exact(trained):
     for phase, trainable in zip(_json(trained[0] / "results.json")["phases"], (2, 47)):
         assert phase["traces"] == 1
-        assert phase["audit"] == {"trainable_changed": trainable, "trainable_total": trainable, "frozen_changed": 0,
-                                  "frozen_total": 247 - trainable, "batchnorm_stats_changed": 0}
+        assert phase["audit"] == {
+            "trainable_changed": trainable,
+            "trainable_total": trainable,
+            "frozen_changed": 0,
+            "frozen_total": 247 - trainable,
+            "batchnorm_stats_changed": 0,
+        }
 
 
 def test_test_number_is_read_once_over_the_test_side(trained):
@@ -98,29 +170,44 @@ def test_test_number_is_read_once_over_the_test_side(trained):
     assert test["n"] == count > 0 and test["reads"] == 1
     assert test["accuracy"] * count == pytest.approx(round(test["accuracy"] * count))
     p, z = test["accuracy"], 1.959963984540054
-    center, half = (p + z * z / (2 * count)) / (1 + z * z / count), z / (1 + z * z / count) * math.sqrt(
-        p * (1 - p) / count + z * z / (4 * count**2))
+    center, half = (
+        (p + z * z / (2 * count)) / (1 + z * z / count),
+        z / (1 + z * z / count) * math.sqrt(p * (1 - p) / count + z * z / (4 * count**2)),
+    )
     assert test["ci95"] == pytest.approx([max(0, center - half), min(1, center + half)])
     assert f"test accuracy {p:.4f}" in stdout
 
 
 def test_split_is_decided_by_the_content_of_each_file(trained, place):
     manifest = _json(trained[0] / "split.json")
-    assert manifest["seed"] == 0 and manifest["fractions"] == [0.8, 0.1, 0.1] and manifest["classes"] == _CLASSES
+    assert (
+        manifest["seed"] == 0
+        and manifest["fractions"] == [0.8, 0.1, 0.1]
+        and manifest["classes"] == _CLASSES
+    )
     assert len(manifest["files"]) == 60  # 61, less the broken one
     moved = []
     for file in manifest["files"]:
         with open(place / "photos" / file["path"], "rb") as image:
             content = image.read()
-        assert file["sha256"] == hashlib.sha256(content).hexdigest() and file["class"] == file["path"].split("/")[0]
+        assert (
+            file["sha256"] == hashlib.sha256(content).hexdigest()
+            and file["class"] == file["path"].split("/")[0]
+        )
         fraction = int.from_bytes(hashlib.sha256(b"0\n" + content).digest()[:8], "big") / 2**64
-        if file["side"] != ("train" if fraction < 0.8 else "validation" if fraction < 0.9 else "test"):
+        if file["side"] != (
+            "train" if fraction < 0.8 else "validation" if fraction < 0.9 else "test"
+        ):
             moved.append(file["path"])
     assert len(moved) <= 6  # at most one for each empty side of a class
     sides = {file["path"]: file["side"] for file in manifest["files"]}
     assert sides["cat/00.png"] == sides["cat/copy.png"]
     for name in _CLASSES:
-        assert {side for path, side in sides.items() if path.startswith(name)} == {"train", "validation", "test"}
+        assert {side for path, side in sides.items() if path.startswith(name)} == {
+            "train",
+            "validation",
+            "test",
+        }
 
 
 def test_bad_image_is_named_and_left_out(trained):
@@ -128,29 +215,52 @@ def test_bad_image_is_named_and_left_out(trained):
     with open(run / "bad_images.csv") as file:
         (row,) = csv.DictReader(file)
     assert row["path"] == "bee/07.png" and row["reason"]
-    assert "1 bad images left out, see bad_images.csv" in stdout and "1 images equal another one" in stdout
+    assert (
+        "1 bad images left out, see bad_images.csv" in stdout
+        and "1 images equal another one" in stdout
+    )
 
 
 def test_metrics_have_a_row_an_epoch(trained):
     run, _, _ = trained
     with open(run / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["phase", "epoch", "step", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
-                             "images_per_second", "seconds", "learning_rate"]
+    assert list(rows[0]) == [
+        "phase",
+        "epoch",
+        "step",
+        "train_loss",
+        "train_accuracy",
+        "val_loss",
+        "val_accuracy",
+        "images_per_second",
+        "seconds",
+        "learning_rate",
+    ]
     train = sum(file["side"] == "train" for file in _json(run / "split.json")["files"])
     per_epoch = math.ceil(train / 16)
     assert [(row["phase"], row["epoch"], row["step"]) for row in rows] == [
-        ("head", "1", str(per_epoch)), ("finetune", "2", str(2 * per_epoch))]
+        ("head", "1", str(per_epoch)),
+        ("finetune", "2", str(2 * per_epoch)),
+    ]
     assert [float(row["learning_rate"]) for row in rows] == pytest.approx([1e-3, 1e-5])
     for row, phase in zip(rows, _json(run / "results.json")["phases"]):
-        assert float(row["val_loss"]) == phase["val_loss"] and float(row["val_accuracy"]) == phase["val_accuracy"]
-        assert float(row["train_accuracy"]) * train == pytest.approx(round(float(row["train_accuracy"]) * train))
+        assert (
+            float(row["val_loss"]) == phase["val_loss"]
+            and float(row["val_accuracy"]) == phase["val_accuracy"]
+        )
+        assert float(row["train_accuracy"]) * train == pytest.approx(
+            round(float(row["train_accuracy"]) * train)
+        )
 
 
 def test_run_json_says_what_was_resolved(trained):
     record = _json(trained[0] / "run.json")
     assert set(record["versions"]) >= {"python", "tensorflow", "keras", "numpy"}
-    assert record["precision"] == _json(trained[0] / "results.json")["precision"] and record["substitutions"] == []
+    assert (
+        record["precision"] == _json(trained[0] / "results.json")["precision"]
+        and record["substitutions"] == []
+    )
     assert record["machine"]["devices"] and "cache: " in record["feature_cache"]
 
 
@@ -165,15 +275,29 @@ def test_checkpoints_figure_and_event_files_are_there_and_nothing_half_written(t
     assert (run / "report" / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert len(os.listdir(run / "checkpoints")) == 2
     assert len(os.listdir(run / "train")) == len(os.listdir(run / "validation")) == 1
-    assert not [path for path in glob.glob(f"{run}/**", recursive=True) if ".tmp-" in path or "tmp-" in os.path.basename(path)]
+    assert not [
+        path
+        for path in glob.glob(f"{run}/**", recursive=True)
+        if ".tmp-" in path or "tmp-" in os.path.basename(path)
+    ]
 
 
 def test_plan_is_told_before_training(trained):
     _, stdout, _ = trained
     plan, _, rest = stdout.partition("phase head: ")
-    for part in ("device: ", "data: 60 images in 3 classes", "model: EfficientNetLite0", "cache: ", "plan: head", "plan: finetune"):
+    for part in (
+        "device: ",
+        "data: 60 images in 3 classes",
+        "model: EfficientNetLite0",
+        "cache: ",
+        "plan: head",
+        "plan: finetune",
+    ):
         assert part in plan
-    assert "phase finetune: 43 of 141 backbone layers open, 2,597,475 of 3,416,867 parameters train" in rest
+    assert (
+        "phase finetune: 43 of 141 backbone layers open, 2,597,475 of 3,416,867 parameters train"
+        in rest
+    )
     assert "first unfrozen: block6a_dwconv" in rest and rest.count(" epoch ") >= 2
 
 
@@ -182,24 +306,42 @@ import json, sys
 import keras, numpy as np
 import tl_research.models
 model = keras.saving.load_model(sys.argv[1])
-assert model.input_shape == (None, 64, 64, 3) and model.input.dtype == "float32" and model.output.dtype == "float32"
+assert model.input_shape == (None, 64, 64, 3)
+assert model.input.dtype == "float32" and model.output.dtype == "float32"
 images = np.load(sys.argv[2])
 before = {v.path: v.numpy() for v in model.variables if "seed" not in v.path}
-print(json.dumps([model.predict(images, batch_size=8, verbose=0).tolist(), model(images, training=False).numpy().tolist()]))
+predicted = model.predict(images, batch_size=8, verbose=0)
+print(json.dumps([predicted.tolist(), model(images, training=False).numpy().tolist()]))
 model(images, training=True)  # must not move a statistic, whoever calls it and however
 assert all((v.numpy() == before[v.path]).all() for v in model.variables if v.path in before)
 """
 
 
 def test_exported_model_gives_the_recorded_predictions_in_another_process(trained, place, tmp_path):
-    """The test accuracy and loss of `results.json` come out of the file, from pixels that this test decodes itself."""
+    """The test accuracy and loss of `results.json` come out of the file, from pixels that this test
+    decodes itself.
+    """
     import PIL.Image
+
     run, _, _ = trained
     files = [file for file in _json(run / "split.json")["files"] if file["side"] == "test"]
-    images = np.stack([np.asarray(PIL.Image.open(place / "photos" / file["path"])) for file in files]).astype(np.float32)
+    images = np.stack(
+        [np.asarray(PIL.Image.open(place / "photos" / file["path"])) for file in files]
+    ).astype(np.float32)
     np.save(tmp_path / "images.npy", images)
-    done = subprocess.run([sys.executable, "-c", _PREDICT, str(run / "export" / "model.keras"), str(tmp_path / "images.npy")],
-                          capture_output=True, text=True, cwd=_ROOT, timeout=120)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            _PREDICT,
+            str(run / "export" / "model.keras"),
+            str(tmp_path / "images.npy"),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=_ROOT,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     predicted, called = map(np.array, json.loads(done.stdout.splitlines()[-1]))
     np.testing.assert_allclose(predicted, called, rtol=1e-4, atol=1e-4)
@@ -215,12 +357,18 @@ def test_exported_model_gives_the_recorded_predictions_in_another_process(traine
 
 @pytest.fixture(scope="module")
 def later(trained, place, run_train):
-    """What is asked of train.py after the run, each in a process of its own: {name: (exit code, stdout, stderr)}."""
+    """What is asked of train.py after the run, each in a process of its own: {name: (exit code,
+    stdout, stderr)}.
+    """
     run, _, _ = trained
     with open(run / "flags.txt") as file:
         same = [line.rstrip("\n") for line in file]
     cases = {
-        "replay": [f"--flagfile={run}/flags.txt", f"--workdir={place}/replay", "--min_test_accuracy=1.0"],
+        "replay": [
+            f"--flagfile={run}/flags.txt",
+            f"--workdir={place}/replay",
+            "--min_test_accuracy=1.0",
+        ],
         "again": [*same, f"--workdir={run}"],
         "changed": [*same, "--seed=1", f"--workdir={run}"],
     }
@@ -232,7 +380,10 @@ def test_replayed_flags_give_the_same_weights_and_the_gate_exit_3(trained, place
     one, other = _json(trained[0] / "results.json"), _json(place / "replay" / "results.json")
     assert other["weights_sha256"] == one["weights_sha256"] and other["test"] == one["test"]
     assert one["test"]["accuracy"] < 1.0 and code == 3
-    assert stderr.splitlines()[-1].startswith("error: test accuracy ") and "--min_test_accuracy=1.0" in stderr
+    assert (
+        stderr.splitlines()[-1].startswith("error: test accuracy ")
+        and "--min_test_accuracy=1.0" in stderr
+    )
     assert stdout.splitlines()[-1].startswith("RESULT ")
     for name in ("split.json", "bad_images.csv"):
         assert (place / "replay" / name).read_bytes() == (trained[0] / name).read_bytes()
@@ -267,12 +418,21 @@ def test_offline_run_goes_on_with_what_is_embedded_and_records_it(place, first):
     summary = json.loads(stdout.splitlines()[-1].removeprefix("RESULT "))
     assert summary["substitutions"] == [
         "data set tf_flowers could not be reached; used drawn_flowers instead",
-        "imagenet weights of EfficientNetV2B0 could not be reached; used EfficientNetLite0 with its packaged ImageNet weights instead"]
+        (
+            "imagenet weights of EfficientNetV2B0 could not be reached; used EfficientNetLite0 "
+            "with its packaged ImageNet weights instead"
+        ),
+    ]
     assert _json(place / "embedded" / "run.json")["substitutions"] == summary["substitutions"]
     for line in summary["substitutions"]:
         assert f"note: {line} (" in stderr  # when it happens, with the reason
-        assert f"substitution: {line}\n" in stdout and f"note: {line}\n" in stdout.split("test accuracy")[0]  # in the plan, and at the end
-    assert "--dataset=tf_flowers" in (place / "embedded" / "flags.txt").read_text()  # what was asked for
+        # in the plan, and at the end
+        assert (
+            f"substitution: {line}\n" in stdout
+            and f"note: {line}\n" in stdout.split("test accuracy")[0]
+        )
+    # what was asked for
+    assert "--dataset=tf_flowers" in (place / "embedded" / "flags.txt").read_text()
     assert summary["classes"] and summary["test"]["n"] > 20
     assert {phase["traces"] for phase in summary["phases"]} == {1}
 
@@ -284,15 +444,37 @@ def test_offline_run_that_must_stop_says_which_file_to_place(place, first):
     assert f"put it at {place}/.cache/tl_research/flower_photos.tgz" in stderr
 
 
-def test_two_classes_in_the_layout_of_their_archive_without_a_network(run_train, write_images, tmp_path):
+def test_two_classes_in_the_layout_of_their_archive_without_a_network(
+    run_train, write_images, tmp_path
+):
     for side, count in (("train", 20), ("validation", 12)):
-        write_images(tmp_path / "photos" / side, classes=("cats", "dogs"), count=count, size=32 + count)
-    flags = [f"--flagfile={_ROOT}/cats_vs_dogs.flags", "--image_size=32", "--batch_size=16", "--epochs=1,1", f"--workdir={tmp_path}/run"]
+        write_images(
+            tmp_path / "photos" / side, classes=("cats", "dogs"), count=count, size=32 + count
+        )
+    flags = [
+        f"--flagfile={_ROOT}/cats_vs_dogs.flags",
+        "--image_size=32",
+        "--batch_size=16",
+        "--epochs=1,1",
+        f"--workdir={tmp_path}/run",
+    ]
     ((code, stdout, stderr),) = run_train([*flags, f"--data_dir={tmp_path}/photos"])
     assert code == 0, stderr
-    results, split = _json(tmp_path / "run" / "results.json"), _json(tmp_path / "run" / "split.json")
+    results, split = (
+        _json(tmp_path / "run" / "results.json"),
+        _json(tmp_path / "run" / "split.json"),
+    )
     assert results["classes"] == ["cats", "dogs"]
-    assert {file["side"] for file in split["files"] if file["path"].startswith("train/")} == {"train"}
-    assert {file["side"] for file in split["files"] if file["path"].startswith("validation/")} == {"validation", "test"}
-    # From layer 100 of 154 up, 35.06 %, of a backbone that could not be had: 50 of 141 layers of the one that is used instead.
-    assert "finetune: 50 of 141 backbone layers open" in stdout and "MobileNetV2 could not be reached" in stdout
+    assert {file["side"] for file in split["files"] if file["path"].startswith("train/")} == {
+        "train"
+    }
+    assert {file["side"] for file in split["files"] if file["path"].startswith("validation/")} == {
+        "validation",
+        "test",
+    }
+    # From layer 100 of 154 up, 35.06 %, of a backbone that could not be had: 50 of 141 layers of
+    # the one that is used instead.
+    assert (
+        "finetune: 50 of 141 backbone layers open" in stdout
+        and "MobileNetV2 could not be reached" in stdout
+    )

@@ -1,4 +1,6 @@
-"""`python -m tl_research.evaluate`: its numbers are those of the run, its files agree, and a reading of the test images counts."""
+"""`python -m tl_research.evaluate`: its numbers are those of the run, its files agree, and a
+reading of the test images counts.
+"""
 
 import csv
 import json
@@ -11,8 +13,8 @@ import pytest
 
 from tl_research.errors import DataError, RunDirectoryError
 from tl_research.evaluate import EvaluateConfig, evaluate
-from tl_research.training.run_directory import RunDirectory
 from tl_research.trained import TrainedRun
+from tl_research.training.run_directory import RunDirectory
 
 _CLASSES = ["ant", "bee", "cat"]
 
@@ -31,8 +33,11 @@ def test_validation_report_repeats_what_selected_the_weights(finished_run, capsy
     before = _results(finished_run)
     report = evaluate(EvaluateConfig(run=finished_run))
     (phase,) = before["phases"]
-    assert report["accuracy"] == phase["val_accuracy"] and report["log_loss"] == pytest.approx(phase["val_loss"], rel=1e-5)
-    assert _results(finished_run) == before and "test_reads" not in report  # nothing was read that counts
+    assert report["accuracy"] == phase["val_accuracy"] and report["log_loss"] == pytest.approx(
+        phase["val_loss"], rel=1e-5
+    )
+    # nothing was read that counts
+    assert _results(finished_run) == before and "test_reads" not in report
     with open(os.path.join(finished_run, "report", "validation", "report.json")) as file:
         assert json.load(file) == report
     out = capsys.readouterr().out
@@ -42,35 +47,57 @@ def test_validation_report_repeats_what_selected_the_weights(finished_run, capsy
 
 def test_files_agree_with_each_other_and_with_the_split(finished_run):
     report = evaluate(EvaluateConfig(run=finished_run, batch_size=7))
-    predictions, mistakes = (_rows(finished_run, "validation", name) for name in ("predictions.csv", "mistakes.csv"))
+    predictions, mistakes = (
+        _rows(finished_run, "validation", name) for name in ("predictions.csv", "mistakes.csv")
+    )
     with open(os.path.join(finished_run, "split.json")) as file:
-        split = {file["path"]: file["class"] for file in json.load(file)["files"] if file["side"] == "validation"}
+        split = {
+            file["path"]: file["class"]
+            for file in json.load(file)["files"]
+            if file["side"] == "validation"
+        }
     assert {row["path"]: row["true"] for row in predictions} == split and report["n"] == len(split)
     wrong = [row for row in predictions if row["true"] != row["predicted"]]
     assert wrong and len(mistakes) == len(wrong) == round((1 - report["accuracy"]) * len(split))
     losses = [float(row["loss"]) for row in mistakes]
-    assert losses == sorted(losses, reverse=True) and {row["path"] for row in mistakes} == {row["path"] for row in wrong}
+    assert losses == sorted(losses, reverse=True) and {row["path"] for row in mistakes} == {
+        row["path"] for row in wrong
+    }
     for row in predictions:
         probabilities = {name: float(row[f"probability {name}"]) for name in _CLASSES}
         assert sum(probabilities.values()) == pytest.approx(1)
         assert row["predicted"] == max(probabilities, key=probabilities.get)
         assert float(row["probability"]) == probabilities[row["predicted"]]
-        assert float(row["true_probability"]) == probabilities[row["true"]] == pytest.approx(np.exp(-float(row["loss"])))
+        assert (
+            float(row["true_probability"])
+            == probabilities[row["true"]]
+            == pytest.approx(np.exp(-float(row["loss"])))
+        )
     for row in _rows(finished_run, "validation", "confusion.csv"):
         for name in _CLASSES:
             count = sum(p["true"] == row["true"] and p["predicted"] == name for p in predictions)
             assert int(row[f"predicted {name}"]) == count
     for row in _rows(finished_run, "validation", "per_class.csv"):
         hits = sum(p["true"] == p["predicted"] == row["class"] for p in predictions)
-        assert float(row["recall"]) == hits / int(row["support"]) == report["per_class"][row["class"]]["recall"]
+        assert (
+            float(row["recall"])
+            == hits / int(row["support"])
+            == report["per_class"][row["class"]]["recall"]
+        )
 
 
 def test_every_reading_of_the_test_images_is_counted_and_said(finished_run, capsys):
     before = _results(finished_run)
     for reads in (2, 3):
         report = evaluate(EvaluateConfig(run=finished_run, side="test"))
-        assert report["test_reads"] == reads and f"test images read {reads} times now" in capsys.readouterr().out
-    assert report["accuracy"] == before["test"]["accuracy"] and report["ci95"] == before["test"]["ci95"]
+        assert (
+            report["test_reads"] == reads
+            and f"test images read {reads} times now" in capsys.readouterr().out
+        )
+    assert (
+        report["accuracy"] == before["test"]["accuracy"]
+        and report["ci95"] == before["test"]["ci95"]
+    )
     assert _results(finished_run) == {**before, "test": {**before["test"], "reads": 3}}
 
 
@@ -82,9 +109,15 @@ def test_changed_images_are_an_error_and_count_no_reading(finished_run):
     assert _results(finished_run)["test"]["reads"] == 1
 
 
-@pytest.mark.parametrize("file, message", [
-    ("flags.txt", "is not a run"), ("results.json", "is not finished"), ("split.json", "has no split.json"),
-    ("export/model.keras", "cannot be loaded")])
+@pytest.mark.parametrize(
+    "file, message",
+    [
+        ("flags.txt", "is not a run"),
+        ("results.json", "is not finished"),
+        ("split.json", "has no split.json"),
+        ("export/model.keras", "cannot be loaded"),
+    ],
+)
 def test_what_is_no_finished_run_is_exit_8(finished_run, file, message):
     os.remove(os.path.join(finished_run, file))
     with pytest.raises(RunDirectoryError, match=message) as error:
@@ -93,7 +126,10 @@ def test_what_is_no_finished_run_is_exit_8(finished_run, file, message):
 
 
 def test_run_of_another_version_and_one_in_use_are_exit_8(finished_run):
-    with RunDirectory(TrainedRun(finished_run).config), pytest.raises(RunDirectoryError, match="is used by pid"):
+    with (
+        RunDirectory(TrainedRun(finished_run).config),
+        pytest.raises(RunDirectoryError, match="is used by pid"),
+    ):
         evaluate(EvaluateConfig(run=finished_run))
     with open(os.path.join(finished_run, "flags.txt"), "a") as file:
         file.write("--of_the_future=1\n")
@@ -101,21 +137,37 @@ def test_run_of_another_version_and_one_in_use_are_exit_8(finished_run):
         evaluate(EvaluateConfig(run=finished_run))
 
 
-@pytest.mark.parametrize("tool, arguments, code, message", [
-    ("evaluate", [], 1, "--run is missing"),
-    ("evaluate", ["--run=x", "--side=train"], 1, "--side=train"),
-    ("evaluate", ["--run=x", "photo.jpg"], 1, "'photo.jpg' is not a flag"),
-    ("predict", ["--run=x"], 1, "no images are named"),
-    ("predict", ["--run=x", "/nowhere.jpg"], 2, "1 of 1 paths do not exist (/nowhere.jpg)"),
-    ("predict", ["--run=x", "--batch_size=0", "."], 1, "--batch_size=0"),
-    ("evaluate", ["--helpshort"], 1, None), ("predict", ["--helpshort"], 1, None),
-    ("export", ["--run=x", "--format=onnx"], 1, "expected one of saved_model, litert"), ("export", ["--helpshort"], 1, None)])
+@pytest.mark.parametrize(
+    "tool, arguments, code, message",
+    [
+        ("evaluate", [], 1, "--run is missing"),
+        ("evaluate", ["--run=x", "--side=train"], 1, "--side=train"),
+        ("evaluate", ["--run=x", "photo.jpg"], 1, "'photo.jpg' is not a flag"),
+        ("predict", ["--run=x"], 1, "no images are named"),
+        ("predict", ["--run=x", "/nowhere.jpg"], 2, "1 of 1 paths do not exist (/nowhere.jpg)"),
+        ("predict", ["--run=x", "--batch_size=0", "."], 1, "--batch_size=0"),
+        ("evaluate", ["--helpshort"], 1, None),
+        ("predict", ["--helpshort"], 1, None),
+        ("export", ["--run=x", "--format=onnx"], 1, "expected one of saved_model, litert"),
+        ("export", ["--helpshort"], 1, None),
+    ],
+)
 def test_command_line_answers_without_tensorflow(tool, arguments, code, message):
-    program = ("import runpy, sys; sys.modules['tensorflow'] = sys.modules['keras'] = None; "
-               f"sys.argv = ['x', *{arguments!r}]; runpy.run_module('tl_research.{tool}', run_name='__main__', alter_sys=True)")
+    program = (
+        "import runpy, sys; sys.modules['tensorflow'] = sys.modules['keras'] = None; sys.argv = "
+        f"['x', *{arguments!r}]; runpy.run_module('tl_research.{tool}', run_name='__main__', "
+        "alter_sys=True)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     if message is None:
-        assert "--run: the directory of a finished run" in done.stdout and f"python -m tl_research.{tool}" in done.stdout
+        assert (
+            "--run: the directory of a finished run" in done.stdout
+            and f"python -m tl_research.{tool}" in done.stdout
+        )
     else:
-        assert done.returncode == code and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+        assert (
+            done.returncode == code
+            and done.stderr.startswith("error: ")
+            and done.stderr.count("\n") == 1
+        )
         assert message in done.stderr and not done.stdout

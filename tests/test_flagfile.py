@@ -1,4 +1,7 @@
-"""Every line of a flag file is applied, or named with its file and line; nothing is lost without a word."""
+"""Every line of a flag file is applied, or named with its file and line.
+
+Nothing is lost without a word.
+"""
 
 import dataclasses
 import glob
@@ -12,6 +15,7 @@ from tl_research.config import Config
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
+
 @pytest.fixture(scope="module", autouse=True)
 def defined():
     cli.define_flags(Config)
@@ -21,7 +25,8 @@ def defined():
 
 @pytest.fixture
 def parse(tmp_path, capsys):
-    """A function from the content of a flag file (and more arguments) to (Config or None, stderr)."""
+    """A function from a flag file's content (and more arguments) to (Config or None, stderr)."""
+
     def parse(content, *arguments):
         path = tmp_path / "my.flags"
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -35,68 +40,80 @@ def parse(tmp_path, capsys):
         except SystemExit as error:
             assert error.code == 1
         return config, capsys.readouterr().err.replace(f"{tmp_path}/", "")
+
     return parse
 
 
-@pytest.mark.parametrize("line, named", [
-    ("epochs=9", "'epochs=9' is not a flag; expected --name=value; did you mean --epochs=?"),
-    ("\u2014epochs=9", "is not a flag; expected --name=value; did you mean --epochs=?"),
-    ("\ufeff--epochs=9", "invisible character '\\ufeff'"),
-    ("--epochs=\u200b9", "invisible character '\\u200b'"),
-    ("--epochs=9\r--seed=1", "invisible character '\\r'"),
-    ("--data_dir=a\0b", "invisible character '\\x00'"),
-    ("--", "'--' is not a flag"),
-    ("--undefok=lrr", "--undefok is no flag that a file may set"),
-    ("--epochs=9  # why", "a comment or quotes"),
-    ('--backbone="VGG16"', "a comment or quotes"),
-    ("--data_dir='photos'", "a comment or quotes"),
-    ("--epochs 9", "'--epochs 9' is not a flag"),
-    ("--epochs = 9", "is not a flag"),
-    ("--epocs=9", "--epocs is no flag that a file may set; did you mean epochs?"),
-    ("--epochs=1e3", "--epochs=1e3; expected a whole number"),
-    ("--nesterov=maybe", "Non-boolean"),
-    ("--nonesterov=true", "--nonesterov is no flag"),
-    ("--noseed", "--noseed is no flag"),
-    ("--seed", "--seed has no value"),
-    ("--seed=many", "'--seed=many' cannot be used"),
-    ("--optimizer=adm", "<sgd|adam|adamw|rmsprop|lion>"),
-    ("--dropout=nan", "--dropout=nan; expected a finite number"),
-    ("--dropout=-0.1", "--dropout=-0.1; expected at least 0"),
-    ("--learning_rate=1e-400", "--learning_rate=0.0; expected above 0"),
-    ("--run_with_profiling", "--run_with_profiling is no flag that a file may set"),
-    ("--profile_file=x", "no flag that a file may set"),
-    ("--run_with_pdb", "no flag that a file may set"),
-    ("--pdb_post_mortem", "no flag that a file may set"),
-    ("--use_cprofile_for_profiling", "no flag that a file may set"),
-    ("--log_dir=x", "no flag that a file may set"),
-    ("--help", "no flag that a file may set"),
-    ("--workdir=$HOME/x", "--workdir=$HOME/x; expected a path without $"),
-    ("--data_dir=", "--data_dir=''; expected a line of text"),
-    ("--flagfile=/etc/passwd", "--flagfile=/etc/passwd is refused"),
-    ("--flagfile=../x.flags", "--flagfile=../x.flags is refused"),
-    ("--flagfile=nowhere.flags", "nowhere.flags cannot be read (No such file or directory)"),
-    ("--flagfile", "is refused"),
-    ("--flagfile=my.flags", "--flagfile=my.flags is refused"),  # in the file that it names: itself
-    (b"--seed=\xff", "byte 8 is not UTF-8"),
-])
+@pytest.mark.parametrize(
+    "line, named",
+    [
+        ("epochs=9", "'epochs=9' is not a flag; expected --name=value; did you mean --epochs=?"),
+        ("\u2014epochs=9", "is not a flag; expected --name=value; did you mean --epochs=?"),
+        ("\ufeff--epochs=9", "invisible character '\\ufeff'"),
+        ("--epochs=\u200b9", "invisible character '\\u200b'"),
+        ("--epochs=9\r--seed=1", "invisible character '\\r'"),
+        ("--data_dir=a\0b", "invisible character '\\x00'"),
+        ("--", "'--' is not a flag"),
+        ("--undefok=lrr", "--undefok is no flag that a file may set"),
+        ("--epochs=9  # why", "a comment or quotes"),
+        ('--backbone="VGG16"', "a comment or quotes"),
+        ("--data_dir='photos'", "a comment or quotes"),
+        ("--epochs 9", "'--epochs 9' is not a flag"),
+        ("--epochs = 9", "is not a flag"),
+        ("--epocs=9", "--epocs is no flag that a file may set; did you mean epochs?"),
+        ("--epochs=1e3", "--epochs=1e3; expected a whole number"),
+        ("--nesterov=maybe", "Non-boolean"),
+        ("--nonesterov=true", "--nonesterov is no flag"),
+        ("--noseed", "--noseed is no flag"),
+        ("--seed", "--seed has no value"),
+        ("--seed=many", "'--seed=many' cannot be used"),
+        ("--optimizer=adm", "<sgd|adam|adamw|rmsprop|lion>"),
+        ("--dropout=nan", "--dropout=nan; expected a finite number"),
+        ("--dropout=-0.1", "--dropout=-0.1; expected at least 0"),
+        ("--learning_rate=1e-400", "--learning_rate=0.0; expected above 0"),
+        ("--run_with_profiling", "--run_with_profiling is no flag that a file may set"),
+        ("--profile_file=x", "no flag that a file may set"),
+        ("--run_with_pdb", "no flag that a file may set"),
+        ("--pdb_post_mortem", "no flag that a file may set"),
+        ("--use_cprofile_for_profiling", "no flag that a file may set"),
+        ("--log_dir=x", "no flag that a file may set"),
+        ("--help", "no flag that a file may set"),
+        ("--workdir=$HOME/x", "--workdir=$HOME/x; expected a path without $"),
+        ("--data_dir=", "--data_dir=''; expected a line of text"),
+        ("--flagfile=/etc/passwd", "--flagfile=/etc/passwd is refused"),
+        ("--flagfile=../x.flags", "--flagfile=../x.flags is refused"),
+        ("--flagfile=nowhere.flags", "nowhere.flags cannot be read (No such file or directory)"),
+        ("--flagfile", "is refused"),
+        (
+            "--flagfile=my.flags",
+            "--flagfile=my.flags is refused",
+        ),  # in the file that it names: itself
+        (b"--seed=\xff", "byte 8 is not UTF-8"),
+    ],
+)
 def test_line_that_cannot_be_applied_is_named(parse, line, named):
     line = line if isinstance(line, bytes) else line.encode()
     config, error = parse(b"# a comment\n--seed=3\n" + line + b"\n--momentum=0.5\n")
-    assert config is None and error.startswith("error: my.flags:3: ") and error.count("\n") == 1, error
+    assert config is None and error.startswith("error: my.flags:3: ") and error.count("\n") == 1, (
+        error
+    )
     assert named in error
 
 
-@pytest.mark.parametrize("content, settings", [
-    ("--seed=3\r\n--dropout=0.5\r\n", {"seed": 3, "dropout": 0.5}),
-    ("--seed=3", {"seed": 3}),
-    ("", {}),
-    ("  # indented\n\t// so too\n\n   --seed=3   \n", {"seed": 3}),
-    ("--seed=0x10\n--cache_bytes=1_000", {"seed": 16, "cache_bytes": 1000}),
-    ("-seed=3\n--nesterov\n--optimizer=sgd", {"seed": 3, "nesterov": True, "optimizer": "sgd"}),
-    ("--nodeterministic\n--nesterov=false", {}),
-    ("--lr_multiplier=a=1\n--lr_multiplier=b=2", {"lr_multiplier": ("a=1", "b=2")}),
-    ("--data_dir=/a b/\u00e9t\u00e9", {"data_dir": "/a b/\u00e9t\u00e9"}),
-])
+@pytest.mark.parametrize(
+    "content, settings",
+    [
+        ("--seed=3\r\n--dropout=0.5\r\n", {"seed": 3, "dropout": 0.5}),
+        ("--seed=3", {"seed": 3}),
+        ("", {}),
+        ("  # indented\n\t// so too\n\n   --seed=3   \n", {"seed": 3}),
+        ("--seed=0x10\n--cache_bytes=1_000", {"seed": 16, "cache_bytes": 1000}),
+        ("-seed=3\n--nesterov\n--optimizer=sgd", {"seed": 3, "nesterov": True, "optimizer": "sgd"}),
+        ("--nodeterministic\n--nesterov=false", {}),
+        ("--lr_multiplier=a=1\n--lr_multiplier=b=2", {"lr_multiplier": ("a=1", "b=2")}),
+        ("--data_dir=/a b/\u00e9t\u00e9", {"data_dir": "/a b/\u00e9t\u00e9"}),
+    ],
+)
 def test_good_lines_are_applied(parse, content, settings):
     config, error = parse(content)
     assert error == "" and config == Config(**settings)
@@ -105,8 +122,14 @@ def test_good_lines_are_applied(parse, content, settings):
 def test_command_line_wins_over_the_file_silently_and_a_second_line_with_a_warning(parse):
     assert parse("--seed=3\n", "--seed=4") == (Config(seed=4), "")
     config, error = parse("--seed=3\n\n--seed=5\n")
-    assert config.seed == 5 and error == "warning: my.flags:3: --seed stands in line 1 too; this one counts\n"
-    assert parse("--dropout=0.99\n", "--dropout=0.98")[1].startswith("error: --dropout=0.98; expected")  # not the file's fault
+    assert (
+        config.seed == 5
+        and error == "warning: my.flags:3: --seed stands in line 1 too; this one counts\n"
+    )
+    # not the file's fault
+    assert parse("--dropout=0.99\n", "--dropout=0.98")[1].startswith(
+        "error: --dropout=0.98; expected"
+    )
 
 
 def test_file_may_name_another_one_beside_it(parse, tmp_path):
@@ -125,11 +148,19 @@ def test_what_is_no_small_file_is_refused_at_once(parse, tmp_path):
     for name in ("pipe.flags", "large.flags", "", "gone.flags"):
         config, error = parse("", f"--flagfile={tmp_path / name}")
         assert config is None and error.startswith("error: --flagfile=") and error.count("\n") == 1
-    assert parse("", "--undefok=sed", "--sed=1")[1].startswith("error: --undefok=sed would hide misspelt flags")
+    assert parse("", "--undefok=sed", "--sed=1")[1].startswith(
+        "error: --undefok=sed would hide misspelt flags"
+    )
 
 
 def test_flags_of_a_run_are_read_back(parse):
-    config = Config(data_dir="/photos", lr_multiplier=("head/=2", "b=0.5"), nesterov=True, optimizer="sgd", learning_rate=(1 / 3, 1e-9))
+    config = Config(
+        data_dir="/photos",
+        lr_multiplier=("head/=2", "b=0.5"),
+        nesterov=True,
+        optimizer="sgd",
+        learning_rate=(1 / 3, 1e-9),
+    )
     assert parse(config.to_flags()) == (config, "")
 
 
@@ -139,7 +170,11 @@ def test_mutated_files_lose_nothing(parse):
     import fault_injection
     import fault_inputs
 
-    good = Config(dataset="directory", data_dir="/photos", lr_multiplier=("head/=2",)).to_flags().splitlines()
+    good = (
+        Config(dataset="directory", data_dir="/photos", lr_multiplier=("head/=2",))
+        .to_flags()
+        .splitlines()
+    )
     draw, accepted = random.Random(0), 0
     for _ in range(500):
         content = fault_inputs.mutated_flags(draw.sample(good, 8), draw)
@@ -151,12 +186,26 @@ def test_mutated_files_lose_nothing(parse):
 
 def test_each_setting_can_stand_in_a_file(parse):
     for field in dataclasses.fields(Config):
-        if field.default not in (None, ()) and field.name not in ("workdir", "resume", "seeds_split"):
-            (line,) = (line for line in Config().to_flags().splitlines() if line.startswith(f"--{field.name}="))
+        if field.default not in (None, ()) and field.name not in (
+            "workdir",
+            "resume",
+            "seeds_split",
+        ):
+            (line,) = (
+                line
+                for line in Config().to_flags().splitlines()
+                if line.startswith(f"--{field.name}=")
+            )
             assert parse(line) == (Config(), ""), line
 
 
-@pytest.mark.parametrize("path", sorted(glob.glob(os.path.join(_ROOT, "*.flags")) + glob.glob(os.path.join(_ROOT, "recipes", "*.flags"))))
+@pytest.mark.parametrize(
+    "path",
+    sorted(
+        glob.glob(os.path.join(_ROOT, "*.flags"))
+        + glob.glob(os.path.join(_ROOT, "recipes", "*.flags"))
+    ),
+)
 def test_shipped_files_are_settings_that_go_together(parse, path):
     first = [f"--flagfile={os.path.join(_ROOT, 'flowers.flags')}"] if "recipes" in path else []
     config, error = parse("", *first, f"--flagfile={path}")

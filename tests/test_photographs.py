@@ -1,4 +1,6 @@
-"""The photographs of tf_flowers in the folder that TL_RESEARCH_FLOWERS names: what no drawn image shows."""
+"""The photographs of tf_flowers in the folder that TL_RESEARCH_FLOWERS names: what no drawn image
+shows.
+"""
 
 import collections
 import json
@@ -15,16 +17,25 @@ from tl_research.data import dataset, split
 from tl_research.training.run_directory import RunDirectory
 
 _FLOWERS = os.environ.get("TL_RESEARCH_FLOWERS")
-pytestmark = pytest.mark.skipif(not _FLOWERS, reason="TL_RESEARCH_FLOWERS does not name the folder of the photographs")
+pytestmark = pytest.mark.skipif(
+    not _FLOWERS, reason="TL_RESEARCH_FLOWERS does not name the folder of the photographs"
+)
 _COUNTS = {"daisy": 633, "dandelion": 898, "roses": 641, "sunflowers": 699, "tulips": 799}
 
 
 def test_all_photographs_are_used_and_split_by_their_contents(tmp_path):
-    with RunDirectory(Config(data_dir=_FLOWERS, image_size=16, workdir=str(tmp_path / "run"))) as directory:
+    with RunDirectory(
+        Config(data_dir=_FLOWERS, image_size=16, workdir=str(tmp_path / "run"))
+    ) as directory:
         data = dataset.load(Config(data_dir=_FLOWERS, image_size=16), directory)
         files = directory.read_json("split.json")["files"]
-    assert data.classes == tuple(_COUNTS) and collections.Counter(file["class"] for file in files) == _COUNTS
-    assert {side: len(getattr(data, side)) for side in split.SIDES} == collections.Counter(file["side"] for file in files)
+    assert (
+        data.classes == tuple(_COUNTS)
+        and collections.Counter(file["class"] for file in files) == _COUNTS
+    )
+    assert {side: len(getattr(data, side)) for side in split.SIDES} == collections.Counter(
+        file["side"] for file in files
+    )
     sides = collections.defaultdict(set)
     for file in files:
         sides[file["sha256"]].add(file["side"])
@@ -32,10 +43,14 @@ def test_all_photographs_are_used_and_split_by_their_contents(tmp_path):
     for file in files[::50]:
         with open(os.path.join(_FLOWERS, file["path"]), "rb") as opened:
             fraction = split.split_fraction(0, opened.read())
-        assert file["side"] == ("train" if fraction < 0.8 else "validation" if fraction < 0.9 else "test")
+        assert file["side"] == (
+            "train" if fraction < 0.8 else "validation" if fraction < 0.9 else "test"
+        )
     # Of a binomial distribution, within five standard deviations.
-    assert all(abs(len(getattr(data, side)) - share * 3670) < 5 * (share * (1 - share) * 3670) ** 0.5
-               for side, share in zip(split.SIDES, (0.8, 0.1, 0.1)))
+    assert all(
+        abs(len(getattr(data, side)) - share * 3670) < 5 * (share * (1 - share) * 3670) ** 0.5
+        for side, share in zip(split.SIDES, (0.8, 0.1, 0.1))
+    )
 
 
 def test_recipe_learns_from_a_few_photographs_and_names_what_it_learned(tmp_path, capsys):
@@ -43,14 +58,31 @@ def test_recipe_learns_from_a_few_photographs_and_names_what_it_learned(tmp_path
         os.makedirs(tmp_path / "few" / name)
         for file in sorted(os.listdir(os.path.join(_FLOWERS, name)))[:60]:
             shutil.copy(os.path.join(_FLOWERS, name, file), tmp_path / "few" / name / file)
-    experiment.run(Config(dataset="directory", data_dir=str(tmp_path / "few"), backbone="EfficientNetLite0", image_size=128,
-                          epochs=(8, 1), split=(0.6, 0.3, 0.1), workdir=str(tmp_path / "run")))
+    experiment.run(
+        Config(
+            dataset="directory",
+            data_dir=str(tmp_path / "few"),
+            backbone="EfficientNetLite0",
+            image_size=128,
+            epochs=(8, 1),
+            split=(0.6, 0.3, 0.1),
+            workdir=str(tmp_path / "run"),
+        )
+    )
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert all(phase["audit"]["frozen_changed"] == 0 for phase in results["phases"])
-    chosen = next(phase for phase in results["phases"] if phase["name"] == results["selected_phase"])
+    chosen = next(
+        phase for phase in results["phases"] if phase["name"] == results["selected_phase"]
+    )
     assert chosen["val_accuracy"] > 0.6  # chance is 0.2; of 85 images, two standard errors are 0.1
     model = tf.keras.models.load_model(tmp_path / "run" / "export" / "model.keras")
-    paths = [os.path.join(_FLOWERS, name, sorted(os.listdir(os.path.join(_FLOWERS, name)))[i]) for name in _COUNTS for i in range(60, 70)]
-    images = tf.stack([tf.image.resize(tf.io.decode_jpeg(tf.io.read_file(path)), (128, 128)) for path in paths])
+    paths = [
+        os.path.join(_FLOWERS, name, sorted(os.listdir(os.path.join(_FLOWERS, name)))[i])
+        for name in _COUNTS
+        for i in range(60, 70)
+    ]
+    images = tf.stack(
+        [tf.image.resize(tf.io.decode_jpeg(tf.io.read_file(path)), (128, 128)) for path in paths]
+    )
     answers = np.argmax(model(images), axis=1)  # of photographs that the run never had
     assert (answers == np.repeat(np.arange(5), 10)).mean() > 0.5

@@ -1,4 +1,6 @@
-"""`python -m tl_research.predict`: the probabilities of the saved model, in order, whatever else lies among the images."""
+"""`python -m tl_research.predict`: the probabilities of the saved model, in order, whatever else
+lies among the images.
+"""
 
 import csv
 import io
@@ -21,7 +23,9 @@ def _expected(run, path):
     """The probabilities by Keras, from pixels read and resized here."""
     pixels = np.asarray(PIL.Image.open(path).convert("RGB"), np.float32)
     resized = np.round(tf.image.resize(pixels, (32, 32)))[None]
-    logits = keras.saving.load_model(os.path.join(run, "export", "model.keras"), compile=False)(resized).numpy()
+    logits = keras.saving.load_model(os.path.join(run, "export", "model.keras"), compile=False)(
+        resized
+    ).numpy()
     return keras.ops.softmax(logits).numpy()[0]
 
 
@@ -29,7 +33,9 @@ def test_images_of_any_size_get_the_probabilities_of_the_saved_model(finished_ru
     paths = []
     for number, size in enumerate(((20, 50), (64, 64), (33, 31))):
         paths.append(str(tmp_path / f"{number}.png"))
-        PIL.Image.fromarray(np.random.RandomState(number).randint(0, 255, (*size, 3), np.uint8)).save(paths[-1])
+        PIL.Image.fromarray(
+            np.random.RandomState(number).randint(0, 255, (*size, 3), np.uint8)
+        ).save(paths[-1])
     classes, predictions = predict(PredictConfig(run=finished_run, batch_size=2), paths)
     predictions = list(predictions)
     assert classes == ("ant", "bee", "cat") and [path for path, _, _ in predictions] == paths
@@ -39,7 +45,12 @@ def test_images_of_any_size_get_the_probabilities_of_the_saved_model(finished_ru
 
 
 def _run(*arguments, **kwargs):
-    return subprocess.run([sys.executable, "-m", "tl_research.predict", *arguments], capture_output=True, text=True, **kwargs)
+    return subprocess.run(
+        [sys.executable, "-m", "tl_research.predict", *arguments],
+        capture_output=True,
+        text=True,
+        **kwargs,
+    )
 
 
 def test_folder_with_bad_images_prints_a_row_for_each_good_one(finished_run, tmp_path):
@@ -53,25 +64,40 @@ def test_folder_with_bad_images_prints_a_row_for_each_good_one(finished_run, tmp
     done = _run(f"--run={finished_run}", str(folder), "--batch_size=2")
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
-    assert [row["path"] for row in rows] == [f"{folder}/a.png", f"{folder}/e.png", f"{folder}/deep/c,d.png"]
+    assert [row["path"] for row in rows] == [
+        f"{folder}/a.png",
+        f"{folder}/e.png",
+        f"{folder}/deep/c,d.png",
+    ]
     assert list(rows[0]) == ["path", "class", "probability", "ant", "bee", "cat"]
     for row in rows:
-        assert row["class"] == max(("ant", "bee", "cat"), key=lambda name: float(row[name])) and float(row[row["class"]]) == float(row["probability"])
+        assert row["class"] == max(
+            ("ant", "bee", "cat"), key=lambda name: float(row[name])
+        ) and float(row[row["class"]]) == float(row["probability"])
     named, counted = done.stderr.splitlines()
     assert named == f"{folder}/b.jpg: no known image format named .jpg"
     assert counted.startswith("3 images in ") and counted.endswith("s, 1 could not be used")
 
 
 def test_file_of_rows_is_written_whole_and_nothing_usable_is_exit_2(finished_run, tmp_path):
-    out, photo = tmp_path / "out.csv", os.path.join(os.path.dirname(finished_run), "photos", "ant", "00.png")
+    out, photo = (
+        tmp_path / "out.csv",
+        os.path.join(os.path.dirname(finished_run), "photos", "ant", "00.png"),
+    )
     done = _run(f"--run={finished_run}", photo, f"--csv={out}")
     assert done.returncode == 0 and done.stdout == "" and len(out.read_text().splitlines()) == 2
     assert not [name for name in os.listdir(tmp_path) if ".tmp-" in name]
     (tmp_path / "bad.png").write_text("no image")
     done = _run(f"--run={finished_run}", str(tmp_path / "bad.png"))
-    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: none of 1 images can be used")
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(
+        "error: none of 1 images can be used"
+    )
     done = _run(f"--run={finished_run}", photo, f"--csv={tmp_path}/nowhere/out.csv")
-    assert done.returncode == 9 and "No such file or directory" in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 9
+        and "No such file or directory" in done.stderr
+        and done.stderr.count("\n") == 1
+    )
 
 
 def test_only_a_few_batches_are_in_memory_at_once(finished_run, tmp_path, monkeypatch):

@@ -9,7 +9,10 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _FORBIDDEN = {
     r"saving\.load_model\(": {"tl_research/artefacts.py", "tl_research/trained.py"},
     r"pickle": {"tl_research/models/efficientnet_lite.py"},
-    r"custom_objects|safe_mode|enable_unsafe_deserialization|layers\.Lambda|allow_pickle|np\.load\(": set(),
+    (
+        r"custom_objects|safe_mode|enable_unsafe_deserialization|layers\.Lambda|allow_pickle"
+        r"|np\.load\("
+    ): set(),
     r"\beval\(|\bexec\(|os\.system|shell=True|__import__|yaml|marshal|shelve": set(),
     r"extractall|extract_archive|unpack_archive": set(),
     r"0\.0\.0\.0|bind_all|verify=False|CERT_NONE|_create_unverified_context": set(),
@@ -20,8 +23,12 @@ _FORBIDDEN = {
 
 @pytest.mark.parametrize("pattern", _FORBIDDEN)
 def test_names_that_open_a_door_stand_nowhere_else(pattern):
-    files = [os.path.join(folder, name) for folder, _, names in os.walk(os.path.join(_ROOT, "tl_research")) for name in names
-             if name.endswith(".py")] + [os.path.join(_ROOT, "train.py")]
+    files = [
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(os.path.join(_ROOT, "tl_research"))
+        for name in names
+        if name.endswith(".py")
+    ] + [os.path.join(_ROOT, "train.py")]
     found = set()
     for path in files:
         with open(path) as file:
@@ -32,7 +39,13 @@ def test_names_that_open_a_door_stand_nowhere_else(pattern):
 
 
 def test_tensorboard_is_never_told_to_listen_to_the_network():
-    for name in ("README.md", *(os.path.join("benchmarks", name) for name in os.listdir(os.path.join(_ROOT, "benchmarks")))):
+    for name in (
+        "README.md",
+        *(
+            os.path.join("benchmarks", name)
+            for name in os.listdir(os.path.join(_ROOT, "benchmarks"))
+        ),
+    ):
         if name.endswith((".md", ".py")):
             with open(os.path.join(_ROOT, name)) as file:
                 assert not re.search(r"--bind_all|--host[ =]0\.0\.0\.0", file.read())
@@ -48,12 +61,22 @@ def test_hostile_artefacts_are_refused(tmp_path, kind):
     from tl_research.training import checkpoints
     from tl_research.training.run_directory import RunDirectory
 
-    use = {"checkpoint": lambda path: checkpoints.load_newest(path, 1 << 26),
-           "flagfile": lambda path: flagfile.expand([f"--flagfile={path}"], {"seed"}),
-           "run": lambda path: RunDirectory(Config(dataset="directory", data_dir="photos", workdir=path))}[kind]
+    use = {
+        "checkpoint": lambda path: checkpoints.load_newest(path, 1 << 26),
+        "flagfile": lambda path: flagfile.expand([f"--flagfile={path}"], {"seed"}),
+        "run": lambda path: RunDirectory(
+            Config(dataset="directory", data_dir="photos", workdir=path)
+        ),
+    }[kind]
     secret = tmp_path / "secret"
     secret.write_text(fault_inputs.SECRET)
-    artefacts = {name: make for name, (of, make) in fault_inputs.artefacts(str(secret), f"touch {tmp_path}/canary").items() if of == kind}
+    artefacts = {
+        name: make
+        for name, (of, make) in fault_inputs.artefacts(
+            str(secret), f"touch {tmp_path}/canary"
+        ).items()
+        if of == kind
+    }
     for number, (name, make) in enumerate(artefacts.items()):
         path = str(tmp_path / "place" / str(number))
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -61,4 +84,8 @@ def test_hostile_artefacts_are_refused(tmp_path, kind):
         with pytest.raises(UserError) as error:
             use(path)
         assert fault_inputs.SECRET not in str(error.value), name
-    assert len(artefacts) >= 3 and sorted(os.listdir(tmp_path)) == ["place", "secret"] and secret.read_text() == fault_inputs.SECRET
+    assert (
+        len(artefacts) >= 3
+        and sorted(os.listdir(tmp_path)) == ["place", "secret"]
+        and secret.read_text() == fault_inputs.SECRET
+    )

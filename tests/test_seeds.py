@@ -18,26 +18,47 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def _train(*flags):
-    return subprocess.run([sys.executable, os.path.join(_ROOT, "train.py"), *flags], capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, os.path.join(_ROOT, "train.py"), *flags],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def _contents(accuracy, test, selected="head"):
-    return {"phases": [{"name": "head", "val_accuracy": accuracy, "val_loss": 0.5}, {"name": "other", "val_accuracy": 0.0, "val_loss": 9.0}],
-            "selected_phase": selected, "test": {"accuracy": test, "loss": 0.25}, "seconds": {"total": 8.0}}
+    return {
+        "phases": [
+            {"name": "head", "val_accuracy": accuracy, "val_loss": 0.5},
+            {"name": "other", "val_accuracy": 0.0, "val_loss": 9.0},
+        ],
+        "selected_phase": selected,
+        "test": {"accuracy": test, "loss": 0.25},
+        "seconds": {"total": 8.0},
+    }
 
 
 def test_summary_has_mean_range_and_students_interval():
     summary = seeds.summarize([_contents(0.9, 0.8), _contents(0.8, 0.8), _contents(0.7, 0.8)])
     assert summary["val_accuracy"]["values"] == [0.9, 0.8, 0.7]
-    assert summary["val_accuracy"]["mean"] == pytest.approx(0.8) and (summary["val_accuracy"]["min"], summary["val_accuracy"]["max"]) == (0.7, 0.9)
+    assert summary["val_accuracy"]["mean"] == pytest.approx(0.8) and (
+        summary["val_accuracy"]["min"],
+        summary["val_accuracy"]["max"],
+    ) == (0.7, 0.9)
     # 0.8 +- 4.3027 * 0.1 / sqrt(3)
-    assert summary["val_accuracy"]["ci95"] == pytest.approx([0.8 - 0.248416, 0.8 + 0.248416], abs=1e-5)
+    assert summary["val_accuracy"]["ci95"] == pytest.approx(
+        [0.8 - 0.248416, 0.8 + 0.248416], abs=1e-5
+    )
     assert summary["test_accuracy"]["ci95"] == [0.8, 0.8] and summary["seconds"]["mean"] == 8.0
     assert "| val_accuracy | 0.8 | 0.7-0.9 | 0.5516-1.048 |" in seeds.table(summary)
 
 
 def test_what_a_seed_does_not_have_is_left_out():
-    without = {**_contents(0.9, 0.5), "selected_phase": None, "test": {"accuracy": 0.5, "loss": None}}
+    without = {
+        **_contents(0.9, 0.5),
+        "selected_phase": None,
+        "test": {"accuracy": 0.5, "loss": None},
+    }
     assert set(seeds.summarize([without, _contents(0.9, 0.7)])) == {"test_accuracy", "seconds"}
 
 
@@ -48,7 +69,11 @@ def test_one_value_has_no_interval_and_many_that_of_the_normal_distribution():
 
 
 def test_seeds_are_checked():
-    assert Config().seeds == () and Config(seeds="0,2").seeds == (0, 2) and Config(seeds="").seeds == ()
+    assert (
+        Config().seeds == ()
+        and Config(seeds="0,2").seeds == (0, 2)
+        and Config(seeds="").seeds == ()
+    )
     with pytest.raises(UserError, match="--seeds=0,1 with --distribute=multi_worker"):
         Config(seeds="0,1", distribute="multi_worker", workdir="w")
     for wrong in ("1,1", "-1", "a", "1,,2"):
@@ -58,10 +83,23 @@ def test_seeds_are_checked():
 
 
 def test_each_seed_is_the_run_that_it_is_alone(write_images, tmp_path):
-    flags = ["--dataset=directory", f"--data_dir={write_images(tmp_path / 'photographs', count=10, size=32)}", "--backbone=EfficientNetLite0",
-             "--image_size=32", "--phases=head", "--epochs=1", "--unfreeze=0%", "--learning_rate=1e-3", "--patience=0"]
+    flags = [
+        "--dataset=directory",
+        f"--data_dir={write_images(tmp_path / 'photographs', count=10, size=32)}",
+        "--backbone=EfficientNetLite0",
+        "--image_size=32",
+        "--phases=head",
+        "--epochs=1",
+        "--unfreeze=0%",
+        "--learning_rate=1e-3",
+        "--patience=0",
+    ]
     together = [*flags, "--seeds=1,2", f"--workdir={tmp_path / 'both'}", "--split_seed=7"]
-    broken = subprocess.Popen([sys.executable, os.path.join(_ROOT, "train.py"), *together], stderr=subprocess.PIPE, text=True)
+    broken = subprocess.Popen(
+        [sys.executable, os.path.join(_ROOT, "train.py"), *together],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while not (tmp_path / "both" / "seed1" / "run.json").exists() and broken.poll() is None:
         time.sleep(0.1)
     broken.send_signal(signal.SIGTERM)
@@ -72,12 +110,19 @@ def test_each_seed_is_the_run_that_it_is_alone(write_images, tmp_path):
     printed = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
     assert printed == json.loads((tmp_path / "both" / "seeds.json").read_text())
     assert printed["seeds"] == [1, 2] and printed["seeds_split"] == "separate"
-    assert printed["runs"]["2"] == json.loads((tmp_path / "both" / "seed2" / "results.json").read_text())
-    assert printed["summary"]["test_accuracy"]["values"] == [printed["runs"][seed]["test"]["accuracy"] for seed in "12"]
+    assert printed["runs"]["2"] == json.loads(
+        (tmp_path / "both" / "seed2" / "results.json").read_text()
+    )
+    assert printed["summary"]["test_accuracy"]["values"] == [
+        printed["runs"][seed]["test"]["accuracy"] for seed in "12"
+    ]
     assert json.loads((tmp_path / "both" / "seed2" / "split.json").read_text())["seed"] == 2
     alone = _train(*flags, "--seed=2", "--split_seed=2", f"--workdir={tmp_path / 'alone'}")
     assert alone.returncode == 0
-    assert json.loads((tmp_path / "alone" / "results.json").read_text())["weights_sha256"] == printed["runs"]["2"]["weights_sha256"]
+    assert (
+        json.loads((tmp_path / "alone" / "results.json").read_text())["weights_sha256"]
+        == printed["runs"]["2"]["weights_sha256"]
+    )
     # Again, with the gate on the mean: nothing is trained, and one split for both is another run.
     before = os.stat(tmp_path / "both" / "seed1" / "results.json").st_mtime_ns
     gated = _train(*together, "--min_test_accuracy=1")
@@ -85,6 +130,10 @@ def test_each_seed_is_the_run_that_it_is_alone(write_images, tmp_path):
     assert os.stat(tmp_path / "both" / "seed1" / "results.json").st_mtime_ns == before
     other = _train(*together, "--seeds_split=same", "--debug")
     assert other.stderr.count("Traceback") == 2  # of the seed's process and of this one
-    assert other.returncode == 7 and "--split_seed=1" in other.stderr and "seed 1 ended with exit code 7" in other.stderr
+    assert (
+        other.returncode == 7
+        and "--split_seed=1" in other.stderr
+        and "seed 1 ended with exit code 7" in other.stderr
+    )
     taken = _train(*flags, "--seeds=2", f"--workdir={tmp_path / 'alone'}")
     assert taken.returncode == 8 and "is a run of one seed" in taken.stderr

@@ -1,5 +1,6 @@
 """Signals end a run with their own exit code, wherever they come."""
 
+import contextlib
 import signal
 
 import pytest
@@ -10,18 +11,20 @@ from tl_research.signals import Signals
 
 def _interrupted():
     """Raises a signal whose interruption gets lost, as it does in C code that Python calls."""
-    try:
+    with contextlib.suppress(Interrupted):
         signal.raise_signal(signal.SIGHUP)
-    except Interrupted:
-        pass
 
 
 def test_error_that_came_of_an_interruption_is_that():
     before = signal.getsignal(signal.SIGHUP)
-    with pytest.raises(Interrupted, match="interrupted by signal 1; .*; go on with train.py again") as error:
-        with Signals("train.py again"):
-            _interrupted()
-            raise SystemError("bad argument to internal function")
+    with (
+        pytest.raises(
+            Interrupted, match="interrupted by signal 1; .*; go on with train.py again"
+        ) as error,
+        Signals("train.py again"),
+    ):
+        _interrupted()
+        raise SystemError("bad argument to internal function")
     assert error.value.exit_code == 129 and signal.getsignal(signal.SIGHUP) == before
 
 
@@ -33,8 +36,7 @@ def test_error_that_a_user_can_put_right_stays_that():
 
 def test_signal_in_a_held_part_is_answered_at_its_end():
     done = []
-    with pytest.raises(Interrupted), Signals() as signals:
-        with signals.held():
-            signal.raise_signal(signal.SIGTERM)
-            done.append(signals.number)
+    with pytest.raises(Interrupted), Signals() as signals, signals.held():
+        signal.raise_signal(signal.SIGTERM)
+        done.append(signals.number)
     assert done == [signal.SIGTERM]

@@ -1,1 +1,4 @@
-"""Transfer learning with an explicit, proved training loop. Importing this package imports nothing heavy."""
+"""Transfer learning with an explicit, proved training loop.
+
+Importing this package imports nothing heavy.
+"""

@@ -1,6 +1,8 @@
-"""A trained classifier as files: the plain Keras model, and models for serving that take images as they are.
+"""A trained classifier as files: the plain Keras model, and models for serving that take images as
+they are.
 
-Each is written under a temporary name, asked for its answers to validation images, and deleted if they differ.
+Each is written under a temporary name, asked for its answers to validation images, and deleted if
+they differ.
 """
 
 import os
@@ -22,7 +24,8 @@ _TOLERANCE = 1e-3  # relative; rounding of folded against plain BatchNorm
 
 
 def save_keras(classifier, data, directory):
-    """Saves the plain Keras model and the class names, and checks that it answers as the trained network does.
+    """Saves the plain Keras model and the class names, and checks that it answers as the trained
+    network does.
 
     Args:
         classifier: The trained `Classifier`, in float32: the file is to serve anywhere.
@@ -38,13 +41,21 @@ def save_keras(classifier, data, directory):
     with storage_errors(path):
         os.makedirs(directory.file("export"), exist_ok=True)
         classifier.model.save(temporary)
-    images = tf.cast(data.validation.images(range(min(NUM_COMPARED, len(data.validation)))), tf.float32)
+    images = tf.cast(
+        data.validation.images(range(min(NUM_COMPARED, len(data.validation)))), tf.float32
+    )
     cut = classifier.cut()
     expected = classifier.logits(cut, classifier.frozen_part(cut)(images)).numpy()
-    received = keras.saving.load_model(temporary, compile=False).predict(images, batch_size=32, verbose=0)
+    received = keras.saving.load_model(temporary, compile=False).predict(
+        images, batch_size=32, verbose=0
+    )
     difference = _keep_if_equal(temporary, path, expected, received, _TOLERANCE)
     directory.write_json(os.path.join("export", "classes.json"), list(data.classes))
-    print(f"exported {path}: logits equal to {difference:.1g} relative on {len(images)} validation images", flush=True)
+    print(
+        f"exported {path}: logits equal to {difference:.1g} relative on {len(images)} validation "
+        "images",
+        flush=True,
+    )
 
 
 def _keep_if_equal(temporary, path, expected, received, tolerance):
@@ -53,8 +64,11 @@ def _keep_if_equal(temporary, path, expected, received, tolerance):
     with storage_errors(path):
         if not difference <= tolerance:
             _remove(temporary)
-            raise ExportError(f"the logits of {os.path.basename(path)} differ by {difference:.2g} relative on {len(expected)} "
-                              f"validation images; expected at most {tolerance:g}; the file was removed")
+            raise ExportError(
+                f"the logits of {os.path.basename(path)} differ by {difference:.2g} relative on "
+                f"{len(expected)} validation images; expected at most {tolerance:g}; the file was "
+                "removed"
+            )
         _remove(path)
         os.replace(temporary, path)
     return difference
@@ -68,27 +82,41 @@ def _remove(path):
 
 
 def _serving_module(model, classes, image_size, batch_size):
-    """Returns a module whose `serve` takes uint8 images of any size and returns probabilities and the best class's name."""
+    """Returns a module whose `serve` takes uint8 images of any size and returns probabilities and
+    the best class's name.
+    """
     logits, names = folded_logits(model), tf.constant(list(map(os.fsencode, classes)))
     module = tf.Module()
 
-    @tf.function(input_signature=[tf.TensorSpec([batch_size, None, None, 3], tf.uint8, name="images")])
+    @tf.function(
+        input_signature=[tf.TensorSpec([batch_size, None, None, 3], tf.uint8, name="images")]
+    )
     def serve(images):
         # Cast first: LiteRT resizes no integers.
-        probabilities = tf.nn.softmax(logits(image_check.resized(tf.cast(images, tf.float32), image_size)))
-        return {"probabilities": probabilities, "class": tf.gather(names, tf.argmax(probabilities, axis=1))}
+        probabilities = tf.nn.softmax(
+            logits(image_check.resized(tf.cast(images, tf.float32), image_size))
+        )
+        return {
+            "probabilities": probabilities,
+            "class": tf.gather(names, tf.argmax(probabilities, axis=1)),
+        }
 
     module.serve, module.captured = serve, serve.get_concrete_function().variables
     return module
 
 
 def write_saved_model(model, classes, image_size, path):
-    """Writes a SavedModel directory; returns a function from uint8 [1, H, W, 3] to what it answers, read from there."""
+    """Writes a SavedModel directory.
+
+    Returns a function from uint8 [1, H, W, 3] to what it answers, read from there.
+    """
     module = _serving_module(model, classes, image_size, None)
     with quiet.dropped_stderr():
         tf.saved_model.save(module, path, signatures=module.serve)
         serve = tf.saved_model.load(path).signatures["serving_default"]
-    return lambda image: {name: tensor.numpy() for name, tensor in serve(images=tf.constant(image)).items()}
+    return lambda image: {
+        name: tensor.numpy() for name, tensor in serve(images=tf.constant(image)).items()
+    }
 
 
 def write_litert(model, classes, image_size, path):
@@ -99,31 +127,43 @@ def write_litert(model, classes, image_size, path):
         ExportError: If it cannot convert the model.
     """
     if not hasattr(tf, "lite"):
-        raise UserError(f"--format=litert with TensorFlow {tf.__version__}, which has no tf.lite; expected its converter; "
-                        "install tensorflow 2.21 or leave litert out")
+        raise UserError(
+            f"--format=litert with TensorFlow {tf.__version__}, which has no tf.lite; expected its "
+            "converter; install tensorflow 2.21 or leave litert out"
+        )
     module = _serving_module(model, classes, image_size, 1)
     try:
         with quiet.dropped_stderr():
-            content = tf.lite.TFLiteConverter.from_concrete_functions([module.serve.get_concrete_function()], module).convert()
+            content = tf.lite.TFLiteConverter.from_concrete_functions(
+                [module.serve.get_concrete_function()], module
+            ).convert()
     except Exception as error:  # the converter raises whatever its compiler does
-        raise ExportError(f"litert cannot hold this model ({str(error).strip().splitlines()[0]}); expected operations that it "
-                          "knows; use --format=saved_model") from error
+        raise ExportError(
+            f"litert cannot hold this model ({str(error).strip().splitlines()[0]}); expected "
+            "operations that it knows; use --format=saved_model"
+        ) from error
     with open(path, "wb") as file:
         file.write(content)
     with quiet.dropped_stderr(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the interpreter will move to another package
         interpreter = tf.lite.Interpreter(path, num_threads=os.cpu_count())
         serve = interpreter.get_signature_runner()
-        serve(images=np.zeros((1, image_size, image_size, 3), np.uint8))  # says which kernels it takes
+        # says which kernels it takes
+        serve(images=np.zeros((1, image_size, image_size, 3), np.uint8))
     return lambda image: serve(images=image)
 
 
-# LiteRT resizes with other rounding errors: up to one pixel in forty, halfway between two values, becomes the other one.
-FORMATS = {"saved_model": ("saved_model", write_saved_model, 1), "litert": ("model.tflite", write_litert, 10)}
+# LiteRT resizes with other rounding errors: up to one pixel in forty, halfway between two values,
+# becomes the other one.
+FORMATS = {
+    "saved_model": ("saved_model", write_saved_model, 1),
+    "litert": ("model.tflite", write_litert, 10),
+}
 
 
 def save_for_serving(name, model, data, directory, image_size):
-    """Writes one of `FORMATS` beside the Keras model and compares it with that, on validation images at their own sizes.
+    """Writes one of `FORMATS` beside the Keras model and compares it with that, on validation
+    images at their own sizes.
 
     Args:
         name: A key of `FORMATS`.
@@ -133,29 +173,54 @@ def save_for_serving(name, model, data, directory, image_size):
         image_size: Height and width that the model takes.
 
     Returns:
-        (path, what the comparison gave, function from uint8 [1, H, W, 3] to the model's answers, such an image)
+        (path, what the comparison gave, function from uint8 [1, H, W, 3] to the model's answers,
+        such an image)
 
     Raises:
-        ExportError: If it answers differently, and was removed, or cannot be written in that format.
+        ExportError: If it answers differently, and was removed, or cannot be written in that
+            format.
         StorageError: If it cannot be written.
     """
     file, write, tolerances = FORMATS[name]
-    path, temporary = directory.file("export", file), directory.file("export", f"{file}.tmp-{os.getpid()}")
+    path, temporary = (
+        directory.file("export", file),
+        directory.file("export", f"{file}.tmp-{os.getpid()}"),
+    )
     count = min(NUM_COMPARED, len(data.validation))
-    expected = _centred(model.predict(tf.cast(data.validation.images(range(count)), tf.float32), batch_size=32, verbose=0))
+    expected = _centred(
+        model.predict(
+            tf.cast(data.validation.images(range(count)), tf.float32), batch_size=32, verbose=0
+        )
+    )
     try:
         with storage_errors(path):
             serve = write(model, data.classes, image_size, temporary)
-        images = [image_check.decode_image(tf.io.read_file(os.fsencode(name))).numpy()[None] for name in data.validation.paths[:count]]
+        images = [
+            image_check.decode_image(tf.io.read_file(os.fsencode(name))).numpy()[None]
+            for name in data.validation.paths[:count]
+        ]
         answers = [serve(image) for image in images]
-        received = _centred(np.log(np.maximum(np.concatenate([answer["probabilities"] for answer in answers]), 1e-30)))
+        received = _centred(
+            np.log(
+                np.maximum(np.concatenate([answer["probabilities"] for answer in answers]), 1e-30)
+            )
+        )
         named = [os.fsdecode(answer["class"][0]) for answer in answers]
         difference = _keep_if_equal(temporary, path, expected, received, tolerances * _TOLERANCE)
     finally:
         _remove(temporary)
-    same = sum(answer == data.classes[place] for answer, place in zip(named, expected.argmax(axis=1)))
-    return path, (f"logits equal to {difference:.1g} relative, the class to that of model.keras for {same} of {count} validation "
-                  "images"), serve, images[0]
+    same = sum(
+        answer == data.classes[place] for answer, place in zip(named, expected.argmax(axis=1))
+    )
+    return (
+        path,
+        (
+            f"logits equal to {difference:.1g} relative, the class to that of model.keras for "
+            f"{same} of {count} validation images"
+        ),
+        serve,
+        images[0],
+    )
 
 
 def _centred(logits):

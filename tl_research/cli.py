@@ -1,4 +1,6 @@
-"""Flags from a config dataclass, and one error contract for every program: one line on stderr, a documented exit code."""
+"""Flags from a config dataclass, and one error contract for every program: one line on stderr, a
+documented exit code.
+"""
 
 import dataclasses
 import functools
@@ -14,14 +16,18 @@ from tl_research import flagfile
 from tl_research.errors import Interrupted, UserError
 from tl_research.signals import Signals
 
-flags.disclaim_key_flags()  # the program that calls define_flags is the one whose --helpshort lists them
+# the program that calls define_flags is the one whose --helpshort lists them
+flags.disclaim_key_flags()
 
 _names = set()  # the flags of this program
 _places = {}  # {name: FILE:LINE} of those that a flag file set
 
 
 def define_flags(config_class=config_lib.Config):
-    """Defines one absl flag for each field of `config_class`; values are checked by the class itself."""
+    """Defines one absl flag for each field of `config_class`.
+
+    Values are checked by the class itself.
+    """
     for field in dataclasses.fields(config_class):
         name, rules = field.name, field.metadata
         if rules["repeated"]:
@@ -33,7 +39,11 @@ def define_flags(config_class=config_lib.Config):
         elif rules["choices"]:
             flags.DEFINE_enum(name, field.default, rules["choices"], rules["help"])
         else:
-            define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+            define = {
+                int: flags.DEFINE_integer,
+                float: flags.DEFINE_float,
+                str: flags.DEFINE_string,
+            }
             define[config_lib.item_type(field)](name, field.default, rules["help"])
         _names.add(name)
     flags.DEFINE_bool("debug", False, "show the traceback of an error")
@@ -44,12 +54,20 @@ def config_from_flags(config_class=config_lib.Config):
     """Returns the config that the parsed flags describe.
 
     Raises:
-        UserError: If a value cannot be used; the text names the flag, and the line of the flag file that set it.
+        UserError: If a value cannot be used; the text names the flag, and the line of the flag file
+            that set it.
     """
     try:
-        return config_class(**{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(config_class)})
+        return config_class(
+            **{
+                field.name: flags.FLAGS[field.name].value
+                for field in dataclasses.fields(config_class)
+            }
+        )
     except UserError as error:
-        place = next((_places[name] for name in re.findall(r"--(\w+)", str(error)) if name in _places), None)
+        place = next(
+            (_places[name] for name in re.findall(r"--(\w+)", str(error)) if name in _places), None
+        )
         if place is None:
             raise
         raise UserError(f"{place}: {error}") from error
@@ -61,12 +79,15 @@ def debug_flag():
 
 
 def run(main, takes=False):
-    """Parses the flags, calls `main()` and exits with its code, or with that of the error that it raises.
+    """Parses the flags, calls `main()` and exits with its code, or with that of the error that it
+    raises.
 
     Args:
-        main: Called without arguments, or with the list of those that are no flags if the program takes any.
+        main: Called without arguments, or with the list of those that are no flags if the program
+            takes any.
         takes: Whether the program takes arguments that are no flags.
     """
+
     def guarded(argv):
         try:
             with Signals():  # a run has its own; this one is for what comes before and after
@@ -85,12 +106,20 @@ def _describe(error):
     if isinstance(error, (UserError, Interrupted)):
         return error, error.exit_code
     if isinstance(error, MemoryError):
-        return f"out of memory ({error}); expected less to be needed; try a smaller --batch_size or --cache_bytes", 10
+        return (
+            (
+                f"out of memory ({error}); expected less to be needed; try a smaller --batch_size "
+                "or --cache_bytes"
+            ),
+            10,
+        )
     if isinstance(error, OSError):
         return f"{error}; expected files that can be read and written; correct that", 9
     place = traceback.extract_tb(error.__traceback__)[-1]
-    return (f"{type(error).__name__} in {place.filename}:{place.lineno}: {error}; expected no such thing; --debug shows the "
-            "traceback"), 1
+    return (
+        f"{type(error).__name__} in {place.filename}:{place.lineno}: {error}; expected no such "
+        "thing; --debug shows the traceback"
+    ), 1
 
 
 def fail(message, exit_code):
@@ -100,7 +129,10 @@ def fail(message, exit_code):
 
 
 def parse(argv, takes=False):
-    """Sets the flags from a command line, program first; exits with 1 and one line if they cannot be."""
+    """Sets the flags from a command line, program first.
+
+    Exits with 1 and one line if they cannot be.
+    """
     try:
         arguments, places = flagfile.expand(argv[1:], _names)
         rest = flags.FLAGS([argv[0], *arguments])
@@ -109,14 +141,22 @@ def parse(argv, takes=False):
     except (flags.Error, ValueError) as error:
         sys.exit(fail(f"{error}; run with --helpshort for the flags", 1))
     if len(rest) > 1 and not takes:
-        sys.exit(fail(f"{rest[1]!r} is not a flag; expected --name=value; did you mean --{rest[1].lstrip('-')}?", 1))
+        sys.exit(
+            fail(
+                f"{rest[1]!r} is not a flag; expected --name=value; did you mean "
+                f"--{rest[1].lstrip('-')}?",
+                1,
+            )
+        )
     _places.clear()
     _places.update(places)
     return rest
 
 
 class _Output:
-    """A standard stream that takes every character, and whose reader may leave: a run goes on without `| head`."""
+    """A standard stream that takes every character, and whose reader may leave: a run goes on
+    without `| head`.
+    """
 
     def __init__(self, stream):
         stream.reconfigure(errors="backslashreplace")

@@ -1,10 +1,13 @@
-"""One training on several devices or machines (`--distribute`): each replica computes its rows of every global batch.
+"""One training on several devices or machines (`--distribute`): each replica computes its rows of
+every global batch.
 
-`tf.distribute` keeps a copy of each variable on every replica. What computes asks for the strategy in whose scope it is, so
-that nothing has to be handed on; without one every function here is the plain call. Sums over the replicas are taken here, once
-a step, of the gradients and of what is counted, and everything that follows (norms, clipping, whether to apply, the loss scale,
-early stopping) is a function of these sums, and so the same on all. Keras would reduce the gradients again inside a condition,
-which fails (keras#18666) or hangs (tensorflow#72686): see `tl_research.optim.grouped_optimizer`.
+`tf.distribute` keeps a copy of each variable on every replica. What computes asks for the strategy
+in whose scope it is, so that nothing has to be handed on; without one every function here is the
+plain call. Sums over the replicas are taken here, once a step, of the gradients and of what is
+counted, and everything that follows (norms, clipping, whether to apply, the loss scale, early
+stopping) is a function of these sums, and so the same on all. Keras would reduce the gradients
+again inside a condition, which fails (keras#18666) or hangs (tensorflow#72686): see
+`tl_research.optim.grouped_optimizer`.
 """
 
 import contextlib
@@ -21,21 +24,28 @@ from tl_research.errors import Interrupted, UserError
 
 @contextlib.contextmanager
 def replicas(config):
-    """Inside, what is built and computed is so on all replicas of `--distribute`; to be entered before anything is computed.
+    """Inside, what is built and computed is so on all replicas of `--distribute`.
+
+    To be entered before anything is computed.
 
     Yields:
         A `contextlib.ExitStack`; to close it ends that.
 
     Raises:
-        UserError: If `TF_CONFIG` or the batch size do not fit, or the workers were given different flags.
-        Interrupted: If another worker ends, which TensorFlow notices within seconds; the exit code is 143.
+        UserError: If `TF_CONFIG` or the batch size do not fit, or the workers were given different
+            flags.
+        Interrupted: If another worker ends, which TensorFlow notices within seconds; the exit code
+            is 143.
     """
     with _lost_workers(config), contextlib.ExitStack() as scope:
         strategy = _make_strategy(config)
         count = strategy.num_replicas_in_sync if strategy else 1
         if config.batch_size % count:
-            raise UserError(f"--batch_size={config.batch_size} on {count} replicas; expected a multiple of their number; choose "
-                            f"for example --batch_size={max(1, config.batch_size // count) * count}")
+            raise UserError(
+                f"--batch_size={config.batch_size} on {count} replicas; expected a multiple of "
+                "their number; choose for example "
+                f"--batch_size={max(1, config.batch_size // count) * count}"
+            )
         if strategy:
             scope.enter_context(strategy.scope())
             for name, value in vars(config).items():
@@ -54,15 +64,24 @@ def _make_strategy(config):
     if config.distribute == "multi_worker":
         _check_tf_config()
         if not config.workdir:
-            raise UserError("--distribute=multi_worker without --workdir; expected a directory that all workers reach; add it")
+            raise UserError(
+                "--distribute=multi_worker without --workdir; expected a directory that all "
+                "workers reach; add it"
+            )
         return _one_strategy(None)
     return None
 
 
 @functools.cache
 def _one_strategy(devices):
-    """Returns the strategy of this process: a second one would begin TensorFlow's keys of sums anew, which still hold."""
-    return tf.distribute.MirroredStrategy(devices) if devices else tf.distribute.MultiWorkerMirroredStrategy()
+    """Returns the strategy of this process: a second one would begin TensorFlow's keys of sums
+    anew, which still hold.
+    """
+    return (
+        tf.distribute.MirroredStrategy(devices)
+        if devices
+        else tf.distribute.MultiWorkerMirroredStrategy()
+    )
 
 
 def _check_tf_config():
@@ -73,23 +92,35 @@ def _check_tf_config():
     except (ValueError, KeyError, TypeError):
         usable = False
     if not usable:
-        raise UserError(f"--distribute=multi_worker with TF_CONFIG={os.environ.get('TF_CONFIG')!r}; expected this process's task "
-                        'in a cluster of workers; set it to {"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", '
-                        '"index": 0}}')
+        raise UserError(
+            f"--distribute=multi_worker with TF_CONFIG={os.environ.get('TF_CONFIG')!r}; expected "
+            "this process's task "
+            'in a cluster of workers; set it to {"cluster": {"worker": ["HOST:PORT", ...]}, '
+            '"task": {"type": "worker", "index": 0}}'
+        )
 
 
 # In a step.
 
+
 def on_replicas(function):
-    """Calls a function on every replica; returns what the first one here returns, which is what all do if it is `summed`."""
+    """Calls a function on every replica.
+
+    Returns what the first one here returns, which is what all do if it is `summed`.
+    """
     if not tf.distribute.has_strategy():
         return function()
     strategy = tf.distribute.get_strategy()
-    return tf.nest.map_structure(lambda result: strategy.experimental_local_results(result)[0], strategy.run(function))
+    return tf.nest.map_structure(
+        lambda result: strategy.experimental_local_results(result)[0], strategy.run(function)
+    )
 
 
 def gathered(function):
-    """Calls a function on every replica; returns their tensors [b, ...] as one, [B, ...], in the order of the batch."""
+    """Calls a function on every replica.
+
+    Returns their tensors [b, ...] as one, [B, ...], in the order of the batch.
+    """
     if not tf.distribute.has_strategy():
         return function()
     strategy = tf.distribute.get_strategy()
@@ -97,17 +128,21 @@ def gathered(function):
 
 
 def share(batch):
-    """Returns this replica's rows of a tensor [B, ...] of the global batch, or of a structure of tensors and None."""
+    """Returns this replica's rows of a tensor [B, ...] of the global batch, or of a structure of
+    tensors and None.
+    """
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
         return batch
-    index = int(tf.get_static_value(context.replica_id_in_sync_group))  # sizes stay known when traced
+    # sizes stay known when traced
+    index = int(tf.get_static_value(context.replica_id_in_sync_group))
 
     def rows(tensor):
         if tensor is None:
             return None
         size = tensor.shape[0] // context.num_replicas_in_sync
-        return tensor[index * size:(index + 1) * size]
+        return tensor[index * size : (index + 1) * size]
+
     return tf.nest.map_structure(rows, batch)
 
 
@@ -118,6 +153,7 @@ def summed(tensors):
 
 # Between workers.
 
+
 def is_multi_worker():
     return isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
 
@@ -127,12 +163,18 @@ def is_chief():
     if not is_multi_worker():
         return True
     resolver = tf.distribute.get_strategy().cluster_resolver
-    return resolver.task_type == "chief" or ("chief" not in resolver.cluster_spec().jobs and resolver.task_id == 0)
+    return resolver.task_type == "chief" or (
+        "chief" not in resolver.cluster_spec().jobs and resolver.task_id == 0
+    )
 
 
 def of_all_workers(number):
-    """Returns the list of the whole numbers that each replica's process gives: what one of them waits for, all do."""
-    return _gather(tf.constant([number], tf.int64)).numpy().tolist() if is_multi_worker() else [number]
+    """Returns the list of the whole numbers that each replica's process gives: what one of them
+    waits for, all do.
+    """
+    return (
+        _gather(tf.constant([number], tf.int64)).numpy().tolist() if is_multi_worker() else [number]
+    )
 
 
 @tf.function
@@ -143,8 +185,10 @@ def _gather(number):
 def check_equal(what, text, error=UserError):
     """Raises an error if the workers' texts differ."""
     if len(set(of_all_workers(zlib.crc32(text.encode(errors="surrogateescape"))))) > 1:
-        raise error(f"the workers differ in {what}; this one has {text[:200]!r}; expected the same on all; give all of them the "
-                    "same flags, data and, by --workdir, directory")
+        raise error(
+            f"the workers differ in {what}; this one has {text[:200]!r}; expected the same on all; "
+            "give all of them the same flags, data and, by --workdir, directory"
+        )
 
 
 @contextlib.contextmanager
@@ -155,6 +199,9 @@ def _lost_workers(config):
         if config.distribute != "multi_worker":
             raise
         reason = error.message.partition("aborted by: ")[2] or error.message
-        raise Interrupted(f"another worker ended or cannot be reached ({reason.splitlines()[0][:80]}); expected all of TF_CONFIG "
-                          "to the end; see what it says, and start all with the same flags to go on from the last checkpoint",
-                          signal.SIGTERM) from error
+        raise Interrupted(
+            f"another worker ended or cannot be reached ({reason.splitlines()[0][:80]}); expected "
+            "all of TF_CONFIG to the end; see what it says, and start all with the same flags to "
+            "go on from the last checkpoint",
+            signal.SIGTERM,
+        ) from error

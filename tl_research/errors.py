@@ -4,13 +4,16 @@ import difflib
 
 
 def suggestion(word, words):
-    """Returns `; did you mean WORD?` for the nearest of `words`, to end a message with, or nothing."""
+    """Returns `; did you mean WORD?` for the nearest of `words`, to end a message, or nothing."""
     close = difflib.get_close_matches(word, words, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 class UserError(ValueError):
-    """A flag, value or pattern that cannot be used. The message is one line: received; expected; how to fix it."""
+    """A flag, value or pattern that cannot be used.
+
+    The message is one line: received; expected; how to fix it.
+    """
 
     exit_code = 1
 
@@ -26,7 +29,10 @@ class DataError(UserError):
 
 
 class UnreachableError(DataError):
-    """A download that could not be reached; `--if_offline=embedded` replaces it, any other DataError stops the run."""
+    """A download that could not be reached.
+
+    `--if_offline=embedded` replaces it, any other DataError stops the run.
+    """
 
 
 class GateError(UserError):
@@ -78,9 +84,12 @@ class OutOfMemoryError(UserError):
 
 
 class Interrupted(BaseException):
-    """A signal ended the run after its checkpoint was written; the exit code is 128 plus the signal's number.
+    """A signal ended the run after its checkpoint was written.
 
-    No `Exception`, since it comes anywhere: libraries catch those, and a traced function would turn it into another.
+    The exit code is 128 plus the signal's number.
+
+    No `Exception`, since it comes anywhere: libraries catch those, and a traced function would turn
+    it into another.
     """
 
     def __init__(self, message, signal_number):

@@ -2,10 +2,11 @@
 
     python -m tl_research.export --run=DIR --format=saved_model,litert
 
-Writes DIR/export/saved_model/ and DIR/export/model.tflite, beside model.keras. Each takes uint8 images [B, H, W, 3] of any
-size (litert: one at a time) and returns `probabilities` [B, K] and the best `class` [B], a name; resizing and preprocessing
-are inside, augmentation is gone, BatchNorm is folded. Each is compared with model.keras on validation images and deleted,
-with exit code 6, if it differs.
+Writes DIR/export/saved_model/ and DIR/export/model.tflite, beside model.keras. Each takes uint8
+images [B, H, W, 3] of any size (litert: one at a time) and returns `probabilities` [B, K] and the
+best `class` [B], a name; resizing and preprocessing are inside, augmentation is gone, BatchNorm is
+folded. Each is compared with model.keras on validation images and deleted, with exit code 6, if it
+differs.
 """
 
 import dataclasses
@@ -24,7 +25,9 @@ _TIMED = 20
 class ExportConfig(ToolConfig):
     """Settings of `python -m tl_research.export`."""
 
-    format: tuple[str, ...] = setting(_FORMATS, "what to write, any of saved_model, litert", choices=_FORMATS)
+    format: tuple[str, ...] = setting(
+        _FORMATS, "what to write, any of saved_model, litert", choices=_FORMATS
+    )
 
 
 def export(config):
@@ -36,19 +39,24 @@ def export(config):
         ExportError: If a format answers differently, and was removed, or cannot hold the model.
         StorageError: If it cannot be written.
     """
-    from tl_research import trained  # imports TensorFlow, which --help need not wait for; before what imports it loudly
-
-    from tl_research import artefacts
+    # imports TensorFlow, which --help need not wait for; before what imports it loudly
+    from tl_research import artefacts, trained
     from tl_research.training.run_directory import RunDirectory
 
     run, paths = trained.TrainedRun(config.run), {}
     with RunDirectory(run.config) as directory:
         model, data = run.load_model(), run.load_data()
         for name in config.format:
-            path, parity, serve, image = artefacts.save_for_serving(name, model, data, directory, run.config.image_size)
+            path, parity, serve, image = artefacts.save_for_serving(
+                name, model, data, directory, run.config.image_size
+            )
             paths[name] = path
-            print(f"{name}: {path}, {_size(path) / 1e6:.1f} MB; {parity}; {_latency_ms(serve, image):.1f} ms for an image of "
-                  f"{image.shape[2]} x {image.shape[1]} (median of {_TIMED}, {os.cpu_count()} CPU cores)", flush=True)
+            print(
+                f"{name}: {path}, {_size(path) / 1e6:.1f} MB; {parity}; "
+                f"{_latency_ms(serve, image):.1f} ms for an image of {image.shape[2]} x "
+                f"{image.shape[1]} (median of {_TIMED}, {os.cpu_count()} CPU cores)",
+                flush=True,
+            )
     return paths
 
 
@@ -56,7 +64,11 @@ def _size(path):
     """Returns the bytes of a file or of all files in a directory."""
     if os.path.isfile(path):
         return os.path.getsize(path)
-    return sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names)
+    return sum(
+        os.path.getsize(os.path.join(folder, name))
+        for folder, _, names in os.walk(path)
+        for name in names
+    )
 
 
 def _latency_ms(serve, image):

@@ -16,8 +16,10 @@ def storage_errors(path):
     try:
         yield
     except OSError as error:
-        raise StorageError(f"could not write {path}: {error.strerror or error}; expected a writable place with room; "
-                           "free some or choose another --workdir") from error
+        raise StorageError(
+            f"could not write {path}: {error.strerror or error}; expected a writable place with "
+            "room; free some or choose another --workdir"
+        ) from error
 
 
 def sync(path):
@@ -46,7 +48,11 @@ def remove_leftovers(directory):
     """Removes what an interrupted writing or removal left in a directory, if there is one."""
     for name in os.listdir(directory) if os.path.isdir(directory) else ():
         path = os.path.join(directory, name)
-        if (".tmp-" in name or ".trash-" in name) and os.path.isdir(path) and not os.path.islink(path):
+        if (
+            (".tmp-" in name or ".trash-" in name)
+            and os.path.isdir(path)
+            and not os.path.islink(path)
+        ):
             shutil.rmtree(path, ignore_errors=True)
         elif ".tmp-" in name or ".trash-" in name:
             os.remove(path)

@@ -1,4 +1,6 @@
-"""Flag files, read so that every line is applied or named: absl drops some kinds of odd lines without a word."""
+"""Flag files, read so that every line is applied or named: absl drops some kinds of odd lines
+without a word.
+"""
 
 import os
 import re
@@ -16,24 +18,30 @@ _MAX_BYTES = 1 << 20
 def expand(arguments, names):
     """Replaces every `--flagfile=FILE` by the flags that stand in the file.
 
-    A line is blank, a comment (#), or one flag that may be set in a file: none of absl's own, which write files, start a
-    debugger or hide misspelt flags. A file may name another one that lies in the same directory, one level deep.
+    A line is blank, a comment (#), or one flag that may be set in a file: none of absl's own, which
+    write files, start a debugger or hide misspelt flags. A file may name another one that lies in
+    the same directory, one level deep.
 
     Args:
         arguments: What stands on the command line, without the program.
         names: Names of the flags that a file may set.
 
     Returns:
-        (arguments, {name of a flag: `FILE:LINE` where it got its value}); flags set on the command line are not in it.
+        (arguments, {name of a flag: `FILE:LINE` where it got its value}); flags set on the command
+        line are not in it.
 
     Raises:
-        UserError: If a file cannot be read or a line cannot be applied; the text begins with `FILE:LINE`.
+        UserError: If a file cannot be read or a line cannot be applied; the text begins with
+            `FILE:LINE`.
     """
     expanded, places, rest = [], {}, iter(arguments)
     for argument in rest:
         name, equals, value = argument.partition("=")
         if name in ("--undefok", "-undefok"):
-            raise UserError(f"{argument} would hide misspelt flags; expected flags of this program only; leave it out")
+            raise UserError(
+                f"{argument} would hide misspelt flags; expected flags of this program only; leave "
+                "it out"
+            )
         if argument == "--":
             expanded += [argument, *rest]
         elif name in ("--flagfile", "-flagfile"):
@@ -42,61 +50,96 @@ def expand(arguments, names):
                 places[name] = place
         else:
             expanded.append(argument)
-            for name in (name.lstrip("-"), name.lstrip("-").removeprefix("no")):
-                places.pop(name, None)
+            for known in (name.lstrip("-"), name.lstrip("-").removeprefix("no")):
+                places.pop(known, None)
     return expanded, places
 
 
 def _read(path, names, outer=None):
-    """Yields (name, `FILE:LINE`, `--name=value`) of each flag in a file; `outer` is the place that names this one."""
+    """Yields (name, `FILE:LINE`, `--name=value`) of each flag in a file.
+
+    `outer` is the place that names this one.
+    """
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
-            raise UserError(f"--flagfile={path} is no regular file of at most {_MAX_BYTES:,} bytes; expected lines of "
-                            "--name=value; correct it")
+            raise UserError(
+                f"--flagfile={path} is no regular file of at most {_MAX_BYTES:,} bytes; expected "
+                "lines of --name=value; correct it"
+            )
         with open(path, "rb") as file:
             content = file.read()
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{outer + ': ' if outer else ''}--flagfile={path} cannot be read "
-                        f"({getattr(error, 'strerror', None) or error}); expected lines of --name=value; correct it") from error
+        raise UserError(
+            f"{outer + ': ' if outer else ''}--flagfile={path} cannot be read "
+            f"({getattr(error, 'strerror', None) or error}); expected lines of --name=value; "
+            "correct it"
+        ) from error
     seen = {}
     for number, line in enumerate(content.split(b"\n"), 1):
         place = f"{path}:{number}"
         try:
             line = line.decode().strip()
         except UnicodeDecodeError as error:
-            raise UserError(f"{place}: byte {error.start + 1} is not UTF-8; expected text; save the file as UTF-8") from error
+            raise UserError(
+                f"{place}: byte {error.start + 1} is not UTF-8; expected text; save the file as "
+                "UTF-8"
+            ) from error
         if not line or line.startswith(("#", "//")):
             continue
         if invisible := [character for character in line if not character.isprintable()]:
-            raise UserError(f"{place}: holds the invisible character {invisible[0]!a}; expected --name=value; remove it")
+            raise UserError(
+                f"{place}: holds the invisible character {invisible[0]!a}; expected --name=value; "
+                "remove it"
+            )
         match = re.fullmatch(r"--?(\w+)(?:=(.*))?", line)
         if not match:
-            raise UserError(f"{place}: {line[:80]!r} is not a flag; expected --name=value"
-                            + suggestion("--" + line.lstrip("-\u2010\u2011\u2012\u2013\u2014\u2212 "), [f"--{name}=" for name in names]))
+            raise UserError(
+                f"{place}: {line[:80]!r} is not a flag; expected --name=value"
+                + suggestion(
+                    "--" + line.lstrip("-\u2010\u2011\u2012\u2013\u2014\u2212 "),
+                    [f"--{name}=" for name in names],
+                )
+            )
         name, value = match.groups()
         if name == "flagfile":
             yield from _read(_beside(path, value or "", place, outer), names, place)
             continue
-        if name not in names and value is None and name[2:] in names and flags.FLAGS[name[2:]].boolean:
+        if (
+            name not in names
+            and value is None
+            and name[2:] in names
+            and flags.FLAGS[name[2:]].boolean
+        ):
             name = name.removeprefix("no")
         if name not in names:
-            raise UserError(f"{place}: --{name} is no flag that a file may set{suggestion(name, names) or '; remove it'}")
+            raise UserError(
+                f"{place}: --{name} is no flag that a file may "
+                f"set{suggestion(name, names) or '; remove it'}"
+            )
         flag = flags.FLAGS[name]
         if value is None and not flag.boolean:
             raise UserError(f"{place}: --{name} has no value; expected --{name}=value; add it")
         if value is not None:
             if has_comment_or_quotes(value):
-                raise UserError(f"{place}: {line[:80]!r} has a comment or quotes in its value; expected the value alone; "
-                                "comments have a line of their own")
+                raise UserError(
+                    f"{place}: {line[:80]!r} has a comment or quotes in its value; expected the "
+                    "value alone; comments have a line of their own"
+                )
             try:
                 flag.parser.parse(value)
             except ValueError as error:
-                raise UserError(f"{place}: {line[:80]!r} cannot be used ({error}); expected another value; correct it") from error
+                raise UserError(
+                    f"{place}: {line[:80]!r} cannot be used ({error}); expected another value; "
+                    "correct it"
+                ) from error
         if name in seen and not isinstance(flag, flags.MultiFlag):
-            print(f"warning: {place}: --{name} stands in line {seen[name]} too; this one counts", file=sys.stderr)
+            print(
+                f"warning: {place}: --{name} stands in line {seen[name]} too; this one counts",
+                file=sys.stderr,
+            )
         seen[name] = number
         yield name, place, line
 
@@ -106,6 +149,8 @@ def _beside(path, value, place, outer):
     folder = os.path.dirname(os.path.abspath(path))
     nested = os.path.realpath(os.path.join(folder, value))
     if outer or os.path.dirname(nested) != os.path.realpath(folder):
-        raise UserError(f"{place}: --flagfile={value} is refused; expected a file in {folder}, named by one that no other "
-                        "file names; give it on the command line")
+        raise UserError(
+            f"{place}: --flagfile={value} is refused; expected a file in {folder}, named by one "
+            "that no other file names; give it on the command line"
+        )
     return nested

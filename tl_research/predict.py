@@ -2,8 +2,9 @@
 
     python -m tl_research.predict --run=DIR IMAGE|DIR... [--csv=FILE]
 
-Prints one CSV row for each image: path, class, its probability, then the probability of each class. Folders are searched for
-images, also deeper ones. What cannot be used is named on stderr and left out; if nothing can be used, the exit code is 2.
+Prints one CSV row for each image: path, class, its probability, then the probability of each class.
+Folders are searched for images, also deeper ones. What cannot be used is named on stderr and left
+out; if nothing can be used, the exit code is 2.
 """
 
 import collections
@@ -27,12 +28,15 @@ from tl_research.files import escaped, storage_errors
 class PredictConfig(ToolConfig):
     """Settings of `python -m tl_research.predict`."""
 
-    csv: str | None = setting(None, "write the rows to this file, once all are there, instead of to stdout")
+    csv: str | None = setting(
+        None, "write the rows to this file, once all are there, instead of to stdout"
+    )
     batch_size: int = setting(32, "images at a time", low=1)
 
 
 def predict(config, places):
-    """Returns (class names, an iterator of (path, reason why it cannot be used or None, probabilities float64 [K] or None)).
+    """Returns (class names, an iterator of (path, reason why it cannot be used or None,
+    probabilities float64 [K] or None)).
 
     Images are read in parallel, a few batches ahead, and are in memory no longer than that.
 
@@ -46,8 +50,10 @@ def predict(config, places):
     """
     missing = [place for place in places if not os.path.exists(place)]
     if missing:
-        raise DataError(f"{len(missing)} of {len(places)} paths do not exist ({missing[0]}); expected images and folders; "
-                        "correct them")
+        raise DataError(
+            f"{len(missing)} of {len(places)} paths do not exist ({missing[0]}); expected images "
+            "and folders; correct them"
+        )
     import numpy as np
 
     from tl_research import trained  # imports TensorFlow, which --help need not wait for
@@ -61,9 +67,14 @@ def predict(config, places):
         while batch := list(itertools.islice(images, batch_size)):
             good = [pixels for _, _, pixels in batch if pixels is not None]
             if good:  # filled up, so that all batches have one shape
-                probabilities = iter(metrics.softmax(classifier(np.stack(good + good[-1:] * (batch_size - len(good))))))
+                probabilities = iter(
+                    metrics.softmax(
+                        classifier(np.stack(good + good[-1:] * (batch_size - len(good))))
+                    )
+                )
             for path, reason, _ in batch:
                 yield path, reason, None if reason else next(probabilities)
+
     return run.classes, predictions()
 
 
@@ -76,11 +87,13 @@ def _files(places):
             continue
         for folder, folders, names in os.walk(place):
             folders.sort()
-            yield from (os.path.join(folder, name) for name in sorted(names) if catalog.is_image_name(name))
+            yield from (
+                os.path.join(folder, name) for name in sorted(names) if catalog.is_image_name(name)
+            )
 
 
 def _load(paths, image_size, ahead):
-    """Yields (path, reason why it cannot be used or None, pixels or None) in the order of `paths`."""
+    """Yields (path, why it cannot be used or None, pixels or None) in the order of `paths`."""
     from tl_research.data import image_check
 
     decode = image_check.make_decoder(image_size)
@@ -109,7 +122,8 @@ def _load(paths, image_size, ahead):
 def _output(path):
     """Yields a text file: stdout, or one that gets its name when it is whole."""
     if path is None:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `predict ... | head` ends as other programs do
+        # `predict ... | head` ends as other programs do
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         yield sys.stdout
         return
     temporary = f"{path}.tmp-{os.getpid()}"
@@ -126,8 +140,14 @@ def _output(path):
 def main(places):
     config = cli.config_from_flags(PredictConfig)
     if not places:
-        raise UserError("no images are named; expected paths of images or folders; add them after --run")
-    (classes, predictions), started, counts = predict(config, places), time.perf_counter(), collections.Counter()
+        raise UserError(
+            "no images are named; expected paths of images or folders; add them after --run"
+        )
+    (classes, predictions), started, counts = (
+        predict(config, places),
+        time.perf_counter(),
+        collections.Counter(),
+    )
     with _output(config.csv) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["path", "class", "probability", *classes])
@@ -138,12 +158,24 @@ def main(places):
                 print(f"{path}: {reason}", file=sys.stderr)
             else:
                 best = probabilities.argmax()
-                writer.writerow([path, classes[best], *(f"{p:.6g}" for p in (probabilities[best], *probabilities))])
+                writer.writerow(
+                    [
+                        path,
+                        classes[best],
+                        *(f"{p:.6g}" for p in (probabilities[best], *probabilities)),
+                    ]
+                )
         file.flush()
     seconds = time.perf_counter() - started
-    print(f"{counts[True]} images in {seconds:.1f} s, {counts[False]} could not be used", file=sys.stderr)
+    print(
+        f"{counts[True]} images in {seconds:.1f} s, {counts[False]} could not be used",
+        file=sys.stderr,
+    )
     if not counts[True]:
-        raise DataError(f"none of {counts[False]} images can be used; expected at least one; see the reasons above")
+        raise DataError(
+            f"none of {counts[False]} images can be used; expected at least one; see the reasons "
+            "above"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""TensorFlow's start-up without its notes on stderr, which come before any log level is read and would bury ours."""
+"""TensorFlow's start-up without its notes on stderr, which come before any log level is read and
+would bury ours.
+"""
 
 import contextlib
 import os

@@ -1,4 +1,7 @@
-"""The same run with several seeds: one command, one directory, and what the seeds have in common. Imports no TensorFlow."""
+"""The same run with several seeds: one command, one directory, and what the seeds have in common.
+
+Imports no TensorFlow.
+"""
 
 import dataclasses
 import json
@@ -15,10 +18,11 @@ from tl_research.training import run_directory
 
 
 def run(config, program, more=()):
-    """Trains `config` once for each of its `seeds` and returns the contents of `seeds.json`, which it writes and prints.
+    """Trains `config` once for each of its `seeds` and returns the contents of `seeds.json`, which
+    it writes and prints.
 
-    Each is a process of its own, in WORKDIR/seed<S>, so that it gives the same bits as alone; one that is finished only says
-    its results again, one that was interrupted is resumed.
+    Each is a process of its own, in WORKDIR/seed<S>, so that it gives the same bits as alone; one
+    that is finished only says its results again, one that was interrupted is resumed.
 
     Args:
         config: `Config` with seeds.
@@ -26,51 +30,84 @@ def run(config, program, more=()):
         more: Flags that are no settings.
 
     Raises:
-        UserError: If a seed ends with an error, which it has said itself; the exit code is the same.
+        UserError: If a seed ends with an error, which it has said itself; the exit code is the
+            same.
         GateError: If the mean test accuracy is below `--min_test_accuracy`.
     """
     with storage_errors(config.workdir or "runs"):
         directory = config.workdir or run_directory.make_new(config)
         os.makedirs(directory, exist_ok=True)
     if os.path.exists(os.path.join(directory, "flags.txt")):
-        raise RunDirectoryError(f"--workdir={directory} is a run of one seed; expected a directory for those of --seeds; choose "
-                                "another")
+        raise RunDirectoryError(
+            f"--workdir={directory} is a run of one seed; expected a directory for those of "
+            "--seeds; choose another"
+        )
     runs = {}
     for seed in config.seeds:
         place = os.path.join(directory, f"seed{seed}")
         split_seed = seed if config.seeds_split == "separate" else config.split_seed
-        one = dataclasses.replace(config, seeds=(), seed=seed, split_seed=split_seed, min_test_accuracy=0.0)
+        one = dataclasses.replace(
+            config, seeds=(), seed=seed, split_seed=split_seed, min_test_accuracy=0.0
+        )
         print(f"seed {seed}: {place}", flush=True)
-        code = _finish([sys.executable, program, *one.to_flags().splitlines(), f"--workdir={place}",
-                        f"--resume={config.resume}", *more])
+        code = _finish(
+            [
+                sys.executable,
+                program,
+                *one.to_flags().splitlines(),
+                f"--workdir={place}",
+                f"--resume={config.resume}",
+                *more,
+            ]
+        )
         if code:
             again = " and without --resume=never" if config.resume == "never" else ""
-            error = UserError(f"seed {seed} ended with exit code {code}, for the reason above; expected 0; correct that and give "
-                              f"the same command again with --workdir={directory}{again}: what is finished stays")
+            error = UserError(
+                f"seed {seed} ended with exit code {code}, for the reason above; expected 0; "
+                f"correct that and give the same command again with --workdir={directory}{again}: "
+                "what is finished stays"
+            )
             error.exit_code = code
             raise error
         with open(os.path.join(place, "results.json")) as file:
             runs[seed] = json.load(file)
-    summary = {"seeds": list(runs), "seeds_split": config.seeds_split, "summary": summarize(runs.values()),
-               "runs": {str(seed): contents for seed, contents in runs.items()}}
+    summary = {
+        "seeds": list(runs),
+        "seeds_split": config.seeds_split,
+        "summary": summarize(runs.values()),
+        "runs": {str(seed): contents for seed, contents in runs.items()},
+    }
     with storage_errors(directory):
-        write_atomically(os.path.join(directory, "seeds.json"), json.dumps(summary, indent=1, allow_nan=False) + "\n")
+        write_atomically(
+            os.path.join(directory, "seeds.json"),
+            json.dumps(summary, indent=1, allow_nan=False) + "\n",
+        )
     splits = "a split each" if config.seeds_split == "separate" else "one split"
     print(f"\n{len(runs)} seeds, {splits}\n{table(summary['summary'])}")
     print("RESULT " + json.dumps(summary, allow_nan=False), flush=True)
     mean = summary["summary"]["test_accuracy"]["mean"]
     if mean < config.min_test_accuracy:
-        raise GateError(f"mean test accuracy {mean:.4f}; expected at least --min_test_accuracy={config.min_test_accuracy}; "
-                        f"everything is in {directory}")
+        raise GateError(
+            f"mean test accuracy {mean:.4f}; expected at least "
+            f"--min_test_accuracy={config.min_test_accuracy}; everything is in {directory}"
+        )
     return summary
 
 
 def _finish(command):
-    """Runs a command to its end and returns its exit code; a signal is passed on, and the end is waited for."""
+    """Runs a command to its end and returns its exit code.
+
+    A signal is passed on, and the end is waited for.
+    """
     signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # none between the start and the name of what was started
-    process = subprocess.Popen(command, start_new_session=True,  # else the terminal would send it a second Ctrl-C
-                               preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, signals))
+    # none between the start and the name of what was started
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    # else the terminal would send it a second Ctrl-C
+    process = subprocess.Popen(
+        command,
+        start_new_session=True,
+        preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, signals),
+    )
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         code = process.wait()
@@ -82,22 +119,42 @@ def _finish(command):
 
 
 def selected(contents):
-    """Returns the entry of `results.json` of the phase whose weights the run ended with; {} if none was trained."""
-    return next((phase for phase in contents["phases"] if phase["name"] == contents["selected_phase"]), {})
+    """Returns the entry of `results.json` of the phase whose weights the run ended with; {} if none
+    was trained.
+    """
+    return next(
+        (phase for phase in contents["phases"] if phase["name"] == contents["selected_phase"]), {}
+    )
 
 
 def summarize(runs):
-    """Returns {metric: {"mean", "min", "max", "ci95", "values"}} over the contents of several `results.json`, where all have it.
+    """Returns {metric: {"mean", "min", "max", "ci95", "values"}} over the contents of several
+    `results.json`, where all have it.
 
-    The interval is Student's for the mean over seeds; with separate splits it covers those too. None for a single seed.
+    The interval is Student's for the mean over seeds; with separate splits it covers those too.
+    None for a single seed.
     """
     runs = list(runs)
-    values = {f"val_{name}": [selected(contents).get(f"val_{name}") for contents in runs] for name in ("accuracy", "loss")}
-    values |= {f"test_{name}": [contents["test"][name] for contents in runs] for name in ("accuracy", "loss")}
+    values = {
+        f"val_{name}": [selected(contents).get(f"val_{name}") for contents in runs]
+        for name in ("accuracy", "loss")
+    }
+    values |= {
+        f"test_{name}": [contents["test"][name] for contents in runs]
+        for name in ("accuracy", "loss")
+    }
     values["seconds"] = [contents["seconds"]["total"] for contents in runs]
-    return {name: {"mean": statistics.mean(numbers), "min": min(numbers), "max": max(numbers),
-                   "ci95": results.student_interval(numbers), "values": numbers}
-            for name, numbers in values.items() if None not in numbers}
+    return {
+        name: {
+            "mean": statistics.mean(numbers),
+            "min": min(numbers),
+            "max": max(numbers),
+            "ci95": results.student_interval(numbers),
+            "values": numbers,
+        }
+        for name, numbers in values.items()
+        if None not in numbers
+    }
 
 
 def table(summary):
@@ -105,5 +162,7 @@ def table(summary):
     lines = ["| | mean | range | 95 % interval of the mean |", "|---|---|---|---|"]
     for name, of in summary.items():
         interval = f"{of['ci95'][0]:.4g}-{of['ci95'][1]:.4g}" if of["ci95"] else ""
-        lines.append(f"| {name} | {of['mean']:.4g} | {of['min']:.4g}-{of['max']:.4g} | {interval} |")
+        lines.append(
+            f"| {name} | {of['mean']:.4g} | {of['min']:.4g}-{of['max']:.4g} | {interval} |"
+        )
     return "\n".join(lines)

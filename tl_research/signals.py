@@ -8,7 +8,9 @@ from tl_research.errors import Interrupted, UserError
 
 
 class Signals:
-    """While active, the first SIGINT, SIGTERM or SIGHUP raises Interrupted; a second one acts as it always does.
+    """While active, the first SIGINT, SIGTERM or SIGHUP raises Interrupted.
+
+    A second one acts as it always does.
 
     A signal that was ignored before (SIGHUP under nohup) still is.
 
@@ -26,7 +28,8 @@ class Signals:
         self._before = {}
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+        # Python allows handlers nowhere else
+        if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._receive)
@@ -36,7 +39,11 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         # Where the interruption met C code, another error came of it.
-        if self.number is not None and isinstance(error, Exception) and not isinstance(error, UserError):
+        if (
+            self.number is not None
+            and isinstance(error, Exception)
+            and not isinstance(error, UserError)
+        ):
             self._interrupt()
 
     @contextlib.contextmanager
@@ -59,5 +66,8 @@ class Signals:
             self._interrupt()
 
     def _interrupt(self):
-        raise Interrupted(f"interrupted by signal {int(self.number)}; the last checkpoint, if there is one, is whole; go on "
-                          f"with {self.resume}", self.number)
+        raise Interrupted(
+            f"interrupted by signal {int(self.number)}; the last checkpoint, if there is one, is "
+            f"whole; go on with {self.resume}",
+            self.number,
+        )

@@ -38,10 +38,14 @@ class TrainedRun:
     def __init__(self, path):
         self.path = path
         if not os.path.isfile(self.file("flags.txt")):
-            raise RunDirectoryError(f"--run={path} is not a run; expected a directory that train.py made; correct it")
+            raise RunDirectoryError(
+                f"--run={path} is not a run; expected a directory that train.py made; correct it"
+            )
         if not os.path.isfile(self.file("results.json")):
-            raise RunDirectoryError(f"--run={path} is not finished; expected results.json in it; go on with "
-                                    f"{resume_command(path)}")
+            raise RunDirectoryError(
+                f"--run={path} is not finished; expected results.json in it; go on with "
+                f"{resume_command(path)}"
+            )
         try:
             with open(self.file("flags.txt")) as file:
                 self.config = dataclasses.replace(Config.from_flags(file.read()), workdir=path)
@@ -49,7 +53,9 @@ class TrainedRun:
                 self.results = json.load(file)
             self.classes = tuple(self.results["classes"])
         except (OSError, ValueError, KeyError, TypeError, UserError) as error:
-            raise RunDirectoryError(f"--run={path} cannot be read ({error}); expected a run of this version") from error
+            raise RunDirectoryError(
+                f"--run={path} cannot be read ({error}); expected a run of this version"
+            ) from error
 
     def file(self, *names):
         return os.path.join(self.path, *names)
@@ -62,14 +68,19 @@ class TrainedRun:
             RunDirectoryError: If there is no `split.json`.
         """
         if not os.path.isfile(self.file("split.json")):
-            raise RunDirectoryError(f"--run={self.path} has no split.json; expected the one the run wrote; restore it")
+            raise RunDirectoryError(
+                f"--run={self.path} has no split.json; expected the one the run wrote; restore it"
+            )
         config = self.config
         if any(line.startswith("data set ") for line in self.results["substitutions"]):
             config = dataclasses.replace(config, dataset="drawn_flowers")
         try:
             return dataset.load(config, self)
         except DataError as error:
-            raise DataError(f"{error}; if the images were moved, say so once: {resume_command(self.path)} --data_dir=DIR") from error
+            raise DataError(
+                f"{error}; if the images were moved, say so once: {resume_command(self.path)} "
+                "--data_dir=DIR"
+            ) from error
 
     def load_model(self):
         """Returns the exported Keras model, which is in float32.
@@ -81,19 +92,25 @@ class TrainedRun:
         try:
             return keras.saving.load_model(path, compile=False)
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise RunDirectoryError(f"{path} cannot be loaded ({error}); expected the model that the run exported") from error
+            raise RunDirectoryError(
+                f"{path} cannot be loaded ({error}); expected the model that the run exported"
+            ) from error
 
     def load_classifier(self):
-        """Returns a function from uint8 images [B, S, S, 3] to float32 logits [B, K], a NumPy array."""
+        """Returns a function from uint8 images [B, S, S, 3] to float32 logits [B, K], a NumPy
+        array.
+        """
         logits = folded_logits(self.load_model())
         size = self.config.image_size
         signature = [tf.TensorSpec([None, size, size, 3], tf.uint8)]
-        call = tf.function(lambda images: logits(tf.cast(images, tf.float32)), input_signature=signature)
+        call = tf.function(
+            lambda images: logits(tf.cast(images, tf.float32)), input_signature=signature
+        )
         return lambda images: call(images).numpy()
 
 
 def predict_logits(classifier, examples, batch_size):
-    """Returns float32 [N, K], what `classifier` of `TrainedRun.load_classifier` says to `Examples`."""
+    """Returns float32 [N, K], what `TrainedRun.load_classifier`'s classifier says to `Examples`."""
     indices, _ = pipeline.make_batches(np.arange(len(examples)), batch_size)
     batches = examples.stream(indices) if examples.pixels is None else map(examples.images, indices)
-    return np.concatenate([classifier(images) for images in batches])[:len(examples)]
+    return np.concatenate([classifier(images) for images in batches])[: len(examples)]

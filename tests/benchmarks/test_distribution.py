@@ -9,23 +9,41 @@ import sys
 import distribution, fault_injection
 from tl_research.models import backbones
 
-backbones.BACKBONES["Tiny"], backbones.build_backbone = fault_injection.TINY, fault_injection.build_tiny
-settings = distribution.Settings(dataset="directory", data_dir=sys.argv[3], backbones="Tiny@16", batch_size=4, learning_rate=0.1, rounds=1)
-distribution.measuring.write_json(sys.argv[1], settings, distribution.measure(settings, sys.argv[2]))
+backbones.BACKBONES["Tiny"] = fault_injection.TINY
+backbones.build_backbone = fault_injection.build_tiny
+settings = distribution.Settings(
+    dataset="directory",
+    data_dir=sys.argv[3],
+    backbones="Tiny@16",
+    batch_size=4,
+    learning_rate=0.1,
+    rounds=1,
+)
+rows = distribution.measure(settings, sys.argv[2])
+distribution.measuring.write_json(sys.argv[1], settings, rows)
 """
 
 
 def test_losses_of_two_replicas_are_those_of_one_over_twenty_steps(tmp_path, write_images):
     photos = write_images(tmp_path / "photos", count=12, size=16)
     environment = {**os.environ, "PYTHONPATH": f"{_ROOT}:{_ROOT}/benchmarks"}
-    done = subprocess.run([sys.executable, "-c", _SCRIPT, str(tmp_path / "rows.json"), str(tmp_path), photos], text=True,
-                          capture_output=True, timeout=120, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, str(tmp_path / "rows.json"), str(tmp_path), photos],
+        text=True,
+        capture_output=True,
+        timeout=120,
+        env=environment,
+    )
     assert done.returncode == 0, done.stderr
     (row,) = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    assert [row[kind].get("replicas", row[kind]) for kind in ("off", "mirrored", "multi_worker")] == [1, 2, 2]
+    assert [
+        row[kind].get("replicas", row[kind]) for kind in ("off", "mirrored", "multi_worker")
+    ] == [1, 2, 2]
     assert len(set(row["off"]["losses"])) == 20  # it trains
     for kind in ("mirrored", "multi_worker"):
-        assert len(row[kind]["losses"]) == 20 and 0 < row[kind]["images_per_second"]
-        worst = max(abs(two / one - 1) for one, two in zip(row["off"]["losses"], row[kind]["losses"]))
+        assert len(row[kind]["losses"]) == 20 and row[kind]["images_per_second"] > 0
+        worst = max(
+            abs(two / one - 1) for one, two in zip(row["off"]["losses"], row[kind]["losses"])
+        )
         assert row[kind]["largest_difference"] == worst <= 1e-5
         assert f"| Tiny@16, {kind} | 2 | {worst:.1e} | " in done.stdout

@@ -8,24 +8,41 @@ from tl_research.errors import UserError
 
 
 def _result(accuracy, loss, test, seconds=10.0):
-    return {"phases": [{"name": "head", "val_accuracy": 0.1, "val_loss": 9.0},
-                       {"name": "finetune", "val_accuracy": accuracy, "val_loss": loss}],
-            "selected_phase": "finetune", "test": {"accuracy": test, "loss": 1.0}, "seconds": {"total": seconds}}
+    return {
+        "phases": [
+            {"name": "head", "val_accuracy": 0.1, "val_loss": 9.0},
+            {"name": "finetune", "val_accuracy": accuracy, "val_loss": loss},
+        ],
+        "selected_phase": "finetune",
+        "test": {"accuracy": test, "loss": 1.0},
+        "seconds": {"total": seconds},
+    }
 
 
 def test_table_has_means_of_the_selected_phase_against_the_first_row():
-    rows = {"--a=1": {0: _result(0.9, 0.4, 0.8), 1: _result(0.8, 0.6, 0.7, 30.0)}, "--a=2": {1: _result(0.84, 0.3, 0.9)}}
+    rows = {
+        "--a=1": {0: _result(0.9, 0.4, 0.8), 1: _result(0.8, 0.6, 0.7, 30.0)},
+        "--a=2": {1: _result(0.84, 0.3, 0.9)},
+    }
     lines = experiments.table(rows).splitlines()
     assert lines[2:] == [
-        "| `--a=1` | 0, 1 | 0.850 (0.900, 0.800) | 0.500 (0.400, 0.600) |  | 0.750 (0.800, 0.700) | 20 |",
-        "| `--a=2` | 1 | 0.840 | 0.300 | +4.0 points, -50.0 % | 0.900 | 10 |"]
+        (
+            "| `--a=1` | 0, 1 | 0.850 (0.900, 0.800) | 0.500 (0.400, 0.600) |  | 0.750 (0.800, "
+            "0.700) | 20 |"
+        ),
+        "| `--a=2` | 1 | 0.840 | 0.300 | +4.0 points, -50.0 % | 0.900 | 10 |",
+    ]
 
 
 def test_runs_what_is_missing_and_only_reads_what_is_finished(write_images, tmp_path):
     photographs = write_images(tmp_path / "photographs", count=10, size=32)
-    base = (f"--dataset=directory --data_dir={photographs} --backbone=EfficientNetLite0 --image_size=32 --phases=head "
-            "--epochs=1 --unfreeze=0% --learning_rate=1e-3 --patience=0")
-    settings = experiments.Settings(runs=str(tmp_path / "runs"), base=base, row=("--augment=none",), seeds="3")
+    base = (
+        f"--dataset=directory --data_dir={photographs} --backbone=EfficientNetLite0 "
+        "--image_size=32 --phases=head --epochs=1 --unfreeze=0% --learning_rate=1e-3 --patience=0"
+    )
+    settings = experiments.Settings(
+        runs=str(tmp_path / "runs"), base=base, row=("--augment=none",), seeds="3"
+    )
     rows = experiments.measure(settings)
     place = tmp_path / "runs" / "augment=none" / "seed3"
     written = json.loads((place / "results.json").read_text())
@@ -33,11 +50,18 @@ def test_runs_what_is_missing_and_only_reads_what_is_finished(write_images, tmp_
     flags = (place / "flags.txt").read_text().splitlines()
     assert {"--augment=none", "--seed=3", "--split_seed=3"} <= set(flags)
     before = os.stat(place / "results.json").st_mtime_ns
-    assert experiments.measure(settings) == rows and os.stat(place / "results.json").st_mtime_ns == before
+    assert (
+        experiments.measure(settings) == rows
+        and os.stat(place / "results.json").st_mtime_ns == before
+    )
 
 
 def test_failures_and_missing_flags_are_errors(tmp_path):
     with pytest.raises(UserError, match="exit code 1"):
-        experiments.measure(experiments.Settings(runs=str(tmp_path), base="--no_such_flag", row=("--seed=1",), seeds="0"))
+        experiments.measure(
+            experiments.Settings(
+                runs=str(tmp_path), base="--no_such_flag", row=("--seed=1",), seeds="0"
+            )
+        )
     with pytest.raises(UserError, match="--runs or --row is missing"):
         experiments.Settings(runs=str(tmp_path))

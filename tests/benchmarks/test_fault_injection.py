@@ -1,4 +1,6 @@
-"""Runs of `train.py` that are really killed, and a writer that ends or fails at each of its file operations."""
+"""Runs of `train.py` that are really killed, and a writer that ends or fails at each of its file
+operations.
+"""
 
 import json
 import os
@@ -17,7 +19,8 @@ _KILLS = r"""
 import json, signal, sys
 import fault_injection
 
-fault_injection.cli.define_flags(fault_injection.Settings)  # as the benchmark has them when it forks
+# as the benchmark has them when it forks
+fault_injection.cli.define_flags(fault_injection.Settings)
 fault_injection.CACHED += ("--epochs=1,2",)
 campaign = fault_injection.Campaign(fault_injection.Settings(), sys.argv[1])
 reference = campaign.reference("cached")
@@ -27,7 +30,8 @@ for point in [("save", 7, 0.0), ("export", 1, 0.0)]:  # in the second phase, and
     cases.append(campaign._resume_and_compare(f"{sys.argv[1]}/run", "cached", case))
 hashes = []
 for name in ("one", "two"):
-    code = fault_injection.train(f"{sys.argv[1]}/{name}", [*campaign._flags("live"), "--epochs=1,1", "--deterministic"])
+    more = [*campaign._flags("live"), "--epochs=1,1", "--deterministic"]
+    code = fault_injection.train(f"{sys.argv[1]}/{name}", more)
     with open(f"{sys.argv[1]}/{name}/results.json") as file:
         hashes.append((code, json.load(file)["weights_sha256"]))
 print(json.dumps({"cases": cases, "hashes": hashes}))
@@ -37,8 +41,13 @@ print(json.dumps({"cases": cases, "hashes": hashes}))
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     place = tmp_path_factory.mktemp("faults")
-    done = subprocess.run([sys.executable, "-c", _KILLS, str(place)], capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "PYTHONPATH": f"{_ROOT}:{_ROOT}/benchmarks"})
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLS, str(place)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": f"{_ROOT}:{_ROOT}/benchmarks"},
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -58,22 +67,31 @@ def test_killed_runs_end_as_the_unbroken_one(killed):
 
 # The writer alone.
 
+
 def _save(directory, step):
-    checkpoints.save(directory, {"global_step": step}, {"x": np.full(1000, step, np.float32), "y": np.zeros(3)})
+    checkpoints.save(
+        directory, {"global_step": step}, {"x": np.full(1000, step, np.float32), "y": np.zeros(3)}
+    )
 
 
 def _in_operations(directory, operation, act):
-    """Saves step 3, with `act` at one of its file operations, in a fork; returns (exit code, names of the operations)."""
+    """Saves step 3, with `act` at one of its file operations, in a fork.
+
+    Returns (exit code, names of the operations).
+    """
     log = f"{directory}.log"
 
     def body():
         operations = fault_injection.Operations(1, operation, act)
         try:
-            checkpoints.save(directory, {"global_step": 3}, {"x": np.full(1000, 3, np.float32), "y": np.zeros(3)})
+            checkpoints.save(
+                directory, {"global_step": 3}, {"x": np.full(1000, 3, np.float32), "y": np.zeros(3)}
+            )
         except StorageError:
             return 9
         finally:
             os.write(1, "\n".join(operations.names).encode())  # print goes where pytest wants it
+
     code = fault_injection.in_fork(body, log)
     with open(log) as file:
         return code, file.read().split()
@@ -85,7 +103,11 @@ def operations(tmp_path_factory):
     _save(directory, 1)
     _save(directory, 2)
     code, names = _in_operations(directory, None, None)
-    assert code == 0 and {"mkdir", "create", "write", "fsync", "replace", "unlink", "rmdir"} <= set(names) and len(names) > 25
+    assert (
+        code == 0
+        and {"mkdir", "create", "write", "fsync", "replace", "unlink", "rmdir"} <= set(names)
+        and len(names) > 25
+    )
     return names
 
 
@@ -105,9 +127,16 @@ def test_every_file_operation_of_a_save_may_be_the_last(tmp_path, operations, mo
         code, _ = _in_operations(directory, number, act)
         assert code == -9 if mode == "kill" else code in (0, 9), (number, name)
         state, arrays = checkpoints.load_newest(directory)
-        assert capsys.readouterr().err == "" and (arrays["x"] == state["global_step"]).all()  # the one before, or the new one
+        # the one before, or the new one
+        assert capsys.readouterr().err == "" and (arrays["x"] == state["global_step"]).all()
         found.append(state["global_step"])
-        assert not [entry for entry in os.listdir(directory) if not entry.startswith("step-") or len(entry) != 13]
+        assert not [
+            entry
+            for entry in os.listdir(directory)
+            if not entry.startswith("step-") or len(entry) != 13
+        ]
         _save(directory, 4)
         assert checkpoints.load_newest(directory)[0] == {"global_step": 4}
-    assert set(found) == {2, 3} and found == sorted(found) if mode == "kill" else set(found) <= {2, 3}
+    assert (
+        set(found) == {2, 3} and found == sorted(found) if mode == "kill" else set(found) <= {2, 3}
+    )

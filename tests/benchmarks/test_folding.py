@@ -7,9 +7,16 @@ def test_rows_hold_both_phases_and_the_ratio_of_what_was_timed(tiny_backbone, ca
     rows = folding.measure(folding.Settings(backbones="Tiny@16", images=8, batch_size=4, rounds=1))
     assert [row["phase"] for row in rows] == ["head", "finetune"]
     for row in rows:  # of one round: the medians are the times themselves
-        assert row["ratio"] == pytest.approx(row["folded"] / row["plain"]) and row["ratio_range"] == [row["ratio"]] * 2
+        assert (
+            row["ratio"] == pytest.approx(row["folded"] / row["plain"])
+            and row["ratio_range"] == [row["ratio"]] * 2
+        )
     lines = folding.table(rows).splitlines()
-    assert len(lines) == 4 and {line.count("|") for line in lines} == {5} and lines[2] in capsys.readouterr().out
+    assert (
+        len(lines) == 4
+        and {line.count("|") for line in lines} == {5}
+        and lines[2] in capsys.readouterr().out
+    )
 
 
 def test_check_passes_in_float64_and_puts_the_types_back(tiny_backbone):
@@ -32,4 +39,6 @@ def test_check_sees_a_wrong_folding(tiny_backbone, monkeypatch):
 
     monkeypatch.setattr(folding_lib, "folded_weights", wrong)
     (row,) = folding.check(folding.Settings(check=True, backbones="Tiny@16"))
-    assert not row["passed"] and folding.check_table([row]).splitlines()[-1].endswith("| DIFFERENT |")
+    assert not row["passed"] and folding.check_table([row]).splitlines()[-1].endswith(
+        "| DIFFERENT |"
+    )

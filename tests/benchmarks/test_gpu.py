@@ -22,8 +22,19 @@ def settings(tiny_backbone, monkeypatch, tmp_path):
     monkeypatch.setattr(gpu.limits, "probe", lambda rounds: _MACHINE)
 
     def make(**more):
-        return gpu.Settings(**{"device": "cpu", "backbones": "Tiny@16", "images": 8, "batch_size": 4, "seconds": 0.01,
-                               "checks": "none", "output_json": str(tmp_path / "gpu.json"), **more})
+        return gpu.Settings(
+            **{
+                "device": "cpu",
+                "backbones": "Tiny@16",
+                "images": 8,
+                "batch_size": 4,
+                "seconds": 0.01,
+                "checks": "none",
+                "output_json": str(tmp_path / "gpu.json"),
+                **more,
+            }
+        )
+
     yield make
     keras.config.set_dtype_policy("float32")
 
@@ -33,20 +44,31 @@ def test_program_runs_on_a_cpu(settings, tmp_path, capsys):
     assert json.loads((tmp_path / "gpu.json").read_text())["rows"] == rows
     machine, precision, parity, *cells = rows
     assert (machine["device"], machine["published"], machine["copy"]) == ("CPU", None, 10.0)
-    assert precision["passed"] and precision["detail"].startswith("auto is float32; mixed_bfloat16: bfloat16 and float32,")
-    assert parity["passed"] and "float32 0.0e+00 and 0.0e+00" in parity["detail"]  # on a CPU it is compared with itself
+    assert precision["passed"] and precision["detail"].startswith(
+        "auto is float32; mixed_bfloat16: bfloat16 and float32,"
+    )
+    # on a CPU it is compared with itself
+    assert parity["passed"] and "float32 0.0e+00 and 0.0e+00" in parity["detail"]
     assert [(row["kind"], row["phase"], row["precision"], row["xla"]) for row in cells] == [
-        (kind, "finetune", "float32", False) for kind in ("live", "fit", "cached")]
+        (kind, "finetune", "float32", False) for kind in ("live", "fit", "cached")
+    ]
     live, fit, cached = cells
     assert cached["bytes_per_image"] < live["bytes_per_image"] == fit["bytes_per_image"]
     for row in cells:
-        assert row["range"][0] <= row["images_per_second"] <= row["range"][1] and row["first_epoch_seconds"] > 0
-        assert row["roofline"] == pytest.approx(row["images_per_second"] * row["bytes_per_image"] / 10e9)
+        assert (
+            row["range"][0] <= row["images_per_second"] <= row["range"][1]
+            and row["first_epoch_seconds"] > 0
+        )
+        assert row["roofline"] == pytest.approx(
+            row["images_per_second"] * row["bytes_per_image"] / 10e9
+        )
         assert row["over_fit"] == pytest.approx(row["images_per_second"] / fit["images_per_second"])
     lines = gpu.table(rows).splitlines()
     assert len(lines) == 9 and {line.count("|") for line in lines[4:]} == {9}
     printed = capsys.readouterr().out.splitlines()
-    assert printed[:3] == lines[:3] and all(line.startswith("| Tiny@16, finetune | ") for line in printed[3:])
+    assert printed[:3] == lines[:3] and all(
+        line.startswith("| Tiny@16, finetune | ") for line in printed[3:]
+    )
 
 
 @pytest.mark.parametrize("name", ["xla", "loss_scale", "determinism"])
@@ -59,19 +81,42 @@ def _change(monkeypatch, name):
     """Makes what a check looks for wrong."""
     network, updates, number = gpu_checks._network, gpu_checks._updates, itertools.count()
     if name == "precision":
-        monkeypatch.setattr(gpu_checks, "_network", lambda settings, precision: network(settings, "float32"))
+        monkeypatch.setattr(
+            gpu_checks, "_network", lambda settings, precision: network(settings, "float32")
+        )
     if name == "parity":  # other weights on the device
-        monkeypatch.setattr(gpu_checks, "_network", lambda settings, precision, weights=(): network(
-            settings, precision, [1.5 * weight for weight in weights]))
+        monkeypatch.setattr(
+            gpu_checks,
+            "_network",
+            lambda settings, precision, weights=(): network(
+                settings, precision, [1.5 * weight for weight in weights]
+            ),
+        )
     if name == "xla":
-        monkeypatch.setattr(gpu_checks, "_updates", lambda settings, precision, xla=False: {
-            path: value * (1.01 if xla else 1.0) for path, value in updates(settings, precision).items()})
+        monkeypatch.setattr(
+            gpu_checks,
+            "_updates",
+            lambda settings, precision, xla=False: {
+                path: value * (1.01 if xla else 1.0)
+                for path, value in updates(settings, precision).items()
+            },
+        )
     if name == "determinism":
-        monkeypatch.setattr(gpu_checks, "_network", lambda *given, **more: network(*given, seed=next(number), **more))
+        monkeypatch.setattr(
+            gpu_checks,
+            "_network",
+            lambda *given, **more: network(*given, seed=next(number), **more),
+        )
     if name == "loss_scale":  # shrinks by itself
         update = loss_scale.update
-        monkeypatch.setattr(loss_scale, "update", lambda state, applied: {
-            key: value / 2 if key == "loss_scale" else value for key, value in update(state, applied).items()})
+        monkeypatch.setattr(
+            loss_scale,
+            "update",
+            lambda state, applied: {
+                key: value / 2 if key == "loss_scale" else value
+                for key, value in update(state, applied).items()
+            },
+        )
 
 
 @pytest.mark.parametrize("name", list(gpu_checks.CHECKS))
@@ -90,9 +135,13 @@ def test_what_fails_is_a_row(settings, monkeypatch, tmp_path):
     rows = gpu.measure(settings(checks="xla,parity", backbones="NoSuch@16", cells=2))
     assert rows[1]["error"] == "RuntimeError: no kernel for this"
     lines = gpu.table(rows).splitlines()
-    assert lines[1:3] == ["check xla: RuntimeError: no kernel for this", "check parity: FAILED: off by 1"]
+    assert lines[1:3] == [
+        "check xla: RuntimeError: no kernel for this",
+        "check parity: FAILED: off by 1",
+    ]
     assert [line.split(", XLA off: ")[0] for line in lines[-2:]] == [
-        f"NoSuch@16, finetune, {kind}, float32" for kind in ("live", "fit")]
+        f"NoSuch@16, finetune, {kind}, float32" for kind in ("live", "fit")
+    ]
     assert all("UserError" in line for line in lines[-2:])
     with pytest.raises(UserError, match="--checks has speed; expected any of precision, xla"):
         gpu.measure(settings(checks="xla,speed"))
@@ -104,23 +153,43 @@ def test_what_may_not_end_in_time_is_skipped_and_listed(settings, monkeypatch, t
     def measure_cell(settings, **cell):
         now[0] += 40
         saved = json.loads((tmp_path / "gpu.json").read_text())["rows"]  # all before this one
-        return {"images_per_second": float(len(saved)), "range": [1.0, 1.0], "first_epoch_seconds": 1.0, "bytes_per_image": 1}
+        return {
+            "images_per_second": float(len(saved)),
+            "range": [1.0, 1.0],
+            "first_epoch_seconds": 1.0,
+            "bytes_per_image": 1,
+        }
 
     monkeypatch.setattr(gpu, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(gpu, "measure_cell", measure_cell)
-    rows = gpu.measure(settings(cells=4, minutes=2.0), started=-10.0)  # 110 s are left: two, since a third may end at 120
-    assert [row.get("images_per_second") or row["skipped"] for row in rows[1:]] == [1.0, 2.0, True, True]
+    # 110 s are left: two, since a third may end at 120
+    rows = gpu.measure(settings(cells=4, minutes=2.0), started=-10.0)
+    assert [row.get("images_per_second") or row["skipped"] for row in rows[1:]] == [
+        1.0,
+        2.0,
+        True,
+        True,
+    ]
     assert gpu.table(rows).splitlines()[-1] == "Tiny@16, head, live, float32, XLA off: skipped"
     assert json.loads((tmp_path / "gpu.json").read_text())["rows"] == rows
 
 
 def test_shares_and_ratios_are_of_the_same_work():
-    cell = {"backbone": "A", "image_size": 16, "phase": "head", "precision": "float32", "bytes_per_image": 10**7}
-    rows = [{"machine": True, "published": 2.0, "copy": 1.0},  # GB/s
-            {**cell, "kind": "live", "images_per_second": 100.0}, {**cell, "kind": "fit", "images_per_second": 40.0},
-            {**cell, "kind": "fit", "images_per_second": 50.0},
-            {**cell, "kind": "fit", "images_per_second": 99.0, "phase": "finetune"},
-            {**cell, "kind": "live", "images_per_second": 100.0, "precision": "mixed_bfloat16"}]
+    cell = {
+        "backbone": "A",
+        "image_size": 16,
+        "phase": "head",
+        "precision": "float32",
+        "bytes_per_image": 10**7,
+    }
+    rows = [
+        {"machine": True, "published": 2.0, "copy": 1.0},  # GB/s
+        {**cell, "kind": "live", "images_per_second": 100.0},
+        {**cell, "kind": "fit", "images_per_second": 40.0},
+        {**cell, "kind": "fit", "images_per_second": 50.0},
+        {**cell, "kind": "fit", "images_per_second": 99.0, "phase": "finetune"},
+        {**cell, "kind": "live", "images_per_second": 100.0, "precision": "mixed_bfloat16"},
+    ]
     gpu.compare(rows)
     assert rows[1]["roofline"] == 0.5 and rows[1]["over_fit"] == 2.0
     assert rows[-1]["over_fit"] is None
@@ -131,13 +200,30 @@ def test_what_a_run_would_choose_comes_first(monkeypatch):
     cells = gpu.make_cells(gpu.Settings(backbones="A@16,B@32"))
     assert len(cells) == len({tuple(cell.values()) for cell in cells}) == 2 * 2 * 3 * 3 * 2
     assert all(cell["precision"] == "mixed_bfloat16" and cell["xla"] for cell in cells[:12])
-    assert [(cell["backbone"], cell["kind"]) for cell in cells[:4]] == [("A", "live"), ("B", "live"), ("A", "fit"), ("B", "fit")]
+    assert [(cell["backbone"], cell["kind"]) for cell in cells[:4]] == [
+        ("A", "live"),
+        ("B", "live"),
+        ("A", "fit"),
+        ("B", "fit"),
+    ]
     assert all(cell["precision"] == "mixed_bfloat16" for cell in cells[12:24])
     assert not any(cell["xla"] or cell["precision"] == "mixed_bfloat16" for cell in cells[-24:])
 
 
 def test_without_a_gpu_the_program_says_so_and_ends(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(gpu.__file__)), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, gpu.__file__], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.path.dirname(os.path.dirname(gpu.__file__)),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    done = subprocess.run(
+        [sys.executable, gpu.__file__],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+    )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "no GPU here: nothing was checked or measured; --device=cpu runs the program on the CPU\n"
+    assert done.stdout == (
+        "no GPU here: nothing was checked or measured; --device=cpu runs the program on the CPU\n"
+    )

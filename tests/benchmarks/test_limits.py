@@ -5,7 +5,8 @@ import pytest
 
 
 def test_arithmetic_of_a_step_is_that_of_its_convolutions(tiny_backbone, make_examples):
-    # Positions times kernel: 8 x 8 x 3 x 3 x 3 x 6, 4 x 4 x 3 x 3 x 6 x 8 and 4 x 4 x 8 x 10 multiplications.
+    # Positions times kernel: 8 x 8 x 3 x 3 x 3 x 6, 4 x 4 x 3 x 3 x 6 x 8 and 4 x 4 x 8 x 10
+    # multiplications.
     block1, block2, block3 = 10368, 6912, 1280
     settings = limits.Settings(images=8, batch_size=4)
     config = measuring.make_config(settings, "Tiny", 16)
@@ -16,19 +17,31 @@ def test_arithmetic_of_a_step_is_that_of_its_convolutions(tiny_backbone, make_ex
     classifier.unfreeze("block2")  # its convolution reads the cut: no gradient of its input
     live = limits.gflop_per_image(classifier, measuring.live_source(config, classifier, examples))
     assert live == pytest.approx(2e-9 * (block1 + 2 * block2 + 3 * block3))
-    cached = measuring.cached_source(config, classifier, measuring.fill_cache(config, classifier, examples, 1))
+    cached = measuring.cached_source(
+        config, classifier, measuring.fill_cache(config, classifier, examples, 1)
+    )
     assert limits.gflop_per_image(classifier, cached) == pytest.approx(live - 2e-9 * block1)
 
 
 def test_rows_are_rates_times_arithmetic_over_the_peak(tiny_backbone, monkeypatch, capsys):
-    monkeypatch.setattr(limits, "probe", lambda rounds: {"float32": 100.0, "bfloat16": 200.0, "copy": 10.0})
-    machine, rows = limits.measure(limits.Settings(backbones="Tiny@16", images=8, batch_size=4, rounds=1))
+    monkeypatch.setattr(
+        limits, "probe", lambda rounds: {"float32": 100.0, "bfloat16": 200.0, "copy": 10.0}
+    )
+    machine, rows = limits.measure(
+        limits.Settings(backbones="Tiny@16", images=8, batch_size=4, rounds=1)
+    )
     assert [row["kind"] for row in rows] == ["live head", "live finetune", "cached finetune"]
     for row in rows:
-        assert row["gflop_per_second"] == pytest.approx(row["images_per_second"] * row["gflop_per_image"])
+        assert row["gflop_per_second"] == pytest.approx(
+            row["images_per_second"] * row["gflop_per_image"]
+        )
         assert row["share_of_peak"] == pytest.approx(row["gflop_per_second"] / machine["float32"])
     lines = limits.table(rows).splitlines()
-    assert len(lines) == 5 and {line.count("|") for line in lines} == {6} and lines[2] in capsys.readouterr().out
+    assert (
+        len(lines) == 5
+        and {line.count("|") for line in lines} == {6}
+        and lines[2] in capsys.readouterr().out
+    )
 
 
 def test_probe_measures_this_machine():
@@ -36,24 +49,29 @@ def test_probe_measures_this_machine():
 
 
 def test_traffic_of_a_step_is_what_its_convolutions_read_and_write(tiny_backbone, make_examples):
-    # Numbers read and written: 16 x 16 x 3 + 8 x 8 x 6, 8 x 8 x 6 + 4 x 4 x 8 and 4 x 4 x 8 + 4 x 4 x 10; pooling reads 160 more
-    # and the new head 10.
+    # Numbers read and written: 16 x 16 x 3 + 8 x 8 x 6, 8 x 8 x 6 + 4 x 4 x 8 and 4 x 4 x 8 + 4 x 4
+    # x 10; pooling reads 160 more and the new head 10.
     block1, block2, block3, others = 1152, 512, 288, 170
     config = measuring.make_config(limits.Settings(images=8, batch_size=4), "Tiny", 16)
     classifier = measuring.make_classifier(config, "head", 3)
     examples = make_examples(8)
     head = limits.bytes_per_image(classifier, measuring.live_source(config, classifier, examples))
     assert head == 4 * (block1 + block2 + block3 + others)
-    classifier.unfreeze("block2")  # block2: one pass more and its output of 128 again; block3: two and its 160
+    # block2: one pass more and its output of 128 again; block3: two and its 160
+    classifier.unfreeze("block2")
     live = limits.bytes_per_image(classifier, measuring.live_source(config, classifier, examples))
     assert live == head + 4 * (block2 + 128 + 2 * block3 + 160)
-    cached = measuring.cached_source(config, classifier, measuring.fill_cache(config, classifier, examples, 1))
+    cached = measuring.cached_source(
+        config, classifier, measuring.fill_cache(config, classifier, examples, 1)
+    )
     assert limits.bytes_per_image(classifier, cached) == live - 4 * block1
 
 
 def test_traffic_of_mobilenet_is_that_of_its_tensors_in_bfloat16():
     keras.backend.clear_session()
-    config = measuring.make_config(limits.Settings(batch_size=4, precision="mixed_bfloat16"), "MobileNetV2", 160)
+    config = measuring.make_config(
+        limits.Settings(batch_size=4, precision="mixed_bfloat16"), "MobileNetV2", 160
+    )
     try:
         classifier = measuring.make_classifier(config, "finetune", 5)
         source = measuring.live_source(config, classifier, measuring.drawn_examples(config, 4))

@@ -10,13 +10,35 @@ import scale_model
 
 # Round numbers: a GPU does 50 images/s forward, 20 live and 100 cached; its node of 2 decodes 80.
 INPUTS = scale_model.Inputs(
-    file_bytes=10, decoded_per_core=20, pixel_bytes=100, feature_bytes=50, forward=(1, 10), live=(1, 25), cached=(4, 1),
-    parameters=100, head_epochs=2, finetune_epochs=3, views=2, batch=4, flops=800, bandwidth=1000, efficiency=0.5, node_gpus=2,
-    node_cores=4, node_memory=1e5, node_disk=2e5, nvlink=1000, infiniband=100, store=1000)
+    file_bytes=10,
+    decoded_per_core=20,
+    pixel_bytes=100,
+    feature_bytes=50,
+    forward=(1, 10),
+    live=(1, 25),
+    cached=(4, 1),
+    parameters=100,
+    head_epochs=2,
+    finetune_epochs=3,
+    views=2,
+    batch=4,
+    flops=800,
+    bandwidth=1000,
+    efficiency=0.5,
+    node_gpus=2,
+    node_cores=4,
+    node_memory=1e5,
+    node_disk=2e5,
+    nvlink=1000,
+    infiniband=100,
+    store=1000,
+)
 
 
 def test_rate_is_that_of_the_scarcer_of_arithmetic_and_memory():
-    assert [scale_model.rate(work, INPUTS) for work in (INPUTS.forward, INPUTS.live, INPUTS.cached)] == [50, 20, 100]
+    assert [
+        scale_model.rate(work, INPUTS) for work in (INPUTS.forward, INPUTS.live, INPUTS.cached)
+    ] == [50, 20, 100]
 
 
 def test_ring_moves_twice_the_gradients_but_for_one_part():
@@ -25,19 +47,68 @@ def test_ring_moves_twice_the_gradients_but_for_one_part():
     assert scale_model.all_reduce_seconds(4, INPUTS) == pytest.approx(2 * 3 / 4 * 400 / 100)
 
 
-@pytest.mark.parametrize(("images", "gpus", "shared", "place", "parts"), [
-    # 2 nodes: both read all and decode it at 80 a second; the cache is filled by one GPU of each; 100 images x 3 / 4 GPUs train.
-    (100, 4, False, "memory", {"storage": 2 * 1000 / 1000, "decode": 100 / 80, "frozen part": 200 / 50, "finetune": 75 / 100,
-                               "all-reduce": 75 / 4 * 6}),
-    (100, 4, True, "memory", {"storage": 1, "decode": 50 / 80, "frozen part": 200 / 200, "finetune": 75 / 100,
-                              "all-reduce": 75 / 4 * 6}),
-    # Half a node: neither 600 x 2 x 50 bytes of features nor 600 x 100 of pixels fit into 50000; one pass checks, two fill.
-    (600, 1, False, "disk", {"storage": 3 * 6, "decode": 3 * 600 / 40, "frozen part": 1200 / 50, "finetune": 1800 / 100,
-                             "all-reduce": 0}),
-    # Live: a pass for each of 5 epochs after the first; head computes 2 epochs forward.
-    (3000, 2, False, "nowhere", {"storage": 6 * 30, "decode": 6 * 3000 / 80, "frozen part": 6000 / 100, "finetune": 4500 / 20,
-                                 "all-reduce": 4500 / 4 * 0.4}),
-])
+@pytest.mark.parametrize(
+    ("images", "gpus", "shared", "place", "parts"),
+    [
+        # 2 nodes: both read all and decode it at 80 a second; the cache is filled by one GPU of
+        # each; 100 images x 3 / 4 GPUs train.
+        (
+            100,
+            4,
+            False,
+            "memory",
+            {
+                "storage": 2 * 1000 / 1000,
+                "decode": 100 / 80,
+                "frozen part": 200 / 50,
+                "finetune": 75 / 100,
+                "all-reduce": 75 / 4 * 6,
+            },
+        ),
+        (
+            100,
+            4,
+            True,
+            "memory",
+            {
+                "storage": 1,
+                "decode": 50 / 80,
+                "frozen part": 200 / 200,
+                "finetune": 75 / 100,
+                "all-reduce": 75 / 4 * 6,
+            },
+        ),
+        # Half a node: neither 600 x 2 x 50 bytes of features nor 600 x 100 of pixels fit into
+        # 50000; one pass checks, two fill.
+        (
+            600,
+            1,
+            False,
+            "disk",
+            {
+                "storage": 3 * 6,
+                "decode": 3 * 600 / 40,
+                "frozen part": 1200 / 50,
+                "finetune": 1800 / 100,
+                "all-reduce": 0,
+            },
+        ),
+        # Live: a pass for each of 5 epochs after the first; head computes 2 epochs forward.
+        (
+            3000,
+            2,
+            False,
+            "nowhere",
+            {
+                "storage": 6 * 30,
+                "decode": 6 * 3000 / 80,
+                "frozen part": 6000 / 100,
+                "finetune": 4500 / 20,
+                "all-reduce": 4500 / 4 * 0.4,
+            },
+        ),
+    ],
+)
 def test_parts_of_a_run(images, gpus, shared, place, parts):
     predicted, where = scale_model.predict(images, gpus, INPUTS, shared)
     assert where == place and predicted == pytest.approx(parts)
@@ -62,17 +133,27 @@ def test_document_has_the_tables_that_are_printed():
 
 def test_inputs_are_what_the_network_has():
     inputs = scale_model.Inputs()
-    config = measuring.make_config(limits.Settings(precision="mixed_bfloat16"), "EfficientNetV2B0", 224)
+    config = measuring.make_config(
+        limits.Settings(precision="mixed_bfloat16"), "EfficientNetV2B0", 224
+    )
     try:
         classifier = measuring.make_classifier(config, "finetune", 5)
     finally:
         keras.config.set_dtype_policy("float32")
     kept = classifier.graph.cheapest_cut(classifier.cut())
-    assert kept == classifier.cut() and classifier.graph.bytes_per_image(kept) == inputs.feature_bytes
-    assert sum(math.prod(variable.shape) for variable in classifier.trainable_variables().values()) == inputs.parameters
+    assert (
+        kept == classifier.cut() and classifier.graph.bytes_per_image(kept) == inputs.feature_bytes
+    )
+    assert (
+        sum(math.prod(variable.shape) for variable in classifier.trainable_variables().values())
+        == inputs.parameters
+    )
     for name, cached in {"live": False, "cached": True, "forward": False}.items():
         if name == "forward":
             classifier.unfreeze("0%")
         source = types.SimpleNamespace(cut=classifier.cut(), stored=kept, cached=cached)
-        counted = 1e9 * limits.gflop_per_image(classifier, source), limits.bytes_per_image(classifier, source)
+        counted = (
+            1e9 * limits.gflop_per_image(classifier, source),
+            limits.bytes_per_image(classifier, source),
+        )
         assert getattr(inputs, name) == pytest.approx(counted, rel=3e-3)

@@ -26,7 +26,9 @@ def make(root, *names):
 
 
 def find(root, **arguments):
-    return catalog.find_images("directory", data_dir=str(root), download_dir="/nonexistent", **arguments)
+    return catalog.find_images(
+        "directory", data_dir=str(root), download_dir="/nonexistent", **arguments
+    )
 
 
 def names(found):
@@ -34,9 +36,20 @@ def names(found):
 
 
 def test_classes_are_sorted_folders_and_files_are_sorted_by_name(tmp_path):
-    found = find(make(tmp_path, "b/2.png", "a/1.JPG", "b/1.webp", "a/deep/x.jpg/0.gif", "a/z.bmp", "b/q.jpeg"))
+    found = find(
+        make(
+            tmp_path, "b/2.png", "a/1.JPG", "b/1.webp", "a/deep/x.jpg/0.gif", "a/z.bmp", "b/q.jpeg"
+        )
+    )
     assert found.classes == ("a", "b")
-    assert names(found) == ["a/1.JPG", "a/deep/x.jpg/0.gif", "a/z.bmp", "b/1.webp", "b/2.png", "b/q.jpeg"]
+    assert names(found) == [
+        "a/1.JPG",
+        "a/deep/x.jpg/0.gif",
+        "a/z.bmp",
+        "b/1.webp",
+        "b/2.png",
+        "b/q.jpeg",
+    ]
     assert [file.label for file in found.files] == [0, 0, 0, 1, 1, 1]
     assert {file.side for file in found.files} == {None}
     assert found.files[1].path == str(tmp_path / "a/deep/x.jpg/0.gif")
@@ -44,8 +57,19 @@ def test_classes_are_sorted_folders_and_files_are_sorted_by_name(tmp_path):
 
 
 def test_junk_and_other_suffixes_are_ignored_and_counted(tmp_path):
-    make(tmp_path, "a/1.jpg", "b/1.jpg", "a/._1.jpg", "a/Thumbs.db", "a/.ipynb_checkpoints/1.jpg", "__MACOSX/a/1.jpg",
-         "LICENSE.txt", "a/notes.txt", ".git/x.jpg", "loose.jpg")
+    make(
+        tmp_path,
+        "a/1.jpg",
+        "b/1.jpg",
+        "a/._1.jpg",
+        "a/Thumbs.db",
+        "a/.ipynb_checkpoints/1.jpg",
+        "__MACOSX/a/1.jpg",
+        "LICENSE.txt",
+        "a/notes.txt",
+        ".git/x.jpg",
+        "loose.jpg",
+    )
     found = find(tmp_path)
     assert names(found) == ["a/1.jpg", "b/1.jpg"]
     assert found.ignored == 8
@@ -77,8 +101,15 @@ def test_links_that_leave_dangle_or_turn_in_circles_and_fifos_are_refused(tmp_pa
     assert found.classes == ("a", "b")
     assert names(found) == ["a/1.jpg", "a/inside.jpg", "b/1.jpg"]
     reasons = dict(found.refused)
-    assert sorted(reasons) == ["a/away", "a/dangling.jpg", "a/outside.jpg", "a/self.jpg", "a/up", "b/fifo.jpg",
-                               "circle"]
+    assert sorted(reasons) == [
+        "a/away",
+        "a/dangling.jpg",
+        "a/outside.jpg",
+        "a/self.jpg",
+        "a/up",
+        "b/fifo.jpg",
+        "circle",
+    ]
     assert reasons["a/outside.jpg"] == f"link that leaves the data directory: {outside}/secret.jpg"
     assert reasons["a/dangling.jpg"].startswith("dangling link")
     assert reasons["b/fifo.jpg"] == "not a regular file"
@@ -110,18 +141,26 @@ def test_unreadable_folders(tmp_path, monkeypatch):
         find(tmp_path / "a/locked")
 
 
-@pytest.mark.parametrize("files, message", [
-    ([], "cannot be read"),
-    (["x.jpg", "y.jpg"], "holds 0 classes .no folders."),
-    (["flowers/a/1.jpg", "flowers/b/1.jpg"], "holds 1 classes .'flowers'.*one level too high"),
-    (["a/1.jpg", "rose/notes.txt"], "class 'rose' has 0 images"),
-    (["rose/1.jpg", "Rose/1.jpg"], "'Rose' and 'rose' .* differ only"),
-    (["rose/1.jpg", "rose /1.jpg"], "'rose' and 'rose ' .* differ only"),
-    (["\u00e9/1.jpg", "e\u0301/1.jpg"], "differ only"),
-    (["train/a/1.jpg", "test/a/1.jpg", "val/a/1.jpg"],
-     "sides and not classes; use --data_dir=.*/train --validation_dir=.*/val --test_dir=.*/test"),
-    (["train/a/1.jpg", "test/a/1.jpg"], "use --data_dir=.*/train --validation_dir=.*/test$"),
-])
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ([], "cannot be read"),
+        (["x.jpg", "y.jpg"], "holds 0 classes .no folders."),
+        (["flowers/a/1.jpg", "flowers/b/1.jpg"], "holds 1 classes .'flowers'.*one level too high"),
+        (["a/1.jpg", "rose/notes.txt"], "class 'rose' has 0 images"),
+        (["rose/1.jpg", "Rose/1.jpg"], "'Rose' and 'rose' .* differ only"),
+        (["rose/1.jpg", "rose /1.jpg"], "'rose' and 'rose ' .* differ only"),
+        (["\u00e9/1.jpg", "e\u0301/1.jpg"], "differ only"),
+        (
+            ["train/a/1.jpg", "test/a/1.jpg", "val/a/1.jpg"],
+            (
+                "sides and not classes; use --data_dir=.*/train --validation_dir=.*/val "
+                "--test_dir=.*/test"
+            ),
+        ),
+        (["train/a/1.jpg", "test/a/1.jpg"], "use --data_dir=.*/train --validation_dir=.*/test$"),
+    ],
+)
 def test_folders_that_are_no_data_set(tmp_path, files, message):
     make(tmp_path / "data", *files)
     with pytest.raises(errors.DataError, match=message) as raised:
@@ -133,40 +172,76 @@ def test_given_validation_images_are_held_out_and_given_test_images_fix_all_side
     make(tmp_path, "t/a/1.jpg", "t/b/1.jpg", "v/a/1.jpg", "v/b/2.jpg", "x/a/3.jpg", "x/b/3.jpg")
     found = find(tmp_path / "t", validation_dir=str(tmp_path / "v"))
     assert [(file.name, file.label, file.side) for file in found.files] == [
-        ("train/a/1.jpg", 0, "train"), ("train/b/1.jpg", 1, "train"),
-        ("validation/a/1.jpg", 0, "heldout"), ("validation/b/2.jpg", 1, "heldout")]
+        ("train/a/1.jpg", 0, "train"),
+        ("train/b/1.jpg", 1, "train"),
+        ("validation/a/1.jpg", 0, "heldout"),
+        ("validation/b/2.jpg", 1, "heldout"),
+    ]
     found = find(tmp_path / "t", validation_dir=str(tmp_path / "v"), test_dir=str(tmp_path / "x"))
-    assert [(file.name, file.side) for file in found.files][:4:2] == [("test/a/3.jpg", "test"),
-                                                                      ("train/a/1.jpg", "train")]
+    assert [(file.name, file.side) for file in found.files][:4:2] == [
+        ("test/a/3.jpg", "test"),
+        ("train/a/1.jpg", "train"),
+    ]
     assert {file.side for file in found.files} == {"train", "validation", "test"}
 
 
 def test_labels_come_from_the_training_side_alone(tmp_path):
-    make(tmp_path, "t/a/1.jpg", "t/b/1.jpg", "t/c/1.jpg", "v/b/1.jpg", "v/c/2.jpg", "w/b/1.jpg", "w/d/1.jpg")
+    make(
+        tmp_path,
+        "t/a/1.jpg",
+        "t/b/1.jpg",
+        "t/c/1.jpg",
+        "v/b/1.jpg",
+        "v/c/2.jpg",
+        "w/b/1.jpg",
+        "w/d/1.jpg",
+    )
     found = find(tmp_path / "t", validation_dir=str(tmp_path / "v"))
-    assert [(file.name, file.label) for file in found.files[3:]] == [("validation/b/1.jpg", 1),
-                                                                     ("validation/c/2.jpg", 2)]
+    assert [(file.name, file.label) for file in found.files[3:]] == [
+        ("validation/b/1.jpg", 1),
+        ("validation/c/2.jpg", 2),
+    ]
     assert found.warnings == (f"class 'a' has no folder in {tmp_path}/v",)
     with pytest.raises(errors.DataError, match="--validation_dir=.*/w has class 'd'"):
         find(tmp_path / "t", validation_dir=str(tmp_path / "w"))
 
 
 def test_cats_vs_dogs_local_layouts(tmp_path):
-    make(tmp_path / "c", "train/cats/1.jpg", "train/dogs/1.jpg", "validation/cats/2.jpg", "validation/dogs/2.jpg",
-         "vectorize.py")
+    make(
+        tmp_path / "c",
+        "train/cats/1.jpg",
+        "train/dogs/1.jpg",
+        "validation/cats/2.jpg",
+        "validation/dogs/2.jpg",
+        "vectorize.py",
+    )
 
     def sides(**arguments):
         found = catalog.find_images("cats_vs_dogs", download_dir="/nonexistent", **arguments)
         return found.classes, [(file.name, file.side) for file in found.files]
 
-    expected = (("cats", "dogs"), [("train/cats/1.jpg", "train"), ("train/dogs/1.jpg", "train"),
-                                   ("validation/cats/2.jpg", "heldout"), ("validation/dogs/2.jpg", "heldout")])
+    expected = (
+        ("cats", "dogs"),
+        [
+            ("train/cats/1.jpg", "train"),
+            ("train/dogs/1.jpg", "train"),
+            ("validation/cats/2.jpg", "heldout"),
+            ("validation/dogs/2.jpg", "heldout"),
+        ],
+    )
     assert sides(data_dir=str(tmp_path / "c")) == expected
-    assert sides(data_dir=str(tmp_path / "c/train"), validation_dir=str(tmp_path / "c/validation")) == expected
+    assert (
+        sides(data_dir=str(tmp_path / "c/train"), validation_dir=str(tmp_path / "c/validation"))
+        == expected
+    )
     with pytest.raises(errors.DataError, match="does not hold train/ and validation/"):
         sides(data_dir=str(tmp_path / "c/train"))
     make(tmp_path / "c", "test/cats/3.jpg", "test/dogs/3.jpg")
-    assert {side for _, side in sides(data_dir=str(tmp_path / "c"))[1]} == {"train", "validation", "test"}
+    assert {side for _, side in sides(data_dir=str(tmp_path / "c"))[1]} == {
+        "train",
+        "validation",
+        "test",
+    }
 
 
 @pytest.fixture
@@ -189,20 +264,30 @@ def mirror(tmp_path):
 
 
 def test_tf_flowers_from_a_mirror(tmp_path, mirror, monkeypatch):
-    make(tmp_path / "src/flower_photos", *[f"{name}/{i}.jpg" for name in drawn_flowers.CLASSES for i in range(734)],
-         "LICENSE.txt")
+    make(
+        tmp_path / "src/flower_photos",
+        *[f"{name}/{i}.jpg" for name in drawn_flowers.CLASSES for i in range(734)],
+        "LICENSE.txt",
+    )
     archive = mirror.folder / "flower_photos.tgz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(tmp_path / "src/flower_photos", "flower_photos")
     cache = tmp_path / "cache"
     # The pinned size and hash refuse what is not the real archive, whoever the mirror is.
-    with pytest.raises(errors.DataError, match="4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c"):
+    with pytest.raises(
+        errors.DataError, match="4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c"
+    ):
         catalog.find_images("tf_flowers", download_dir=str(cache), base_url=mirror.url)
-    ours = catalog.dataclasses.replace(catalog.ARCHIVES["tf_flowers"], size=archive.stat().st_size,
-                                       sha256=hashlib.sha256(archive.read_bytes()).hexdigest())
+    ours = catalog.dataclasses.replace(
+        catalog.ARCHIVES["tf_flowers"],
+        size=archive.stat().st_size,
+        sha256=hashlib.sha256(archive.read_bytes()).hexdigest(),
+    )
     monkeypatch.setitem(catalog.ARCHIVES, "tf_flowers", ours)
     found = catalog.find_images("tf_flowers", download_dir=str(cache), base_url=mirror.url)
-    assert len(found.files) == 3670 and found.classes == drawn_flowers.CLASSES and found.ignored == 1
+    assert (
+        len(found.files) == 3670 and found.classes == drawn_flowers.CLASSES and found.ignored == 1
+    )
     assert names(found)[0] == "daisy/0.jpg"
     archive.unlink()
     os.remove(found.files[0].path)  # cached: no server is asked, but the count is checked
@@ -216,8 +301,13 @@ def test_cats_vs_dogs_from_a_mirror(tmp_path, mirror):
             for name in ("cats", "dogs"):
                 for i in range(count):
                     file.writestr(f"cats_and_dogs_filtered/{folder}/{name}/{i}.jpg", b"")
-    found = catalog.find_images("cats_vs_dogs", download_dir=str(tmp_path / "cache"), base_url=mirror.url)
-    assert [sum(file.side == side for file in found.files) for side in ("train", "heldout")] == [2000, 1000]
+    found = catalog.find_images(
+        "cats_vs_dogs", download_dir=str(tmp_path / "cache"), base_url=mirror.url
+    )
+    assert [sum(file.side == side for file in found.files) for side in ("train", "heldout")] == [
+        2000,
+        1000,
+    ]
     with pytest.raises(errors.UnreachableError):
         catalog.find_images("tf_flowers", download_dir=str(tmp_path / "cache"), base_url=mirror.url)
 
@@ -225,7 +315,9 @@ def test_cats_vs_dogs_from_a_mirror(tmp_path, mirror):
 def test_drawn_flowers_are_drawn_once(tmp_path, monkeypatch):
     monkeypatch.setattr(drawn_flowers, "IMAGES_PER_CLASS", 2)
     found = catalog.find_images("drawn_flowers", download_dir=str(tmp_path))
-    assert found.files[0].path == str(tmp_path / f"drawn_flowers-{drawn_flowers.VERSION}" / "daisy" / "000.bmp")
+    assert found.files[0].path == str(
+        tmp_path / f"drawn_flowers-{drawn_flowers.VERSION}" / "daisy" / "000.bmp"
+    )
     assert found.classes == ("daisy", "dandelion", "roses", "sunflowers", "tulips")
     assert names(found)[:3] == ["daisy/000.bmp", "daisy/001.bmp", "dandelion/000.bmp"]
     monkeypatch.setattr(drawn_flowers, "draw", None)
@@ -247,8 +339,16 @@ def test_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
 
 def test_a_hundred_thousand_entries_are_listed_in_about_a_second(tmp_path, monkeypatch):
     make(tmp_path, "a/1.jpg", "b/1.jpg")
-    fake = [types.SimpleNamespace(name=f"{i:06d}.jpg", path=f"/x/{i:06d}.jpg", is_dir=lambda **_: False,
-                                  is_symlink=lambda: False, is_file=lambda **_: True) for i in range(100_000)]
+    fake = [
+        types.SimpleNamespace(
+            name=f"{i:06d}.jpg",
+            path=f"/x/{i:06d}.jpg",
+            is_dir=lambda **_: False,
+            is_symlink=lambda: False,
+            is_file=lambda **_: True,
+        )
+        for i in range(100_000)
+    ]
     scandir = os.scandir
 
     class Listing(list):
@@ -258,13 +358,19 @@ def test_a_hundred_thousand_entries_are_listed_in_about_a_second(tmp_path, monke
         def __exit__(self, *_):
             pass
 
-    monkeypatch.setattr(catalog.os, "scandir",
-                        lambda path: Listing(fake) if os.fspath(path).endswith("/a") else scandir(path))
+    monkeypatch.setattr(
+        catalog.os,
+        "scandir",
+        lambda path: Listing(fake) if os.fspath(path).endswith("/a") else scandir(path),
+    )
     began = time.process_time()
     assert len(find(tmp_path).files) == 100_001
     assert time.process_time() - began < 3
 
 
 def test_no_tensorflow_is_imported():
-    code = "import sys; from tl_research.data import catalog, split; sys.exit('tensorflow' in sys.modules)"
+    code = (
+        "import sys; from tl_research.data import catalog, split; sys.exit('tensorflow' in "
+        "sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

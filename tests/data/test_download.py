@@ -35,7 +35,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.server.released.wait(30)
         else:
             self.send_response(200)
-            self.send_header("Content-Length", str(len(GOOD) * (8 if self.path == "/steady" else 1)))
+            self.send_header(
+                "Content-Length", str(len(GOOD) * (8 if self.path == "/steady" else 1))
+            )
             self.end_headers()
             if self.path == "/stall":
                 self.wfile.write(GOOD[:100])
@@ -48,7 +50,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             elif self.path == "/steady":
                 for _ in range(32):
                     time.sleep(0.05)
-                    self.wfile.write(GOOD[:1 << 16])
+                    self.wfile.write(GOOD[: 1 << 16])
             else:
                 if self.path == "/slow":
                     time.sleep(0.3)
@@ -83,15 +85,22 @@ def visible(directory):
 def test_good_file_arrives_is_marked_and_is_fetched_once(server, tmp_path):
     cache = tmp_path / "new"
     for _ in range(2):
-        path = download.fetch(server.url + "/good", str(cache), "a.bin", size=len(GOOD), sha256=GOOD_SHA256)
+        path = download.fetch(
+            server.url + "/good", str(cache), "a.bin", size=len(GOOD), sha256=GOOD_SHA256
+        )
         assert open(path, "rb").read() == GOOD
     assert server.requests == ["/good"]
     assert visible(cache) == ["a.bin", "a.bin.complete.json"]
-    assert json.loads((cache / "a.bin.complete.json").read_text()) == {"size": 262144, "sha256": GOOD_SHA256}
+    assert json.loads((cache / "a.bin.complete.json").read_text()) == {
+        "size": 262144,
+        "sha256": GOOD_SHA256,
+    }
     assert os.stat(cache).st_mode & 0o777 == 0o700
 
 
-def test_marked_file_is_not_hashed_again_but_another_hash_or_size_is_noticed(server, tmp_path, monkeypatch):
+def test_marked_file_is_not_hashed_again_but_another_hash_or_size_is_noticed(
+    server, tmp_path, monkeypatch
+):
     path = download.fetch(server.url + "/good", str(tmp_path), "a.bin", sha256=GOOD_SHA256)
     with monkeypatch.context() as patch:
         patch.setattr(download.hashlib, "sha256", None)
@@ -104,7 +113,9 @@ def test_marked_file_is_not_hashed_again_but_another_hash_or_size_is_noticed(ser
 
 def test_file_placed_by_hand_is_verified_and_needs_no_server(tmp_path):
     (tmp_path / "a.bin").write_bytes(GOOD)
-    path = download.fetch("https://nowhere.invalid/a.bin", str(tmp_path), "a.bin", size=len(GOOD), sha256=GOOD_SHA256)
+    path = download.fetch(
+        "https://nowhere.invalid/a.bin", str(tmp_path), "a.bin", size=len(GOOD), sha256=GOOD_SHA256
+    )
     assert path == str(tmp_path / "a.bin")
     (tmp_path / "b.bin").write_bytes(b"another")
     with pytest.raises(errors.DataError, match=GOOD_SHA256):
@@ -121,7 +132,9 @@ def test_complete_file_of_wrong_hash_or_size_is_a_data_error_and_kept(server, tm
     assert visible(tmp_path) == ["a.bin.bad"]
 
 
-@pytest.mark.parametrize("path, reason, num_requests", [("/missing", "HTTP 404", 1), ("/broken", "1000 of 262144", 3)])
+@pytest.mark.parametrize(
+    "path, reason, num_requests", [("/missing", "HTTP 404", 1), ("/broken", "1000 of 262144", 3)]
+)
 def test_unreachable_names_url_and_place(server, tmp_path, path, reason, num_requests):
     with pytest.raises(errors.UnreachableError) as raised:
         download.fetch(server.url + path, str(tmp_path), "a.bin")
@@ -141,7 +154,9 @@ def test_standing_still_is_unreachable_within_the_deadline(server, tmp_path, pat
 
 
 def test_name_lookup_that_hangs_ends_within_the_deadline(tmp_path, monkeypatch):
-    monkeypatch.setattr(download.urllib.request.OpenerDirector, "open", lambda *_, **__: time.sleep(5))
+    monkeypatch.setattr(
+        download.urllib.request.OpenerDirector, "open", lambda *_, **__: time.sleep(5)
+    )
     began = time.monotonic()
     with pytest.raises(errors.UnreachableError, match="no answer"):
         download.fetch("https://nowhere.invalid/a", str(tmp_path), "a.bin", deadline_seconds=0.6)
@@ -160,7 +175,8 @@ def test_transfer_that_breaks_twice_succeeds(server, tmp_path):
 
 
 def test_steady_transfer_may_outlast_the_deadline(server, tmp_path):
-    path = download.fetch(server.url + "/steady", str(tmp_path), "a.bin", deadline_seconds=1.2)  # it takes 32 * 0.05 s
+    # it takes 32 * 0.05 s
+    path = download.fetch(server.url + "/steady", str(tmp_path), "a.bin", deadline_seconds=1.2)
     assert os.path.getsize(path) == 8 * len(GOOD)
 
 
@@ -215,8 +231,14 @@ def test_unwritable_cache_is_a_storage_error(tmp_path):
 
 
 def test_two_fetches_at_once_transfer_once(server, tmp_path):
-    threads = [threading.Thread(target=download.fetch, args=(server.url + "/slow", str(tmp_path),
-                                                             "a.bin"), kwargs={"sha256": GOOD_SHA256}) for _ in range(2)]
+    threads = [
+        threading.Thread(
+            target=download.fetch,
+            args=(server.url + "/slow", str(tmp_path), "a.bin"),
+            kwargs={"sha256": GOOD_SHA256},
+        )
+        for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -233,7 +255,7 @@ def test_leftovers_of_a_killed_run_are_removed(server, tmp_path):
     assert visible(tmp_path) == ["a", "a.bin"]  # no marker: nothing was known to verify
 
 
-# --- archives -------------------------------------------------------------------------------------------------------
+# --- archives -------------------------------------------------------------------------------------
 
 
 def make_tar(path, *members):
@@ -257,8 +279,12 @@ def make_zip(path, *members):
 
 
 def listing(root):
-    return {os.path.relpath(os.path.join(folder, name), root) for folder, folders, files in os.walk(root)
-            for name in folders + files if not name.startswith(".")}
+    return {
+        os.path.relpath(os.path.join(folder, name), root)
+        for folder, folders, files in os.walk(root)
+        for name in folders + files
+        if not name.startswith(".")
+    }
 
 
 @pytest.mark.parametrize("make, name", [(make_tar, "a.tgz"), (make_zip, "a.zip")])
@@ -285,7 +311,10 @@ HOSTILE = {
     "drive.tgz": [("C:/evil", b"x")],
     "symlink.tgz": [("link", dict(type=tarfile.SYMTYPE, linkname=".."))],
     "inner_symlink.tgz": [("a", b""), ("link", dict(type=tarfile.SYMTYPE, linkname="a"))],
-    "through_symlink.tgz": [("link", dict(type=tarfile.SYMTYPE, linkname="..")), ("link/evil", b"x")],
+    "through_symlink.tgz": [
+        ("link", dict(type=tarfile.SYMTYPE, linkname="..")),
+        ("link/evil", b"x"),
+    ],
     "hardlink.tgz": [("a", b""), ("link", dict(type=tarfile.LNKTYPE, linkname="a"))],
     "device.tgz": [("null", dict(type=tarfile.CHRTYPE, devmajor=1, devminor=3))],
     "fifo.tgz": [("fifo", dict(type=tarfile.FIFOTYPE))],
@@ -324,7 +353,8 @@ def test_damaged_archive_is_refused_and_leaves_nothing(tmp_path, damage):
     if damage == "cut.tgz":
         content = content[:-200]
     elif damage == "crc.zip":
-        content[content.index(b"b", 30)] ^= 1  # the only byte of "a", behind its 30-byte header and name
+        # the only byte of "a", behind its 30-byte header and name
+        content[content.index(b"b", 30)] ^= 1
     elif damage == "lie.zip":  # the central directory says that "a" has two bytes
         content[content.index(b"PK\1\2") + 24] = 2
     else:

@@ -30,9 +30,26 @@ def test_drawing_needs_only_what_ieee_fixes():
     """Nothing whose rounding or order another machine may choose is called while drawing."""
     with open(drawn_flowers.__file__) as file:
         source = file.read()
-    names = ["np.sum", ".sum(", ".mean(", "np.dot", "matmul", "einsum", " @ ", "np.exp", "np.sin", "np.cos",
-             "np.power", "**2",
-             "randn", "normal(", "np.log", "arctan", "hypot", "np.linalg"]
+    names = [
+        "np.sum",
+        ".sum(",
+        ".mean(",
+        "np.dot",
+        "matmul",
+        "einsum",
+        " @ ",
+        "np.exp",
+        "np.sin",
+        "np.cos",
+        "np.power",
+        "**2",
+        "randn",
+        "normal(",
+        "np.log",
+        "arctan",
+        "hypot",
+        "np.linalg",
+    ]
     assert [name for name in names if name in source] == []
 
 
@@ -52,7 +69,8 @@ def test_pictures_have_detail_and_neither_black_nor_white_out():
 
 
 def test_bmp_is_read_back_by_pillow(tmp_path):
-    image = np.arange(5 * 3 * 3, dtype=np.uint8).reshape(3, 5, 3)  # rows of 15 bytes need one byte of padding
+    # rows of 15 bytes need one byte of padding
+    image = np.arange(5 * 3 * 3, dtype=np.uint8).reshape(3, 5, 3)
     drawn_flowers.write_bmp(tmp_path / "a.bmp", image)
     data = (tmp_path / "a.bmp").read_bytes()
     assert len(data) == 54 + 3 * 16 and data[:2] == b"BM"

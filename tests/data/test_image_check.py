@@ -1,4 +1,6 @@
-"""Every file is looked at once: good ones give Keras' pixels, bad ones are named, nothing hangs or eats the memory."""
+"""Every file is looked at once: good ones give Keras' pixels, bad ones are named, nothing hangs or
+eats the memory.
+"""
 
 import csv
 import hashlib
@@ -30,7 +32,9 @@ def _bytes(kind, image=None, **options):
 
 
 def _check(paths, image_size=16, keep=1 << 30, refused=(), **kwargs):
-    files = tuple(catalog_lib.ImageFile(str(path), os.path.basename(path), 0, None) for path in paths)
+    files = tuple(
+        catalog_lib.ImageFile(str(path), os.path.basename(path), 0, None) for path in paths
+    )
     catalog = catalog_lib.Catalog(("a",), files, 0, tuple(refused), ())
     return image_check.check_images(catalog, image_size, 0, keep_pixels_bytes=keep, **kwargs)
 
@@ -51,7 +55,13 @@ def test_pixels_equal_those_of_keras_within_rounding(tmp_path):
             kind = ("png", "jpg", "bmp", "gif")[(i + label) % 4]
             image.save(tmp_path / f"class{label}" / f"{i}.{kind}")
     theirs = keras.utils.image_dataset_from_directory(
-        tmp_path, image_size=(24, 24), batch_size=None, shuffle=False, interpolation="bilinear", verbose=0)
+        tmp_path,
+        image_size=(24, 24),
+        batch_size=None,
+        shuffle=False,
+        interpolation="bilinear",
+        verbose=0,
+    )
     theirs = np.stack([image for image, _ in theirs.as_numpy_iterator()])
     catalog = catalog_lib.find_images("directory", data_dir=str(tmp_path), download_dir="")
     checked = image_check.check_images(catalog, 24, 0, keep_pixels_bytes=1 << 30)
@@ -72,9 +82,9 @@ def test_each_bad_kind_is_named_with_its_reason(tmp_path):
         "drawing__png": (b'<svg xmlns="x"></svg>', "SVG text named .png"),
         "phone__jpg": (b"\0\0\0\x18ftypheic" + bytes(50), "HEIC image named .jpg"),
         "scan__jpg": (_bytes("TIFF"), "TIFF image; expected JPEG, PNG, GIF, BMP or WebP"),
-        "half__jpg": (jpeg[:len(jpeg) // 2], "truncated JPEG"),
+        "half__jpg": (jpeg[: len(jpeg) // 2], "truncated JPEG"),
         "tail__jpg": (jpeg[:-2], "truncated JPEG"),
-        "cut__png": (png[:len(png) // 2], "cannot be decoded: Invalid PNG data"),
+        "cut__png": (png[: len(png) // 2], "cannot be decoded: Invalid PNG data"),
         "crc__png": (bytes(flipped), "cannot be decoded: Invalid PNG data"),
         "cut__gif": (_bytes("GIF")[:-400], "cannot be decoded: Invalid GIF data"),
         "cut__bmp": (_bytes("BMP")[:500], "cannot be decoded: Input size should match"),
@@ -88,19 +98,32 @@ def test_each_bad_kind_is_named_with_its_reason(tmp_path):
     good = {"good__png": png, "good__jpg": jpeg}
     paths = _write(tmp_path, **{name: content for name, (content, _) in bad.items()}, **good)
     os.mkdir(tmp_path / "folder.jpg")
-    checked = _check([*paths, tmp_path / "folder.jpg", tmp_path / "gone.jpg"], refused=[("link.jpg", "dangling link to x")])
+    checked = _check(
+        [*paths, tmp_path / "folder.jpg", tmp_path / "gone.jpg"],
+        refused=[("link.jpg", "dangling link to x")],
+    )
     reasons = dict(checked.bad)
     assert list(reasons) == sorted(reasons)
-    assert set(reasons) == {name.replace("__", ".") for name in bad} | {"folder.jpg", "gone.jpg", "link.jpg"}
+    assert set(reasons) == {name.replace("__", ".") for name in bad} | {
+        "folder.jpg",
+        "gone.jpg",
+        "link.jpg",
+    }
     for name, (_, reason) in bad.items():
         assert reason in reasons[name.replace("__", ".")]
         assert "\n" not in reasons[name.replace("__", ".")]
-    assert reasons["folder.jpg"] == "not a regular file" and reasons["gone.jpg"] == "No such file or directory"
+    assert (
+        reasons["folder.jpg"] == "not a regular file"
+        and reasons["gone.jpg"] == "No such file or directory"
+    )
     assert checked.good.tolist() == [len(bad), len(bad) + 1]
     # The rows that are left belong to the files that are left.
     expected = image_check.make_decoder(16)(png).numpy()
     np.testing.assert_array_equal(checked.pixels[0], expected)
-    assert checked.sha256s[0] == hashlib.sha256(png).hexdigest() and len(checked.pixels) == len(checked.fractions) == 2
+    assert (
+        checked.sha256s[0] == hashlib.sha256(png).hexdigest()
+        and len(checked.pixels) == len(checked.fractions) == 2
+    )
 
 
 def test_unusual_but_whole_images_are_good(tmp_path):
@@ -108,26 +131,43 @@ def test_unusual_but_whole_images_are_good(tmp_path):
     frames = [PIL.Image.fromarray(_pixels(20, 20, i)) for i in range(3)]
     turned, upright = PIL.Image.Exif(), PIL.Image.Exif()
     turned[0x0112], upright[0x0112] = 6, 0  # by a camera that does not know
-    deep = PIL.Image.fromarray(np.random.RandomState(0).randint(0, 65536, (20, 20)).astype(np.uint16))
+    deep = PIL.Image.fromarray(
+        np.random.RandomState(0).randint(0, 65536, (20, 20)).astype(np.uint16)
+    )
     paths = _write(
-        tmp_path, trailing__jpg=_bytes("JPEG", image) + b"more", grey__png=_bytes("PNG", image.convert("L")),
-        alpha__png=_bytes("PNG", image.convert("RGBA")), palette__png=_bytes("PNG", image.convert("P")),
-        bit__png=_bytes("PNG", image.convert("1")), deep__png=_bytes("PNG", deep),
-        deep_rgb__png=tf.io.encode_png(np.zeros((20, 20, 3), np.uint16)).numpy(), cmyk__jpg=_bytes("JPEG", image.convert("CMYK")),
-        animation__gif=_bytes("GIF", frames[0], save_all=True, append_images=frames[1:]), webp__webp=_bytes("WEBP", image, lossless=True),
-        dot__png=_bytes("PNG", PIL.Image.new("RGB", (1, 1), (9, 8, 7))), line__png=_bytes("PNG", PIL.Image.new("RGB", (1, 5000))),
-        bitmap__jpg=_bytes("BMP", image), gif__png=_bytes("GIF", image), turned__jpg=_bytes("JPEG", image, exif=turned),
-        upright__jpg=_bytes("JPEG", image, exif=upright))
+        tmp_path,
+        trailing__jpg=_bytes("JPEG", image) + b"more",
+        grey__png=_bytes("PNG", image.convert("L")),
+        alpha__png=_bytes("PNG", image.convert("RGBA")),
+        palette__png=_bytes("PNG", image.convert("P")),
+        bit__png=_bytes("PNG", image.convert("1")),
+        deep__png=_bytes("PNG", deep),
+        deep_rgb__png=tf.io.encode_png(np.zeros((20, 20, 3), np.uint16)).numpy(),
+        cmyk__jpg=_bytes("JPEG", image.convert("CMYK")),
+        animation__gif=_bytes("GIF", frames[0], save_all=True, append_images=frames[1:]),
+        webp__webp=_bytes("WEBP", image, lossless=True),
+        dot__png=_bytes("PNG", PIL.Image.new("RGB", (1, 1), (9, 8, 7))),
+        line__png=_bytes("PNG", PIL.Image.new("RGB", (1, 5000))),
+        bitmap__jpg=_bytes("BMP", image),
+        gif__png=_bytes("GIF", image),
+        turned__jpg=_bytes("JPEG", image, exif=turned),
+        upright__jpg=_bytes("JPEG", image, exif=upright),
+    )
     checked = _check(paths)
     assert checked.bad == []
     assert checked.traits == {
-        "animated; the first frame is used": 1, "named as another format; decoded by content": 2,  # bitmap.jpg and gif.png
+        # bitmap.jpg and gif.png
+        "animated; the first frame is used": 1,
+        "named as another format; decoded by content": 2,
         "not in 8-bit RGB; converted, without alpha": 9,  # with the two GIFs
-        "rotated by EXIF, which is ignored": 1}
+        "rotated by EXIF, which is ignored": 1,
+    }
     assert checked.smallest == (1, 1)
     names = [path.name for path in paths]
     assert (checked.pixels[names.index("dot.png")] == [9, 8, 7]).all()
-    np.testing.assert_array_equal(checked.pixels[names.index("webp.webp")], checked.pixels[names.index("bitmap.jpg")])
+    np.testing.assert_array_equal(
+        checked.pixels[names.index("webp.webp")], checked.pixels[names.index("bitmap.jpg")]
+    )
 
 
 def test_name_that_is_not_utf8_is_read_and_reported(tmp_path):
@@ -137,7 +177,9 @@ def test_name_that_is_not_utf8_is_read_and_reported(tmp_path):
             file.write(content)
     checked = _check([os.fsdecode(good), os.fsdecode(bad)])
     assert checked.good.tolist() == [0]
-    text = csv_text(("path", "reason"), [{"path": name, "reason": reason} for name, reason in checked.bad])
+    text = csv_text(
+        ("path", "reason"), [{"path": name, "reason": reason} for name, reason in checked.bad]
+    )
     rows = list(csv.reader(io.StringIO(text, newline="")))
     assert rows == [["path", "reason"], ["\\xfe\n.png", "no known image format named .png"]]
 
@@ -145,15 +187,23 @@ def test_name_that_is_not_utf8_is_read_and_reported(tmp_path):
 def test_pipe_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     results = []
-    thread = threading.Thread(target=lambda: results.append(_check([tmp_path / "pipe.jpg"])), daemon=True)
+    thread = threading.Thread(
+        target=lambda: results.append(_check([tmp_path / "pipe.jpg"])), daemon=True
+    )
     thread.start()
     thread.join(10)
     assert results and results[0].bad == [("pipe.jpg", "not a regular file")]
 
 
-@pytest.mark.parametrize("name, content", [
-    ("a.gif", fault_inputs.gif_claiming(60000, 60000)), ("a.png", fault_inputs.png_claiming(30000, 30000)),
-    ("a.gif", fault_inputs.gif_of_frames(8000, 8000, 1)), ("a.gif", fault_inputs.gif_of_frames(1000, 1000, 100))])
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("a.gif", fault_inputs.gif_claiming(60000, 60000)),
+        ("a.png", fault_inputs.png_claiming(30000, 30000)),
+        ("a.gif", fault_inputs.gif_of_frames(8000, 8000, 1)),
+        ("a.gif", fault_inputs.gif_of_frames(1000, 1000, 100)),
+    ],
+)
 def test_huge_header_is_refused_before_anything_is_allocated(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     _check(_write(tmp_path, warm__png=_bytes("PNG")))
@@ -166,7 +216,15 @@ def test_huge_header_is_refused_before_anything_is_allocated(tmp_path, name, con
 def test_pixels_of_a_gif_are_those_of_all_its_frames(tmp_path):
     frames = [PIL.Image.fromarray(_pixels(20, 30, i)) for i in range(5)]
     for palette in (None, PIL.Image.fromarray(_pixels(20, 30)).convert("P").getpalette()):
-        content = _bytes("GIF", frames[0], save_all=True, append_images=frames[1:], disposal=1, palette=palette, comment=b"x" * 300)
+        content = _bytes(
+            "GIF",
+            frames[0],
+            save_all=True,
+            append_images=frames[1:],
+            disposal=1,
+            palette=palette,
+            comment=b"x" * 300,
+        )
         assert image_check._gif_pixels(content) == 5 * 20 * 30
         assert image_check._gif_pixels(content[:-1]) == 5 * 20 * 30
         for end in range(11, len(content), 97):
@@ -176,8 +234,11 @@ def test_pixels_of_a_gif_are_those_of_all_its_frames(tmp_path):
 
 def test_limit_is_on_the_number_of_pixels(tmp_path, monkeypatch):
     monkeypatch.setattr(image_check, "MAX_PIXELS", 1200)
-    paths = _write(tmp_path, fits__png=_bytes("PNG", PIL.Image.new("RGB", (40, 30))),
-                   larger__png=_bytes("PNG", PIL.Image.new("RGB", (41, 30))))
+    paths = _write(
+        tmp_path,
+        fits__png=_bytes("PNG", PIL.Image.new("RGB", (40, 30))),
+        larger__png=_bytes("PNG", PIL.Image.new("RGB", (41, 30))),
+    )
     assert _check(paths).bad == [("larger.png", "41 x 30 pixels; at most 1,200")]
 
 
@@ -186,10 +247,14 @@ def test_pixels_that_do_not_fit_are_not_kept(tmp_path):
     size = 2 * 16 * 16 * 3
     assert _check(paths, keep=size).pixels.shape == (1, 16, 16, 3)
     checked = _check(paths, keep=size - 1)
-    assert checked.pixels is None and checked.good.tolist() == [0] and len(checked.bad) == 1  # checked all the same
+    # checked all the same
+    assert checked.pixels is None and checked.good.tolist() == [0] and len(checked.bad) == 1
 
 
 def test_progress_reaches_the_number_of_files(tmp_path):
     seen = []
-    _check(_write(tmp_path, **{f"{i}__png": _bytes("PNG") for i in range(300)}), progress=lambda *counts: seen.append(counts))
+    _check(
+        _write(tmp_path, **{f"{i}__png": _bytes("PNG") for i in range(300)}),
+        progress=lambda *counts: seen.append(counts),
+    )
     assert seen == [(256, 300), (300, 300)]

@@ -1,4 +1,7 @@
-"""Order, augmentation draws and batches are functions of integers; pixels are the same from memory and from files."""
+"""Order, augmentation draws and batches are functions of integers.
+
+Pixels are the same from memory and from files.
+"""
 
 import os
 import re
@@ -28,9 +31,18 @@ def test_order_is_the_same_on_every_machine():
 
 def test_draws_belong_to_the_example_and_the_view():
     draws = pipeline.augmentation_draws(0, 2, 50, 7)
-    assert draws.shape == (50, 7) and draws.dtype == np.float32 and draws.min() >= 0 and draws.max() < 1
-    np.testing.assert_array_equal(draws[:20], pipeline.augmentation_draws(0, 2, 20, 7))  # more examples move no draw
-    for other in (pipeline.augmentation_draws(0, 3, 50, 7), pipeline.augmentation_draws(1, 2, 50, 7)):
+    assert (
+        draws.shape == (50, 7)
+        and draws.dtype == np.float32
+        and draws.min() >= 0
+        and draws.max() < 1
+    )
+    # more examples move no draw
+    np.testing.assert_array_equal(draws[:20], pipeline.augmentation_draws(0, 2, 20, 7))
+    for other in (
+        pipeline.augmentation_draws(0, 3, 50, 7),
+        pipeline.augmentation_draws(1, 2, 50, 7),
+    ):
         assert abs(np.corrcoef(draws.ravel(), other.ravel())[0, 1]) < 0.2
     assert len(np.unique(draws)) == draws.size
 
@@ -43,17 +55,26 @@ def test_batches_hold_every_example_once_at_weight_1(batch_size):
     assert indices.dtype == np.int32 and weights.dtype == np.float32
     np.testing.assert_array_equal(indices[weights == 1], order)
     assert weights.sum() == 10 and set(np.unique(weights)) <= {0, 1}
-    assert set(indices[weights == 0]) <= {order[-1]}  # filling is an example, so that nothing odd is computed
+    # filling is an example, so that nothing odd is computed
+    assert set(indices[weights == 0]) <= {order[-1]}
 
 
-def test_images_and_draws_of_an_example_do_not_depend_on_the_batch_size(make_examples, tiny_backbone):
+def test_images_and_draws_of_an_example_do_not_depend_on_the_batch_size(
+    make_examples, tiny_backbone
+):
     from tl_research.models.classifier import Classifier
     from tl_research.training import features
 
     examples = make_examples(11)
-    classifier = Classifier("Tiny", "none", 16, 3, augmentation={"flip": 1.0, "rotation": 0.1}, seed=0)
-    source = features.LiveSource(classifier, examples, (classifier.graph.output,), features.Views(0, 2, True))
-    small, large = (features.compute_features(source, 2, batch_size).tensors[0] for batch_size in (2, 8))
+    classifier = Classifier(
+        "Tiny", "none", 16, 3, augmentation={"flip": 1.0, "rotation": 0.1}, seed=0
+    )
+    source = features.LiveSource(
+        classifier, examples, (classifier.graph.output,), features.Views(0, 2, True)
+    )
+    small, large = (
+        features.compute_features(source, 2, batch_size).tensors[0] for batch_size in (2, 8)
+    )
     np.testing.assert_allclose(small, large, rtol=1e-5, atol=1e-5)
     assert len(small) == 22 and np.abs(small[:11] - small[11:]).max() > 1e-2  # the views differ
 
@@ -88,7 +109,9 @@ def test_streamed_images_equal_those_in_memory_in_order(files):
 
 def test_image_that_is_gone_when_it_is_needed_is_named(files):
     os.remove(files[1])
-    with pytest.raises(DataError, match=f"image '{re.escape(files[1])}' was good when the run began"):
+    with pytest.raises(
+        DataError, match=f"image '{re.escape(files[1])}' was good when the run began"
+    ):
         list(_examples(files, False).stream(np.array([[0, 1], [0, 0]])))
 
 
@@ -107,5 +130,8 @@ def test_mixup_draws_follow_from_seed_and_epoch():
     other, _ = pipeline.mixup_draws(3, 6, 1000, 0.4)
     np.testing.assert_array_equal(partners, again)
     assert sorted(partners) == list(range(1000)) and (partners != other).mean() > 0.9
-    # Beta(a, a) has mean 1/2 and variance 1 / (4 (2 a + 1)) = 0.1389; its sample of 1000 is within 4 standard errors.
-    assert abs(shares.mean() - 0.5) < 4 * np.sqrt(0.1389 / 1000) and abs(shares.var() - 0.1389) < 0.012
+    # Beta(a, a) has mean 1/2 and variance 1 / (4 (2 a + 1)) = 0.1389; its sample of 1000 is within
+    # 4 standard errors.
+    assert (
+        abs(shares.mean() - 0.5) < 4 * np.sqrt(0.1389 / 1000) and abs(shares.var() - 0.1389) < 0.012
+    )

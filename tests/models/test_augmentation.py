@@ -1,18 +1,19 @@
 """One resample equals the Keras layer of the same operation with the same draw."""
 
-
-from absl.testing import parameterized
 import keras
 import numpy as np
 import tensorflow as tf
+from absl.testing import parameterized
 
-from tl_research.models.augmentation import Augmentation, COLUMNS, resample
+from tl_research.models.augmentation import COLUMNS, Augmentation, resample
 
 SIZE = 24
 
 
 def _images(seed=0):
-    return tf.constant(np.random.RandomState(seed).uniform(0, 255, (3, SIZE, SIZE, 3)).astype(np.float32))
+    return tf.constant(
+        np.random.RandomState(seed).uniform(0, 255, (3, SIZE, SIZE, 3)).astype(np.float32)
+    )
 
 
 def _draws(**values):
@@ -23,7 +24,6 @@ def _draws(**values):
 
 
 class AugmentationTest(parameterized.TestCase, tf.test.TestCase):
-
     def test_flip_mirrors_where_the_draw_is_below_one_half(self):
         images = _images()
         result = Augmentation({"flip": 1.0}).apply_draws(images, _draws(flip=[0.1, 0.9, 0.49]))
@@ -35,9 +35,17 @@ class AugmentationTest(parameterized.TestCase, tf.test.TestCase):
         angles = [(2 * draw - 1) * 0.1 * 360 for draw in draws]
         layer = keras.layers.RandomRotation(0.1)
         matrix = layer._compute_affine_matrix(
-            center_x=0.5, center_y=0.5, angle=tf.constant(angles, tf.float32), translate_x=tf.zeros([3]),
-            translate_y=tf.zeros([3]), scale=tf.ones([3]), shear_x=tf.zeros([3]), shear_y=tf.zeros([3]), height=SIZE,
-            width=SIZE)
+            center_x=0.5,
+            center_y=0.5,
+            angle=tf.constant(angles, tf.float32),
+            translate_x=tf.zeros([3]),
+            translate_y=tf.zeros([3]),
+            scale=tf.ones([3]),
+            shear_x=tf.zeros([3]),
+            shear_y=tf.zeros([3]),
+            height=SIZE,
+            width=SIZE,
+        )
         expected = layer.transform_images(_images(), {"rotation_matrix": matrix})
         result = Augmentation({"rotation": 0.1}).apply_draws(_images(), _draws(rotation=draws))
         self.assertAllClose(result, expected, atol=0.05)
@@ -53,30 +61,51 @@ class AugmentationTest(parameterized.TestCase, tf.test.TestCase):
 
     def test_translation_equals_the_keras_layer(self):
         across, down = [0.1, 0.5, 0.8], [0.7, 0.2, 0.5]
-        shifts = tf.constant([[SIZE * (2 * x - 1) * 0.2, SIZE * (2 * y - 1) * 0.2] for x, y in zip(across, down)], tf.float32)
+        shifts = tf.constant(
+            [[SIZE * (2 * x - 1) * 0.2, SIZE * (2 * y - 1) * 0.2] for x, y in zip(across, down)],
+            tf.float32,
+        )
         layer = keras.layers.RandomTranslation(0.2, 0.2)
         expected = layer.transform_images(_images(), {"translations": shifts})
         result = Augmentation({"translation": 0.2}).apply_draws(
-            _images(), _draws(translation_x=across, translation_y=down))
+            _images(), _draws(translation_x=across, translation_y=down)
+        )
         self.assertAllClose(result, expected, atol=0.05)
 
     def test_brightness_and_contrast_equal_the_keras_layers(self):
         draws = [0.0, 0.5, 1.0]
-        delta = tf.constant([255 * (2 * draw - 1) * 0.2 for draw in draws], tf.float32)[:, None, None, None]
-        expected = keras.layers.RandomBrightness(0.2).transform_images(_images(), {"rgb_delta": delta})
-        self.assertAllClose(Augmentation({"brightness": 0.2}).apply_draws(_images(), _draws(brightness=draws)), expected,
-                            atol=1e-3)
-        factor = tf.constant([1 + (2 * draw - 1) * 0.4 for draw in draws], tf.float32)[:, None, None, None]
-        expected = keras.layers.RandomContrast(0.4).transform_images(_images(), {"contrast_factor": factor})
-        self.assertAllClose(Augmentation({"contrast": 0.4}).apply_draws(_images(), _draws(contrast=draws)), expected,
-                            atol=1e-3)
+        delta = tf.constant([255 * (2 * draw - 1) * 0.2 for draw in draws], tf.float32)[
+            :, None, None, None
+        ]
+        expected = keras.layers.RandomBrightness(0.2).transform_images(
+            _images(), {"rgb_delta": delta}
+        )
+        self.assertAllClose(
+            Augmentation({"brightness": 0.2}).apply_draws(_images(), _draws(brightness=draws)),
+            expected,
+            atol=1e-3,
+        )
+        factor = tf.constant([1 + (2 * draw - 1) * 0.4 for draw in draws], tf.float32)[
+            :, None, None, None
+        ]
+        expected = keras.layers.RandomContrast(0.4).transform_images(
+            _images(), {"contrast_factor": factor}
+        )
+        self.assertAllClose(
+            Augmentation({"contrast": 0.4}).apply_draws(_images(), _draws(contrast=draws)),
+            expected,
+            atol=1e-3,
+        )
 
     def test_composition_reads_where_the_three_maps_in_a_row_would(self):
-        """Flip, then a quarter turn, then zoom 2: the corner (0, 0) is read where it is worked out by hand."""
+        """Flip, then a quarter turn, then zoom 2: the corner (0, 0) is read where it is worked out
+        by hand.
+        """
         layer = Augmentation({"flip": 1.0, "rotation": 0.5, "zoom": 1.0})
         draws = _draws(flip=[0.0] * 3, rotation=[0.75] * 3, zoom=[0.75] * 3)  # mirrored, +pi/2, 1.5
         a, b, c, d, e, f = layer.transforms(draws, 3, 3)[0].numpy()
-        # p - centre = (-1, -1); zoom 1.5 -> (-1.5, -1.5); turn by pi/2 -> (1.5, -1.5); mirror -> (-1.5, -1.5).
+        # p - centre = (-1, -1); zoom 1.5 -> (-1.5, -1.5); turn by pi/2 -> (1.5, -1.5); mirror ->
+        # (-1.5, -1.5).
         self.assertAllClose([c, f], [1 - 1.5, 1 - 1.5], atol=1e-5)
         self.assertAllClose([a, b, d, e], [0, 1.5, 1.5, 0], atol=1e-5)
 
@@ -84,10 +113,17 @@ class AugmentationTest(parameterized.TestCase, tf.test.TestCase):
     def test_resampling_is_that_of_tensorflows_kernel_also_far_outside(self, dtype):
         random = np.random.RandomState(4)
         images = tf.constant(random.uniform(0, 255, (6, SIZE, SIZE - 5, 2)).astype(dtype))
-        transforms = tf.constant(random.uniform(-2, 2, (6, 6)) * [1, 1, 3 * SIZE, 1, 1, 3 * SIZE], tf.float32)
+        transforms = tf.constant(
+            random.uniform(-2, 2, (6, 6)) * [1, 1, 3 * SIZE, 1, 1, 3 * SIZE], tf.float32
+        )
         expected = tf.raw_ops.ImageProjectiveTransformV3(
-            images=tf.cast(images, tf.float32), transforms=tf.pad(transforms, [(0, 0), (0, 2)]), fill_value=0.0,
-            output_shape=images.shape[1:3], interpolation="BILINEAR", fill_mode="REFLECT")
+            images=tf.cast(images, tf.float32),
+            transforms=tf.pad(transforms, [(0, 0), (0, 2)]),
+            fill_value=0.0,
+            output_shape=images.shape[1:3],
+            interpolation="BILINEAR",
+            fill_mode="REFLECT",
+        )
         self.assertAllClose(resample(images, transforms), expected, atol=0.05)
 
     def test_a_draw_belongs_to_its_image_whatever_the_batch(self):

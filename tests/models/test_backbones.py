@@ -1,5 +1,8 @@
-"""Every backbone's contract. `TL_RESEARCH_ALL_BACKBONES=1 python -m pytest tests/models/test_backbones.py` builds all of them;
-without it, the smallest member of each family."""
+"""Every backbone's contract.
+
+`TL_RESEARCH_ALL_BACKBONES=1 python -m pytest tests/models/test_backbones.py` builds all of them;
+without it, the smallest member of each family.
+"""
 
 import hashlib
 import importlib
@@ -21,13 +24,28 @@ from tl_research.models import backbones
 from tl_research.models.preprocessing import Preprocessing
 
 SMALLEST = {
-    "mobilenet_v2": "MobileNetV2", "mobilenet_v3": "MobileNetV3Small", "efficientnet": "EfficientNetB0",
-    "efficientnet_v2": "EfficientNetV2B0", "efficientnet_lite": "EfficientNetLite0", "resnet": "ResNet50",
-    "resnet_v2": "ResNet50V2", "vgg16": "VGG16", "vgg19": "VGG19", "convnext": "ConvNeXtTiny", "densenet": "DenseNet121",
-    "inception_v3": "InceptionV3", "xception": "Xception", "nasnet": "NASNetMobile",
+    "mobilenet_v2": "MobileNetV2",
+    "mobilenet_v3": "MobileNetV3Small",
+    "efficientnet": "EfficientNetB0",
+    "efficientnet_v2": "EfficientNetV2B0",
+    "efficientnet_lite": "EfficientNetLite0",
+    "resnet": "ResNet50",
+    "resnet_v2": "ResNet50V2",
+    "vgg16": "VGG16",
+    "vgg19": "VGG19",
+    "convnext": "ConvNeXtTiny",
+    "densenet": "DenseNet121",
+    "inception_v3": "InceptionV3",
+    "xception": "Xception",
+    "nasnet": "NASNetMobile",
 }
-NAMES = list(backbones.BACKBONES) if os.environ.get("TL_RESEARCH_ALL_BACKBONES") else list(SMALLEST.values())
-FIRST_AND_LAST_BLOCKS = {  # the first three and the last two, and how many there are in the smallest member
+NAMES = (
+    list(backbones.BACKBONES)
+    if os.environ.get("TL_RESEARCH_ALL_BACKBONES")
+    else list(SMALLEST.values())
+)
+# the first three and the last two, and how many there are in the smallest member
+FIRST_AND_LAST_BLOCKS = {
     "mobilenet_v2": ("stem expanded_conv block_1 block_16 top", 19),
     "mobilenet_v3": ("stem expanded_conv expanded_conv_1 expanded_conv_10 top", 13),
     "efficientnet": ("stem block1a block2a block7a top", 18),
@@ -44,32 +62,49 @@ FIRST_AND_LAST_BLOCKS = {  # the first three and the last two, and how many ther
     "nasnet": ("stem stem_1 stem_2 cell_11 cell_12", 17),
 }
 ONE_LAYER_OF_A_BLOCK = {  # also layers whose own name says nothing about their block
-    "mobilenet_v2": ("out_relu", "top"), "mobilenet_v3": ("re_lu", "expanded_conv"), "efficientnet": ("rescaling_1", "stem"),
-    "efficientnet_v2": ("block6h_add", "block6h"), "efficientnet_lite": ("block2b_add", "block2b"),
-    "resnet": ("pool1_pool", "conv1"), "resnet_v2": ("max_pooling2d", "conv2_block3"), "vgg16": ("block5_pool", "block5"),
-    "vgg19": ("block5_pool", "block5"), "convnext": ("convnext_tiny_downsampling_block_0", "downsampling_block_0"),
-    "densenet": ("pool2_conv", "pool2"), "inception_v3": ("conv2d_8", "mixed0"), "xception": ("conv2d", "block2"),
+    "mobilenet_v2": ("out_relu", "top"),
+    "mobilenet_v3": ("re_lu", "expanded_conv"),
+    "efficientnet": ("rescaling_1", "stem"),
+    "efficientnet_v2": ("block6h_add", "block6h"),
+    "efficientnet_lite": ("block2b_add", "block2b"),
+    "resnet": ("pool1_pool", "conv1"),
+    "resnet_v2": ("max_pooling2d", "conv2_block3"),
+    "vgg16": ("block5_pool", "block5"),
+    "vgg19": ("block5_pool", "block5"),
+    "convnext": ("convnext_tiny_downsampling_block_0", "downsampling_block_0"),
+    "densenet": ("pool2_conv", "pool2"),
+    "inception_v3": ("conv2d_8", "mixed0"),
+    "xception": ("conv2d", "block2"),
     "nasnet": ("adjust_conv_projection_1", "cell_1"),
 }
-EVERYTHING = """MobileNetV2 MobileNetV3Small MobileNetV3Large EfficientNetB0 EfficientNetB1 EfficientNetB2 EfficientNetB3
-    EfficientNetB4 EfficientNetB5 EfficientNetB6 EfficientNetB7 EfficientNetV2B0 EfficientNetV2B1 EfficientNetV2B2
-    EfficientNetV2B3 EfficientNetV2S EfficientNetV2M EfficientNetV2L ResNet50 ResNet101 ResNet152 ResNet50V2 VGG16 VGG19 ConvNeXtTiny ConvNeXtSmall ConvNeXtBase
-    DenseNet121 InceptionV3 Xception NASNetMobile EfficientNetLite0"""
+EVERYTHING = """
+    MobileNetV2 MobileNetV3Small MobileNetV3Large EfficientNetB0 EfficientNetB1 EfficientNetB2
+    EfficientNetB3 EfficientNetB4 EfficientNetB5 EfficientNetB6 EfficientNetB7 EfficientNetV2B0
+    EfficientNetV2B1 EfficientNetV2B2 EfficientNetV2B3 EfficientNetV2S EfficientNetV2M
+    EfficientNetV2L ResNet50 ResNet101 ResNet152 ResNet50V2 VGG16 VGG19 ConvNeXtTiny ConvNeXtSmall
+    ConvNeXtBase DenseNet121 InceptionV3 Xception NASNetMobile EfficientNetLite0
+"""
 
 
 class TableTest(tf.test.TestCase, parameterized.TestCase):
-
     def test_table_holds_every_backbone_once_and_knows_each_family(self):
         self.assertCountEqual(backbones.BACKBONES, EVERYTHING.split())
         self.assertEqual({spec.family for spec in backbones.BACKBONES.values()}, set(SMALLEST))
 
     def test_the_table_itself_imports_neither_tensorflow_nor_keras(self):
-        code = ("import sys, types, tl_research; package = sys.modules['tl_research.models'] = types.ModuleType('models'); "
-                "package.__path__ = [tl_research.__path__[0] + '/models']; import tl_research.models.backbones as b; "
-                "sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules or 'VGG16' not in b.BACKBONES)")
+        code = (
+            "import sys, types, tl_research; package = sys.modules['tl_research.models'] = "
+            "types.ModuleType('models'); package.__path__ = [tl_research.__path__[0] + '/models']; "
+            "import tl_research.models.backbones as b; sys.exit('tensorflow' in sys.modules or "
+            "'keras' in sys.modules or 'VGG16' not in b.BACKBONES)"
+        )
         self.assertEqual(subprocess.run([sys.executable, "-c", code], check=False).returncode, 0)
 
-    @parameterized.parameters(("EfficentNetV2B0", "EfficientNetV2B0"), ("mobilenetv2", "MobileNetV2"), ("Resnet-50", "ResNet50"))
+    @parameterized.parameters(
+        ("EfficentNetV2B0", "EfficientNetV2B0"),
+        ("mobilenetv2", "MobileNetV2"),
+        ("Resnet-50", "ResNet50"),
+    )
     def test_misspelt_name_gets_the_nearest_one(self, misspelt, nearest):
         with self.assertRaisesRegex(UserError, f"did you mean {nearest}[?]"):
             backbones.get_spec(misspelt)
@@ -81,7 +116,9 @@ class TableTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.parameters(*NAMES)
     def test_image_below_the_smallest_size_is_refused(self, name):
         smallest = backbones.get_spec(name).min_image_size
-        with self.assertRaisesRegex(UserError, f"at least {smallest} pixels; received image_size={smallest - 1}"):
+        with self.assertRaisesRegex(
+            UserError, f"at least {smallest} pixels; received image_size={smallest - 1}"
+        ):
             backbones.build_backbone(name, smallest - 1, "none")
 
     @parameterized.parameters(*[name for name in EVERYTHING.split() if name != "EfficientNetLite0"])
@@ -91,34 +128,43 @@ class TableTest(tf.test.TestCase, parameterized.TestCase):
         self.assertTrue(hasattr(keras.applications, name))
         images = np.random.RandomState(0).uniform(0, 255, (2, 5, 4, 3)).astype("float32")
         expected = module.preprocess_input(tf.constant(images))
-        self.assertAllClose(Preprocessing(spec.preprocessing)(images), expected, rtol=1e-5, atol=1e-5)
+        self.assertAllClose(
+            Preprocessing(spec.preprocessing)(images), expected, rtol=1e-5, atol=1e-5
+        )
 
 
 class PreprocessingTest(tf.test.TestCase, parameterized.TestCase):
-
     @parameterized.parameters(
-        ("raw", [0.0, 127.0, 255.0]), ("tf", [-1.0, -1 / 255, 1.0]), ("lite", [-127 / 128, 0.0, 1.0]),
+        ("raw", [0.0, 127.0, 255.0]),
+        ("tf", [-1.0, -1 / 255, 1.0]),
+        ("lite", [-127 / 128, 0.0, 1.0]),
         ("caffe", [255 - 103.939, 127 - 116.779, -123.68]),
-        ("torch", [-0.485 / 0.229, (127 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225]))
+        ("torch", [-0.485 / 0.229, (127 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225]),
+    )
     def test_one_pixel_worked_out_by_hand(self, mode, expected):
         for pixel in (np.float32([[[[0, 127, 255]]]]), np.uint8([[[[0, 127, 255]]]])):
             self.assertAllClose(Preprocessing(mode)(pixel)[0, 0, 0], expected, rtol=1e-5)
 
     def test_mixed_precision_rounds_only_at_the_end(self):
         layer = Preprocessing("lite", dtype="mixed_bfloat16")
-        outputs = layer(tf.constant([[[[127.25, 200.0, 200.5]]]]))  # bfloat16 has no 127.25 and no 200.5
+        # bfloat16 has no 127.25 and no 200.5
+        outputs = layer(tf.constant([[[[127.25, 200.0, 200.5]]]]))
         self.assertEqual(outputs.dtype, tf.bfloat16)
-        self.assertEqual(tf.cast(outputs, tf.float32).numpy().ravel().tolist(), [0.25 / 128, 73 / 128, 73.5 / 128])
+        self.assertEqual(
+            tf.cast(outputs, tf.float32).numpy().ravel().tolist(),
+            [0.25 / 128, 73 / 128, 73.5 / 128],
+        )
 
     def test_mode_survives_serialization_and_a_wrong_one_is_refused(self):
-        layer = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(Preprocessing("caffe", name="p")))
+        layer = keras.saving.deserialize_keras_object(
+            keras.saving.serialize_keras_object(Preprocessing("caffe", name="p"))
+        )
         self.assertEqual((type(layer), layer.mode, layer.name), (Preprocessing, "caffe", "p"))
         with self.assertRaisesRegex(ValueError, "'bgr'; expected one of raw, tf"):
             Preprocessing("bgr")
 
 
 class BuildTest(tf.test.TestCase, parameterized.TestCase):
-
     @parameterized.parameters(*NAMES)
     def test_smallest_image_builds_with_contiguous_blocks_and_unique_variable_names(self, name):
         spec = backbones.get_spec(name)
@@ -129,7 +175,10 @@ class BuildTest(tf.test.TestCase, parameterized.TestCase):
 
         blocks = backbones.backbone_blocks(spec, model)
         names = [block for block, _ in blocks]
-        self.assertEqual([layer for _, layers in blocks for layer in layers], [layer.name for layer in model.layers])
+        self.assertEqual(
+            [layer for _, layers in blocks for layer in layers],
+            [layer.name for layer in model.layers],
+        )
         self.assertLen(set(names), len(names))
         expected, number = FIRST_AND_LAST_BLOCKS[spec.family]
         if name == SMALLEST[spec.family]:
@@ -149,7 +198,6 @@ class BuildTest(tf.test.TestCase, parameterized.TestCase):
 
     def test_two_variables_of_one_name_are_refused(self):
         class Twins(keras.layers.Layer):
-
             def build(self, _):
                 self.first, self.second = self.add_weight(name="w"), self.add_weight(name="w")
 
@@ -181,7 +229,10 @@ class BuildTest(tf.test.TestCase, parameterized.TestCase):
 
 
 class ImagenetTest(tf.test.TestCase, parameterized.TestCase):
-    """Weights from Keras' cache, and what becomes of a download that fails. Nothing here reaches a network."""
+    """Weights from Keras' cache, and what becomes of a download that fails.
+
+    Nothing here reaches a network.
+    """
 
     def setUp(self):
         super().setUp()
@@ -200,9 +251,15 @@ class ImagenetTest(tf.test.TestCase, parameterized.TestCase):
             pass
 
         size = max(backbones.get_spec(name).min_image_size, 96)
-        with mock.patch.object(keras.src.utils.file_utils, "get_file", side_effect=Asked) as get_file:
-            with self.assertRaises(Asked):
-                getattr(keras.applications, name)(weights="imagenet", include_top=False, input_shape=(size, size, 3))
+        with (
+            mock.patch.object(
+                keras.src.utils.file_utils, "get_file", side_effect=Asked
+            ) as get_file,
+            self.assertRaises(Asked),
+        ):
+            getattr(keras.applications, name)(
+                weights="imagenet", include_top=False, input_shape=(size, size, 3)
+            )
         url, file = backbones._imagenet_file(backbones.get_spec(name), size)
         self.assertEqual(get_file.call_args.args[:2], (os.path.basename(file), url))
         self.assertEqual(os.path.dirname(file), os.path.join(self.home, "models"))
@@ -216,43 +273,66 @@ class ImagenetTest(tf.test.TestCase, parameterized.TestCase):
             self.assertAllEqual(a, b)
 
     def test_efficientnet_sees_the_same_pixels_from_a_file_as_from_imagenet(self):
-        source = keras.applications.EfficientNetB0(weights=None, include_top=False, input_shape=(32, 32, 3))
+        source = keras.applications.EfficientNetB0(
+            weights=None, include_top=False, input_shape=(32, 32, 3)
+        )
         norm = source.layers[2]
-        norm.set_weights([np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225]), np.int32(0)])
+        norm.set_weights(
+            [np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225]), np.int32(0)]
+        )
         file = self._cache("efficientnetb0_notop.h5")
         source.save(file)
         with open(file, "rb") as opened:
             digest = hashlib.md5(opened.read()).hexdigest()
         hashes = keras.src.applications.efficientnet.WEIGHTS_HASHES
         self.enter_context(mock.patch.dict(hashes, {"b0": (None, digest)}))
-        reference = keras.applications.EfficientNetB0(weights="imagenet", include_top=False, input_shape=(32, 32, 3))
+        reference = keras.applications.EfficientNetB0(
+            weights="imagenet", include_top=False, input_shape=(32, 32, 3)
+        )
         images = np.random.RandomState(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
 
         def outputs(model):
             return keras.Model(model.input, model.get_layer("stem_conv").output)(images)
 
         expected = outputs(reference)
-        self.assertGreater(np.abs(outputs(source) - expected).max(), 0.1)  # Keras itself: the same weights, another function
+        # Keras itself: the same weights, another function
+        self.assertGreater(np.abs(outputs(source) - expected).max(), 0.1)
         for weights in ("imagenet", file):
-            self.assertAllClose(outputs(backbones.build_backbone("EfficientNetB0", 32, weights)), expected, rtol=0, atol=1e-4)
+            self.assertAllClose(
+                outputs(backbones.build_backbone("EfficientNetB0", 32, weights)),
+                expected,
+                rtol=0,
+                atol=1e-4,
+            )
 
         assigned = backbones.build_backbone("EfficientNetB0", 32, "none")
         for variable, value in zip(assigned.weights, reference.get_weights()):
-            variable.assign(value)  # as a restored checkpoint does; Keras' own layer would go on with its constants
+            # as a restored checkpoint does; Keras' own layer would go on with its constants
+            variable.assign(value)
         self.assertAllClose(outputs(assigned), expected, rtol=0, atol=1e-4)
 
         weights_file = os.path.join(self.home, "ours.weights.h5")
         assigned.save_weights(weights_file)
-        source.load_weights(weights_file)  # Keras' own model reads ours: the layout goes by class names
+        # Keras' own model reads ours: the layout goes by class names
+        source.load_weights(weights_file)
         self.assertAllEqual(source.get_weights()[0], np.float32([0.485, 0.456, 0.406]))
 
     def test_host_that_is_not_reached_is_unreachable_and_says_what_to_do(self):
-        with mock.patch.dict(os.environ, {"https_proxy": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}):
-            with self.assertRaisesRegex(UnreachableError, "refused") as raised:
-                backbones.build_backbone("EfficientNetV2B0", 224)
+        with (
+            mock.patch.dict(
+                os.environ, {"https_proxy": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}
+            ),
+            self.assertRaisesRegex(UnreachableError, "refused") as raised,
+        ):
+            backbones.build_backbone("EfficientNetV2B0", 224)
         message = str(raised.exception)
-        for part in ("https://storage.googleapis.com/tensorflow/keras-applications/efficientnet_v2/efficientnetv2-b0_notop.h5",
-                     os.path.join(self.home, "models", "efficientnetv2-b0_notop.h5"), "--weights=FILE", "--if_offline=embedded"):
+        for part in (
+            "https://storage.googleapis.com/tensorflow/keras-applications/efficientnet_v2/"
+            "efficientnetv2-b0_notop.h5",
+            os.path.join(self.home, "models", "efficientnetv2-b0_notop.h5"),
+            "--weights=FILE",
+            "--if_offline=embedded",
+        ):
             self.assertIn(part, message)
         self.assertNotIn("\n", message)
 
@@ -273,7 +353,10 @@ class ImagenetTest(tf.test.TestCase, parameterized.TestCase):
     def test_error_that_is_neither_networks_nor_files_is_not_dressed_up(self):
         open(self._cache("vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"), "w").close()
         before = socket.getdefaulttimeout()
-        with mock.patch.object(keras.applications, "VGG16", side_effect=lambda **_: 1 / 0), self.assertRaises(ZeroDivisionError):
+        with (
+            mock.patch.object(keras.applications, "VGG16", side_effect=lambda **_: 1 / 0),
+            self.assertRaises(ZeroDivisionError),
+        ):
             backbones.build_backbone("VGG16", 32)
         self.assertEqual(socket.getdefaulttimeout(), before)
 
@@ -281,21 +364,30 @@ class ImagenetTest(tf.test.TestCase, parameterized.TestCase):
         path = self._cache("vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5")
         with open(path, "wb") as file:
             file.write(b"not these")
-        with mock.patch.object(keras.src.utils.file_utils, "urlretrieve"):  # Keras downloads it again, to the same bytes
-            with self.assertRaisesRegex(DataError, "corrupted file.*delete it") as raised:
-                backbones.build_backbone("VGG16", 32)
+        with (
+            # Keras downloads it again, to the same bytes
+            mock.patch.object(keras.src.utils.file_utils, "urlretrieve"),
+            self.assertRaisesRegex(DataError, "corrupted file.*delete it") as raised,
+        ):
+            backbones.build_backbone("VGG16", 32)
         self.assertNotIsInstance(raised.exception, UnreachableError)
         self.assertIn(path, str(raised.exception))
 
     def test_cache_that_cannot_be_written_is_a_storage_error(self):
         with open(os.path.join(self.home, "file"), "w"):
             pass
-        with mock.patch.object(keras.src.backend.config, "_KERAS_DIR", os.path.join(self.home, "file")):
-            with self.assertRaisesRegex(StorageError, "KERAS_HOME"):
-                backbones.build_backbone("VGG16", 32)
-        with mock.patch.object(os, "access", return_value=False):  # Keras would turn to /tmp/.keras
-            with self.assertRaisesRegex(StorageError, "KERAS_HOME"):
-                backbones.build_backbone("VGG16", 32)
+        with (
+            mock.patch.object(
+                keras.src.backend.config, "_KERAS_DIR", os.path.join(self.home, "file")
+            ),
+            self.assertRaisesRegex(StorageError, "KERAS_HOME"),
+        ):
+            backbones.build_backbone("VGG16", 32)
+        with (
+            mock.patch.object(os, "access", return_value=False),  # Keras would turn to /tmp/.keras
+            self.assertRaisesRegex(StorageError, "KERAS_HOME"),
+        ):
+            backbones.build_backbone("VGG16", 32)
 
     def _cache(self, name):
         return os.path.join(self.home, "models", name)

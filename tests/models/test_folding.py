@@ -1,6 +1,7 @@
 """A convolution and its BatchNorm computed as one are the same function of the same variables.
 
-The reference is always Keras' own layers, run one after the other. Whole backbones are in `test_classifier.py`.
+The reference is always Keras' own layers, run one after the other. Whole backbones are in
+`test_classifier.py`.
 """
 
 import keras
@@ -12,21 +13,28 @@ from keras import layers
 from tl_research.models import convolutions, folding
 from tl_research.models.graph import FeatureGraph
 
-_OUTPUT_TOLERANCE, _GRADIENT_TOLERANCE = 1e-5, 1e-4  # norm of the difference over norm of the reference
+# norm of the difference over norm of the reference
+_OUTPUT_TOLERANCE, _GRADIENT_TOLERANCE = 1e-5, 1e-4
 FOLDED = {
     "conv": lambda: layers.Conv2D(5, 3, padding="same", use_bias=False),
     "conv_valid": lambda: layers.Conv2D(5, (3, 2), padding="valid", use_bias=False),
     "conv_bias_strides": lambda: layers.Conv2D(5, 3, strides=2, padding="same"),
-    "conv_strides_valid": lambda: layers.Conv2D(5, 3, strides=(2, 1), padding="valid", use_bias=False),
+    "conv_strides_valid": lambda: layers.Conv2D(
+        5, 3, strides=(2, 1), padding="valid", use_bias=False
+    ),
     "conv_dilation": lambda: layers.Conv2D(5, 3, dilation_rate=2, padding="same"),
     "conv_linear_by_name": lambda: layers.Conv2D(5, 1, activation="linear"),
     "depthwise": lambda: layers.DepthwiseConv2D(3, padding="same", use_bias=False),
     "depthwise_bias_strides_valid": lambda: layers.DepthwiseConv2D(3, strides=2, padding="valid"),
     "depthwise_multiplier": lambda: layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same"),
     "depthwise_dilation": lambda: layers.DepthwiseConv2D(3, dilation_rate=2, padding="same"),
-    "depthwise_dilation_strides": lambda: layers.DepthwiseConv2D(3, strides=2, dilation_rate=2, padding="valid"),
+    "depthwise_dilation_strides": lambda: layers.DepthwiseConv2D(
+        3, strides=2, dilation_rate=2, padding="valid"
+    ),
     "separable": lambda: layers.SeparableConv2D(5, 3, padding="same", use_bias=False),
-    "separable_bias_strides_multiplier": lambda: layers.SeparableConv2D(5, 3, strides=2, depth_multiplier=2),
+    "separable_bias_strides_multiplier": lambda: layers.SeparableConv2D(
+        5, 3, strides=2, depth_multiplier=2
+    ),
     "separable_dilation": lambda: layers.SeparableConv2D(5, 3, dilation_rate=2, padding="same"),
     "dense": lambda: layers.Dense(5, use_bias=False),
     "dense_bias": lambda: layers.Dense(5),
@@ -42,7 +50,9 @@ NOT_FOLDED = {
 
 def _chain(layer, batchnorm=None, shape=(8, 7, 4)):
     inputs = keras.Input(shape, name="input")
-    return _randomized(keras.Model(inputs, (batchnorm or layers.BatchNormalization(name="bn"))(layer(inputs))))
+    return _randomized(
+        keras.Model(inputs, (batchnorm or layers.BatchNormalization(name="bn"))(layer(inputs)))
+    )
 
 
 def _randomized(model, seed=0):
@@ -50,12 +60,18 @@ def _randomized(model, seed=0):
     random = np.random.RandomState(seed)
     for variable in model.weights:
         positive = variable.name in ("moving_variance", "gamma")
-        variable.assign(random.uniform(0.5, 2, variable.shape) if positive else random.normal(0, 0.5, variable.shape))
+        variable.assign(
+            random.uniform(0.5, 2, variable.shape)
+            if positive
+            else random.normal(0, 0.5, variable.shape)
+        )
     return model
 
 
 def _outputs_and_gradients(function, model, images):
-    """Returns (outputs, {path: gradient}) of a random weighting of the outputs that `function` computes."""
+    """Returns (outputs, {path: gradient}) of a random weighting of the outputs that `function`
+    computes.
+    """
     values = [variable.value for variable in model.trainable_variables]
     with tf.GradientTape() as tape:
         outputs = function(images)
@@ -75,19 +91,23 @@ def _images(model, dtype="float32"):
 
 
 class FoldingTest(parameterized.TestCase, tf.test.TestCase):
-
     def setUp(self):
         super().setUp()
         self.addCleanup(keras.config.set_floatx, keras.config.floatx())  # of the inputs
         self.addCleanup(keras.config.set_dtype_policy, keras.config.dtype_policy())
 
-    def _assert_graph_equals_keras(self, model, num_folded, outputs=_OUTPUT_TOLERANCE, gradients=_GRADIENT_TOLERANCE):
+    def _assert_graph_equals_keras(
+        self, model, num_folded, outputs=_OUTPUT_TOLERANCE, gradients=_GRADIENT_TOLERANCE
+    ):
         graph = FeatureGraph(model)
         self.assertEqual(graph.num_folded, num_folded)
         images = _images(model, keras.config.dtype_policy().compute_dtype)
-        expected, expected_gradients = _outputs_and_gradients(lambda x: model(x, training=False), model, images)
+        expected, expected_gradients = _outputs_and_gradients(
+            lambda x: model(x, training=False), model, images
+        )
         got, got_gradients = _outputs_and_gradients(
-            lambda x: graph.run({graph.input: x}, (graph.output,))[0], model, images)
+            lambda x: graph.run({graph.input: x}, (graph.output,))[0], model, images
+        )
         self.assertEqual((got.dtype, got.shape), (expected.dtype, expected.shape))
         self.assertLess(_difference(got, expected), outputs)
         self.assertNotEmpty(expected_gradients)
@@ -96,8 +116,14 @@ class FoldingTest(parameterized.TestCase, tf.test.TestCase):
             self.assertLess(_difference(got_gradients[path], gradient), gradients, path)
 
     def test_weights_and_gradients_worked_out_by_hand(self):
-        """kernel 2, bias 0.5, gamma 3, beta 0.5, mean 1, variance 3, epsilon 1, so s = 3 / sqrt(4) = 1.5."""
-        model = _chain(layers.Conv2D(1, 1, name="conv"), layers.BatchNormalization(epsilon=1.0, name="bn"), (1, 1, 1))
+        """kernel 2, bias 0.5, gamma 3, beta 0.5, mean 1, variance 3, epsilon 1, so s = 3 / sqrt(4)
+        = 1.5.
+        """
+        model = _chain(
+            layers.Conv2D(1, 1, name="conv"),
+            layers.BatchNormalization(epsilon=1.0, name="bn"),
+            (1, 1, 1),
+        )
         conv, bn = model.get_layer("conv"), model.get_layer("bn")
         for variable, value in zip(conv.weights + bn.weights, (2.0, 0.5, 3.0, 0.5, 1.0, 3.0)):
             variable.assign(np.full(variable.shape, value))
@@ -116,34 +142,53 @@ class FoldingTest(parameterized.TestCase, tf.test.TestCase):
         model = _chain(layers.Conv2D(5, 3, name="conv"))
         with tf.GradientTape() as tape:
             folding.folded_weights(model.get_layer("conv"), model.get_layer("bn"))
-        self.assertCountEqual([id(variable) for variable in tape.watched_variables()],
-                              [id(variable.value) for variable in model.trainable_variables])
+        self.assertCountEqual(
+            [id(variable) for variable in tape.watched_variables()],
+            [id(variable.value) for variable in model.trainable_variables],
+        )
 
     @parameterized.product(kind=list(FOLDED), dtype=["float32", "float64"])
     def test_folded_equals_keras(self, kind, dtype):
         keras.config.set_floatx(dtype)
         keras.config.set_dtype_policy(dtype)
-        tolerances = {"float32": (_OUTPUT_TOLERANCE, _GRADIENT_TOLERANCE), "float64": (1e-13, 1e-12)}[dtype]
+        tolerances = {
+            "float32": (_OUTPUT_TOLERANCE, _GRADIENT_TOLERANCE),
+            "float64": (1e-13, 1e-12),
+        }[dtype]
         self._assert_graph_equals_keras(_chain(FOLDED[kind]()), 1, *tolerances)
 
     @parameterized.parameters(*NOT_FOLDED)
     def test_others_are_left_as_they_are(self, kind):
         self._assert_graph_equals_keras(_chain(NOT_FOLDED[kind]()), 0)
 
-    @parameterized.product(kind=["conv_bias_strides", "depthwise_multiplier", "separable", "dense_bias"], options=[
-        {"scale": False}, {"center": False}, {"scale": False, "center": False}, {"epsilon": 0.3}, {"axis": 3}])
+    @parameterized.product(
+        kind=["conv_bias_strides", "depthwise_multiplier", "separable", "dense_bias"],
+        options=[
+            {"scale": False},
+            {"center": False},
+            {"scale": False, "center": False},
+            {"epsilon": 0.3},
+            {"axis": 3},
+        ],
+    )
     def test_every_kind_of_batchnorm(self, kind, options):
-        self._assert_graph_equals_keras(_chain(FOLDED[kind](), layers.BatchNormalization(**options)), 1)
+        self._assert_graph_equals_keras(
+            _chain(FOLDED[kind](), layers.BatchNormalization(**options)), 1
+        )
 
     def test_dense_of_vectors(self):
         self._assert_graph_equals_keras(_chain(layers.Dense(5), shape=(6,)), 1)
 
     def test_batchnorm_over_another_axis_is_not_folded(self):
-        self._assert_graph_equals_keras(_chain(layers.Conv2D(5, 3), layers.BatchNormalization(axis=1)), 0)
+        self._assert_graph_equals_keras(
+            _chain(layers.Conv2D(5, 3), layers.BatchNormalization(axis=1)), 0
+        )
 
     def test_batchnorm_of_another_precision_is_not_folded(self):
         """The one convolution would return the convolution's type, not the BatchNorm's."""
-        model = _chain(layers.Conv2D(5, 3, dtype="float32"), layers.BatchNormalization(dtype="float64"))
+        model = _chain(
+            layers.Conv2D(5, 3, dtype="float32"), layers.BatchNormalization(dtype="float64")
+        )
         self._assert_graph_equals_keras(model, 0)
 
     @parameterized.parameters("before", "after")
@@ -153,7 +198,9 @@ class FoldingTest(parameterized.TestCase, tf.test.TestCase):
         normed = layers.BatchNormalization(name="bn")(shared)
         other = layers.Conv2D(4, 1, name="alone")(shared)
         other = layers.BatchNormalization(name="bn_alone")(other)
-        summed = layers.Add()([shared, normed, other] if listed == "before" else [other, normed, shared])
+        summed = layers.Add()(
+            [shared, normed, other] if listed == "before" else [other, normed, shared]
+        )
         model = _randomized(keras.Model(inputs, summed))
         self._assert_graph_equals_keras(model, 1)
         graph = FeatureGraph(model)
@@ -161,18 +208,34 @@ class FoldingTest(parameterized.TestCase, tf.test.TestCase):
 
     def test_batchnorm_of_a_sum_is_not_folded(self):
         inputs = keras.Input((6, 6, 3))
-        summed = layers.Add()([layers.Conv2D(4, 1)(inputs), layers.Conv2D(4, 3, padding="same")(inputs)])
-        self._assert_graph_equals_keras(_randomized(keras.Model(inputs, layers.BatchNormalization()(summed))), 0)
+        summed = layers.Add()(
+            [layers.Conv2D(4, 1)(inputs), layers.Conv2D(4, 3, padding="same")(inputs)]
+        )
+        self._assert_graph_equals_keras(
+            _randomized(keras.Model(inputs, layers.BatchNormalization()(summed))), 0
+        )
 
     @parameterized.product(
-        pads=[((0, 1), (0, 1)), ((1, 1), (1, 1)), ((2, 3), (2, 3)), ((1, 2), (0, 1))], size=[8, 9], width=[3, 5, 6],
-        kind=["conv", "depthwise"])
-    def test_padding_before_strides_is_left_to_the_convolution_where_it_does_the_same(self, pads, size, width, kind):
-        """TensorFlow pads max((ceil(size / 2) - 1) * 2 + width - size, 0) in all, the smaller half first."""
+        pads=[((0, 1), (0, 1)), ((1, 1), (1, 1)), ((2, 3), (2, 3)), ((1, 2), (0, 1))],
+        size=[8, 9],
+        width=[3, 5, 6],
+        kind=["conv", "depthwise"],
+    )
+    def test_padding_before_strides_is_left_to_the_convolution_where_it_does_the_same(
+        self, pads, size, width, kind
+    ):
+        """TensorFlow pads max((ceil(size / 2) - 1) * 2 + width - size, 0) in all, the smaller half
+        first.
+        """
         inputs = keras.Input((size, size, 4))
-        make = {"conv": lambda **options: layers.Conv2D(5, **options), "depthwise": layers.DepthwiseConv2D}[kind]
+        make = {
+            "conv": lambda **options: layers.Conv2D(5, **options),
+            "depthwise": layers.DepthwiseConv2D,
+        }[kind]
         padded = layers.ZeroPadding2D(pads, name="pad")(inputs)
-        model = keras.Model(inputs, layers.BatchNormalization()(make(kernel_size=width, strides=2)(padded)))
+        model = keras.Model(
+            inputs, layers.BatchNormalization()(make(kernel_size=width, strides=2)(padded))
+        )
         total = {(8, 3): 1, (8, 5): 3, (8, 6): 4, (9, 3): 2, (9, 5): 4, (9, 6): 5}[size, width]
         self._assert_graph_equals_keras(_randomized(model), 1)
         graph = FeatureGraph(model)
@@ -181,13 +244,18 @@ class FoldingTest(parameterized.TestCase, tf.test.TestCase):
         # A cut at the padded images is possible all the same.
         images = _images(model)
         (padded,) = graph.run({graph.input: images}, ("pad",))
-        self.assertLess(_difference(graph.run({"pad": padded}, (graph.output,))[0], model(images)), _OUTPUT_TOLERANCE)
+        self.assertLess(
+            _difference(graph.run({"pad": padded}, (graph.output,))[0], model(images)),
+            _OUTPUT_TOLERANCE,
+        )
 
     def test_fold_false_folds_nothing(self):
         self.assertEqual(FeatureGraph(_chain(layers.Conv2D(5, 3)), fold=False).num_folded, 0)
 
     def test_cut_between_convolution_and_batchnorm(self):
-        """The convolution is frozen, its BatchNorm trains: each is computed as it is, on its own side."""
+        """The convolution is frozen, its BatchNorm trains: each is computed as it is, on its own
+        side.
+        """
         model = _chain(layers.Conv2D(5, 3, name="conv"))
         model.get_layer("conv").trainable = False
         graph, images = FeatureGraph(model), _images(model)
@@ -197,8 +265,12 @@ class FoldingTest(parameterized.TestCase, tf.test.TestCase):
         frozen = graph.run({graph.input: images}, cut)
         self.assertAllClose(frozen[0], model.get_layer("conv")(images), rtol=1e-5, atol=1e-5)
 
-        expected, expected_gradients = _outputs_and_gradients(lambda x: model(x, training=False), model, images)
-        got, gradients = _outputs_and_gradients(lambda x: graph.run({"conv": x}, (graph.output,))[0], model, frozen[0])
+        expected, expected_gradients = _outputs_and_gradients(
+            lambda x: model(x, training=False), model, images
+        )
+        got, gradients = _outputs_and_gradients(
+            lambda x: graph.run({"conv": x}, (graph.output,))[0], model, frozen[0]
+        )
         self.assertLess(_difference(got, expected), _OUTPUT_TOLERANCE)
         self.assertLen(gradients, 2)
         for path, gradient in expected_gradients.items():
@@ -212,7 +284,10 @@ class FoldingTest(parameterized.TestCase, tf.test.TestCase):
     def test_constants_are_the_weights_of_the_moment(self):
         model = _chain(layers.Conv2D(5, 3, name="conv"))
         graph, images = FeatureGraph(model), _images(model)
-        run = lambda constants: graph.run({graph.input: images}, (graph.output,), constants=constants)[0]
+
+        def run(constants):
+            return graph.run({graph.input: images}, (graph.output,), constants=constants)[0]
+
         constants = graph.fold_constants((graph.input,), (graph.output,))
         before = model(images)
         model.get_layer("bn").gamma.assign(-model.get_layer("bn").gamma)
@@ -220,7 +295,9 @@ class FoldingTest(parameterized.TestCase, tf.test.TestCase):
         self.assertLess(_difference(run(None), model(images)), _OUTPUT_TOLERANCE)
         self.assertGreater(_difference(run(None), before), 0.1)
 
-    @parameterized.parameters("conv_bias_strides", "depthwise_multiplier", "separable", "dense_bias")
+    @parameterized.parameters(
+        "conv_bias_strides", "depthwise_multiplier", "separable", "dense_bias"
+    )
     def test_mixed_bfloat16_keeps_types_and_nearly_values(self, kind):
         exact = _chain(FOLDED[kind]())
         keras.config.set_dtype_policy("mixed_bfloat16")
@@ -228,9 +305,12 @@ class FoldingTest(parameterized.TestCase, tf.test.TestCase):
         model.set_weights(exact.get_weights())
         graph, images = FeatureGraph(model), _images(model)
         self.assertEqual(graph.num_folded, 1)
-        expected, expected_gradients = _outputs_and_gradients(lambda x: exact(x, training=False), exact, images)
+        expected, expected_gradients = _outputs_and_gradients(
+            lambda x: exact(x, training=False), exact, images
+        )
         got, gradients = _outputs_and_gradients(
-            lambda x: graph.run({graph.input: x}, (graph.output,))[0], model, images)
+            lambda x: graph.run({graph.input: x}, (graph.output,))[0], model, images
+        )
         self.assertEqual(got.dtype, tf.bfloat16)
         self.assertEqual(model(images).dtype, tf.bfloat16)
         self.assertLess(_difference(got, expected), 0.02)  # bfloat16 has 8 bits: 0.004 a rounding

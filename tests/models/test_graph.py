@@ -1,4 +1,7 @@
-"""A model cut in two computes what it computed in one piece. Whole backbones are cut in `test_classifier.py`."""
+"""A model cut in two computes what it computed in one piece.
+
+Whole backbones are cut in `test_classifier.py`.
+"""
 
 import keras
 import numpy as np
@@ -17,31 +20,40 @@ def _randomized(model):
 
 
 def _branches():
-    """Two branches, operators that are not layers, and a Sequential inside: every node form that the backbones have.
+    """Two branches, operators that are not layers, and a Sequential inside: every node form that
+    the backbones have.
 
     input - first - bn - relu -+- left - left_bn -+- (+) - (* 2) - block(inner - inner_bn) - last
                                +- right ----------+
     """
     inputs = keras.Input((6, 6, 3), name="input")
-    x = layers.BatchNormalization(name="bn")(layers.Conv2D(4, 3, padding="same", use_bias=False, name="first")(inputs))
+    x = layers.BatchNormalization(name="bn")(
+        layers.Conv2D(4, 3, padding="same", use_bias=False, name="first")(inputs)
+    )
     x = layers.ReLU(name="relu")(x)
     left = layers.BatchNormalization(name="left_bn")(layers.Conv2D(5, 1, name="left")(x))
     right = layers.Conv2D(5, 3, padding="same", name="right")(x)
     x = (left + right) * 2.0
-    x = keras.Sequential([layers.Conv2D(3, 1, name="inner"), layers.BatchNormalization(name="inner_bn")], name="block")(x)
+    x = keras.Sequential(
+        [layers.Conv2D(3, 1, name="inner"), layers.BatchNormalization(name="inner_bn")],
+        name="block",
+    )(x)
     return _randomized(keras.Model(inputs, layers.Conv2D(2, 1, name="last")(x), name="branches"))
 
 
 def _operators(model):
-    return [operation.name for operation in model.operations if not isinstance(operation, keras.Layer)]
+    return [
+        operation.name for operation in model.operations if not isinstance(operation, keras.Layer)
+    ]
 
 
 def _images(model):
-    return tf.constant(np.random.RandomState(1).normal(size=(2, *model.input_shape[1:])), tf.float32)
+    return tf.constant(
+        np.random.RandomState(1).normal(size=(2, *model.input_shape[1:])), tf.float32
+    )
 
 
 class GraphTest(parameterized.TestCase, tf.test.TestCase):
-
     def _open(self, model, *names):
         """Opens the named layers and nothing else; returns the question that `cut` asks of each."""
         for layer in model._flatten_layers(include_self=False, recursive=True):
@@ -54,10 +66,21 @@ class GraphTest(parameterized.TestCase, tf.test.TestCase):
         model = _branches()
         add, multiply = _operators(model)
         graph, images = FeatureGraph(model, fold=fold), _images(model)
-        self.assertEqual(graph.num_folded, 2 if fold else 0)  # the pair inside the Sequential is left alone
+        # the pair inside the Sequential is left alone
+        self.assertEqual(graph.num_folded, 2 if fold else 0)
         expected = model(images, training=False)
-        for cut in (("input",), ("first",), ("bn",), ("relu",), ("left", "right"), ("left_bn", "right"), (add,), (multiply,),
-                    ("block",), ("last",)):
+        for cut in (
+            ("input",),
+            ("first",),
+            ("bn",),
+            ("relu",),
+            ("left", "right"),
+            ("left_bn", "right"),
+            (add,),
+            (multiply,),
+            ("block",),
+            ("last",),
+        ):
             tensors = graph.run({"input": images}, cut)
             for name, tensor in zip(cut, tensors):
                 self.assertEqual(graph.shape(name), tensor.shape[1:])
@@ -85,17 +108,22 @@ class GraphTest(parameterized.TestCase, tf.test.TestCase):
         names = {"*": _operators(model)[1]}
         self.assertCountEqual(cut, [names.get(name, name) for name in expected])
 
-        # The frozen part reads no open variable; behind it a tape sees the open ones, and those of no layer before it.
+        # The frozen part reads no open variable; behind it a tape sees the open ones, and those of
+        # no layer before it.
         images = _images(model)
         open_variables = [variable.value for variable in model.trainable_variables]
         self.assertEqual(bool(open_variables), bool(opened))
         with tf.GradientTape() as tape:
             tensors = graph.run({"input": images}, cut)
-        self.assertEmpty({id(v) for v in tape.watched_variables()} & {id(v) for v in open_variables})
+        self.assertEmpty(
+            {id(v) for v in tape.watched_variables()} & {id(v) for v in open_variables}
+        )
         with tf.GradientTape() as tape:
             (outputs,) = graph.run(dict(zip(cut, tensors)), (graph.output,))
             loss = tf.reduce_sum(outputs * outputs)
-        self.assertContainsSubset([id(v) for v in open_variables], [id(v) for v in tape.watched_variables()])
+        self.assertContainsSubset(
+            [id(v) for v in open_variables], [id(v) for v in tape.watched_variables()]
+        )
         gradients = tape.gradient(loss, open_variables)
         with tf.GradientTape() as tape:
             outputs = model(images, training=False)
@@ -110,33 +138,46 @@ class GraphTest(parameterized.TestCase, tf.test.TestCase):
     def test_only_what_is_needed_is_computed(self):
         model = _branches()
         graph = FeatureGraph(model)
-        with self.assertRaisesRegex(ValueError, r"\['input'\] cannot be computed from \['left_bn'\]; expected tensors of a cut"):
+        with self.assertRaisesRegex(
+            ValueError,
+            r"\['input'\] cannot be computed from \['left_bn'\]; expected tensors of a cut",
+        ):
             graph.run({"left_bn": tf.zeros([1, 6, 6, 5])}, (graph.output,))
         known = {"left_bn": tf.zeros([1, 6, 6, 5]), "right": tf.zeros([1, 6, 6, 5])}
-        (outputs,) = graph.run(known, (_operators(model)[0],))  # neither `input` nor what lies behind is asked for
+        # neither `input` nor what lies behind is asked for
+        (outputs,) = graph.run(known, (_operators(model)[0],))
         self.assertAllEqual(outputs, tf.zeros([1, 6, 6, 5]))
 
     def test_layer_called_twice_is_refused(self):
         inputs = keras.Input((4, 4, 3))
         shared = layers.Conv2D(3, 1, name="shared")
-        with self.assertRaisesRegex(ValueError, "named shared; expected each layer to be called once"):
+        with self.assertRaisesRegex(
+            ValueError, "named shared; expected each layer to be called once"
+        ):
             FeatureGraph(keras.Model(inputs, shared(shared(inputs)), name="twice"))
 
     def test_several_outputs_of_one_layer_are_numbered(self):
         class Halves(layers.Layer):
-
             def call(self, x):
                 return x[..., :2], x[..., 2:]
 
         inputs = keras.Input((3, 3, 4), name="input")
         first, second = Halves(name="halves")(inputs)
-        model = keras.Model(inputs, layers.Subtract(name="difference")([first, layers.Conv2D(2, 1, name="conv")(second)]))
+        model = keras.Model(
+            inputs,
+            layers.Subtract(name="difference")([first, layers.Conv2D(2, 1, name="conv")(second)]),
+        )
         graph, images = FeatureGraph(model), _images(model)
         cut = graph.cut(self._open(model, "conv"))
         self.assertCountEqual(cut, ["halves:0", "halves:1"])
         tensors = graph.run({"input": images}, cut)
         self.assertAllEqual(dict(zip(cut, tensors))["halves:1"], images[..., 2:])
-        self.assertAllClose(graph.run(dict(zip(cut, tensors)), (graph.output,))[0], model(images), rtol=1e-5, atol=1e-5)
+        self.assertAllClose(
+            graph.run(dict(zip(cut, tensors)), (graph.output,))[0],
+            model(images),
+            rtol=1e-5,
+            atol=1e-5,
+        )
 
     def test_inference_even_inside_a_layer_that_is_training(self):
         inputs = keras.Input((4, 4, 3))
@@ -147,12 +188,13 @@ class GraphTest(parameterized.TestCase, tf.test.TestCase):
             graph = FeatureGraph(model, fold=fold)
 
             class Outer(layers.Layer):
-
                 def call(self, images, training=False):
                     return graph.run({graph.input: images}, (graph.output,))[0]
 
             images, before = _images(model), model.get_weights()
-            self.assertAllClose(Outer()(images, training=True), model(images, training=False), rtol=1e-5, atol=1e-5)
+            self.assertAllClose(
+                Outer()(images, training=True), model(images, training=False), rtol=1e-5, atol=1e-5
+            )
             for value, kept in zip(model.get_weights(), before):
                 self.assertAllEqual(value, kept)
 
@@ -160,7 +202,9 @@ class GraphTest(parameterized.TestCase, tf.test.TestCase):
     def test_batchnorm_in_training_moves_the_statistics_of_the_named_layer(self, name, fold):
         inputs = keras.Input((4, 4, 3), name="input")
         x = layers.BatchNormalization(name="alone", momentum=0.75)(inputs)
-        x = layers.BatchNormalization(name="paired", momentum=0.75)(layers.Conv2D(2, 1, name="conv")(x))
+        x = layers.BatchNormalization(name="paired", momentum=0.75)(
+            layers.Conv2D(2, 1, name="conv")(x)
+        )
         model = _randomized(keras.Model(inputs, x))
         graph, images = FeatureGraph(model, fold=fold), _images(model)
         layer = model.get_layer(name)
@@ -168,29 +212,37 @@ class GraphTest(parameterized.TestCase, tf.test.TestCase):
         mean, variance = np.mean(reads, axis=(0, 1, 2)), np.var(reads, axis=(0, 1, 2))
         expected = dict(zip([v.path for v in model.weights], model.get_weights()))
         expected[layer.moving_mean.path] = 0.75 * expected[layer.moving_mean.path] + 0.25 * mean
-        expected[layer.moving_variance.path] = 0.75 * expected[layer.moving_variance.path] + 0.25 * variance
-        normalized = np.array(layer.gamma) * (reads - mean) / np.sqrt(variance + layer.epsilon) + np.array(layer.beta)
+        expected[layer.moving_variance.path] = (
+            0.75 * expected[layer.moving_variance.path] + 0.25 * variance
+        )
+        normalized = np.array(layer.gamma) * (reads - mean) / np.sqrt(
+            variance + layer.epsilon
+        ) + np.array(layer.beta)
 
         (outputs,) = graph.run({"input": images}, (name,), batchnorm_in_training={layer})
         self.assertAllClose(outputs, normalized, rtol=1e-4, atol=1e-4)
         for variable in model.weights:
-            self.assertAllClose(variable.numpy(), expected[variable.path], rtol=1e-5, atol=1e-5, msg=variable.path)
+            self.assertAllClose(
+                variable.numpy(), expected[variable.path], rtol=1e-5, atol=1e-5, msg=variable.path
+            )
 
 
 class CostTest(parameterized.TestCase, tf.test.TestCase):
-
     def _narrow_and_wide(self, kernel_size):
         inputs = x = keras.Input((8, 8, 3), name="input")
         for name, filters, size in (("wide", 16, 1), ("narrow", 2, 1), ("again", 16, kernel_size)):
             x = layers.BatchNormalization(name=f"{name}_bn")(
-                layers.Conv2D(filters, size, padding="same", use_bias=False, name=name)(x))
+                layers.Conv2D(filters, size, padding="same", use_bias=False, name=name)(x)
+            )
         return FeatureGraph(keras.Model(inputs, layers.ReLU(name="relu")(x)))
 
     def test_bytes_and_multiply_adds_worked_out_by_hand(self):
         inputs = keras.Input((8, 8, 3), name="input")
-        x = layers.Conv2D(6, (3, 2), strides=2, padding="same", name="conv")(inputs)  # 4*4 positions, 3*2*3*6
+        # 4*4 positions, 3*2*3*6
+        x = layers.Conv2D(6, (3, 2), strides=2, padding="same", name="conv")(inputs)
         x = layers.BatchNormalization(name="bn")(x)
-        x = layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same", name="depthwise")(x)  # 4*4, 3*3*6*2
+        # 4*4, 3*3*6*2
+        x = layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same", name="depthwise")(x)
         x = layers.SeparableConv2D(5, 3, padding="same", name="separable")(x)  # 4*4, 3*3*12 + 12*5
         x = keras.Sequential([layers.Conv2D(7, 2, strides=2)], name="block")(x)  # 2*2, 2*2*5*7
         x = layers.Dense(4, name="dense")(layers.Flatten(name="flat")(x))  # 28*4
@@ -201,27 +253,39 @@ class CostTest(parameterized.TestCase, tf.test.TestCase):
             self.assertEqual(graph.multiply_adds(("bn",), ("depthwise",)), 16 * 108)
             self.assertEqual(graph.multiply_adds(("depthwise",), ("separable",)), 16 * 168)
             self.assertEqual(graph.multiply_adds(("separable",), ("dense",)), 4 * 140 + 112)
-            self.assertEqual(graph.multiply_adds(("input",), ("dense",)), 16 * (108 + 108 + 168) + 4 * 140 + 112)
+            self.assertEqual(
+                graph.multiply_adds(("input",), ("dense",)), 16 * (108 + 108 + 168) + 4 * 140 + 112
+            )
             self.assertEqual(graph.bytes_per_image(("conv", "dense")), 4 * (4 * 4 * 6 + 4))
 
     def test_bytes_follow_the_precision(self):
         inputs = keras.Input((8, 8, 3), dtype="float32")
-        model = keras.Model(inputs, layers.Conv2D(2, 1, name="half", dtype="mixed_bfloat16")(inputs))
+        model = keras.Model(
+            inputs, layers.Conv2D(2, 1, name="half", dtype="mixed_bfloat16")(inputs)
+        )
         self.assertEqual(FeatureGraph(model).bytes_per_image(("half",)), 2 * 8 * 8 * 2)
 
     def test_cheapest_cut_is_at_an_earlier_narrow_tensor(self):
-        """Kept at `relu`: 64 * 8*8*16*4 = 262144. At `narrow_bn`: 64 * 8*8*2*4 + 8*8*2*16 = 32768 + 2048."""
+        """Kept at `relu`: 64 * 8*8*16*4 = 262144.
+
+        At `narrow_bn`: 64 * 8*8*2*4 + 8*8*2*16 = 32768 + 2048.
+        """
         self.assertEqual(self._narrow_and_wide(1).cheapest_cut(("relu",)), ("narrow_bn",))
 
     def test_cheapest_cut_stays_where_computing_again_costs_more(self):
-        """At `narrow_bn` with a 17 x 17 kernel: 32768 + 8*8 * 17*17*2*16 = 624640 is more than 262144."""
+        """At `narrow_bn` with a 17 x 17 kernel: 32768 + 8*8 * 17*17*2*16 = 624640 is more than
+        262144.
+        """
         self.assertEqual(self._narrow_and_wide(17).cheapest_cut(("relu",)), ("relu",))
 
     def test_pixels_are_no_features(self):
         """`narrow` and the input together have 4 channels, `sum` 16: still no pixels are kept."""
         inputs = keras.Input((8, 8, 3), name="input")
         narrow = layers.Conv2D(1, 1, name="narrow")(inputs)
-        wide = [layers.Conv2D(16, 1, name="left")(narrow), layers.Conv2D(16, 1, name="right")(inputs)]
+        wide = [
+            layers.Conv2D(16, 1, name="left")(narrow),
+            layers.Conv2D(16, 1, name="right")(inputs),
+        ]
         graph = FeatureGraph(keras.Model(inputs, layers.Add(name="sum")(wide)))
         self.assertEqual(graph.cheapest_cut(("sum",)), ("sum",))
         self.assertEqual(graph.cheapest_cut(("input",)), ("input",))  # all open: nothing is frozen
@@ -234,7 +298,9 @@ class CostTest(parameterized.TestCase, tf.test.TestCase):
         graph = FeatureGraph(keras.Model(inputs, layers.Add(name="sum")([left, right])))
         # `sum` is 8 channels, `trunk` 4, the two narrow ones together 2.
         self.assertCountEqual(graph.cheapest_cut(("sum",)), ["left_narrow", "right_narrow"])
-        tensors = graph.run({"input": tf.ones([1, 4, 4, 3])}, ("left_narrow", "right_narrow", "sum"))
+        tensors = graph.run(
+            {"input": tf.ones([1, 4, 4, 3])}, ("left_narrow", "right_narrow", "sum")
+        )
         (again,) = graph.run({"left_narrow": tensors[0], "right_narrow": tensors[1]}, ("sum",))
         self.assertAllClose(again, tensors[2])
 

@@ -1,4 +1,6 @@
-"""Weights files: what fits is loaded exactly, what doesn't is named, and what is hostile is refused."""
+"""Weights files: what fits is loaded exactly, what doesn't is named, and what is hostile is
+refused.
+"""
 
 import contextlib
 import io
@@ -17,9 +19,11 @@ from tl_research.models.weights import load_weights_file
 
 
 def backbone(seed, first=0):
-    """A small model with all that makes loading hard: numbered names, an inner Sequential, a depthwise kernel, statistics.
+    """A small model with all that makes loading hard: numbered names, an inner Sequential, a
+    depthwise kernel, statistics.
 
-    `first` is the number that Keras would give its next convolution, which depends on what the process built before.
+    `first` is the number that Keras would give its next convolution, which depends on what the
+    process built before.
     """
     layers = keras.layers
 
@@ -28,12 +32,19 @@ def backbone(seed, first=0):
 
     keras.utils.set_random_seed(seed)
     inputs = keras.Input((8, 8, 3))
-    x = keras.Sequential([layers.Conv2D(4, 3, name="stem_conv"), layers.LayerNormalization(name="stem_norm")], name="stem")(inputs)
+    x = keras.Sequential(
+        [layers.Conv2D(4, 3, name="stem_conv"), layers.LayerNormalization(name="stem_norm")],
+        name="stem",
+    )(inputs)
     x = layers.Conv2D(5, 1, name=numbered("conv2d", first))(x)
     x = layers.Conv2D(5, 1, name=numbered("conv2d", first + 1))(x)
     x = layers.DepthwiseConv2D(3, use_bias=False, name="depthwise")(x)
-    x = layers.BatchNormalization(name="bn", gamma_initializer="random_normal", beta_initializer="random_normal",
-                                  moving_mean_initializer="random_normal")(x)
+    x = layers.BatchNormalization(
+        name="bn",
+        gamma_initializer="random_normal",
+        beta_initializer="random_normal",
+        moving_mean_initializer="random_normal",
+    )(x)
     return keras.Model(inputs, x, name="small")
 
 
@@ -45,7 +56,6 @@ def with_head(model, nested):
 
 
 class WeightsFileTest(tf.test.TestCase, parameterized.TestCase):
-
     def setUp(self):
         super().setUp()
         self.path = os.path.join(self._folder(), "w.weights.h5")
@@ -62,7 +72,10 @@ class WeightsFileTest(tf.test.TestCase, parameterized.TestCase):
                 for variable in layer.weights:
                     name, value = edit(layer.name, variable.name, variable.numpy())
                     if value is not None:
-                        file[f"{group}{layer.name}/{name if '/' in name else f'{layer.name}/{name}:0'}"] = value
+                        file[
+                            f"{group}{layer.name}/"
+                            f"{name if '/' in name else f'{layer.name}/{name}:0'}"
+                        ] = value
 
     def _assert_loads(self, source, target=None, extra=None):
         target = target or backbone(seed=2)
@@ -88,7 +101,6 @@ class WeightsFileTest(tf.test.TestCase, parameterized.TestCase):
 
 
 class LoadWeightsTest(WeightsFileTest):
-
     @parameterized.parameters("", "model_weights/", "small/", "model_weights/small/")
     def test_legacy_file_at_the_top_under_model_weights_or_nested(self, group):
         source = backbone(seed=1)
@@ -101,10 +113,16 @@ class LoadWeightsTest(WeightsFileTest):
         model = source if nested is None else with_head(source, nested)
         self.path = self.path.replace(".weights.h5", suffix)
         model.save_weights(self.path) if suffix == ".weights.h5" else model.save(self.path)
-        self._assert_loads(source, extra=None if nested is None else "ignored 1 extra layers: (predictions|layers/dense)$")
+        self._assert_loads(
+            source,
+            extra=None if nested is None else "ignored 1 extra layers: (predictions|layers/dense)$",
+        )
 
     def test_keras_own_normalization_uses_what_was_loaded(self):
-        source, target = (keras.Sequential([keras.Input((1,)), keras.layers.Normalization(name="norm")]) for _ in range(2))
+        source, target = (
+            keras.Sequential([keras.Input((1,)), keras.layers.Normalization(name="norm")])
+            for _ in range(2)
+        )
         source.layers[0].adapt_mean.assign([3.0])
         self._legacy(source)
         load_weights_file(target, self.path)
@@ -128,9 +146,12 @@ class LoadWeightsTest(WeightsFileTest):
         self._legacy(source)
         with h5py.File(self.path, "a") as file:
             file["Logits/Logits/kernel:0"] = np.zeros((2, 2))
-        self.assertEqual(self._build()[1], f"--weights={self.path}: ignored 1 extra layers: Logits\n")
+        self.assertEqual(
+            self._build()[1], f"--weights={self.path}: ignored 1 extra layers: Logits\n"
+        )
 
-    @parameterized.product(first=(1, 9, 94), group=("", "model_weights/small/"))  # conv2d_9, conv2d_10: not in order of their text
+    # conv2d_9, conv2d_10: not in order of their text
+    @parameterized.product(first=(1, 9, 94), group=("", "model_weights/small/"))
     def test_names_that_keras_numbers_are_matched_by_order(self, first, group):
         source = backbone(seed=1, first=first)
         self._legacy(source, group=group)
@@ -145,13 +166,24 @@ class LoadWeightsTest(WeightsFileTest):
     def test_old_names_are_matched_by_distinct_shapes(self):
         source = backbone(seed=1)
         old = {"kernel": "W_1", "bias": "b_1"}
-        self._legacy(source, edit=lambda layer, name, value: (
-            f"{layer}_{old[name]}:0/" .strip("/") if layer.startswith("conv2d") else
-            "depthwise/depthwise_kernel:0" if layer == "depthwise" else name, value))
+        self._legacy(
+            source,
+            edit=lambda layer, name, value: (
+                f"{layer}_{old[name]}:0/".strip("/")
+                if layer.startswith("conv2d")
+                else "depthwise/depthwise_kernel:0"
+                if layer == "depthwise"
+                else name,
+                value,
+            ),
+        )
         self._assert_loads(source)
 
     def test_old_names_of_equal_shapes_are_not_guessed(self):
-        self._legacy(backbone(seed=1), edit=lambda layer, name, value: (f"v_{name}" if layer == "bn" else name, value))
+        self._legacy(
+            backbone(seed=1),
+            edit=lambda layer, name, value: (f"v_{name}" if layer == "bn" else name, value),
+        )
         self._assert_refused("bn/gamma is missing; bn/beta is missing")
 
     def test_problems_are_counted_and_the_first_five_named(self):
@@ -162,12 +194,16 @@ class LoadWeightsTest(WeightsFileTest):
 
         self._legacy(backbone(seed=1), edit=edit)
         self._assert_refused(
-            r"does not fit small: 9 of 13 variables .*: stem/kernel is missing; stem/bias is missing; stem/gamma is missing; "
-            r"stem/beta is missing; depthwise/kernel is \(3, 3, 5, 1, 1\) there, \(3, 3, 5, 1\) here; \.\.\.$")
+            r"does not fit small: 9 of 13 variables .*: stem/kernel is missing; "
+            r"stem/bias is missing; stem/gamma is missing; stem/beta is missing; "
+            r"depthwise/kernel is \(3, 3, 5, 1, 1\) there, \(3, 3, 5, 1\) here; \.\.\.$"
+        )
 
     def test_keras3_file_of_another_model_is_refused(self):
         keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save_weights(self.path)
-        self._assert_refused("13 of 13 variables have no usable value: stem/stem_conv/kernel is missing")
+        self._assert_refused(
+            "13 of 13 variables have no usable value: stem/stem_conv/kernel is missing"
+        )
 
     def test_layer_that_stands_twice_is_refused(self):
         self._legacy(backbone(seed=1))
@@ -177,13 +213,23 @@ class LoadWeightsTest(WeightsFileTest):
 
     @parameterized.parameters(np.nan, np.inf, 1e300)  # the last is finite only in float64
     def test_value_that_is_not_finite_is_refused(self, bad):
-        self._legacy(backbone(seed=1), edit=lambda layer, name, value: (
-            name, np.full(value.shape, bad, "float64") if name == "moving_mean" else value))
+        self._legacy(
+            backbone(seed=1),
+            edit=lambda layer, name, value: (
+                name,
+                np.full(value.shape, bad, "float64") if name == "moving_mean" else value,
+            ),
+        )
         self._assert_refused("bn/moving_mean holds NaN or infinity")
 
     def test_strings_are_not_numbers(self):
-        self._legacy(backbone(seed=1), edit=lambda layer, name, value: (
-            name, np.full(value.shape, b"1.0") if name == "moving_mean" else value))
+        self._legacy(
+            backbone(seed=1),
+            edit=lambda layer, name, value: (
+                name,
+                np.full(value.shape, b"1.0") if name == "moving_mean" else value,
+            ),
+        )
         self._assert_refused("bn/moving_mean has type")
 
     def test_file_that_is_missing_a_folder_or_not_hdf5_is_one_line(self):
@@ -209,7 +255,10 @@ class HostileFileTest(WeightsFileTest):
         super().setUp()
         self.secret = os.path.join(self._folder(), "secret.h5")
         self._legacy(backbone(seed=1), self.secret)
-        self._legacy(backbone(seed=1), edit=lambda layer, name, value: (name, None if layer == "depthwise" else value))
+        self._legacy(
+            backbone(seed=1),
+            edit=lambda layer, name, value: (name, None if layer == "depthwise" else value),
+        )
 
     def _add(self, write):
         with h5py.File(self.path, "a") as file:
@@ -217,14 +266,18 @@ class HostileFileTest(WeightsFileTest):
 
     @parameterized.named_parameters(
         ("external", lambda self: h5py.ExternalLink(self.secret, "/depthwise")),
-        ("soft", lambda self: h5py.SoftLink("/stem")))
+        ("soft", lambda self: h5py.SoftLink("/stem")),
+    )
     def test_link_is_refused(self, make):
         self._add(lambda file: file.__setitem__("depthwise", make(self)))
         self._assert_refused("depthwise is a link")
 
     def test_link_below_a_layer_is_refused(self):
-        self._add(lambda file: file.create_group("depthwise").__setitem__(
-            "kernel:0", h5py.ExternalLink(self.secret, "/depthwise/depthwise/kernel:0")))
+        self._add(
+            lambda file: file.create_group("depthwise").__setitem__(
+                "kernel:0", h5py.ExternalLink(self.secret, "/depthwise/depthwise/kernel:0")
+            )
+        )
         self._assert_refused("depthwise/kernel:0 is a link")
 
     def test_file_that_is_a_link_in_keras3_layout_is_refused(self):
@@ -232,16 +285,25 @@ class HostileFileTest(WeightsFileTest):
         model.save_weights(self.path)
         with h5py.File(self.path, "a") as file:
             del file["layers/depthwise_conv2d/vars"]
-            file["layers/depthwise_conv2d/vars"] = h5py.ExternalLink(self.secret, "/depthwise/depthwise")
+            file["layers/depthwise_conv2d/vars"] = h5py.ExternalLink(
+                self.secret, "/depthwise/depthwise"
+            )
         self._assert_refused("layers/depthwise_conv2d/vars is a link")
 
     def test_data_kept_in_another_file_is_refused(self):
         raw = self.secret + ".raw"
         np.ones((3, 3, 5, 1), "float32").tofile(raw)
-        self._add(lambda file: file.create_dataset(
-            "depthwise/depthwise/kernel:0", (3, 3, 5, 1), "float32", external=[(raw, 0, h5py.h5f.UNLIMITED)]))
+        self._add(
+            lambda file: file.create_dataset(
+                "depthwise/depthwise/kernel:0",
+                (3, 3, 5, 1),
+                "float32",
+                external=[(raw, 0, h5py.h5f.UNLIMITED)],
+            )
+        )
         with h5py.File(self.path) as file:
-            self.assertEqual(file["depthwise/depthwise/kernel:0"][()].sum(), 45)  # h5py itself does read it
+            # h5py itself does read it
+            self.assertEqual(file["depthwise/depthwise/kernel:0"][()].sum(), 45)
         self._assert_refused("kernel:0 keeps its data in another file")
 
     def test_virtual_data_set_is_refused(self):
@@ -251,12 +313,21 @@ class HostileFileTest(WeightsFileTest):
         self._assert_refused("kernel:0 keeps its data in another file")
 
     def test_declared_terabytes_are_refused(self):
-        self._add(lambda file: file.create_dataset("extra/extra/kernel:0", (10 ** 6, 10 ** 6), "float32", chunks=(1, 64)))
+        self._add(
+            lambda file: file.create_dataset(
+                "extra/extra/kernel:0", (10**6, 10**6), "float32", chunks=(1, 64)
+            )
+        )
         self._assert_refused("declares 4000000")
 
     def test_compressed_data_is_refused(self):
-        self._add(lambda file: file.create_dataset(
-            "depthwise/depthwise/kernel:0", data=np.zeros((3, 3, 5, 1), "float32"), compression="gzip"))
+        self._add(
+            lambda file: file.create_dataset(
+                "depthwise/depthwise/kernel:0",
+                data=np.zeros((3, 3, 5, 1), "float32"),
+                compression="gzip",
+            )
+        )
         self._assert_refused("kernel:0 is compressed")
 
     def test_group_that_holds_itself_ends(self):

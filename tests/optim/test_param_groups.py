@@ -1,8 +1,8 @@
 """Which variable is in which group, at which multiplier, and what is refused."""
 
-from absl.testing import parameterized
 import keras
 import tensorflow as tf
+from absl.testing import parameterized
 
 from tl_research import errors
 from tl_research.optim import param_groups
@@ -15,7 +15,8 @@ BLOCKS = {
     "backbone/block2_conv/kernel": (2, "block2"),
 }
 ALL_PATHS = (*BLOCKS, "head/kernel", "head/bias")
-TRAINABLE = ("head/kernel", "head/bias", *ALL_PATHS[1:4])  # head first: the order of the groups is not the dict's
+# head first: the order of the groups is not the dict's
+TRAINABLE = ("head/kernel", "head/bias", *ALL_PATHS[1:4])
 
 
 def make(paths=TRAINABLE, **kwargs):
@@ -28,10 +29,11 @@ def summary(groups):
 
 
 class MakeParamGroupsTest(tf.test.TestCase, parameterized.TestCase):
-
     def test_backbone_and_head_by_default(self):
         groups, variables = make()
-        self.assertEqual(summary(groups), {"backbone": (1.0, ALL_PATHS[1:4]), "head": (1.0, ALL_PATHS[4:])})
+        self.assertEqual(
+            summary(groups), {"backbone": (1.0, ALL_PATHS[1:4]), "head": (1.0, ALL_PATHS[4:])}
+        )
         self.assertEqual([group.name for group in groups], ["backbone", "head"])
         for group in groups:
             for path, variable in zip(group.paths, group.variables):
@@ -42,26 +44,41 @@ class MakeParamGroupsTest(tf.test.TestCase, parameterized.TestCase):
 
     def test_layer_decay_counts_blocks_from_the_output(self):
         groups, _ = make(layer_decay=0.5)
-        self.assertEqual([(group.name, group.lr_multiplier) for group in groups],
-                         [("backbone/block1", 0.25), ("backbone/block2", 0.5), ("head", 1.0)])
-        groups, _ = make(ALL_PATHS, layer_decay=0.5)  # the stem unfrozen: the other ones keep their rates
+        self.assertEqual(
+            [(group.name, group.lr_multiplier) for group in groups],
+            [("backbone/block1", 0.25), ("backbone/block2", 0.5), ("head", 1.0)],
+        )
+        # the stem unfrozen: the other ones keep their rates
+        groups, _ = make(ALL_PATHS, layer_decay=0.5)
         self.assertEqual([group.lr_multiplier for group in groups], [0.125, 0.25, 0.5, 1.0])
-        groups, _ = make(("backbone/block1_bn/gamma", "head/bias"), layer_decay=0.5)  # block2 is frozen yet counts
+        # block2 is frozen yet counts
+        groups, _ = make(("backbone/block1_bn/gamma", "head/bias"), layer_decay=0.5)
         self.assertEqual([group.lr_multiplier for group in groups], [0.25, 1.0])
 
     def test_multiplier_is_the_product_and_a_pattern_makes_its_own_group(self):
-        groups, _ = make(backbone_lr_multiplier=0.1, layer_decay=0.5, lr_multiplier=["_conv=3", "head/b(?=ias)=10"])
-        self.assertAllClose({group.name: group.lr_multiplier for group in groups}, {
-            "backbone/block1": 0.1 * 0.25,
-            "backbone/block1[_conv]": 0.1 * 0.25 * 3,
-            "backbone/block2[_conv]": 0.1 * 0.5 * 3,
-            "head": 1.0,
-            "head[head/b(?=ias)]": 10.0,  # split at the last `=`
-        })
+        groups, _ = make(
+            backbone_lr_multiplier=0.1,
+            layer_decay=0.5,
+            lr_multiplier=["_conv=3", "head/b(?=ias)=10"],
+        )
+        self.assertAllClose(
+            {group.name: group.lr_multiplier for group in groups},
+            {
+                "backbone/block1": 0.1 * 0.25,
+                "backbone/block1[_conv]": 0.1 * 0.25 * 3,
+                "backbone/block2[_conv]": 0.1 * 0.5 * 3,
+                "head": 1.0,
+                "head[head/b(?=ias)]": 10.0,  # split at the last `=`
+            },
+        )
         self.assertEqual([group.name for group in groups][-2:], ["head", "head[head/b(?=ias)]"])
 
-    @parameterized.parameters({}, {"layer_decay": 0.5}, {"lr_multiplier": ["kernel=2", "bias|gamma=3"]},
-                              {"layer_decay": 0.9, "lr_multiplier": ["block=2"]})
+    @parameterized.parameters(
+        {},
+        {"layer_decay": 0.5},
+        {"lr_multiplier": ["kernel=2", "bias|gamma=3"]},
+        {"layer_decay": 0.9, "lr_multiplier": ["block=2"]},
+    )
     def test_groups_are_disjoint_complete_and_uniquely_named(self, **kwargs):
         groups, _ = make(**kwargs)
         self.assertCountEqual([path for group in groups for path in group.paths], TRAINABLE)
@@ -72,31 +89,46 @@ class MakeParamGroupsTest(tf.test.TestCase, parameterized.TestCase):
         self.assertEqual([group.name for group in groups], ["backbone", "head"])
 
     def test_variables_that_joined_later_stand_apart(self):
-        joined = {"head/kernel": "head", "head/bias": "head", "backbone/block2_conv/kernel": "finetune",
-                  "backbone/block1_conv/kernel": "deeper", "backbone/block1_bn/gamma": "deeper"}
+        joined = {
+            "head/kernel": "head",
+            "head/bias": "head",
+            "backbone/block2_conv/kernel": "finetune",
+            "backbone/block1_conv/kernel": "deeper",
+            "backbone/block1_bn/gamma": "deeper",
+        }
         groups, _ = make(joined=joined, backbone_lr_multiplier=0.1)
-        self.assertEqual(summary(groups), {
-            "backbone": (0.1, ("backbone/block2_conv/kernel",)),
-            "backbone@deeper": (0.1, ("backbone/block1_conv/kernel", "backbone/block1_bn/gamma")),
-            "head": (1.0, ("head/kernel", "head/bias")),
-        })
+        self.assertEqual(
+            summary(groups),
+            {
+                "backbone": (0.1, ("backbone/block2_conv/kernel",)),
+                "backbone@deeper": (
+                    0.1,
+                    ("backbone/block1_conv/kernel", "backbone/block1_bn/gamma"),
+                ),
+                "head": (1.0, ("head/kernel", "head/bias")),
+            },
+        )
 
     def test_names_come_back_unchanged_as_tensorboard_tags(self):
         joined = dict.fromkeys(TRAINABLE, "deeper") | {TRAINABLE[2]: "finetune"}
         groups, _ = make(layer_decay=0.5, lr_multiplier=[r"block\d_(conv|bn)/.*=2"], joined=joined)
-        self.assertIn(r"backbone/block1[block\d_(conv|bn)/.*]@finetune", [group.name for group in groups])
+        self.assertIn(
+            r"backbone/block1[block\d_(conv|bn)/.*]@finetune", [group.name for group in groups]
+        )
         directory = self.get_temp_dir()
         with tf.summary.create_file_writer(directory).as_default():
             for group in groups:
                 tf.summary.scalar(f"learning_rate/{group.name}", group.lr_multiplier, step=1)
         (file,) = tf.io.gfile.glob(f"{directory}/*")
-        tags = [value.tag for record in tf.data.TFRecordDataset(file)
-                for value in tf.compat.v1.Event.FromString(record.numpy()).summary.value]
+        tags = [
+            value.tag
+            for record in tf.data.TFRecordDataset(file)
+            for value in tf.compat.v1.Event.FromString(record.numpy()).summary.value
+        ]
         self.assertEqual(tags, [f"learning_rate/{group.name}" for group in groups])
 
 
 class RefusedTest(tf.test.TestCase, parameterized.TestCase):
-
     @parameterized.parameters(
         (["blok2=0.5"], "'blok2' matches no variable; expected .*; did you mean 'block2'"),
         (["head/kernal=2"], "did you mean 'head/kernel'"),
@@ -119,7 +151,9 @@ class RefusedTest(tf.test.TestCase, parameterized.TestCase):
         self.assertStartsWith(str(caught.exception), f"--lr_multiplier={lr_multiplier[-1]}: ")
         self.assertNotIn("\n", str(caught.exception))
 
-    @parameterized.product(name=["backbone_lr_multiplier", "layer_decay"], value=[0, -0.1, float("nan"), float("inf")])
+    @parameterized.product(
+        name=["backbone_lr_multiplier", "layer_decay"], value=[0, -0.1, float("nan"), float("inf")]
+    )
     def test_other_multipliers(self, name, value):
         message = "use --unfreeze" if value == 0 else "finite number > 0"
         with self.assertRaisesRegex(errors.UserError, f"--{name}=.*{message}"):

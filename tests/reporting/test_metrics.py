@@ -5,26 +5,44 @@ import pytest
 
 from tl_research.reporting import metrics, results
 
-# Of four examples of class 0, three are found and one is taken for class 1; of two of class 1 one; class 2 has none.
+# Of four examples of class 0, three are found and one is taken for class 1; of two of class 1 one;
+# class 2 has none.
 _LABELS, _PREDICTED = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 1, 2])
 
 
 def test_confusion_matrix_has_a_row_for_each_true_class():
-    assert metrics.confusion_matrix(_LABELS, _PREDICTED, 3).tolist() == [[3, 1, 0], [0, 1, 1], [0, 0, 0]]
+    assert metrics.confusion_matrix(_LABELS, _PREDICTED, 3).tolist() == [
+        [3, 1, 0],
+        [0, 1, 1],
+        [0, 0, 0],
+    ]
 
 
 def test_per_class_numbers():
     first, second, third = metrics.per_class(metrics.confusion_matrix(_LABELS, _PREDICTED, 3))
-    assert (first["support"], first["predicted"], first["precision"], first["recall"]) == (4, 3, 1.0, 0.75)
+    assert (first["support"], first["predicted"], first["precision"], first["recall"]) == (
+        4,
+        3,
+        1.0,
+        0.75,
+    )
     assert first["f1"] == pytest.approx(6 / 7)  # 2 hits / (support + predicted)
     assert (second["precision"], second["recall"], second["f1"]) == (0.5, 0.5, 0.5)
-    assert (third["support"], third["predicted"], third["precision"], third["f1"]) == (0, 1, 0.0, 0.0)
+    assert (third["support"], third["predicted"], third["precision"], third["f1"]) == (
+        0,
+        1,
+        0.0,
+        0.0,
+    )
     assert np.isnan(third["recall"]) and np.isnan(third["recall_ci95"]).all()
     assert first["recall_ci95"] == list(results.wilson_interval(3, 4))
 
 
 def test_balanced_accuracy_is_the_mean_recall_of_classes_that_have_examples():
-    assert metrics.balanced_accuracy(metrics.confusion_matrix(_LABELS, _PREDICTED, 3)) == (0.75 + 0.5) / 2
+    assert (
+        metrics.balanced_accuracy(metrics.confusion_matrix(_LABELS, _PREDICTED, 3))
+        == (0.75 + 0.5) / 2
+    )
 
 
 def test_ranks_count_the_classes_before_the_true_one_and_ties_go_to_the_first():
@@ -39,16 +57,27 @@ def test_softmax_and_losses_of_large_logits():
 
 
 def test_calibration_error_weighs_bins_by_their_examples():
-    # Bin (0.5, 0.6]: confidence 0.55 twice, one right: |0.5 - 0.55| = 0.05. Bin (0.9, 1]: 0.95 and 1.0, both wrong: 0.975.
-    # Bin (0.6, 0.7]: 0.7 once, right: 0.3. A bound belongs to the bin below it.
-    confidence, correct = np.array([0.55, 0.55, 0.95, 1.0, 0.7]), np.array([True, False, False, False, True])
+    # Bin (0.5, 0.6]: confidence 0.55 twice, one right: |0.5 - 0.55| = 0.05. Bin (0.9, 1]: 0.95 and
+    # 1.0, both wrong: 0.975. Bin (0.6, 0.7]: 0.7 once, right: 0.3. A bound belongs to the bin below
+    # it.
+    confidence, correct = (
+        np.array([0.55, 0.55, 0.95, 1.0, 0.7]),
+        np.array([True, False, False, False, True]),
+    )
     expected = (2 * 0.05 + 2 * 0.975 + 1 * 0.3) / 5
-    assert metrics.expected_calibration_error(confidence, correct, bins=10) == pytest.approx(expected)
-    assert metrics.expected_calibration_error(np.array([0.8] * 5), np.array([True] * 4 + [False])) == pytest.approx(0, abs=1e-12)
+    assert metrics.expected_calibration_error(confidence, correct, bins=10) == pytest.approx(
+        expected
+    )
+    assert metrics.expected_calibration_error(
+        np.array([0.8] * 5), np.array([True] * 4 + [False])
+    ) == pytest.approx(0, abs=1e-12)
 
 
 def test_report_of_four_examples():
-    logits, labels = np.log([[0.7, 0.2, 0.1], [0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6]]), np.array([0, 1, 1, 0])
+    logits, labels = (
+        np.log([[0.7, 0.2, 0.1], [0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6]]),
+        np.array([0, 1, 1, 0]),
+    )
     report, confusion = metrics.report(logits, labels)
     assert confusion.tolist() == [[1, 0, 1], [1, 1, 0], [0, 0, 0]]
     assert (report["n"], report["accuracy"], report["balanced_accuracy"]) == (4, 0.5, 0.5)
@@ -57,6 +86,8 @@ def test_report_of_four_examples():
     losses = -np.log([0.7, 0.5, 0.3, 0.2])
     assert report["log_loss"] == pytest.approx(losses.mean())
     half = 1.96 * np.sqrt(((losses - losses.mean()) ** 2).sum() / 3 / 4)
-    np.testing.assert_allclose(report["log_loss_ci95"], [losses.mean() - half, losses.mean() + half])
+    np.testing.assert_allclose(
+        report["log_loss_ci95"], [losses.mean() - half, losses.mean() + half]
+    )
     # Bins of 1/15: 0.5 (right) alone; 0.6 and 0.6 (wrong); 0.7 (right).
     assert report["expected_calibration_error"] == pytest.approx((0.5 + 2 * 0.6 + 0.3) / 4)

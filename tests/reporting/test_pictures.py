@@ -30,12 +30,14 @@ def test_matrix_of_many_classes_is_colours_only(count):
 
 
 def test_grid_shows_every_image_and_its_caption():
-    images = np.zeros((5, 10, 10, 3), np.uint8) + np.arange(5, dtype=np.uint8)[:, None, None, None] * 40
+    images = (
+        np.zeros((5, 10, 10, 3), np.uint8) + np.arange(5, dtype=np.uint8)[:, None, None, None] * 40
+    )
     grid = pictures.draw_grid(images)
     assert grid.shape == (2 * 10, 3 * 12, 3)
     for place in range(5):
         row, column = divmod(place, 3)
-        assert (grid[row * 10:row * 10 + 10, column * 12:column * 12 + 10] == 40 * place).all()
+        assert (grid[row * 10 : row * 10 + 10, column * 12 : column * 12 + 10] == 40 * place).all()
     captioned = pictures.draw_grid(images[:1], ["a\nb"], size=20)
     assert captioned.shape == (20 + 2 * 14 + 4, 22, 3) and (captioned[20:] < 128).any()
 
@@ -45,14 +47,25 @@ def test_no_mistake_is_an_empty_picture():
 
 
 def test_caption_has_classes_probability_and_file_name():
-    assert pictures.caption("roses/deep/x.jpg", "roses", "tulips", 0.876) == "roses > tulips 0.88\nx.jpg\n"
+    assert (
+        pictures.caption("roses/deep/x.jpg", "roses", "tulips", 0.876)
+        == "roses > tulips 0.88\nx.jpg\n"
+    )
     first, second, third = pictures.caption("a" * 60, "sunflowers", "b\n", 1.0).split("\n")
-    assert first == "sunflow.. > b\\n 1.00" and len(second) == len(third) and (second + third).endswith("..")
+    assert (
+        first == "sunflow.. > b\\n 1.00"
+        and len(second) == len(third)
+        and (second + third).endswith("..")
+    )
 
 
 def test_tables():
     assert pictures.confusion_table(_CONFUSION, ("ant", "b|e")) == (
-        "| true \\ said | ant | b\\|e |\n| --- | --- | --- |\n| ant | 8 | 2 |\n| b\\|e | 0 | 5 |")
+        "| true \\ said | ant | b\\|e |\n| --- | --- | --- |\n| ant | 8 | 2 |\n| b\\|e | 0 | 5 |"
+    )
     many = np.zeros((40, 40), int)
     many[3, 5], many[7, 1], many[2, 2] = 4, 9, 50
-    assert pictures.confusion_table(many, tuple(f"c{i}" for i in range(40))).splitlines()[2:] == ["| c7 | c1 | 9 |", "| c3 | c5 | 4 |"]
+    assert pictures.confusion_table(many, tuple(f"c{i}" for i in range(40))).splitlines()[2:] == [
+        "| c7 | c1 | 9 |",
+        "| c3 | c5 | 4 |",
+    ]

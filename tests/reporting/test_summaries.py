@@ -9,13 +9,18 @@ from tl_research.reporting import summaries
 
 
 def _records(directory):
-    """Returns [(file name, step, tag, value)] of all scalars in a directory, by step: names of one second have no order."""
+    """Returns [(file name, step, tag, value)] of all scalars in a directory, by step: names of one
+    second have no order.
+    """
     found = []
     for name in sorted(os.listdir(directory)):
         for record in tf.data.TFRecordDataset(os.path.join(directory, name)):
             event = tf.compat.v1.Event.FromString(record.numpy())
-            found += [(name, event.step, value.tag, float(tf.make_ndarray(value.tensor)))
-                      for value in event.summary.value if value.metadata.plugin_data.plugin_name == "scalars"]
+            found += [
+                (name, event.step, value.tag, float(tf.make_ndarray(value.tensor)))
+                for value in event.summary.value
+                if value.metadata.plugin_data.plugin_name == "scalars"
+            ]
     return sorted(found, key=lambda record: record[1])
 
 
@@ -29,8 +34,14 @@ def _write(directory, last_step, steps, offset=0.0):
 
 def test_sides_are_runs_with_the_same_tags(tmp_path):
     _write(tmp_path, None, [3, 6])
-    assert [record[1:] for record in _records(tmp_path / "train")] == [(3, "loss", 3.0), (6, "loss", 6.0)]
-    assert [record[1:] for record in _records(tmp_path / "validation")] == [(3, "loss", 30.0), (6, "loss", 60.0)]
+    assert [record[1:] for record in _records(tmp_path / "train")] == [
+        (3, "loss", 3.0),
+        (6, "loss", 6.0),
+    ]
+    assert [record[1:] for record in _records(tmp_path / "validation")] == [
+        (3, "loss", 30.0),
+        (6, "loss", 60.0),
+    ]
 
 
 def test_flush_makes_records_readable(tmp_path):
@@ -44,9 +55,21 @@ def test_flush_makes_records_readable(tmp_path):
 def test_resumed_run_drops_the_records_that_it_writes_again(tmp_path):
     _write(tmp_path, None, [1, 2, 3, 4])
     _write(tmp_path, 2, [3, 4, 5], offset=0.5)
-    assert [record[1::2] for record in _records(tmp_path / "train")] == [(1, 1.0), (2, 2.0), (3, 3.5), (4, 4.5), (5, 5.5)]
+    assert [record[1::2] for record in _records(tmp_path / "train")] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 3.5),
+        (4, 4.5),
+        (5, 5.5),
+    ]
     _write(tmp_path, 4, [5])
-    assert [record[1::2] for record in _records(tmp_path / "train")] == [(1, 1.0), (2, 2.0), (3, 3.5), (4, 4.5), (5, 5.0)]
+    assert [record[1::2] for record in _records(tmp_path / "train")] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 3.5),
+        (4, 4.5),
+        (5, 5.0),
+    ]
 
 
 def test_run_that_begins_anew_drops_all(tmp_path):
@@ -73,25 +96,43 @@ def test_text_is_a_markdown_summary(tmp_path):
     writer.text("train", "plan", "**first** line", 0)
     writer.close()
     (name,) = os.listdir(tmp_path / "train")
-    values = [value for record in tf.data.TFRecordDataset(str(tmp_path / "train" / name))
-              for value in tf.compat.v1.Event.FromString(record.numpy()).summary.value]
-    assert [value.tag for value in values] == ["plan"] and values[0].metadata.plugin_data.plugin_name == "text"
+    values = [
+        value
+        for record in tf.data.TFRecordDataset(str(tmp_path / "train" / name))
+        for value in tf.compat.v1.Event.FromString(record.numpy()).summary.value
+    ]
+    assert [value.tag for value in values] == ["plan"] and values[
+        0
+    ].metadata.plugin_data.plugin_name == "text"
     assert tf.make_ndarray(values[0].tensor).item() == b"**first** line"
 
 
 def _values_of(directory):
-    return [(event.step, value) for name in sorted(os.listdir(directory)) for record in tf.data.TFRecordDataset(str(directory / name))
-            for event in [tf.compat.v1.Event.FromString(record.numpy())] for value in event.summary.value]
+    return [
+        (event.step, value)
+        for name in sorted(os.listdir(directory))
+        for record in tf.data.TFRecordDataset(str(directory / name))
+        for event in [tf.compat.v1.Event.FromString(record.numpy())]
+        for value in event.summary.value
+    ]
 
 
 def test_record_that_an_interrupted_run_wrote_is_not_written_again(tmp_path):
     _write(tmp_path, None, [1, 2])
     writer = summaries.Summaries(str(tmp_path), 2)
-    assert writer.has("train", "loss", 2) and not writer.has("train", "loss", 3) and not writer.has("train", "accuracy", 2)
+    assert (
+        writer.has("train", "loss", 2)
+        and not writer.has("train", "loss", 3)
+        and not writer.has("train", "accuracy", 2)
+    )
     writer.scalar("train", "loss", 9.0, 2)
     writer.scalar("train", "accuracy", 0.5, 2)
     writer.close()
-    assert [record[1:] for record in _records(tmp_path / "train")] == [(1, "loss", 1.0), (2, "loss", 2.0), (2, "accuracy", 0.5)]
+    assert [record[1:] for record in _records(tmp_path / "train")] == [
+        (1, "loss", 1.0),
+        (2, "loss", 2.0),
+        (2, "accuracy", 0.5),
+    ]
 
 
 def test_histogram_counts_every_value(tmp_path):
@@ -100,7 +141,11 @@ def test_histogram_counts_every_value(tmp_path):
     writer.close()
     ((step, value),) = _values_of(tmp_path / "train")
     buckets = tf.make_ndarray(value.tensor)
-    assert step == 4 and value.metadata.plugin_data.plugin_name == "histograms" and buckets.shape == (30, 3)
+    assert (
+        step == 4
+        and value.metadata.plugin_data.plugin_name == "histograms"
+        and buckets.shape == (30, 3)
+    )
     np.testing.assert_allclose([buckets[0], buckets[-1]], [[0.0, 0.1, 2.0], [2.9, 3.0, 1.0]])
 
 
@@ -137,5 +182,9 @@ def test_graph_is_written_once_and_without_large_constants(tmp_path):
     content = tf.make_ndarray(value.tensor).item()
     metadata = tf.compat.v1.RunMetadata.FromString(content)
     (function,) = metadata.function_graphs
-    sizes = [len(node.attr["value"].tensor.tensor_content) for node in function.pre_optimization_graph.node if node.op == "Const"]
+    sizes = [
+        len(node.attr["value"].tensor.tensor_content)
+        for node in function.pre_optimization_graph.node
+        if node.op == "Const"
+    ]
     assert len(content) < 4000 and 0 in sizes and 16 in sizes

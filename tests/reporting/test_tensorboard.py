@@ -24,21 +24,45 @@ _STEPS = 5  # of 39 training images in batches of 8
 
 @pytest.fixture
 def run(tiny_backbone, write_images, tmp_path):
-    """(directory of TensorBoard, results) of a run `one` with two phases of 2 and 1 epochs, steps 6 to 8 profiled."""
+    """(directory of TensorBoard, results) of a run `one` with two phases of 2 and 1 epochs, steps 6
+    to 8 profiled.
+    """
     photos = write_images(tmp_path / "photos", count=15, size=16)
-    results = experiment.run(Config(
-        dataset="directory", data_dir=photos, image_size=16, backbone="Tiny", weights="none", epochs=(2, 1), unfreeze=("0%", "block3"),
-        learning_rate=(1e-2, 1e-3), batch_size=8, cache_pixels=0, profile_steps="6:8", workdir=str(tmp_path / "runs" / "one")))
+    results = experiment.run(
+        Config(
+            dataset="directory",
+            data_dir=photos,
+            image_size=16,
+            backbone="Tiny",
+            weights="none",
+            epochs=(2, 1),
+            unfreeze=("0%", "block3"),
+            learning_rate=(1e-2, 1e-3),
+            batch_size=8,
+            cache_pixels=0,
+            profile_steps="6:8",
+            workdir=str(tmp_path / "runs" / "one"),
+        )
+    )
     return tmp_path / "runs", results
 
 
 @pytest.fixture
 def ask(run):
-    """A function from a path of the server's HTTP API, and what to post, to the answer's bytes, or to JSON."""
+    """A function from a path of the server's HTTP API, and what to post, to the answer's bytes, or
+    to JSON.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", f"--logdir={run[0]}", "--host=127.0.0.1", f"--port={port}"]
+    command = [
+        sys.executable,
+        "-m",
+        "tensorboard.main",
+        f"--logdir={run[0]}",
+        "--host=127.0.0.1",
+        f"--port={port}",
+    ]
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def ask(path, post=None, as_json=True, **query):
@@ -76,30 +100,68 @@ def test_each_plugin_has_its_data(run, ask):
     tags = {run: set(found) for run, found in ask("plugin/scalars/tags").items()}
     assert tags["one/validation"] >= {"loss", "accuracy"} <= tags["one/train"]
     kinds = ("learning_rate", "gradient_norm", "update_ratio")
-    assert tags["one/train"] >= {*(f"{kind}/{group}" for kind in kinds for group in ("head", "backbone")), "images_per_second",
-                                 "waiting_for_data"}
+    assert tags["one/train"] >= {
+        *(f"{kind}/{group}" for kind in kinds for group in ("head", "backbone")),
+        "images_per_second",
+        "waiting_for_data",
+    }
     for side in ("train", "validation"):
         assert [step for _, step, _ in series("scalars/scalars", f"one/{side}", "accuracy")] == ends
     waiting = [value for _, _, value in series("scalars/scalars", "one/train", "waiting_for_data")]
     assert all(0 < value < 1 for value in waiting)  # the pixels are decoded again
-    assert all(0 < value < 1 for _, _, value in series("scalars/scalars", "one/train", "update_ratio/head"))
+    assert all(
+        0 < value < 1 for _, _, value in series("scalars/scalars", "one/train", "update_ratio/head")
+    )
 
     # Images, as PNG.
-    assert set(ask("plugin/images/tags")["one/validation"]) == {"confusion_matrix", "worst_mistakes"}
-    for side, tag, steps in (("train", "first_batch", [0]), ("validation", "confusion_matrix", ends),
-                             ("validation", "worst_mistakes", ends[1:])):
+    assert set(ask("plugin/images/tags")["one/validation"]) == {
+        "confusion_matrix",
+        "worst_mistakes",
+    }
+    for side, tag, steps in (
+        ("train", "first_batch", [0]),
+        ("validation", "confusion_matrix", ends),
+        ("validation", "worst_mistakes", ends[1:]),
+    ):
         records = series("images/images", f"one/{side}", tag, sample=0)
         assert [record["step"] for record in records] == steps
-        with PIL.Image.open(io.BytesIO(ask("plugin/images/individualImage", as_json=False, **dict(urllib.parse.parse_qsl(records[0]["query"]))))) as picture:
-            assert picture.format == "PNG" and min(picture.size) >= 48 and np.asarray(picture).std() > 1
+        with PIL.Image.open(
+            io.BytesIO(
+                ask(
+                    "plugin/images/individualImage",
+                    as_json=False,
+                    **dict(urllib.parse.parse_qsl(records[0]["query"])),
+                )
+            )
+        ) as picture:
+            assert (
+                picture.format == "PNG"
+                and min(picture.size) >= 48
+                and np.asarray(picture).std() > 1
+            )
 
     # Text.
-    assert set(ask("plugin/text/tags")["one/train"]) == {"plan", "groups", "audit", "input_statistics", "test"}
-    assert [record["step"] for record in series("text/text", "one/train", "groups")] == first_of_epochs
-    assert "<td>backbone</td>" in series("text/text", "one/train", "groups")[1]["text"].replace(' align="left"', "")
+    assert set(ask("plugin/text/tags")["one/train"]) == {
+        "plan",
+        "groups",
+        "audit",
+        "input_statistics",
+        "test",
+    }
+    assert [
+        record["step"] for record in series("text/text", "one/train", "groups")
+    ] == first_of_epochs
+    assert "<td>backbone</td>" in series("text/text", "one/train", "groups")[1]["text"].replace(
+        ' align="left"', ""
+    )
     assert [record["step"] for record in series("text/text", "one/train", "audit")] == ends[1:]
-    assert "expects -0.992188 to 1" in series("text/text", "one/train", "input_statistics")[0]["text"]
-    assert all(name in series("text/text", "one/validation", "confusion_matrix_numbers")[0]["text"] for name in ("ant", "bee", "cat"))
+    assert (
+        "expects -0.992188 to 1" in series("text/text", "one/train", "input_statistics")[0]["text"]
+    )
+    assert all(
+        name in series("text/text", "one/validation", "confusion_matrix_numbers")[0]["text"]
+        for name in ("ant", "bee", "cat")
+    )
 
     # Histograms: of weights, at the ends of phases.
     assert set(ask("plugin/histograms/tags")["one/train"]) == {"weights/head", "weights/backbone"}
@@ -111,20 +173,35 @@ def test_each_plugin_has_its_data(run, ask):
     graphs = ask("plugin/graphs/info")["one/train"]["tags"]
     assert set(graphs) == {"step/head", "step/finetune"}
     for tag in graphs:
-        assert b"SparseSoftmaxCrossEntropyWithLogits" in ask("plugin/graphs/graph", as_json=False, run="one/train", tag=tag, conceptual="false")
+        assert b"SparseSoftmaxCrossEntropyWithLogits" in ask(
+            "plugin/graphs/graph", as_json=False, run="one/train", tag=tag, conceptual="false"
+        )
 
     # HParams: this run's row, with its final numbers.
     experiment_info = ask("plugin/hparams/experiment", post={"experimentName": ""})
-    assert {"optimizer", "batch_size", "epochs", "backbone"} <= {info["name"] for info in experiment_info["hparamInfos"]}
+    assert {"optimizer", "batch_size", "epochs", "backbone"} <= {
+        info["name"] for info in experiment_info["hparamInfos"]
+    }
     columns = [{"hparam": name} for name in ("epochs", "batch_size")]
-    (group,) = ask("plugin/hparams/session_groups", post={"startIndex": 0, "sliceSize": 9, "colParams": columns,
-                                                          "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_RUNNING"]})["sessionGroups"]
+    (group,) = ask(
+        "plugin/hparams/session_groups",
+        post={
+            "startIndex": 0,
+            "sliceSize": 9,
+            "colParams": columns,
+            "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_RUNNING"],
+        },
+    )["sessionGroups"]
     assert group["name"] == f"{directory.name}/one"
     assert group["hparams"]["epochs"] == "2,1" and group["hparams"]["batch_size"] == 8
     found = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
-    assert set(found) == {f"final/{side}_{name}" for side in ("validation", "test") for name in ("accuracy", "loss")}
+    assert set(found) == {
+        f"final/{side}_{name}" for side in ("validation", "test") for name in ("accuracy", "loss")
+    }
     np.testing.assert_allclose(found["final/test_accuracy"], results["test"]["accuracy"], rtol=1e-6)
-    selected = next(phase for phase in results["phases"] if phase["name"] == results["selected_phase"])
+    selected = next(
+        phase for phase in results["phases"] if phase["name"] == results["selected_phase"]
+    )
     np.testing.assert_allclose(found["final/validation_loss"], selected["val_loss"], rtol=1e-6)
 
     # The profile, with a marker for each step.
@@ -134,4 +211,8 @@ def test_each_plugin_has_its_data(run, ask):
     assert b"train" in content and b"step_num" in content and os.path.getsize(profile) > 1000
 
     # Figures.
-    assert sorted(os.listdir(directory / "one" / "report")) == ["confusion.png", "curves.png", "worst_mistakes.png"]
+    assert sorted(os.listdir(directory / "one" / "report")) == [
+        "confusion.png",
+        "curves.png",
+        "worst_mistakes.png",
+    ]

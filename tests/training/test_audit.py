@@ -13,26 +13,43 @@ def _variables():
     return {path: np.full((2, 3), i + 1.0, np.float32) for i, path in enumerate(_PATHS)}
 
 
-def _audit(before, after, trainable=("head/kernel", "backbone/bn/gamma"), update=1.0, moved=(), **kwargs):
-    return audit.audit_phase("finetune", audit.hash_variables(before), after, moved, {"backbone/bn/moving_mean"},
-                             {path: update for path in trainable}, **kwargs)
+def _audit(
+    before, after, trainable=("head/kernel", "backbone/bn/gamma"), update=1.0, moved=(), **kwargs
+):
+    return audit.audit_phase(
+        "finetune",
+        audit.hash_variables(before),
+        after,
+        moved,
+        {"backbone/bn/moving_mean"},
+        {path: update for path in trainable},
+        **kwargs,
+    )
 
 
 def _changed(*paths):
     variables = _variables()
     for path in paths:
-        variables[path][1, 2] = np.nextafter(variables[path][1, 2], np.float32(9))  # the smallest change there is
+        # the smallest change there is
+        variables[path][1, 2] = np.nextafter(variables[path][1, 2], np.float32(9))
     return variables
 
 
 def test_counts_of_a_right_phase():
     assert _audit(_variables(), _changed("head/kernel", "backbone/bn/gamma")) == {
-        "trainable_changed": 2, "trainable_total": 2, "frozen_changed": 0, "frozen_total": 2, "batchnorm_stats_changed": 0}
+        "trainable_changed": 2,
+        "trainable_total": 2,
+        "frozen_changed": 0,
+        "frozen_total": 2,
+        "batchnorm_stats_changed": 0,
+    }
 
 
 @pytest.mark.parametrize("moved", ["backbone/conv/kernel", "backbone/bn/moving_mean"])
 def test_frozen_variable_that_moved_by_one_bit_is_named(moved):
-    with pytest.raises(AuditError, match=f"audit of phase finetune failed: 1 frozen variables moved \\({moved}\\)") as error:
+    with pytest.raises(
+        AuditError, match=f"audit of phase finetune failed: 1 frozen variables moved \\({moved}\\)"
+    ) as error:
         _audit(_variables(), _changed("head/kernel", "backbone/bn/gamma", moved))
     assert error.value.exit_code == 4
 
@@ -68,7 +85,9 @@ def test_hash_sees_dtype_shape_and_sign_of_zero():
     zeros = np.zeros(4, np.float32)
     different = [zeros, zeros.reshape(2, 2), zeros.view(np.int32), -zeros]
     assert len({audit.hash_variables({"x": array})["x"] for array in different}) == 4
-    assert audit.hash_variables({"x": zeros}) == audit.hash_variables({"x": np.zeros((4, 2), np.float32)[:, 0]})
+    assert audit.hash_variables({"x": zeros}) == audit.hash_variables(
+        {"x": np.zeros((4, 2), np.float32)[:, 0]}
+    )
 
 
 def test_weights_hash_is_over_names_and_contents_in_any_order():

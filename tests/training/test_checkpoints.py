@@ -12,13 +12,20 @@ from tl_research.training import checkpoints
 
 def _arrays(step):
     random = np.random.RandomState(step)
-    return {"variables/b": random.randn(3, 5).astype(np.float32), "variables/a": np.float32(step), "optimizer/count": np.int64(step),
-            "best/flag": np.array([True, False]), "best/empty": np.zeros((0, 4), np.float32)}
+    return {
+        "variables/b": random.randn(3, 5).astype(np.float32),
+        "variables/a": np.float32(step),
+        "optimizer/count": np.int64(step),
+        "best/flag": np.array([True, False]),
+        "best/empty": np.zeros((0, 4), np.float32),
+    }
 
 
 def _save(directory, *steps):
     for step in steps:
-        checkpoints.save(str(directory), {"global_step": step, "history": [0.1 + 0.2, None]}, _arrays(step))
+        checkpoints.save(
+            str(directory), {"global_step": step, "history": [0.1 + 0.2, None]}, _arrays(step)
+        )
 
 
 def _assert_is(loaded, step):
@@ -50,7 +57,11 @@ def test_same_step_is_replaced(tmp_path):
     _save(tmp_path, 1)
     checkpoints.save(str(tmp_path), {"global_step": 1}, {"x": np.ones(2)})
     state, arrays = checkpoints.load_newest(str(tmp_path))
-    assert state == {"global_step": 1} and list(arrays) == ["x"] and os.listdir(tmp_path) == ["step-00000001"]
+    assert (
+        state == {"global_step": 1}
+        and list(arrays) == ["x"]
+        and os.listdir(tmp_path) == ["step-00000001"]
+    )
 
 
 def test_arrays_are_copies_of_that_moment_and_big_endian_ones_are_read_back(tmp_path):
@@ -71,7 +82,7 @@ def _damage(path, random):
         place = random.randint(len(content))
         content[place] ^= 1 << random.randint(8)
     elif kind == "cut":
-        del content[random.randint(len(content)):]
+        del content[random.randint(len(content)) :]
     elif kind == "empty":
         content = b""
     elif kind == "append":
@@ -95,12 +106,16 @@ def test_damaged_checkpoint_is_never_loaded(tmp_path, capsys):
         what = _damage(directory / "step-00000009", random)
         loaded = checkpoints.load_newest(str(directory))
         error = capsys.readouterr().err
-        if loaded[0]["global_step"] == 9:  # a change of the manifest's white space changes nothing that it says
+        # a change of the manifest's white space changes nothing that it says
+        if loaded[0]["global_step"] == 9:
             assert what == "bit manifest.json" and not error
             _assert_is(loaded, 9)
         else:
             _assert_is(loaded, 5)
-            assert error.startswith("warning: checkpoint step-00000009 unusable (") and "using step-00000005" in error, what
+            assert (
+                error.startswith("warning: checkpoint step-00000009 unusable (")
+                and "using step-00000005" in error
+            ), what
             assert sorted(os.listdir(directory)) == ["step-00000005", "step-00000009.corrupt-1"]
 
 
@@ -119,7 +134,10 @@ def test_all_damaged_is_an_error_that_stays_one(tmp_path, capsys):
     for name in os.listdir(tmp_path):
         (tmp_path / name / "state.json").write_text("")
     for _ in range(2):  # the second start must not begin at step 0 either
-        with pytest.raises(CheckpointError, match="no usable checkpoint.*step-0000000.*step-0000000.*--resume=never") as error:
+        with pytest.raises(
+            CheckpointError,
+            match="no usable checkpoint.*step-0000000.*step-0000000.*--resume=never",
+        ) as error:
             checkpoints.load_newest(str(tmp_path))
         assert error.value.exit_code == 7
     assert len(os.listdir(tmp_path)) == 2
@@ -162,7 +180,9 @@ def test_failing_disk_leaves_the_checkpoint_before_it(tmp_path, monkeypatch, ope
                 if len(calls) <= failing_call:
                     break
             except StorageError as error:
-                assert "could not save step 9" in str(error) and "No space left on device" in str(error)
+                assert "could not save step 9" in str(error) and "No space left on device" in str(
+                    error
+                )
                 assert error.exit_code == 9
         state, _ = checkpoints.load_newest(str(tmp_path))
         assert state["global_step"] in (5, 9)
@@ -173,8 +193,12 @@ def test_failing_disk_leaves_the_checkpoint_before_it(tmp_path, monkeypatch, ope
 
 def test_too_little_room_is_said_before_anything_is_trained(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage._replace(free=29_000_000))
+    monkeypatch.setattr(
+        checkpoints.shutil, "disk_usage", lambda path: usage._replace(free=29_000_000)
+    )
     checkpoints.check_room(tmp_path, 9_600_000)
-    with pytest.raises(StorageError, match="has 29 MB free; expected room for 3 checkpoints of 10 MB") as error:
+    with pytest.raises(
+        StorageError, match="has 29 MB free; expected room for 3 checkpoints of 10 MB"
+    ) as error:
         checkpoints.check_room(tmp_path, 10_000_000)
     assert error.value.exit_code == 9

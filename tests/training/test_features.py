@@ -25,11 +25,16 @@ def _classifier(unfreeze="0%"):
 
 
 def test_view_of_an_epoch():
-    fixed, fresh, plain = features.Views(0, 3, True), features.Views(0, 0, True), features.Views(0, 3, False)
+    fixed, fresh, plain = (
+        features.Views(0, 3, True),
+        features.Views(0, 0, True),
+        features.Views(0, 3, False),
+    )
     assert [fixed.of_epoch(epoch) for epoch in range(1, 8)] == [0, 1, 2, 0, 1, 2, 0]
     assert [fresh.of_epoch(epoch) for epoch in range(1, 5)] == [0, 1, 2, 3]
     assert [plain.of_epoch(epoch) for epoch in range(1, 5)] == [0, 0, 0, 0]
-    assert [fixed.used(epochs) for epochs in (0, 1, 2, 3, 9)] == [0, 1, 2, 3, 3]  # more views than epochs: those used only
+    # more views than epochs: those used only
+    assert [fixed.used(epochs) for epochs in (0, 1, 2, 3, 9)] == [0, 1, 2, 3, 3]
     assert fresh.used(9) == 9 and plain.used(9) == 1
     assert plain.draws(0, 5).shape == (0, 7)
     np.testing.assert_array_equal(fixed.draws(2, 5), pipeline.augmentation_draws(0, 2, 5, 7))
@@ -38,11 +43,19 @@ def test_view_of_an_epoch():
 def _losses(classifier, source, views, num_steps, num_examples=36, batch_size=8):
     """The loss of each training step, one call a step."""
     groups = make_param_groups(classifier.trainable_variables(), {}, list(classifier.variables))
-    step = steps.TrainStep(classifier, GroupedOptimizer(groups, "adam"), source, Phase("p", 9, "", 1e-3, 0, 0), num_steps)
+    step = steps.TrainStep(
+        classifier,
+        GroupedOptimizer(groups, "adam"),
+        source,
+        Phase("p", 9, "", 1e-3, 0, 0),
+        num_steps,
+    )
     losses, epoch = [], 0
     while len(losses) < num_steps:
         epoch += 1
-        indices, weights = pipeline.make_batches(pipeline.epoch_order(0, epoch, num_examples), batch_size)
+        indices, weights = pipeline.make_batches(
+            pipeline.epoch_order(0, epoch, num_examples), batch_size
+        )
         view = views.of_epoch(epoch)
         inputs = steps.EpochInputs(*map(tf.constant, (indices, weights, source.draws(view), view)))
         for row in range(len(indices)):
@@ -65,10 +78,18 @@ def test_losses_of_20_cached_steps_equal_live_ones(tiny_backbone, make_examples,
     received = _losses(cached, source, views, 20)
     np.testing.assert_allclose(received, expected, rtol=1e-5)
     assert len(set(expected)) == 20
-    one_view = features.CachedSource(examples, stored.stored, [stored.tensors[0][:36]] * 1, features.Views(0, 1, True))
+    one_view = features.CachedSource(
+        examples, stored.stored, [stored.tensors[0][:36]] * 1, features.Views(0, 1, True)
+    )
     other = _classifier(unfreeze)
-    without = _losses(other, features.derive_features(other, one_view, other.cut(), 8), features.Views(0, 1, True), 20)
-    assert np.abs(np.array(without[5:10]) / expected[5:10] - 1).max() > 1e-4  # the second epoch's view matters
+    without = _losses(
+        other,
+        features.derive_features(other, one_view, other.cut(), 8),
+        features.Views(0, 1, True),
+        20,
+    )
+    # the second epoch's view matters
+    assert np.abs(np.array(without[5:10]) / expected[5:10] - 1).max() > 1e-4
 
 
 def _fetch(source, *arguments):
@@ -83,67 +104,106 @@ def test_features_lie_view_by_view_in_the_order_of_the_examples(tiny_backbone, m
     first, second = cached.tensors
     assert first.shape == (33, 8, 8, 6) and second.shape == (33, 4, 4, 8)
     assert seen == [(done, 9) for done in range(1, 10)]
-    images = classifier.augmentation.apply_draws(examples.pixels, tf.constant(pipeline.augmentation_draws(7, 2, 11, 7)))
+    images = classifier.augmentation.apply_draws(
+        examples.pixels, tf.constant(pipeline.augmentation_draws(7, 2, 11, 7))
+    )
     expected = classifier.frozen_part(("block2_relu",))(images)[0]
     np.testing.assert_allclose(second[22:], expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(_fetch(cached, tf.constant([10, 3]), tf.constant(2), None)[1], tf.gather(second, [32, 25]))
+    np.testing.assert_array_equal(
+        _fetch(cached, tf.constant([10, 3]), tf.constant(2), None)[1], tf.gather(second, [32, 25])
+    )
 
 
 def test_filling_the_cache_again_gives_equal_bits(tiny_backbone, make_examples):
     examples, views = make_examples(11), features.Views(0, 2, True)
-    first, second = (features.compute_features(features.LiveSource(_classifier(), examples, ("block2_relu",), views), 2, 4).tensors[0]
-                     for _ in range(2))
+    first, second = (
+        features.compute_features(
+            features.LiveSource(_classifier(), examples, ("block2_relu",), views), 2, 4
+        ).tensors[0]
+        for _ in range(2)
+    )
     np.testing.assert_array_equal(first, second)
 
 
 @pytest.mark.parametrize("cut", [("pooled_features",), ("block2_bn",), ("block1_relu",)])
 def test_derived_features_equal_recomputed_ones(tiny_backbone, make_examples, cut):
     examples, views, classifier = make_examples(11), features.Views(0, 2, True), _classifier()
-    base = features.compute_features(features.LiveSource(classifier, examples, ("block1_relu",), views), 2, 4)
+    base = features.compute_features(
+        features.LiveSource(classifier, examples, ("block1_relu",), views), 2, 4
+    )
     derived = features.derive_features(classifier, base, cut, 4)
-    recomputed = features.compute_features(features.LiveSource(classifier, examples, cut, views), 2, 4).tensors
+    recomputed = features.compute_features(
+        features.LiveSource(classifier, examples, cut, views), 2, 4
+    ).tensors
     for view in (0, 1):
         rows = tf.constant([10, 0, 5])
         for received, expected in zip(_fetch(derived, rows, tf.constant(view), None), recomputed):
-            np.testing.assert_allclose(received, tf.gather(expected, rows + 11 * view), rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(
+                received, tf.gather(expected, rows + 11 * view), rtol=1e-4, atol=1e-5
+            )
 
 
 def test_features_that_float16_cannot_hold_are_refused():
-    with pytest.raises(UserError, match="--cache_dtype=float16 with features up to 7e[+]04; expected at most 65504; use bfloat16"):
+    with pytest.raises(
+        UserError,
+        match=(
+            "--cache_dtype=float16 with features up to 7e[+]04; expected at most 65504; use "
+            "bfloat16"
+        ),
+    ):
         features.Storage(dtype="float16").collect([[np.float32([[1.0], [-7e4]])]], 2)
     (kept,) = features.Storage(dtype="float16").collect([[np.float32([[1.0], [-65504.0]])]], 2)
     assert kept.numpy().tolist() == [[1.0], [-65504.0]]
 
 
 def test_derived_features_are_those_of_the_weights_of_now(tiny_backbone, make_examples):
-    """A layer that an earlier phase trained lies behind the cache: what is derived must not be of its old weights."""
+    """A layer that an earlier phase trained lies behind the cache: what is derived must not be of
+    its old weights.
+    """
     examples, views, classifier = make_examples(6), features.Views(0, 0, False), _classifier()
-    base = features.compute_features(features.LiveSource(classifier, examples, ("block2_relu",), views), 1, 4)
+    base = features.compute_features(
+        features.LiveSource(classifier, examples, ("block2_relu",), views), 1, 4
+    )
     features.derive_features(classifier, base, ("pooled_features",), 4)
     kernel = classifier.variables["backbone/block3_conv/kernel"]
     kernel.assign(kernel * 2.0 + 0.1)
     derived = features.derive_features(classifier, base, ("pooled_features",), 4)
-    expected = features.compute_features(features.LiveSource(classifier, examples, ("pooled_features",), views), 1, 4).tensors[0]
-    np.testing.assert_allclose(_fetch(derived, tf.range(6), tf.constant(0), None)[0], expected, rtol=1e-4, atol=1e-5)
+    expected = features.compute_features(
+        features.LiveSource(classifier, examples, ("pooled_features",), views), 1, 4
+    ).tensors[0]
+    np.testing.assert_allclose(
+        _fetch(derived, tf.range(6), tf.constant(0), None)[0], expected, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(None, 0), ("float16", 1e-3), ("bfloat16", 8e-3)])
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_features_on_disk_and_in_fewer_bits_are_those_in_memory(tiny_backbone, make_examples, tmp_path, dtype, tolerance, on_disk):
-    """The tolerances are the relative rounding of 11 and 8 significant bits, twice: of the kept and the derived features."""
+def test_features_on_disk_and_in_fewer_bits_are_those_in_memory(
+    tiny_backbone, make_examples, tmp_path, dtype, tolerance, on_disk
+):
+    """The tolerances are the relative rounding of 11 and 8 significant bits, twice: of the kept and
+    the derived features.
+    """
     examples, views, classifier = make_examples(11), features.Views(0, 2, True), _classifier()
     live = features.LiveSource(classifier, examples, ("block1_relu",), views)
     storage = features.Storage(str(tmp_path) if on_disk else None, dtype)
-    expected = features.derive_features(classifier, features.compute_features(live, 2, 4), ("block2_bn",), 4)
+    expected = features.derive_features(
+        classifier, features.compute_features(live, 2, 4), ("block2_bn",), 4
+    )
     base = features.compute_features(live, 2, 4, storage=storage)
     source = features.derive_features(classifier, base, ("block2_bn",), 4, storage)
-    assert source.streamed == base.streamed == on_disk and not list(tmp_path.iterdir())  # the files have no names
+    # the files have no names
+    assert source.streamed == base.streamed == on_disk and not list(tmp_path.iterdir())
     assert base.tensors[0].dtype == (dtype or "float32") and base.tensors[0].shape == (22, 8, 8, 6)
     rows = np.array([[10, 0, 5], [3, 3, 1]], np.int32)
     streamed = list(source.stream(rows, 1)) if on_disk else [None, None]
     for row, brought in zip(rows, streamed, strict=True):
-        (received,), (wanted,) = (_fetch(each, tf.constant(row), tf.constant(1), None, brought if each is source else None)
-                                  for each in (source, expected))
+        (received,), (wanted,) = (
+            _fetch(
+                each, tf.constant(row), tf.constant(1), None, brought if each is source else None
+            )
+            for each in (source, expected)
+        )
         assert received.dtype == tf.float32
         assert np.linalg.norm(received - wanted) <= 2 * tolerance * np.linalg.norm(wanted)
 
@@ -153,7 +213,9 @@ def test_disk_without_room_is_a_storage_error(tiny_backbone, make_examples, tmp_
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    live = features.LiveSource(_classifier(), make_examples(3), ("block1_relu",), features.Views(0, 1, True))
+    live = features.LiveSource(
+        _classifier(), make_examples(3), ("block1_relu",), features.Views(0, 1, True)
+    )
     with pytest.raises(StorageError, match="No space left on device"):
         features.compute_features(live, 1, 4, storage=features.Storage(str(tmp_path)))
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,6 @@
-"""Every precision, compiled with XLA or not, folded or plain, live or cached, trains what it should and as float32 does."""
+"""Every precision, compiled with XLA or not, folded or plain, live or cached, trains what it should
+and as float32 does.
+"""
 
 import itertools
 import os
@@ -18,45 +20,89 @@ from tl_research.signals import Signals
 from tl_research.training.loop import Trainer
 from tl_research.training.run_directory import RunDirectory
 
-# Of the losses of two epochs against float32, uncompiled, plain and live: 2^-24, 2^-11 and 2^-8 for each rounding.
+# Of the losses of two epochs against float32, uncompiled, plain and live: 2^-24, 2^-11 and 2^-8 for
+# each rounding.
 TOLERANCES = {"float32": 1e-5, "mixed_float16": 2e-3, "mixed_bfloat16": 1.5e-2}
 COMBINATIONS = list(itertools.product(TOLERANCES, (False, True), ("off", "on"), ("off", "memory")))
 
 
 def _build(name, image_size, weights, seed=0, middle=None):
-    """Returns a backbone of a frozen convolution and a block: depthwise with strides, BatchNorm, a convolution and a sum."""
+    """Returns a backbone of a frozen convolution and a block: depthwise with strides, BatchNorm, a
+    convolution and a sum.
+    """
     keras.utils.set_random_seed(seed)
     inputs = keras.Input((image_size, image_size, 3), name="input")
     x = layers.Conv2D(8, 3, 2, "same", use_bias=False, name="block1_conv")(inputs)
     x = layers.ReLU(6.0, name="block1_relu")(layers.BatchNormalization(name="block1_bn")(x))
     x = layers.DepthwiseConv2D(3, 2, "same", use_bias=False, name="block2_depthwise")(x)
-    x = before = layers.ReLU(6.0, name="block2_relu")(layers.BatchNormalization(name="block2_bn")(x))
-    x = layers.BatchNormalization(name="block2_project_bn")(layers.Conv2D(8, 1, name="block2_project")(x))
+    x = before = layers.ReLU(6.0, name="block2_relu")(
+        layers.BatchNormalization(name="block2_bn")(x)
+    )
+    x = layers.BatchNormalization(name="block2_project_bn")(
+        layers.Conv2D(8, 1, name="block2_project")(x)
+    )
     x = middle(x) if middle else x
     model = keras.Model(inputs, layers.Add(name="block2_add")([x, before]), name="small")
     draw = np.random.RandomState(seed)
     for layer in model.layers:
         if isinstance(layer, layers.BatchNormalization):
-            layer.set_weights([draw.uniform(0.5, 1.5, weight.shape) for weight in layer.get_weights()])
+            layer.set_weights(
+                [draw.uniform(0.5, 1.5, weight.shape) for weight in layer.get_weights()]
+            )
     return model
 
 
 @pytest.fixture
 def train(make_examples, tmp_path, monkeypatch):
-    """A function that trains the network's head and `block2` for two epochs of three steps; returns the trainer."""
-    monkeypatch.setitem(backbones.BACKBONES, "Small", backbones.BackboneSpec(
-        "Small", "small", "lite", 16, r"(?P<block>block\d)_", False, "", ""))
+    """A function that trains the network's head and `block2` for two epochs of three steps.
+
+    Returns the trainer.
+    """
+    monkeypatch.setitem(
+        backbones.BACKBONES,
+        "Small",
+        backbones.BackboneSpec("Small", "small", "lite", 16, r"(?P<block>block\d)_", False, "", ""),
+    )
+
     def train(precision, xla, fold, cache, middle=None, flag="auto", batchnorm="inference"):
-        monkeypatch.setattr(backbones, "build_backbone", lambda *args, **kwargs: _build(*args, **kwargs, middle=middle))
+        monkeypatch.setattr(
+            backbones,
+            "build_backbone",
+            lambda *args, **kwargs: _build(*args, **kwargs, middle=middle),
+        )
         keras.config.set_dtype_policy(precision)
-        config = Config(dataset="drawn_flowers", backbone="Small", workdir=str(tmp_path / str(len(os.listdir(tmp_path)))),
-                        image_size=16, batch_size=4, phases=("finetune",), epochs=(2,), unfreeze=("block2",), learning_rate=(1e-2,), patience=0,
-                        optimizer="sgd", augment=("none",), precision=precision, xla=flag, fold_batchnorm=fold,
-                        feature_cache=cache, batchnorm=batchnorm)
-        classifier = Classifier("Small", "none", 16, 3, dropout=0.2, seed=0, fold=fold == "on", batchnorm=batchnorm)
+        config = Config(
+            dataset="drawn_flowers",
+            backbone="Small",
+            workdir=str(tmp_path / str(len(os.listdir(tmp_path)))),
+            image_size=16,
+            batch_size=4,
+            phases=("finetune",),
+            epochs=(2,),
+            unfreeze=("block2",),
+            learning_rate=(1e-2,),
+            patience=0,
+            optimizer="sgd",
+            augment=("none",),
+            precision=precision,
+            xla=flag,
+            fold_batchnorm=fold,
+            feature_cache=cache,
+            batchnorm=batchnorm,
+        )
+        classifier = Classifier(
+            "Small", "none", 16, 3, dropout=0.2, seed=0, fold=fold == "on", batchnorm=batchnorm
+        )
         with RunDirectory(config) as directory:
-            trainer = Trainer(config, classifier, make_examples(10), make_examples(5, seed=1), directory, xla=xla,
-                              signals=Signals())
+            trainer = Trainer(
+                config,
+                classifier,
+                make_examples(10),
+                make_examples(5, seed=1),
+                directory,
+                xla=xla,
+                signals=Signals(),
+            )
             summaries = Summaries(directory.path, None)
             trainer.run(summaries)
             summaries.close()
@@ -74,7 +120,9 @@ _reference = []  # the losses of the first combination, which every other one is
 
 
 @pytest.mark.parametrize("precision, xla, fold, cache", COMBINATIONS, ids=lambda value: str(value))
-def test_every_combination_trains_exactly_its_set_and_as_float32_does(train, capsys, precision, xla, fold, cache):
+def test_every_combination_trains_exactly_its_set_and_as_float32_does(
+    train, capsys, precision, xla, fold, cache
+):
     if not _reference:
         _reference.extend(_losses(train(*COMBINATIONS[0])))
         capsys.readouterr()
@@ -82,20 +130,36 @@ def test_every_combination_trains_exactly_its_set_and_as_float32_does(train, cap
     (phase,) = trainer.state.finished
     count = len(trainer.classifier.variables)
     # Two kernels and a bias, gamma and beta of two BatchNorms, the head's two.
-    assert phase["audit"] == {"trainable_changed": 9, "trainable_total": 9, "frozen_changed": 0, "frozen_total": count - 9,
-                              "batchnorm_stats_changed": 0}
+    assert phase["audit"] == {
+        "trainable_changed": 9,
+        "trainable_total": 9,
+        "frozen_changed": 0,
+        "frozen_total": count - 9,
+        "batchnorm_stats_changed": 0,
+    }
     assert phase["traces"] == 1 and trainer.xla == xla and trainer.cache.in_use == cache
     assert 0 < phase["compile_seconds"] < phase["seconds"]
-    assert f"in {phase['compile_seconds']:.1f} s, XLA {'on' if xla else 'off'}\n" in capsys.readouterr().out
+    assert (
+        f"in {phase['compile_seconds']:.1f} s, XLA {'on' if xla else 'off'}\n"
+        in capsys.readouterr().out
+    )
     np.testing.assert_allclose(_losses(trainer), _reference, rtol=TOLERANCES[precision])
     if precision != "float32":
         assert trainer.classifier.backbone.compute_dtype == precision.removeprefix("mixed_")
         assert _losses(trainer) != _reference
-    assert {str(variable.dtype) for variable in trainer.classifier.variables.values()} == {"float32"}
-    slots = {name: value for name, value in trainer._optimizer.state().items() if not name.endswith("/iterations")}
+    assert {str(variable.dtype) for variable in trainer.classifier.variables.values()} == {
+        "float32"
+    }
+    slots = {
+        name: value
+        for name, value in trainer._optimizer.state().items()
+        if not name.endswith("/iterations")
+    }
     assert len(slots) == 9 and {str(value.dtype) for value in slots.values()} == {"float32"}
     assert trainer.selected_logits.dtype == np.float32
-    assert ("skipped_steps" in phase) == (precision == "mixed_float16") and not phase.get("skipped_steps")
+    assert ("skipped_steps" in phase) == (precision == "mixed_float16") and not phase.get(
+        "skipped_steps"
+    )
 
 
 def _printed(x):
@@ -104,17 +168,31 @@ def _printed(x):
 
 
 def test_what_xla_cannot_compile_is_named_and_with_auto_goes_on_without(train, capsys):
-    trainer = train("float32", True, "on", "off", middle=layers.Lambda(_printed, name="block2_printed"))
+    trainer = train(
+        "float32", True, "on", "off", middle=layers.Lambda(_printed, name="block2_printed")
+    )
     warning = capsys.readouterr().err.splitlines()[-1]
     assert warning.startswith("warning: XLA cannot compile operation ")
-    assert "AsString of layer block2_printed: " in warning and warning.endswith("; use --xla=off; going on without XLA")
+    assert "AsString of layer block2_printed: " in warning and warning.endswith(
+        "; use --xla=off; going on without XLA"
+    )
     (phase,) = trainer.state.finished
     assert phase["traces"] == 1 and not trainer.xla and phase["audit"]["trainable_changed"] == 9
 
 
 def test_what_xla_cannot_compile_ends_a_run_that_insists(train):
-    with pytest.raises(CompileError, match="^XLA cannot compile operation .*AsString of layer block2_printed: [^\n]*$") as error:
-        train("float32", True, "on", "off", middle=layers.Lambda(_printed, name="block2_printed"), flag="on")
+    with pytest.raises(
+        CompileError,
+        match="^XLA cannot compile operation .*AsString of layer block2_printed: [^\n]*$",
+    ) as error:
+        train(
+            "float32",
+            True,
+            "on",
+            "off",
+            middle=layers.Lambda(_printed, name="block2_printed"),
+            flag="on",
+        )
     assert error.value.exit_code == 1
 
 
@@ -124,7 +202,10 @@ def test_preparing_a_step_leaves_batch_statistics_where_they_were(train, monkeyp
     def spy(trainer, *arguments):
         before = [variable.numpy() for variable in trainer.classifier.variables.values()]
         step = prepare(trainer, *arguments)
-        moved.extend((variable.numpy() != value).any() for variable, value in zip(trainer.classifier.variables.values(), before))
+        moved.extend(
+            (variable.numpy() != value).any()
+            for variable, value in zip(trainer.classifier.variables.values(), before)
+        )
         return step
 
     monkeypatch.setattr(Trainer, "prepared", spy)

@@ -25,32 +25,52 @@ def _begin(path, **settings):
 
 def test_imports_no_tensorflow():
     code = "import sys, tl_research.training.run_directory; print('tensorflow' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "False\n"
+    )
 
 
 def test_new_directory_holds_its_flags_and_no_results(tmp_path):
     with _open(tmp_path / "a" / "b", seed=3) as directory:
         assert directory.results is None
-        assert (tmp_path / "a" / "b" / "flags.txt").read_text() == Config(dataset="drawn_flowers", seed=3).to_flags()
+        assert (tmp_path / "a" / "b" / "flags.txt").read_text() == Config(
+            dataset="drawn_flowers", seed=3
+        ).to_flags()
 
 
 def test_without_workdir_every_run_gets_a_new_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = Config(dataset="drawn_flowers", backbone="EfficientNetLite0")
-    with RunDirectory(config) as first, RunDirectory(config) as second, RunDirectory(config) as third:
+    with (
+        RunDirectory(config) as first,
+        RunDirectory(config) as second,
+        RunDirectory(config) as third,
+    ):
         paths = [first.path, second.path, third.path]
-    assert len(set(paths)) == 3 and sorted(os.listdir("runs")) == sorted(map(os.path.basename, paths))
+    assert len(set(paths)) == 3 and sorted(os.listdir("runs")) == sorted(
+        map(os.path.basename, paths)
+    )
     assert all("-drawn_flowers-EfficientNetLite0" in path for path in paths)
 
 
 def test_second_process_is_refused_and_told_who_has_it(tmp_path):
-    code = ("import sys; from tl_research.config import Config; from tl_research.training.run_directory import RunDirectory\n"
-            f"directory = RunDirectory(Config(dataset='drawn_flowers', workdir={str(tmp_path)!r}))\n"
-            "print('open', flush=True); sys.stdin.read()")
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
+    code = (
+        "import sys; from tl_research.config import Config; from "
+        "tl_research.training.run_directory import RunDirectory\ndirectory = "
+        f"RunDirectory(Config(dataset='drawn_flowers', workdir={str(tmp_path)!r}))\nprint('open', "
+        "flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as owner:
         assert owner.stdout.readline() == "open\n"
         for resume in ("auto", "never"):
-            with pytest.raises(RunDirectoryError, match=f"used by pid {owner.pid} on host .* since 20") as error:
+            with pytest.raises(
+                RunDirectoryError, match=f"used by pid {owner.pid} on host .* since 20"
+            ) as error:
                 _open(tmp_path, resume=resume)
             assert error.value.exit_code == 8
         owner.kill()
@@ -60,9 +80,8 @@ def test_second_process_is_refused_and_told_who_has_it(tmp_path):
 
 
 def test_closing_gives_the_lock_back(tmp_path):
-    with _open(tmp_path):
-        with pytest.raises(RunDirectoryError, match="used by"):
-            _open(tmp_path)
+    with _open(tmp_path), pytest.raises(RunDirectoryError, match="used by"):
+        _open(tmp_path)
     with _open(tmp_path):
         pass
 
@@ -86,29 +105,88 @@ def test_lock_and_temporary_files_alone_count_as_empty(tmp_path):
 
 def test_path_under_a_file_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / ("x" * 300), "/proc/no_such_directory"):
-        with pytest.raises(StorageError, match="could not write .* choose another --workdir") as error:
+    for path in (
+        tmp_path / "file",
+        tmp_path / "file" / "run",
+        tmp_path / ("x" * 300),
+        "/proc/no_such_directory",
+    ):
+        with pytest.raises(
+            StorageError, match="could not write .* choose another --workdir"
+        ) as error:
             _open(path)
         assert error.value.exit_code == 9
 
 
 # Every flag stands in one of these two: another value at a resume is accepted, or refused.
 _MAY_CHANGE = {
-    "data_dir": "/elsewhere", "validation_dir": "/elsewhere", "test_dir": "/elsewhere", "download_dir": "/elsewhere",
-    "download_base_url": "https://mirror", "cache_pixels": 1, "steps_per_call": 2, "checkpoint_every_steps": 3,
-    "checkpoint_every_seconds": 4.0, "min_test_accuracy": 0.5, "resume": "auto", "workdir": None, "profile_steps": "2:3",
-    "seeds": (1, 2), "seeds_split": "same", "distribute": "mirrored"}
+    "data_dir": "/elsewhere",
+    "validation_dir": "/elsewhere",
+    "test_dir": "/elsewhere",
+    "download_dir": "/elsewhere",
+    "download_base_url": "https://mirror",
+    "cache_pixels": 1,
+    "steps_per_call": 2,
+    "checkpoint_every_steps": 3,
+    "checkpoint_every_seconds": 4.0,
+    "min_test_accuracy": 0.5,
+    "resume": "auto",
+    "workdir": None,
+    "profile_steps": "2:3",
+    "seeds": (1, 2),
+    "seeds_split": "same",
+    "distribute": "mirrored",
+}
 _MAY_NOT_CHANGE = {
-    "dataset": "tf_flowers", "if_offline": "embedded", "on_bad_image": "skip", "split": (0.6, 0.2, 0.2), "split_seed": 1, "image_size": 64,
-    "augment": "none", "augment_views": 3, "feature_cache": "off", "cache_bytes": 1, "cache_dtype": "float16", "backbone": "VGG16",
-    "weights": "none", "dropout": 0.1, "batchnorm": "training", "fold_batchnorm": "off", "phases": ("a", "b"), "epochs": (8, 11),
-    "unfreeze": ("0%", "20%"), "learning_rate": (1e-3, 1e-4), "patience": (0, 4), "backbone_lr_multiplier": 0.5, "layer_decay": 0.5,
-    "lr_multiplier": ("a=2",), "optimizer": "sgd", "momentum": 0.5, "nesterov": True, "weight_decay": 0.1, "clip_norm": 1.0,
-    "label_smoothing": 0.1, "lr_schedule": ("cosine",), "warmup_steps": (1,), "batch_size": 64, "seed": 1, "precision": "float32",
-    "xla": "on", "deterministic": True, "preprocessing": "caffe", "mixup": 0.2, "class_share": ("a=0.5",), "class_weights": "balanced",
-    "ema_decay": 0.9}
-_TOGETHER = {"nesterov": {"optimizer": "sgd"}, "weight_decay": {"optimizer": "adamw"}, "validation_dir": {"data_dir": "/d"},
-             "test_dir": {"data_dir": "/d", "validation_dir": "/v"}}
+    "dataset": "tf_flowers",
+    "if_offline": "embedded",
+    "on_bad_image": "skip",
+    "split": (0.6, 0.2, 0.2),
+    "split_seed": 1,
+    "image_size": 64,
+    "augment": "none",
+    "augment_views": 3,
+    "feature_cache": "off",
+    "cache_bytes": 1,
+    "cache_dtype": "float16",
+    "backbone": "VGG16",
+    "weights": "none",
+    "dropout": 0.1,
+    "batchnorm": "training",
+    "fold_batchnorm": "off",
+    "phases": ("a", "b"),
+    "epochs": (8, 11),
+    "unfreeze": ("0%", "20%"),
+    "learning_rate": (1e-3, 1e-4),
+    "patience": (0, 4),
+    "backbone_lr_multiplier": 0.5,
+    "layer_decay": 0.5,
+    "lr_multiplier": ("a=2",),
+    "optimizer": "sgd",
+    "momentum": 0.5,
+    "nesterov": True,
+    "weight_decay": 0.1,
+    "clip_norm": 1.0,
+    "label_smoothing": 0.1,
+    "lr_schedule": ("cosine",),
+    "warmup_steps": (1,),
+    "batch_size": 64,
+    "seed": 1,
+    "precision": "float32",
+    "xla": "on",
+    "deterministic": True,
+    "preprocessing": "caffe",
+    "mixup": 0.2,
+    "class_share": ("a=0.5",),
+    "class_weights": "balanced",
+    "ema_decay": 0.9,
+}
+_TOGETHER = {
+    "nesterov": {"optimizer": "sgd"},
+    "weight_decay": {"optimizer": "adamw"},
+    "validation_dir": {"data_dir": "/d"},
+    "test_dir": {"data_dir": "/d", "validation_dir": "/v"},
+}
 
 
 @pytest.mark.parametrize("name", Config.__dataclass_fields__)
@@ -126,11 +204,14 @@ def test_every_flag_is_known_to_be_safe_or_unsafe_at_a_resume(tmp_path, name):
     assert error.value.exit_code == 7
 
 
-@pytest.mark.parametrize("settings, named", [
-    ({"batch_size": 64}, "--batch_size=32, flags now say --batch_size=64"),
-    ({"lr_multiplier": ("a=2",)}, "fewer flags, flags now say --lr_multiplier=a=2"),
-    ({"epochs": (8, 11)}, "--epochs=8,10, flags now say --epochs=8,11"),
-])
+@pytest.mark.parametrize(
+    "settings, named",
+    [
+        ({"batch_size": 64}, "--batch_size=32, flags now say --batch_size=64"),
+        ({"lr_multiplier": ("a=2",)}, "fewer flags, flags now say --lr_multiplier=a=2"),
+        ({"epochs": (8, 11)}, "--epochs=8,10, flags now say --epochs=8,11"),
+    ],
+)
 def test_flags_that_may_not_change_are_named(tmp_path, settings, named):
     _begin(tmp_path)
     with pytest.raises(CheckpointError) as error:
@@ -143,7 +224,9 @@ def test_flags_that_may_not_change_are_named(tmp_path, settings, named):
 def test_a_setting_that_an_earlier_version_did_not_have_was_as_by_default(tmp_path):
     _begin(tmp_path)
     flags = (tmp_path / "flags.txt").read_text().splitlines()
-    (tmp_path / "flags.txt").write_text("\n".join(line for line in flags if not line.startswith("--clip_norm=")) + "\n")
+    (tmp_path / "flags.txt").write_text(
+        "\n".join(line for line in flags if not line.startswith("--clip_norm=")) + "\n"
+    )
     with _open(tmp_path):
         pass
     with pytest.raises(CheckpointError, match="--clip_norm=0.0, flags now say --clip_norm=1.0"):
@@ -155,9 +238,11 @@ def test_a_setting_that_an_earlier_version_did_not_have_was_as_by_default(tmp_pa
 def test_damaged_json_is_one_line(tmp_path, name, text):
     _begin(tmp_path)
     (tmp_path / name).write_text(text)
-    with pytest.raises(CheckpointError, match=f"{name} is damaged"):
-        with _open(tmp_path) as directory:
-            directory.read_json(name)
+    with (
+        pytest.raises(CheckpointError, match=f"{name} is damaged"),
+        _open(tmp_path) as directory,
+    ):
+        directory.read_json(name)
 
 
 def test_nothing_is_written_through_a_link(tmp_path):
@@ -227,10 +312,17 @@ def test_never_sets_the_old_run_aside(tmp_path, capsys):
 def test_json_is_written_whole_and_without_nan(tmp_path):
     with _open(tmp_path) as directory:
         directory.write_json("x.json", {"a": [1, None]})
-        assert json.loads((tmp_path / "x.json").read_text()) == {"a": [1, None]} == directory.read_json("x.json")
+        assert (
+            json.loads((tmp_path / "x.json").read_text())
+            == {"a": [1, None]}
+            == directory.read_json("x.json")
+        )
         with pytest.raises(ValueError):
             directory.write_json("x.json", {"a": float("nan")})
-        assert directory.read_json("x.json") == {"a": [1, None]} and directory.read_json("y.json") is None
+        assert (
+            directory.read_json("x.json") == {"a": [1, None]}
+            and directory.read_json("y.json") is None
+        )
     assert not [name for name in os.listdir(tmp_path) if ".tmp-" in name]
 
 

@@ -1,8 +1,10 @@
-"""Names to files: finds every image of a data set, its class, and the side it is bound to, without opening any.
+"""Names to files: finds every image of a data set, its class, and the side it is bound to, without
+opening any.
 
-An image is a regular file in a class folder (or deeper) whose suffix `keras.utils.image_dataset_from_directory` takes,
-or `.webp`. Hidden and system files and other suffixes are ignored and counted. `--data_dir` and its class folders may
-be links; a link to a file must stay inside, and links to deeper folders are not followed: no walk runs in circles.
+An image is a regular file in a class folder (or deeper) whose suffix
+`keras.utils.image_dataset_from_directory` takes, or `.webp`. Hidden and system files and other
+suffixes are ignored and counted. `--data_dir` and its class folders may be links; a link to a file
+must stay inside, and links to deeper folders are not followed: no walk runs in circles.
 """
 
 import dataclasses
@@ -21,7 +23,9 @@ _SIDE_FOLDERS = ("train", "validation", "val", "valid", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """Where a named data set comes from, what it must be, and the folder and number of images it holds."""
+    """Where a named data set comes from, what it must be, and the folder and number of images it
+    holds.
+    """
 
     url: str
     size: int | None
@@ -32,12 +36,20 @@ class Archive:
 
 ARCHIVES = {
     "tf_flowers": Archive(
-        "https://storage.googleapis.com/download.tensorflow.org/example_images/flower_photos.tgz", 228_813_984,
-        "4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c", "flower_photos", {"": 3670}),
+        "https://storage.googleapis.com/download.tensorflow.org/example_images/flower_photos.tgz",
+        228_813_984,
+        "4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c",
+        "flower_photos",
+        {"": 3670},
+    ),
     # No hash is known: HTTPS, the checksums inside the zip, and these counts stand in for it.
     "cats_vs_dogs": Archive(
-        "https://storage.googleapis.com/mledu-datasets/cats_and_dogs_filtered.zip", None, None,
-        "cats_and_dogs_filtered", {"train": 2000, "validation": 1000}),
+        "https://storage.googleapis.com/mledu-datasets/cats_and_dogs_filtered.zip",
+        None,
+        None,
+        "cats_and_dogs_filtered",
+        {"train": 2000, "validation": 1000},
+    ),
 }
 
 
@@ -45,8 +57,8 @@ ARCHIVES = {
 class ImageFile:
     """One image: absolute path, name in `split.json`, class, and side.
 
-    `side` is None where the split decides, 'heldout' where it chooses between validation and test, or the side itself.
-    A name that is not UTF-8 carries its bytes as `os.fsdecode` does.
+    `side` is None where the split decides, 'heldout' where it chooses between validation and test,
+    or the side itself. A name that is not UTF-8 carries its bytes as `os.fsdecode` does.
     """
 
     path: str
@@ -59,8 +71,8 @@ class ImageFile:
 class Catalog:
     """All images of a data set, sorted by name.
 
-    `ignored` counts files that are none by their names; `refused` lists (name, reason) of those that cannot be read
-    safely, which the image check reports as bad images.
+    `ignored` counts files that are none by their names; `refused` lists (name, reason) of those
+    that cannot be read safely, which the image check reports as bad images.
     """
 
     classes: tuple[str, ...]
@@ -70,19 +82,24 @@ class Catalog:
     warnings: tuple[str, ...]
 
 
-def find_images(dataset, *, data_dir=None, validation_dir=None, test_dir=None, download_dir, base_url=None):
-    """Returns the `Catalog` of a data set, downloaded or drawn into `download_dir` unless it is there.
+def find_images(
+    dataset, *, data_dir=None, validation_dir=None, test_dir=None, download_dir, base_url=None
+):
+    """Returns the `Catalog` of a data set, downloaded or drawn into `download_dir` unless it is
+    there.
 
     Args:
         dataset: 'tf_flowers', 'cats_vs_dogs', 'drawn_flowers' or 'directory'.
-        data_dir: A folder of class folders, instead of a download; for cats_vs_dogs one that holds train/ and
-            validation/ (and test/), unless `validation_dir` is given.
-        validation_dir, test_dir: Folders of the same classes. Names then begin with train/, validation/ or test/.
+        data_dir: A folder of class folders, instead of a download; for cats_vs_dogs one that holds
+            train/ and validation/ (and test/), unless `validation_dir` is given.
+        validation_dir, test_dir: Folders of the same classes. Names then begin with train/,
+            validation/ or test/.
         base_url: A mirror: what stands before the archive's file name.
 
     Raises:
         UnreachableError: The archive cannot be downloaded.
-        DataError: A folder that is missing, unreadable or not made of classes, or a wrong number of images.
+        DataError: A folder that is missing, unreadable or not made of classes, or a wrong number of
+            images.
         StorageError: `download_dir` cannot be written.
     """
     root = data_dir or _own_root(dataset, download_dir, base_url)
@@ -92,8 +109,10 @@ def find_images(dataset, *, data_dir=None, validation_dir=None, test_dir=None, d
         folders = [os.path.join(root, side) for side in ("train", "validation", "test")]
         folders = folders if os.path.isdir(folders[2]) else folders[:2]
         if data_dir and not all(map(os.path.isdir, folders)):
-            raise DataError(f"--data_dir={data_dir} does not hold train/ and validation/; expected both for "
-                            "cats_vs_dogs; or give --validation_dir too")
+            raise DataError(
+                f"--data_dir={data_dir} does not hold train/ and validation/; expected both for "
+                "cats_vs_dogs; or give --validation_dir too"
+            )
         flags = ("--data_dir",) * 3
     sides = {1: (None,), 2: ("train", "heldout"), 3: ("train", "validation", "test")}[len(folders)]
 
@@ -105,33 +124,49 @@ def find_images(dataset, *, data_dir=None, validation_dir=None, test_dir=None, d
             classes = found
             _check_classes(found, folder, flag)
         elif extra := sorted(set(found) - set(classes)):
-            raise DataError(f"{flag}={folder} has class {extra[0]!r}, which the training images have not; expected "
-                            f"{', '.join(classes[:5])}; remove it or add training images")
-        walk.warnings += [f"class {name!r} has no folder in {folder}" for name in classes if name not in found]
+            raise DataError(
+                f"{flag}={folder} has class {extra[0]!r}, which the training images have not; "
+                f"expected {', '.join(classes[:5])}; remove it or add training images"
+            )
+        walk.warnings += [
+            f"class {name!r} has no folder in {folder}" for name in classes if name not in found
+        ]
         prefix = {None: "", "heldout": "validation/"}.get(side, f"{side}/")
         for name in found:
             count = len(walk.files)
-            walk.images(os.path.join(folder, name), f"{prefix}{name}/", classes.index(name), side, folder)
+            walk.images(
+                os.path.join(folder, name), f"{prefix}{name}/", classes.index(name), side, folder
+            )
             if len(walk.files) == count:
-                raise DataError(f"class {name!r} has 0 images in {folder}; expected {', '.join(_SUFFIXES)} files; "
-                                "add some or remove the folder")
+                raise DataError(
+                    f"class {name!r} has 0 images in {folder}; expected {', '.join(_SUFFIXES)} "
+                    "files; add some or remove the folder"
+                )
     if not data_dir:
         _check_counts(dataset, walk.files, root)
-    return Catalog(tuple(classes), tuple(sorted(walk.files, key=lambda file: file.name)), walk.ignored,
-                   tuple(sorted(walk.refused)), tuple(walk.warnings))
+    return Catalog(
+        tuple(classes),
+        tuple(sorted(walk.files, key=lambda file: file.name)),
+        walk.ignored,
+        tuple(sorted(walk.refused)),
+        tuple(walk.warnings),
+    )
 
 
 def _own_root(dataset, download_dir, base_url):
     """Returns the folder of a named data set, made first where it is not there."""
     if dataset == "drawn_flowers":
         return download.make_folder(
-            os.path.join(download_dir, f"drawn_flowers-{drawn_flowers.VERSION}"), _draw_all)
+            os.path.join(download_dir, f"drawn_flowers-{drawn_flowers.VERSION}"), _draw_all
+        )
     archive = ARCHIVES[dataset]
     file_name = archive.url.rpartition("/")[2]
     unpacked = os.path.join(download_dir, dataset)
     if not os.path.isdir(unpacked):  # once unpacked, the archive itself may go
         url = f"{base_url.rstrip('/')}/{file_name}" if base_url else archive.url
-        path = download.fetch(url, download_dir, file_name, size=archive.size, sha256=archive.sha256)
+        path = download.fetch(
+            url, download_dir, file_name, size=archive.size, sha256=archive.sha256
+        )
         download.unpack(path, unpacked, max_files=20_000, max_bytes=1 << 30)
     return os.path.join(unpacked, archive.folder)
 
@@ -139,39 +174,57 @@ def _own_root(dataset, download_dir, base_url):
 def _draw_all(folder):
     for name in drawn_flowers.CLASSES:
         os.mkdir(os.path.join(folder, name))
-    every = [(name, i) for name in drawn_flowers.CLASSES for i in range(drawn_flowers.IMAGES_PER_CLASS)]
+    every = [
+        (name, i) for name in drawn_flowers.CLASSES for i in range(drawn_flowers.IMAGES_PER_CLASS)
+    ]
     for name, i in tqdm.tqdm(every, "drawing flowers", disable=None):
-        drawn_flowers.write_bmp(os.path.join(folder, name, f"{i:03d}.bmp"), drawn_flowers.draw(name, i))
+        drawn_flowers.write_bmp(
+            os.path.join(folder, name, f"{i:03d}.bmp"), drawn_flowers.draw(name, i)
+        )
 
 
 def _check_counts(dataset, files, root):
     """Raises DataError unless a data set that we made or downloaded is whole."""
-    expected = (ARCHIVES[dataset].num_images if dataset in ARCHIVES
-                else {"": drawn_flowers.IMAGES_PER_CLASS * len(drawn_flowers.CLASSES)})
+    expected = (
+        ARCHIVES[dataset].num_images
+        if dataset in ARCHIVES
+        else {"": drawn_flowers.IMAGES_PER_CLASS * len(drawn_flowers.CLASSES)}
+    )
     for folder, count in expected.items():
         found = sum(file.path.startswith(os.path.join(root, folder)) for file in files)
         if found != count:
             whole = os.path.dirname(root) if dataset in ARCHIVES else root
-            raise DataError(f"{os.path.join(root, folder)} has {found} images; expected {count}; "
-                            f"delete {whole} and run again")
+            raise DataError(
+                f"{os.path.join(root, folder)} has {found} images; expected {count}; "
+                f"delete {whole} and run again"
+            )
 
 
 def _check_classes(classes, folder, flag):
     if len(classes) < 2:
         named = ", ".join(map(repr, classes)) or "no folders"
-        raise DataError(f"{flag}={folder} holds {len(classes)} classes ({named}); "
-                        "expected at least 2 folders of images; did you point one level too high or too low?")
+        raise DataError(
+            f"{flag}={folder} holds {len(classes)} classes ({named}); "
+            "expected at least 2 folders of images; did you point one level too high or too low?"
+        )
     if set(map(str.lower, classes)) <= set(_SIDE_FOLDERS):
         ordered = sorted(classes, key=lambda name: _SIDE_FOLDERS.index(name.lower()))
-        fix = " ".join(f"{flag}={os.path.join(folder, name)}"
-                       for flag, name in zip(("--data_dir", "--validation_dir", "--test_dir"), ordered))
-        raise DataError(f"{flag}={folder} holds {' and '.join(classes)}, which are sides and not classes; use {fix}")
+        fix = " ".join(
+            f"{flag}={os.path.join(folder, name)}"
+            for flag, name in zip(("--data_dir", "--validation_dir", "--test_dir"), ordered)
+        )
+        raise DataError(
+            f"{flag}={folder} holds {' and '.join(classes)}, which are sides and not classes; use "
+            f"{fix}"
+        )
     seen = {}
     for name in classes:
         other = seen.setdefault(unicodedata.normalize("NFC", name).strip().casefold(), name)
         if other != name:
-            raise DataError(f"classes {other!r} and {name!r} in {folder} differ only by case, spaces or encoding; "
-                            "merge or rename them")
+            raise DataError(
+                f"classes {other!r} and {name!r} in {folder} differ only by case, spaces or "
+                "encoding; merge or rename them"
+            )
 
 
 class _Walk:
@@ -181,13 +234,18 @@ class _Walk:
         self.files, self.refused, self.ignored, self.warnings = [], [], 0, []
 
     def class_folders(self, folder, flag):
-        """Returns the sorted names of the class folders of `folder`; whatever else lies there is ignored."""
+        """Returns the sorted names of the class folders of `folder`.
+
+        Whatever else lies there is ignored.
+        """
         try:
             with os.scandir(folder) as entries:
                 entries = list(entries)
         except OSError as error:
-            raise DataError(f"{flag}={folder} cannot be read ({error.strerror}); expected a directory with one folder "
-                            "per class") from error
+            raise DataError(
+                f"{flag}={folder} cannot be read ({error.strerror}); expected a directory with one "
+                "folder per class"
+            ) from error
         real = os.path.realpath(folder)
         names = []
         for entry in entries:
@@ -201,7 +259,8 @@ class _Walk:
 
     def images(self, folder, prefix, label, side, root):
         """Adds every image below a class folder."""
-        inside = (os.path.realpath(root), os.path.realpath(folder))  # the class folder may itself be a link
+        # the class folder may itself be a link
+        inside = (os.path.realpath(root), os.path.realpath(folder))
         pending = [(folder, prefix)]
         while pending:
             folder, prefix = pending.pop()

@@ -26,32 +26,65 @@ class Dataset:
 
 
 def load(config, directory):
-    """Returns the `Dataset` that `config` names; writes `bad_images.csv` and `split.json` to the run directory.
+    """Returns the `Dataset` that `config` names.
+
+    Writes `bad_images.csv` and `split.json` to the run directory.
 
     Raises:
-        DataError: If images are missing, unreadable or bad, or the split written down earlier does not fit them.
+        DataError: If images are missing, unreadable or bad, or the split written down earlier does
+            not fit them.
         UnreachableError: If a download cannot be reached.
     """
     catalog = catalog_lib.find_images(
-        config.dataset, data_dir=config.data_dir, validation_dir=config.validation_dir, test_dir=config.test_dir,
-        download_dir=config.download_dir, base_url=config.download_base_url)
+        config.dataset,
+        data_dir=config.data_dir,
+        validation_dir=config.validation_dir,
+        test_dir=config.test_dir,
+        download_dir=config.download_dir,
+        base_url=config.download_base_url,
+    )
     with progress_bar("checking images", unit="images") as progress:
         checked = image_check.check_images(
-            catalog, config.image_size, config.split_seed, keep_pixels_bytes=config.cache_pixels, progress=progress)
-    write_atomically(directory.file("bad_images.csv"), csv_text(("path", "reason"), [
-        {"path": name, "reason": reason} for name, reason in checked.bad]))
+            catalog,
+            config.image_size,
+            config.split_seed,
+            keep_pixels_bytes=config.cache_pixels,
+            progress=progress,
+        )
+    write_atomically(
+        directory.file("bad_images.csv"),
+        csv_text(
+            ("path", "reason"), [{"path": name, "reason": reason} for name, reason in checked.bad]
+        ),
+    )
     if checked.bad and config.on_bad_image == "error":
         named = "; ".join(f"{name} ({reason})" for name, reason in checked.bad[:5])
-        raise DataError(f"{len(checked.bad)} of {len(catalog.files) + len(catalog.refused)} images cannot be used: {named}; "
-                        f"expected all of them; see {directory.file('bad_images.csv')}, remove them or add "
-                        "--on_bad_image=skip")
+        raise DataError(
+            f"{len(checked.bad)} of {len(catalog.files) + len(catalog.refused)} images cannot be "
+            f"used: {named}; expected all of them; see {directory.file('bad_images.csv')}, remove "
+            "them or add --on_bad_image=skip"
+        )
     files = [catalog.files[index] for index in checked.good]
     names = tuple(file.name for file in files)
     labels = np.array([file.label for file in files], np.int32)
-    sides = split.assign_sides(names, labels.tolist(), checked.fractions.tolist(), checked.sha256s,
-                               [file.side for file in files], catalog.classes, config.split)
-    manifest = split.make_manifest(config.split_seed, config.split, catalog.classes, names, labels, checked.sha256s,
-                                   sides.sides)
+    sides = split.assign_sides(
+        names,
+        labels.tolist(),
+        checked.fractions.tolist(),
+        checked.sha256s,
+        [file.side for file in files],
+        catalog.classes,
+        config.split,
+    )
+    manifest = split.make_manifest(
+        config.split_seed,
+        config.split,
+        catalog.classes,
+        names,
+        labels,
+        checked.sha256s,
+        sides.sides,
+    )
     path = directory.file("split.json")
     if os.path.exists(path):
         split.check_manifest(path, manifest)
@@ -71,29 +104,52 @@ def load(config, directory):
     for side in split.SIDES:
         rows = np.flatnonzero(np.array(sides.sides) == side)
         if side == "train":
-            rows = rows[_kept(labels[rows], [checked.sha256s[row] for row in rows], catalog.classes, config.class_shares)]
-            notes += [f"{np.count_nonzero(labels[rows] == catalog.classes.index(name))} training images of {name} kept by --class_share"
-                      for name in config.class_shares]
+            rows = rows[
+                _kept(
+                    labels[rows],
+                    [checked.sha256s[row] for row in rows],
+                    catalog.classes,
+                    config.class_shares,
+                )
+            ]
+            notes += [
+                f"{np.count_nonzero(labels[rows] == catalog.classes.index(name))} training images "
+                f"of {name} kept by --class_share"
+                for name in config.class_shares
+            ]
         pixels = None if checked.pixels is None else tf.constant(checked.pixels[rows])
-        examples[side] = Examples(tuple(names[row] for row in rows), tuple(files[row].path for row in rows),
-                                  labels[rows], config.image_size, pixels)
-    return Dataset(catalog.classes, examples["train"], examples["validation"], examples["test"], tuple(notes))
+        examples[side] = Examples(
+            tuple(names[row] for row in rows),
+            tuple(files[row].path for row in rows),
+            labels[rows],
+            config.image_size,
+            pixels,
+        )
+    return Dataset(
+        catalog.classes, examples["train"], examples["validation"], examples["test"], tuple(notes)
+    )
 
 
 def _kept(labels, sha256s, classes, shares):
-    """Returns the places of the images that `--class_share` keeps: those whose content's hash, of 1, is below their class's share.
+    """Returns the places of the images that `--class_share` keeps: those whose content's hash, of
+    1, is below their class's share.
 
     Raises:
         UserError: If a class is not there, or none of its images is kept.
     """
     for name in shares:
         if name not in classes:
-            raise UserError(f"--class_share={name}={shares[name]} names no class; expected one of {', '.join(classes[:10])}"
-                            f"{suggestion(name, classes)}")
+            raise UserError(
+                f"--class_share={name}={shares[name]} names no class; expected one of "
+                f"{', '.join(classes[:10])}{suggestion(name, classes)}"
+            )
     fractions = np.array([int(sha256[:16], 16) / 2**64 for sha256 in sha256s])
     kept = fractions < np.array([shares.get(name, 2.0) for name in classes])[labels]
     for name in shares:
         if not kept[labels == classes.index(name)].any():
-            raise UserError(f"--class_share={name}={shares[name]} leaves none of its {np.count_nonzero(labels == classes.index(name))} "
-                            "training images; expected some; raise the share")
+            raise UserError(
+                f"--class_share={name}={shares[name]} leaves none of its "
+                f"{np.count_nonzero(labels == classes.index(name))} training images; expected "
+                "some; raise the share"
+            )
     return np.flatnonzero(kept)

@@ -1,7 +1,7 @@
 """Archives from the network to folders on disk: verified, atomic, cached, and safe to unpack.
 
-A file or folder stands under its final name only when it is complete, because it gets that name by a rename. Two runs
-that want the same one wait for each other.
+A file or folder stands under its final name only when it is complete, because it gets that name by
+a rename. Two runs that want the same one wait for each other.
 """
 
 import contextlib
@@ -36,19 +36,23 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def fetch(url, directory, filename, *, size=None, sha256=None, deadline_seconds=20.0):
-    """Returns the path of `directory/filename`, downloaded unless it is there already, and verified.
+    """Returns the path of `directory/filename`, downloaded unless it is there already, and
+    verified.
 
-    A file somebody put there by hand is verified in full once; after that a marker beside it says what it is.
+    A file somebody put there by hand is verified in full once; after that a marker beside it says
+    what it is.
 
     Args:
         url: https, or http on a loopback address.
         size, sha256: What the file must be, where that is known; else nothing is verified.
-        deadline_seconds: What may be spent in all on waiting for answers and on transfers that stand still. A transfer
-            that runs may take longer.
+        deadline_seconds: What may be spent in all on waiting for answers and on transfers that
+            stand still. A transfer that runs may take longer.
 
     Raises:
-        UnreachableError: Name lookup, connection, TLS, proxy, HTTP 4xx or 5xx, or three broken transfers.
-        DataError: A complete file of the wrong size or hash (kept as `.bad`), or a redirect to another scheme.
+        UnreachableError: Name lookup, connection, TLS, proxy, HTTP 4xx or 5xx, or three broken
+            transfers.
+        DataError: A complete file of the wrong size or hash (kept as `.bad`), or a redirect to
+            another scheme.
         StorageError: The directory cannot be written.
         UserError: A URL that is neither https nor loopback.
     """
@@ -69,14 +73,15 @@ def fetch(url, directory, filename, *, size=None, sha256=None, deadline_seconds=
 def unpack(archive, directory, *, max_files, max_bytes):
     """Returns `directory`, unpacked from a tar or zip archive unless it is there already.
 
-    Only regular files and directories with relative names are written, by our own code; permissions, owners and times
-    of the archive are not kept.
+    Only regular files and directories with relative names are written, by our own code;
+    permissions, owners and times of the archive are not kept.
 
     Raises:
-        DataError: A damaged archive, a link, device, absolute name or `..`, the same name twice, more than `max_files`
-            members or `max_bytes` unpacked. Nothing is left behind.
+        DataError: A damaged archive, a link, device, absolute name or `..`, the same name twice,
+            more than `max_files` members or `max_bytes` unpacked. Nothing is left behind.
         StorageError: The directory cannot be written.
     """
+
     def write(temporary):
         members = _zip_members(archive) if archive.endswith(".zip") else _tar_members(archive)
         bytes_left = max_bytes
@@ -84,19 +89,35 @@ def unpack(archive, directory, *, max_files, max_bytes):
             for count, (name, is_directory, size, stream) in enumerate(members, 1):
                 bytes_left -= size
                 if size < 0 or count > max_files or bytes_left < 0:
-                    raise DataError(f"{archive} holds more than {max_files} members or {max_bytes} bytes; refused")
+                    raise DataError(
+                        f"{archive} holds more than {max_files} members or {max_bytes} bytes; "
+                        "refused"
+                    )
                 _write_member(_safe_path(archive, name, temporary), is_directory, size, stream)
         except (FileExistsError, NotADirectoryError) as error:
             raise DataError(f"{archive} uses one name twice ({name!r}); refused") from error
-        except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError,
-                RuntimeError) as error:  # RuntimeError: an encrypted member, or a method we cannot decompress
-            raise DataError(f"{archive} is damaged or unsafe ({error}); delete it, or put a good one there") from error
+        except (
+            tarfile.TarError,
+            zipfile.BadZipFile,
+            gzip.BadGzipFile,
+            lzma.LZMAError,
+            zlib.error,
+            EOFError,
+            # RuntimeError: an encrypted member, or a method we cannot decompress
+            RuntimeError,
+        ) as error:
+            raise DataError(
+                f"{archive} is damaged or unsafe ({error}); delete it, or put a good one there"
+            ) from error
 
     return make_folder(directory, write)
 
 
 def make_folder(directory, write):
-    """Returns `directory`, filled by `write(temporary_folder)` unless it is there; it is never seen half filled."""
+    """Returns `directory`, filled by `write(temporary_folder)` unless it is there.
+
+    It is never seen half filled.
+    """
     directory = os.path.abspath(directory)
     temporary = f"{directory}.part-{os.getpid()}"
     with locked(directory), _storage(directory):
@@ -112,24 +133,32 @@ def make_folder(directory, write):
 
 @contextlib.contextmanager
 def locked(target):
-    """Holds the lock of `target`, whose directory is made first, and removes what a killed run left of it."""
+    """Holds the lock of `target`, whose directory is made first, and removes what a killed run left
+    of it.
+    """
     directory, name = os.path.split(target)
     with contextlib.ExitStack() as stack:
         with _storage(target):
             os.makedirs(directory, mode=0o700, exist_ok=True)
             status = os.stat(directory)
             if status.st_uid != os.getuid() and status.st_mode & stat.S_IWOTH:
-                raise StorageError(f"{directory} is somebody else's and everybody may write there; choose another directory "
-                                   f"({_CHOICE})")
+                raise StorageError(
+                    f"{directory} is somebody else's and everybody may write there; choose another "
+                    f"directory ({_CHOICE})"
+                )
             lock = stack.enter_context(open(os.path.join(directory, f".{name}.lock"), "w"))
             try:  # flock ends with its process, so a killed run leaves no stale lock
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f"waiting for another run that prepares {target}", file=sys.stderr, flush=True)
+                print(
+                    f"waiting for another run that prepares {target}", file=sys.stderr, flush=True
+                )
                 fcntl.flock(lock, fcntl.LOCK_EX)
             for entry in os.scandir(directory):
                 if entry.name.startswith(f"{name}.part-"):
-                    shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.remove(entry.path)
+                    shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.remove(
+                        entry.path
+                    )
         yield
 
 
@@ -138,13 +167,18 @@ def _storage(target):
     try:
         yield
     except OSError as error:
-        raise StorageError(f"cannot write {target} ({error}); free some space or choose another directory ({_CHOICE})") from error
+        raise StorageError(
+            f"cannot write {target} ({error}); free some space or choose another directory "
+            f"({_CHOICE})"
+        ) from error
 
 
 def _check_url(url, error_class):
     parts = urllib.parse.urlsplit(url)
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
-        raise error_class(f"will not download from {url}; expected https, or http on a loopback address")
+        raise error_class(
+            f"will not download from {url}; expected https, or http on a loopback address"
+        )
 
 
 class _SameSchemeRedirects(urllib.request.HTTPRedirectHandler):
@@ -179,7 +213,9 @@ def _open(url, socket_seconds, answer_seconds):
 
 
 def _transfer(url, target, part, size, deadline_seconds):
-    """Writes the answer of `url` to `part`, or decides within the deadline that it cannot be reached."""
+    """Writes the answer of `url` to `part`, or decides within the deadline that it cannot be
+    reached.
+    """
     patience = deadline_seconds / 6  # for one receive, and for each next block
     left = deadline_seconds
     reason = "no answer"
@@ -206,7 +242,9 @@ def _transfer(url, target, part, size, deadline_seconds):
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = getattr(error, "reason", None) or error
             break
-    raise UnreachableError(f"cannot reach {url} ({reason}); download it elsewhere and put it at {target}")
+    raise UnreachableError(
+        f"cannot reach {url} ({reason}); download it elsewhere and put it at {target}"
+    )
 
 
 class _Broken(Exception):
@@ -218,9 +256,17 @@ def _copy(response, target, part, size, patience, idle_since):
     length = int(response.headers.get("Content-Length") or 0)
     limit = 2 * size + (1 << 20) if size else 1 << 32  # an endless answer must not fill the disk
     received = 0
-    with _storage(target), open(part, "wb") as file, tqdm.tqdm(
-            total=size or length or None, desc=os.path.basename(target), unit="B", unit_scale=True,
-            disable=None) as progress:
+    with (
+        _storage(target),
+        open(part, "wb") as file,
+        tqdm.tqdm(
+            total=size or length or None,
+            desc=os.path.basename(target),
+            unit="B",
+            unit_scale=True,
+            disable=None,
+        ) as progress,
+    ):
         idle_since[0] = time.monotonic()
         next_block = 0
         while True:
@@ -234,7 +280,9 @@ def _copy(response, target, part, size, patience, idle_since):
             progress.update(len(data))
             received += len(data)
             if received > limit:
-                raise DataError(f"{response.url} sends more than {limit} bytes; expected {size or 'fewer'}")
+                raise DataError(
+                    f"{response.url} sends more than {limit} bytes; expected {size or 'fewer'}"
+                )
             if received >= next_block:
                 next_block, idle_since[0] = received + _BLOCK, time.monotonic()
             elif time.monotonic() - idle_since[0] > patience:
@@ -254,10 +302,14 @@ def _verify(path, target, size, sha256):
             return target
         found_size = os.path.getsize(path)
         if path == target:  # cached: the marker spares us the hash
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(marker) as file:
+            with (
+                contextlib.suppress(OSError, ValueError, KeyError, TypeError),
+                open(marker) as file,
+            ):
                 known = json.load(file)
-                if (known["size"] == found_size == (size or found_size)
-                        and known["sha256"] == (sha256 or known["sha256"])):
+                if known["size"] == found_size == (size or found_size) and known["sha256"] == (
+                    sha256 or known["sha256"]
+                ):
                     return target
         found = hashlib.sha256()
         with open(path, "rb") as file:
@@ -266,9 +318,11 @@ def _verify(path, target, size, sha256):
         found = found.hexdigest()
         if found_size != (size or found_size) or found != (sha256 or found):
             os.replace(path, f"{target}.bad")
-            raise DataError(f"{target} has {found_size} bytes and SHA-256 {found}; expected "
-                            f"{size or 'any number of'} bytes and SHA-256 {sha256 or 'any'}; "
-                            f"kept as {target}.bad, run again or put a good file there")
+            raise DataError(
+                f"{target} has {found_size} bytes and SHA-256 {found}; expected "
+                f"{size or 'any number of'} bytes and SHA-256 {sha256 or 'any'}; "
+                f"kept as {target}.bad, run again or put a good file there"
+            )
         os.replace(path, target)
         with open(f"{marker}.part-{os.getpid()}", "w") as file:
             json.dump({"size": found_size, "sha256": found}, file)
@@ -277,28 +331,54 @@ def _verify(path, target, size, sha256):
 
 
 def _tar_members(archive):
-    """Yields (name, is a directory, bytes, function that opens it) of each member of a tar archive."""
+    """Yields (name, is a directory, bytes, function that opens it) of a tar archive's members."""
     with tarfile.open(archive) as tar:
         for member in tar:
-            tarfile.data_filter(member, os.path.abspath(os.sep + "nowhere"))  # Python's own rules as well as ours
-            if not (member.isdir() or member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)) or member.issparse():
-                raise DataError(f"{archive} holds {member.name!r}, which is no regular file or directory; refused")
-            yield member.name, member.isdir(), member.size, lambda member=member: tar.extractfile(member)
+            # Python's own rules as well as ours
+            tarfile.data_filter(member, os.path.abspath(os.sep + "nowhere"))
+            if (
+                not (member.isdir() or member.type in (tarfile.REGTYPE, tarfile.AREGTYPE))
+                or member.issparse()
+            ):
+                raise DataError(
+                    f"{archive} holds {member.name!r}, which is no regular file or directory; "
+                    "refused"
+                )
+            yield (
+                member.name,
+                member.isdir(),
+                member.size,
+                lambda member=member: tar.extractfile(member),
+            )
 
 
 def _zip_members(archive):
-    """Yields (name, is a directory, bytes, function that opens it) of each member of a zip archive."""
+    """Yields (name, is a directory, bytes, function that opens it) of a zip archive's members."""
     with zipfile.ZipFile(archive) as file:
         for member in file.infolist():
             if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise DataError(f"{archive} holds {member.filename!r}, which is no regular file or directory; refused")
-            yield member.filename, member.is_dir(), member.file_size, lambda member=member: file.open(member)
+                raise DataError(
+                    f"{archive} holds {member.filename!r}, which is no regular file or directory; "
+                    "refused"
+                )
+            yield (
+                member.filename,
+                member.is_dir(),
+                member.file_size,
+                lambda member=member: file.open(member),
+            )
 
 
 def _safe_path(archive, name, directory):
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    if (name.startswith("/") or "\\" in name or "\0" in name or ".." in parts or ":" in name.split("/")[0]
-            or any(len(os.fsencode(part)) > 255 for part in parts)):
+    if (
+        name.startswith("/")
+        or "\\" in name
+        or "\0" in name
+        or ".." in parts
+        or ":" in name.split("/")[0]
+        or any(len(os.fsencode(part)) > 255 for part in parts)
+    ):
         raise DataError(f"{archive} holds {name!r}, which is no safe relative name; refused")
     return os.path.join(directory, *parts)
 

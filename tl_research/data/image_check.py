@@ -1,8 +1,8 @@
 """Reads, checks, hashes and decodes every image once, before anything is decided from the files.
 
-Pixels are those of `keras.utils.image_dataset_from_directory`, rounded to uint8: decoded to RGB, resized bilinearly
-without keeping the aspect ratio. EXIF rotation is ignored, as there; of an animation the first frame is taken; an alpha
-channel is dropped and 16-bit samples are reduced.
+Pixels are those of `keras.utils.image_dataset_from_directory`, rounded to uint8: decoded to RGB,
+resized bilinearly without keeping the aspect ratio. EXIF rotation is ignored, as there; of an
+animation the first frame is taken; an alpha channel is dropped and 16-bit samples are reduced.
 """
 
 import collections
@@ -23,33 +23,53 @@ import tensorflow as tf
 
 from tl_research.data import split
 
-FORMATS = {"JPEG": (".jpg", ".jpeg"), "MPO": (".jpg", ".jpeg"), "PNG": (".png",), "GIF": (".gif",), "BMP": (".bmp",),
-           "WEBP": (".webp",)}
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg"),
+    "MPO": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "WEBP": (".webp",),
+}
 MAX_PIXELS = 89_478_485  # Pillow's own limit; a 48 kB GIF can claim more and would be allocated
-BOMB_PIXELS, BOMB_PIXELS_PER_BYTE = 1 << 24, 200  # more than either at once: no photograph, but memory for a few bytes
+# more than either at once: no photograph, but memory for a few bytes
+BOMB_PIXELS, BOMB_PIXELS_PER_BYTE = 1 << 24, 200
 MAX_BYTES = 1 << 28
-_SIGNATURES = {"PNG": rb"\x89PNG", "JPEG": rb"\xff\xd8\xff", "GIF": rb"GIF8", "BMP": rb"BM.{4}\0{4}", "WebP": rb"RIFF.{4}WEBP"}
+_SIGNATURES = {
+    "PNG": rb"\x89PNG",
+    "JPEG": rb"\xff\xd8\xff",
+    "GIF": rb"GIF8",
+    "BMP": rb"BM.{4}\0{4}",
+    "WebP": rb"RIFF.{4}WEBP",
+}
 _EXIF_ORIENTATION = 0x0112
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckedImages:
-    """What the check found; the arrays have one row for each good file, in the order of the catalog."""
+    """What the check found; the arrays have one row for each good file, in the order of the
+    catalog.
+    """
 
     good: np.ndarray  # int64 [N], places of the good files in the catalog
     sha256s: tuple[str, ...]  # SHA-256 of each file's bytes, hexadecimal
     fractions: np.ndarray  # float64 [N], see `tl_research.data.split`
-    pixels: np.ndarray | None  # uint8 [N, image_size, image_size, 3], or None where they were not to be kept
+    # uint8 [N, image_size, image_size, 3], or None where they were not to be kept
+    pixels: np.ndarray | None
     bad: list  # [(name, reason)] of all other files, sorted by name
     traits: dict  # {what is said of good files that are not as one might think: how many they are}
     smallest: tuple[int, int] | None  # (width, height) of the good file with the fewest pixels
 
 
 def make_decoder(image_size):
-    """Returns a function from the bytes of an image file, a scalar string tensor, to uint8 [image_size, image_size, 3]."""
+    """Returns a function from the bytes of an image file, a scalar string tensor, to uint8
+    [image_size, image_size, 3].
+    """
+
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
     def decode(data):
         return tf.cast(resized(decode_image(data), image_size), tf.uint8)
+
     return decode
 
 
@@ -61,12 +81,15 @@ def decode_image(data):
 
 
 def resized(images, image_size):
-    """Returns images [..., H, W, 3] in 0..255 as training sees them: [..., image_size, image_size, 3], float32 whole numbers."""
+    """Returns images [..., H, W, 3] in 0..255 as training sees them: [..., image_size, image_size,
+    3], float32 whole numbers.
+    """
     return tf.round(tf.image.resize(images, [image_size, image_size], method="bilinear"))
 
 
 def load_image(path, decode):
-    """Returns (uint8 pixels, the file's bytes, what is to be said of it, (width, height) before it was resized).
+    """Returns (uint8 pixels, the file's bytes, what is to be said of it, (width, height) before it
+    was resized).
 
     Args:
         path: Of the file, which is checked before anything is decoded.
@@ -85,8 +108,13 @@ def load_image(path, decode):
         raise BadImage(_decode_reason(data, error)) from error
 
 
-def check_images(catalog, image_size, split_seed, *, keep_pixels_bytes, progress=lambda done, total: None):
-    """Returns `CheckedImages` for the files of a catalog; pixels are kept where they fit in `keep_pixels_bytes`."""
+def check_images(
+    catalog, image_size, split_seed, *, keep_pixels_bytes, progress=lambda done, total: None
+):
+    """Returns `CheckedImages` for the files of a catalog.
+
+    Pixels are kept where they fit in `keep_pixels_bytes`.
+    """
     files = catalog.files
     decode = make_decoder(image_size)
     keep = len(files) * image_size * image_size * 3 <= keep_pixels_bytes
@@ -100,11 +128,18 @@ def check_images(catalog, image_size, split_seed, *, keep_pixels_bytes, progress
             return str(error), None, None, (), None
         if keep:
             pixels[index] = image
-        return None, split.content_sha256(data), split.split_fraction(split_seed, data), traits, size
+        return (
+            None,
+            split.content_sha256(data),
+            split.split_fraction(split_seed, data),
+            traits,
+            size,
+        )
 
     results = []
     with concurrent.futures.ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
-        for start in range(0, len(files), 256):  # in slices, so that a million files do not wait in the queue at once
+        # in slices, so that a million files do not wait in the queue at once
+        for start in range(0, len(files), 256):
             results += pool.map(check, range(start, min(start + 256, len(files))))
             progress(len(results), len(files))
     good = np.array([i for i, result in enumerate(results) if result[0] is None], np.int64)
@@ -112,9 +147,20 @@ def check_images(catalog, image_size, split_seed, *, keep_pixels_bytes, progress
     if keep and len(good) < len(files):
         pixels = pixels[good]
     traits = collections.Counter(trait for result in results for trait in result[3])
-    smallest = min((result[4] for result in results if result[4]), key=lambda size: size[0] * size[1], default=None)
-    return CheckedImages(good, tuple(results[i][1] for i in good), np.array([results[i][2] for i in good], np.float64), pixels,
-                         sorted(bad + list(catalog.refused)), dict(sorted(traits.items())), smallest)
+    smallest = min(
+        (result[4] for result in results if result[4]),
+        key=lambda size: size[0] * size[1],
+        default=None,
+    )
+    return CheckedImages(
+        good,
+        tuple(results[i][1] for i in good),
+        np.array([results[i][2] for i in good], np.float64),
+        pixels,
+        sorted(bad + list(catalog.refused)),
+        dict(sorted(traits.items())),
+        smallest,
+    )
 
 
 class BadImage(Exception):
@@ -135,45 +181,72 @@ def _read(path):
 
 
 def _check_header(data, path):
-    """Checks type and size before anything is decoded; returns (what is to be said of the file, (width, height))."""
+    """Checks type and size before anything is decoded.
+
+    Returns (what is to be said of the file, (width, height)).
+    """
     suffix = os.path.splitext(path)[1].lower()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit is checked below
             with PIL.Image.open(io.BytesIO(data)) as image:
                 image_format, mode, (width, height) = image.format, image.mode, image.size
-                animated, rotated = image_format in ("PNG", "WEBP") and getattr(image, "is_animated", False), False
-                if image_format in ("JPEG", "MPO", "WEBP"):  # of others Pillow would decode the whole to look for it
+                animated, rotated = (
+                    image_format in ("PNG", "WEBP") and getattr(image, "is_animated", False),
+                    False,
+                )
+                # of others Pillow would decode the whole to look for it
+                if image_format in ("JPEG", "MPO", "WEBP"):
                     with contextlib.suppress(Exception):
                         rotated = image.getexif().get(_EXIF_ORIENTATION) in range(2, 9)
     except PIL.Image.DecompressionBombError as error:
         raise BadImage(f"more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # Pillow's plugins raise whatever their parsers do
         start = data[:512].lstrip().lower()
-        damaged = next((name for name, signature in _SIGNATURES.items() if re.match(signature, data, re.DOTALL)), None)
+        damaged = next(
+            (
+                name
+                for name, signature in _SIGNATURES.items()
+                if re.match(signature, data, re.DOTALL)
+            ),
+            None,
+        )
         if damaged:
             raise BadImage(f"damaged {damaged} image") from error
-        kind = ("SVG text" if b"<svg" in start else "HTML or XML text" if start.startswith((b"<!doctype", b"<html", b"<?xml"))
-                else "HEIC image" if data[4:8] == b"ftyp" else "no known image format")
+        kind = (
+            "SVG text"
+            if b"<svg" in start
+            else "HTML or XML text"
+            if start.startswith((b"<!doctype", b"<html", b"<?xml"))
+            else "HEIC image"
+            if data[4:8] == b"ftyp"
+            else "no known image format"
+        )
         raise BadImage(f"{kind} named {suffix or 'without a suffix'}") from error
     if image_format not in FORMATS:
         raise BadImage(f"{image_format} image; expected JPEG, PNG, GIF, BMP or WebP")
-    pixels, what = max(width * height, _gif_pixels(data) if image_format == "GIF" else 0), f"{width} x {height} pixels"
+    pixels, what = (
+        max(width * height, _gif_pixels(data) if image_format == "GIF" else 0),
+        f"{width} x {height} pixels",
+    )
     if pixels > width * height:
         what += f", {pixels:,} in all frames"
     if pixels > MAX_PIXELS:
         raise BadImage(f"{what}; at most {MAX_PIXELS:,}")
     if pixels > BOMB_PIXELS and pixels > BOMB_PIXELS_PER_BYTE * len(data):
         raise BadImage(f"{what} in {len(data):,} bytes; at most {BOMB_PIXELS_PER_BYTE} a byte")
-    traits = {"named as another format; decoded by content": suffix not in FORMATS[image_format],
-              "animated; the first frame is used": animated or pixels > width * height,
-              "rotated by EXIF, which is ignored": rotated,
-              "not in 8-bit RGB; converted, without alpha": mode != "RGB" or (image_format == "PNG" and data[24] == 16)}
+    traits = {
+        "named as another format; decoded by content": suffix not in FORMATS[image_format],
+        "animated; the first frame is used": animated or pixels > width * height,
+        "rotated by EXIF, which is ignored": rotated,
+        "not in 8-bit RGB; converted, without alpha": mode != "RGB"
+        or (image_format == "PNG" and data[24] == 16),
+    }
     return tuple(trait for trait, there in traits.items() if there), (width, height)
 
 
 def _gif_pixels(data):
-    """Returns the pixels of all frames of a GIF: TensorFlow decodes every one, to keep the first."""
+    """Returns the pixels of all frames of a GIF: TensorFlow decodes each one, to keep the first."""
     total, place = 0, 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
     while place + 10 <= len(data) and data[place] != 0x3B:
         if data[place] == 0x2C:
@@ -192,4 +265,7 @@ def _decode_reason(data, error):
     if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-64:]:
         return "truncated JPEG"
     # Behind TensorFlow's own account of the graph, before the name of the node.
-    return "cannot be decoded: " + error.message.split("\n\t [[")[0].split("[Op:")[0].strip().split("\n")[-1].strip()
+    return (
+        "cannot be decoded: "
+        + error.message.split("\n\t [[")[0].split("[Op:")[0].strip().split("\n")[-1].strip()
+    )

@@ -1,15 +1,16 @@
 """Which side of the split a file stands on, and `split.json`, which records it.
 
-The rule: a file's fraction is the first 8 bytes of SHA-256(split seed, newline, content) over 2^64, and it falls into
-train, validation or test by the cumulative split. So equal contents share a side, and one file more moves no other.
+The rule: a file's fraction is the first 8 bytes of SHA-256(split seed, newline, content) over 2^64,
+and it falls into train, validation or test by the cumulative split. So equal contents share a side,
+and one file more moves no other.
 
-The one exception: where a class would leave a side empty, the content of that class whose fraction is nearest to the
-side's interval goes there (of two equally near the smaller SHA-256), with all its copies, of whatever class, unless
-that empties another side of a class. Classes take their turn in order, and their sides in the order train, validation,
-test.
+The one exception: where a class would leave a side empty, the content of that class whose fraction
+is nearest to the side's interval goes there (of two equally near the smaller SHA-256), with all its
+copies, of whatever class, unless that empties another side of a class. Classes take their turn in
+order, and their sides in the order train, validation, test.
 
-The images of a held-out directory are halved class by class: of its contents in the order of their fractions the first
-half is for validation, the rest for test.
+The images of a held-out directory are halved class by class: of its contents in the order of their
+fractions the first half is for validation, the rest for test.
 """
 
 import collections
@@ -39,16 +40,19 @@ def content_sha256(content):
 
 def split_fraction(seed, content):
     """Returns the number in [0, 1] that decides the side of a file with these bytes."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\n".encode() + content).digest()[:8], "big") / 2**64
+    return (
+        int.from_bytes(hashlib.sha256(f"{seed}\n".encode() + content).digest()[:8], "big") / 2**64
+    )
 
 
 def assign_sides(names, labels, file_fractions, sha256s, fixed_sides, classes, fractions):
     """Returns the `Split` of the files.
 
     Args:
-        names, labels, file_fractions, sha256s: One entry per file: name, place in `classes`, `split_fraction`, and
-            `content_sha256`.
-        fixed_sides: One entry per file: a side, 'heldout' (validation or test), or None (the split decides).
+        names, labels, file_fractions, sha256s: One entry per file: name, place in `classes`,
+            `split_fraction`, and `content_sha256`.
+        fixed_sides: One entry per file: a side, 'heldout' (validation or test), or None (the split
+            decides).
         classes: Names of the classes.
         fractions: Train, validation and test, in sum 1.
 
@@ -56,7 +60,8 @@ def assign_sides(names, labels, file_fractions, sha256s, fixed_sides, classes, f
         DataError: If a class cannot have an image on every side.
     """
     sides = list(fixed_sides)
-    lows = (0.0, fractions[0], fractions[0] + fractions[1], float("inf"))  # rounding must not leave a gap at 1
+    # rounding must not leave a gap at 1
+    lows = (0.0, fractions[0], fractions[0] + fractions[1], float("inf"))
     _decide(sides, dict(zip(SIDES, zip(lows, lows[1:]))), labels, file_fractions, sha256s, classes)
     _halve(sides, labels, file_fractions, sha256s)
 
@@ -66,14 +71,22 @@ def assign_sides(names, labels, file_fractions, sha256s, fixed_sides, classes, f
     leaks = [found for found in places.values() if len({sides[i] for i in found}) > 1]
     warnings = []
     if leaks:
-        examples = "; ".join(" = ".join(_printable(names[i]) for i in found[:2]) for found in leaks[:3])
-        warnings.append(f"{len(leaks)} images stand on more than one side, since the given directories share them "
-                        f"({examples}); accuracies on them are too good")
+        examples = "; ".join(
+            " = ".join(_printable(names[i]) for i in found[:2]) for found in leaks[:3]
+        )
+        warnings.append(
+            f"{len(leaks)} images stand on more than one side, since the given directories share "
+            f"them ({examples}); accuracies on them are too good"
+        )
     for side in SIDES:
         there = {label for label, s in zip(labels, sides) if s == side}
         empty = [_printable(name) for label, name in enumerate(classes) if label not in there]
-        if empty and (side == "train" or not there):  # a class that cannot be learned, or nothing to measure with
-            raise DataError(f"no {side} images of {', '.join(empty[:5])}; expected some; add some or remove the class")
+        # a class that cannot be learned, or nothing to measure with
+        if empty and (side == "train" or not there):
+            raise DataError(
+                f"no {side} images of {', '.join(empty[:5])}; expected some; add some or remove "
+                "the class"
+            )
         if empty:
             warnings.append(f"no {side} images of {', '.join(empty[:5])}")
     return Split(tuple(sides), len(sha256s) - len(places), tuple(warnings))
@@ -88,21 +101,36 @@ def _decide(sides, intervals, labels, file_fractions, sha256s, classes):
     for i in files:
         copies[sha256s[i]].append(i)
         contents[labels[i]][sha256s[i]] = file_fractions[i]
-        side_of[sha256s[i]] = next(s for s, (low, high) in intervals.items() if low <= file_fractions[i] < high)
-    counts = collections.Counter((label, side_of[sha256]) for label in contents for sha256 in contents[label])
+        side_of[sha256s[i]] = next(
+            s for s, (low, high) in intervals.items() if low <= file_fractions[i] < high
+        )
+    counts = collections.Counter(
+        (label, side_of[sha256]) for label in contents for sha256 in contents[label]
+    )
 
     for label in sorted(contents):
         if len(contents[label]) < len(intervals):
-            raise DataError(f"class {classes[label]!r} has {len(contents[label])} different images; expected {len(intervals)} "
-                            "or more, one for each of train, validation and test; add images or remove the class")
+            raise DataError(
+                f"class {classes[label]!r} has {len(contents[label])} different images; expected "
+                f"{len(intervals)} or more, one for each of train, validation and test; add images "
+                "or remove the class"
+            )
         for side, (low, high) in intervals.items():
             if counts[label, side]:
                 continue
-            movable = [(max(low - fraction, fraction - high), sha256) for sha256, fraction in contents[label].items()
-                       if all(counts[other, side_of[sha256]] > 1 for other in {labels[i] for i in copies[sha256]})]
+            movable = [
+                (max(low - fraction, fraction - high), sha256)
+                for sha256, fraction in contents[label].items()
+                if all(
+                    counts[other, side_of[sha256]] > 1
+                    for other in {labels[i] for i in copies[sha256]}
+                )
+            ]
             if not movable:
-                raise DataError(f"class {classes[label]!r} has no image for {side} that another class can spare; "
-                                "equal images share a side; remove the copies or add images")
+                raise DataError(
+                    f"class {classes[label]!r} has no image for {side} that another class can "
+                    "spare; equal images share a side; remove the copies or add images"
+                )
             moved = min(movable)[1]
             for other in {labels[i] for i in copies[moved]}:
                 counts[other, side_of[moved]] -= 1
@@ -113,7 +141,10 @@ def _decide(sides, intervals, labels, file_fractions, sha256s, classes):
 
 
 def _halve(sides, labels, file_fractions, sha256s):
-    """Replaces 'heldout' in `sides` by validation and test, for half of each class's contents; odd ones take turns."""
+    """Replaces 'heldout' in `sides` by validation and test, for half of each class's contents.
+
+    Odd ones take turns.
+    """
     contents = collections.defaultdict(set)  # class -> (fraction, content)
     for label, fraction, sha256, side in zip(labels, file_fractions, sha256s, sides):
         if side == "heldout":
@@ -125,7 +156,8 @@ def _halve(sides, labels, file_fractions, sha256s):
         if odd and lead <= 0:
             num_validation += 1
         lead += (1 if lead <= 0 else -1) * odd
-        left = num_validation - sum(side_of.get(sha256) == "validation" for sha256 in ordered)  # some stand in a class before too
+        # some stand in a class before too
+        left = num_validation - sum(side_of.get(sha256) == "validation" for sha256 in ordered)
         for sha256 in ordered:
             if sha256 not in side_of:
                 side_of[sha256] = "validation" if left > 0 else "test"
@@ -137,10 +169,16 @@ def _halve(sides, labels, file_fractions, sha256s):
 
 def make_manifest(seed, fractions, classes, names, labels, sha256s, sides):
     """Returns the content of `split.json`, files in the order of their names."""
-    files = [{"path": name, "class": classes[label], "sha256": sha256, "side": side}
-             for name, label, sha256, side in zip(names, labels, sha256s, sides)]
-    return {"seed": seed, "fractions": list(fractions), "classes": list(classes),
-            "files": sorted(files, key=lambda file: file["path"])}
+    files = [
+        {"path": name, "class": classes[label], "sha256": sha256, "side": side}
+        for name, label, sha256, side in zip(names, labels, sha256s, sides)
+    ]
+    return {
+        "seed": seed,
+        "fractions": list(fractions),
+        "classes": list(classes),
+        "files": sorted(files, key=lambda file: file["path"]),
+    }
 
 
 def write_manifest(path, manifest):
@@ -166,10 +204,15 @@ def check_manifest(path, manifest):
         before = {entry["path"]: entry for entry in known["files"]}
         settings = {key: known[key] for key in ("seed", "fractions", "classes")}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"cannot read {path} ({error!r}); expected a split; take a new --workdir") from error
+        raise DataError(
+            f"cannot read {path} ({error!r}); expected a split; take a new --workdir"
+        ) from error
     for key, value in settings.items():
         if value != manifest[key]:
-            raise DataError(f"split.json was made with {key} {value}, now it is {manifest[key]}; take a new --workdir")
+            raise DataError(
+                f"split.json was made with {key} {value}, now it is {manifest[key]}; take a new "
+                "--workdir"
+            )
     now = {entry["path"]: entry for entry in manifest["files"]}
     differences = {
         "missing": [name for name in before if name not in now],
@@ -179,8 +222,10 @@ def check_manifest(path, manifest):
     if any(differences.values()):
         counts = ", ".join(f"{len(names)} {kind}" for kind, names in differences.items() if names)
         examples = ", ".join(_printable(name) for name in sum(differences.values(), [])[:5])
-        raise DataError(f"split.json does not match --data_dir: {counts} ({examples}); "
-                        "restore the files or take a new --workdir")
+        raise DataError(
+            f"split.json does not match --data_dir: {counts} ({examples}); "
+            "restore the files or take a new --workdir"
+        )
 
 
 def _printable(name):

@@ -1,8 +1,10 @@
-"""Augmentation as one affine resample and one affine colour step, from draws that belong to the example.
+"""Augmentation as one affine resample and one affine colour step, from draws that belong to the
+example.
 
-A draw is a row of uniform numbers, one column for each operation. Where they come from decides what is repeatable: the
-loop takes row i of a table that depends on (seed, view or epoch) alone, so an image's augmentation depends neither on
-the batch it is in nor on the step. Factors mean what they mean in the Keras layer of the same name.
+A draw is a row of uniform numbers, one column for each operation. Where they come from decides what
+is repeatable: the loop takes row i of a table that depends on (seed, view or epoch) alone, so an
+image's augmentation depends neither on the batch it is in nor on the step. Factors mean what they
+mean in the Keras layer of the same name.
 """
 
 import math
@@ -15,11 +17,13 @@ COLUMNS = ("flip", "rotation", "zoom", "translation_y", "translation_x", "bright
 
 @keras.saving.register_keras_serializable(package="tl_research")
 class Augmentation(keras.layers.Layer):
-    """Randomly flips, rotates, zooms, shifts, brightens and stretches the contrast of images when `training=True`.
+    """Randomly flips, rotates, zooms, shifts, brightens and stretches the contrast of images when
+    `training=True`.
 
-    The geometric operations are composed into one transform and resampled once (bilinear, edges reflected), in the
-    order flip, rotation, zoom, translation; then pixels are mapped by `contrast * (x - mean) + mean + brightness` and
-    clipped to 0..255, where mean is each channel's own. With one operation this equals the Keras layer.
+    The geometric operations are composed into one transform and resampled once (bilinear, edges
+    reflected), in the order flip, rotation, zoom, translation; then pixels are mapped by `contrast
+    * (x - mean) + mean + brightness` and clipped to 0..255, where mean is each channel's own. With
+    one operation this equals the Keras layer.
 
     Args:
         factors: {operation: factor}, see `tl_research.config.AUGMENTATIONS`.
@@ -30,8 +34,8 @@ class Augmentation(keras.layers.Layer):
         super().__init__(dtype="float32", **kwargs)
         self.factors, self.seed = dict(factors), seed
         self._seeds = keras.random.SeedGenerator(seed)
-        # XLA also on a CPU, where it is slower for convolutions: gathering and mixing pixels becomes one loop, 2 to 5 times as
-        # fast as TensorFlow's ImageProjectiveTransformV3.
+        # XLA also on a CPU, where it is slower for convolutions: gathering and mixing pixels
+        # becomes one loop, 2 to 5 times as fast as TensorFlow's ImageProjectiveTransformV3.
         self._compiled = tf.function(self._apply, jit_compile=True)
 
     def get_config(self):
@@ -42,7 +46,9 @@ class Augmentation(keras.layers.Layer):
     def call(self, images, training=False):
         if not training or not self.factors:
             return images
-        return self.apply_draws(images, keras.random.uniform((tf.shape(images)[0], len(COLUMNS)), seed=self._seeds))
+        return self.apply_draws(
+            images, keras.random.uniform((tf.shape(images)[0], len(COLUMNS)), seed=self._seeds)
+        )
 
     def apply_draws(self, images, draws):
         """Returns augmented images.
@@ -63,7 +69,9 @@ class Augmentation(keras.layers.Layer):
         if {"brightness", "contrast"} & set(self.factors):
             mean = tf.reduce_mean(images, axis=(1, 2), keepdims=True)
             contrast = 1.0 + self._symmetric(draws, "contrast", "contrast")[:, None, None, None]
-            brightness = 255.0 * self._symmetric(draws, "brightness", "brightness")[:, None, None, None]
+            brightness = (
+                255.0 * self._symmetric(draws, "brightness", "brightness")[:, None, None, None]
+            )
             images = tf.clip_by_value(contrast * (images - mean) + mean + brightness, 0.0, 255.0)
         return images
 
@@ -72,27 +80,38 @@ class Augmentation(keras.layers.Layer):
         return (2.0 * draws[:, COLUMNS.index(column)] - 1.0) * self.factors.get(operation, 0.0)
 
     def transforms(self, draws, height, width):
-        """Returns float32 [B, 6]: the rows of the matrices that take an output pixel (x, y, 1) to where it is read."""
-        flip = draws[:, COLUMNS.index("flip")] < 0.5 if "flip" in self.factors else tf.zeros_like(draws[:, 0], tf.bool)
+        """Returns float32 [B, 6]: the rows of the matrices that take an output pixel (x, y, 1) to
+        where it is read.
+        """
+        flip = (
+            draws[:, COLUMNS.index("flip")] < 0.5
+            if "flip" in self.factors
+            else tf.zeros_like(draws[:, 0], tf.bool)
+        )
         mirror = tf.where(flip, -1.0, 1.0)
         angle = 2.0 * math.pi * self._symmetric(draws, "rotation", "rotation")
         zoom = 1.0 + self._symmetric(draws, "zoom", "zoom")
         shift_x = width * self._symmetric(draws, "translation_x", "translation")
         shift_y = height * self._symmetric(draws, "translation_y", "translation")
-        # About the centre c: p_in = F R Z (p_out - shift - c) + c; F mirrors x, R rotates, Z scales.
+        # About the centre c: p_in = F R Z (p_out - shift - c) + c; F mirrors x, R rotates, Z
+        # scales.
         a, b = mirror * tf.cos(angle) * zoom, -mirror * tf.sin(angle) * zoom
         c, d = tf.sin(angle) * zoom, tf.cos(angle) * zoom
         center_x, center_y = (width - 1) / 2, (height - 1) / 2
         left, top = -shift_x - center_x, -shift_y - center_y
-        return tf.stack([a, b, a * left + b * top + center_x, c, d, c * left + d * top + center_y], axis=1)
+        return tf.stack(
+            [a, b, a * left + b * top + center_x, c, d, c * left + d * top + center_y], axis=1
+        )
 
 
 def resample(images, transforms):
-    """Returns images read where affine transforms say, bilinearly, with their edges reflected (d c b a | a b c d | d c b a).
+    """Returns images read where affine transforms say, bilinearly, with their edges reflected (d c
+    b a | a b c d | d c b a).
 
     Args:
         images: [B, H, W, C], any type, H and W known.
-        transforms: float32 [B, 6], the rows of the matrices that take an output pixel (x, y, 1) to where it is read.
+        transforms: float32 [B, 6], the rows of the matrices that take an output pixel (x, y, 1) to
+            where it is read.
 
     Returns:
         float32 [B, H, W, C].
@@ -102,11 +121,16 @@ def resample(images, transforms):
     a, b, c, d, e, f = (column[:, None, None] for column in tf.unstack(transforms, axis=1))
     pixels = tf.reshape(images, [-1, channels])
     first = tf.range(tf.shape(images)[0])[:, None, None] * (height * width)
-    (left, right, x), (top, bottom, y) = _neighbours(a * xs + b * ys + c, width), _neighbours(d * xs + e * ys + f, height)
+    (left, right, x), (top, bottom, y) = (
+        _neighbours(a * xs + b * ys + c, width),
+        _neighbours(d * xs + e * ys + f, height),
+    )
 
     def row(y):
         """Returns what is read in one row of pixels, mixed from the two neighbours."""
-        one, other = (tf.cast(tf.gather(pixels, first + y * width + x), tf.float32) for x in (left, right))
+        one, other = (
+            tf.cast(tf.gather(pixels, first + y * width + x), tf.float32) for x in (left, right)
+        )
         return one + (other - one) * x[..., None]
 
     upper = row(top)
@@ -114,7 +138,9 @@ def resample(images, transforms):
 
 
 def _neighbours(coordinates, size):
-    """Returns the pixels before and after each reflected coordinate, int32, and how far it is from the first to the second."""
+    """Returns the pixels before and after each reflected coordinate, int32, and how far it is from
+    the first to the second.
+    """
     period = tf.math.floormod(coordinates + 0.5, 2.0 * size)  # of size pixels and their reflection
     inside = tf.clip_by_value(tf.minimum(period, 2.0 * size - period) - 0.5, 0.0, size - 1.0)
     before = tf.floor(inside)

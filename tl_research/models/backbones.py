@@ -1,6 +1,8 @@
-"""The one table of backbones: what each expects, where its weights come from, and its blocks from input to output.
+"""The one table of backbones: what each expects, where its weights come from, and its blocks from
+input to output.
 
-Importing this module imports neither TensorFlow nor Keras, so that a configuration can check names quickly.
+Importing this module imports neither TensorFlow nor Keras, so that a configuration can check names
+quickly.
 """
 
 import contextlib
@@ -20,12 +22,16 @@ class BackboneSpec:
 
     name: str  # the constructor in `keras.applications`, and the value of `--backbone`
     family: str  # its module in `keras.applications`; `efficientnet_lite` is ours
-    preprocessing: str  # mode of `models.preprocessing.Preprocessing`; `raw`: the model holds its own
+    # mode of `models.preprocessing.Preprocessing`; `raw`: the model holds its own
+    preprocessing: str
     min_image_size: int  # smallest accepted side of the input, in pixels
-    # regex matched at the start of layer names. The group that matched names the block; the text of group `block` is the name itself
+    # regex matched at the start of layer names. The group that matched names the block; the text of
+    # group `block` is the name itself
     blocks: str
-    match_ends_block: bool  # whether the matching layer is the last of its block instead of the first
-    weights_file: str  # name in Keras' cache, without top; `{size}` where it depends on the image size
+    # whether the matching layer is the last of its block instead of the first
+    match_ends_block: bool
+    # name in Keras' cache, without top; `{size}` where it depends on the image size
+    weights_file: str
     weights_url: str  # where Keras downloads it from
 
 
@@ -34,31 +40,85 @@ _EFFICIENTNET = r"(?P<stem>stem_)|(?P<top>top_)|(?P<block>block\d+[a-z])_"
 _KERNELS = "_weights_tf_dim_ordering_tf_kernels_notop.h5"
 # family: preprocessing, smallest image size, blocks, match_ends_block, folder of the weights
 _FAMILIES = {
-    "mobilenet_v2": ("tf", 32, r"(?P<stem>Conv1|bn_Conv1)|(?P<top>Conv_1|out_relu)|(?P<block>expanded_conv|block_\d+)_", False,
-                     _URL + "mobilenet_v2/"),
-    "mobilenet_v3": ("raw", 32, r"(?P<stem>conv(?:_bn)?$)|(?P<top>conv_1)|(?P<block>expanded_conv(?:_\d+)?)_", False,
-                     _URL + "mobilenet_v3/"),
-    "efficientnet": ("raw", 32, _EFFICIENTNET, False, "https://storage.googleapis.com/keras-applications/"),
+    "mobilenet_v2": (
+        "tf",
+        32,
+        r"(?P<stem>Conv1|bn_Conv1)|(?P<top>Conv_1|out_relu)|(?P<block>expanded_conv|block_\d+)_",
+        False,
+        _URL + "mobilenet_v2/",
+    ),
+    "mobilenet_v3": (
+        "raw",
+        32,
+        r"(?P<stem>conv(?:_bn)?$)|(?P<top>conv_1)|(?P<block>expanded_conv(?:_\d+)?)_",
+        False,
+        _URL + "mobilenet_v3/",
+    ),
+    "efficientnet": (
+        "raw",
+        32,
+        _EFFICIENTNET,
+        False,
+        "https://storage.googleapis.com/keras-applications/",
+    ),
     "efficientnet_v2": ("raw", 32, _EFFICIENTNET, False, _URL + "efficientnet_v2/"),
     "efficientnet_lite": ("lite", 32, _EFFICIENTNET, False, ""),
-    "resnet": ("caffe", 32, r"(?P<conv1>conv1_|pool1_)|(?P<block>conv\d_block\d+)_", False, _URL + "resnet/"),
-    "resnet_v2": ("tf", 32, r"(?P<conv1>conv1_|pool1_)|(?P<post>post_)|(?P<block>conv\d_block\d+)_", False, _URL + "resnet/"),
+    "resnet": (
+        "caffe",
+        32,
+        r"(?P<conv1>conv1_|pool1_)|(?P<block>conv\d_block\d+)_",
+        False,
+        _URL + "resnet/",
+    ),
+    "resnet_v2": (
+        "tf",
+        32,
+        r"(?P<conv1>conv1_|pool1_)|(?P<post>post_)|(?P<block>conv\d_block\d+)_",
+        False,
+        _URL + "resnet/",
+    ),
     "vgg16": ("caffe", 32, r"(?P<block>block\d)_", False, _URL + "vgg16/"),
     "vgg19": ("caffe", 32, r"(?P<block>block\d)_", False, _URL + "vgg19/"),
-    "convnext": ("raw", 32, r"(?P<top>layer_normalization)|convnext_[a-z]+_"
-                            r"(?:(?P<stem>(?:pre)?stem)|(?P<block>stage_\d_block_\d+|downsampling_block_\d))", False,
-                 _URL + "convnext/"),
-    "densenet": ("torch", 32, r"(?P<conv1>conv1_|pool1$)|(?P<top>bn$)|(?P<block>conv\d_block\d+|pool\d)_", False,
-                 _URL + "densenet/"),
-    "inception_v3": ("tf", 75, r"(?P<stem>max_pooling2d_1$)|(?P<block>mixed\d+)$", True, _URL + "inception_v3/"),
+    "convnext": (
+        "raw",
+        32,
+        r"(?P<top>layer_normalization)|convnext_[a-z]+_"
+        r"(?:(?P<stem>(?:pre)?stem)|(?P<block>stage_\d_block_\d+|downsampling_block_\d))",
+        False,
+        _URL + "convnext/",
+    ),
+    "densenet": (
+        "torch",
+        32,
+        r"(?P<conv1>conv1_|pool1$)|(?P<top>bn$)|(?P<block>conv\d_block\d+|pool\d)_",
+        False,
+        _URL + "densenet/",
+    ),
+    "inception_v3": (
+        "tf",
+        75,
+        r"(?P<stem>max_pooling2d_1$)|(?P<block>mixed\d+)$",
+        True,
+        _URL + "inception_v3/",
+    ),
     "xception": ("tf", 71, r"(?P<block>block\d+)_", False, _URL + "xception/"),
-    "nasnet": ("tf", 32, r"(?P<stem>stem_bn1$)|(?:normal|reduction)_concat_(?P<block>\w+)$", True, _URL + "nasnet/"),
+    "nasnet": (
+        "tf",
+        32,
+        r"(?P<stem>stem_bn1$)|(?:normal|reduction)_concat_(?P<block>\w+)$",
+        True,
+        _URL + "nasnet/",
+    ),
 }
 
 
 def _table():
     rows = [
-        ("MobileNetV2", "mobilenet_v2", "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_{size}_no_top.h5"),
+        (
+            "MobileNetV2",
+            "mobilenet_v2",
+            "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_{size}_no_top.h5",
+        ),
         ("EfficientNetLite0", "efficientnet_lite", ""),
         ("ResNet50V2", "resnet_v2", f"resnet50v2{_KERNELS}"),
         ("VGG16", "vgg16", f"vgg16{_KERNELS}"),
@@ -67,13 +127,24 @@ def _table():
         ("InceptionV3", "inception_v3", f"inception_v3{_KERNELS}"),
         ("Xception", "xception", f"xception{_KERNELS}"),
         ("NASNetMobile", "nasnet", "nasnet_mobile_no_top.h5"),
-        *((f"MobileNetV3{n}", "mobilenet_v3", f"weights_mobilenet_v3_{n.lower()}_224_1.0_float_no_top_v2.h5")
-          for n in ("Small", "Large")),
+        *(
+            (
+                f"MobileNetV3{n}",
+                "mobilenet_v3",
+                f"weights_mobilenet_v3_{n.lower()}_224_1.0_float_no_top_v2.h5",
+            )
+            for n in ("Small", "Large")
+        ),
         *((f"EfficientNetB{n}", "efficientnet", f"efficientnetb{n}_notop.h5") for n in range(8)),
-        *((f"EfficientNetV2{n}", "efficientnet_v2", f"efficientnetv2-{n.lower()}_notop.h5")
-          for n in ("B0", "B1", "B2", "B3", "S", "M", "L")),
+        *(
+            (f"EfficientNetV2{n}", "efficientnet_v2", f"efficientnetv2-{n.lower()}_notop.h5")
+            for n in ("B0", "B1", "B2", "B3", "S", "M", "L")
+        ),
         *((f"ResNet{n}", "resnet", f"resnet{n}{_KERNELS}") for n in (50, 101, 152)),
-        *((f"ConvNeXt{n}", "convnext", f"convnext_{n.lower()}_notop.h5") for n in ("Tiny", "Small", "Base")),
+        *(
+            (f"ConvNeXt{n}", "convnext", f"convnext_{n.lower()}_notop.h5")
+            for n in ("Tiny", "Small", "Base")
+        ),
     ]
     table = {}
     for name, family, file in rows:
@@ -102,16 +173,19 @@ def get_spec(name):
 
 
 def build_backbone(name, image_size, weights="imagenet", seed=0):
-    """Returns a backbone without top: a functional `keras.Model`, images [B, S, S, 3] -> features [B, h, w, C].
+    """Returns a backbone without top: a functional `keras.Model`, images [B, S, S, 3] -> features
+    [B, h, w, C].
 
-    Its input is what `Preprocessing(spec.preprocessing)` returns. Layer names, and with `weights="none"` the values too, are
-    a pure function of the arguments: Keras draws initial weights from global generators and numbers its own layers by what
-    the process built before, so this function sets the global seeds (Python, NumPy, TensorFlow) and numbers from zero.
+    Its input is what `Preprocessing(spec.preprocessing)` returns. Layer names, and with
+    `weights="none"` the values too, are a pure function of the arguments: Keras draws initial
+    weights from global generators and numbers its own layers by what the process built before, so
+    this function sets the global seeds (Python, NumPy, TensorFlow) and numbers from zero.
 
     Args:
         name: A name in `BACKBONES`.
         image_size: Side S of the square input, in pixels.
-        weights: `imagenet`, `none`, or the path of a weights file (see `weights.load_weights_file`).
+        weights: `imagenet`, `none`, or the path of a weights file (see
+            `weights.load_weights_file`).
         seed: Seed of the initial weights, an integer.
 
     Raises:
@@ -128,9 +202,11 @@ def build_backbone(name, image_size, weights="imagenet", seed=0):
 
         constructor = efficientnet_lite.efficientnet_lite0
     else:
+
         def constructor(size, keras_weights=None):
             model = getattr(keras.applications, name)(
-                include_top=False, weights=keras_weights, input_shape=(size, size, 3))
+                include_top=False, weights=keras_weights, input_shape=(size, size, 3)
+            )
             return _like_imagenet(model, keras_weights) if spec.family == "efficientnet" else model
 
     with _layer_names_from_zero():
@@ -153,35 +229,49 @@ def build_backbone(name, image_size, weights="imagenet", seed=0):
 
 
 def reach_weights(name, image_size, weights):
-    """Downloads ImageNet weights that are not in Keras' cache yet; arguments and errors as of `build_backbone`, which calls this."""
+    """Downloads ImageNet weights that are not in Keras' cache yet.
+
+    Arguments and errors as of `build_backbone`, which calls this.
+    """
     spec = _spec_for(name, image_size)
     if weights != "imagenet" or not spec.weights_url:
         return
     url, file = _imagenet_file(spec, image_size)
     folder, filename = os.path.split(file)
     home = os.path.dirname(folder)
-    if os.path.exists(home) and not os.access(home, os.W_OK):  # Keras would use /tmp/.keras, which anyone may have filled
-        raise StorageError(f"{home} can't be written: set KERAS_HOME to a folder that can, or give --weights=FILE.")
+    # Keras would use /tmp/.keras, which anyone may have filled
+    if os.path.exists(home) and not os.access(home, os.W_OK):
+        raise StorageError(
+            f"{home} can't be written: set KERAS_HOME to a folder that can, or give --weights=FILE."
+        )
     if os.path.exists(file):
         return
     try:
         download.fetch(url, folder, filename)
     except UnreachableError as error:
-        raise UnreachableError(f"{name}'s ImageNet weights: {error}, or give --weights=FILE, or --if_offline=embedded for "
-                               "EfficientNetLite0's packaged weights") from error
+        raise UnreachableError(
+            f"{name}'s ImageNet weights: {error}, or give --weights=FILE, or --if_offline=embedded "
+            "for EfficientNetLite0's packaged weights"
+        ) from error
 
 
 def _spec_for(name, image_size):
     spec = get_spec(name)
     if image_size < spec.min_image_size:
-        raise UserError(f"{name} needs images of at least {spec.min_image_size} pixels; received image_size={image_size}.")
+        raise UserError(
+            f"{name} needs images of at least {spec.min_image_size} pixels; received "
+            f"image_size={image_size}."
+        )
     return spec
 
 
 @contextlib.contextmanager
 def _layer_names_from_zero():
-    """Numbers Keras' own layer names (conv2d_7) from zero, and leaves the process's numbering as it was."""
-    from keras.src.backend.common import global_state  # public Keras can only clear the whole session
+    """Numbers Keras' own layer names (conv2d_7) from zero, and leaves the process's numbering as it
+    was.
+    """
+    # public Keras can only clear the whole session
+    from keras.src.backend.common import global_state
 
     names = global_state.get_global_attribute("object_name_uids")
     global_state.set_global_attribute("object_name_uids", None)
@@ -194,8 +284,9 @@ def _layer_names_from_zero():
 def _like_imagenet(model, keras_weights):
     """Returns EfficientNetB0-B7 as Keras builds it for ImageNet weights, whichever weights it has.
 
-    Keras adds the layer that divides by the root of the standard deviation only under `weights="imagenet"`: the same
-    weights loaded from a file would see other pixels. The normalization layer is ours, see there.
+    Keras adds the layer that divides by the root of the standard deviation only under
+    `weights="imagenet"`: the same weights loaded from a file would see other pixels. The
+    normalization layer is ours, see there.
     """
     import keras
 
@@ -208,11 +299,15 @@ def _like_imagenet(model, keras_weights):
     def call(layer, *args, **kwargs):
         outputs = layer(*args, **kwargs)
         if keras_weights is None and isinstance(layer, Normalization):
-            outputs = keras.layers.Rescaling([std ** -0.5 for std in (0.229, 0.224, 0.225)], name="rescaling_1")(outputs)
+            outputs = keras.layers.Rescaling(
+                [std**-0.5 for std in (0.229, 0.224, 0.225)], name="rescaling_1"
+            )(outputs)
         return outputs
 
     inputs = keras.Input(model.input_shape[1:], name="input_layer")
-    like = keras.models.clone_model(model, input_tensors=inputs, clone_function=clone, call_function=call)
+    like = keras.models.clone_model(
+        model, input_tensors=inputs, clone_function=clone, call_function=call
+    )
     like.set_weights(model.get_weights())
     return like
 
@@ -221,9 +316,14 @@ def _imagenet_file(spec, image_size):
     """Returns (address, place in Keras' cache) of the ImageNet weights."""
     from keras.src.backend.config import keras_home  # where `get_file` looks; no public name
 
-    size = image_size if image_size in (96, 128, 160, 192) else 224  # MobileNetV2 has weights for each of these
-    return (spec.weights_url.format(size=size),
-            os.path.join(os.path.expanduser(keras_home()), "models", spec.weights_file.format(size=size)))
+    # MobileNetV2 has weights for each of these
+    size = image_size if image_size in (96, 128, 160, 192) else 224
+    return (
+        spec.weights_url.format(size=size),
+        os.path.join(
+            os.path.expanduser(keras_home()), "models", spec.weights_file.format(size=size)
+        ),
+    )
 
 
 @contextlib.contextmanager
@@ -231,24 +331,32 @@ def _weights_errors(spec, image_size):
     """What fails inside, where Keras loads a file that is there, becomes one line with a remedy."""
     url, file = _imagenet_file(spec, image_size)
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_SILENCE_SECONDS)  # Keras downloads a damaged file again, and has no timeout of its own
+    # Keras downloads a damaged file again, and has no timeout of its own
+    socket.setdefaulttimeout(_SILENCE_SECONDS)
     try:
         yield
     except Exception as error:
-        if isinstance(error, UserError) or not (isinstance(error, (OSError, ValueError, KeyError))
-                                                or str(error).startswith("URL fetch failure on")):
+        if isinstance(error, UserError) or not (
+            isinstance(error, (OSError, ValueError, KeyError))
+            or str(error).startswith("URL fetch failure on")
+        ):
             raise
-        raise DataError(f"{file} is not {spec.name}'s ImageNet weights ({' '.join(str(error).split())}): delete it, or "
-                        f"replace it by {url}") from error
+        raise DataError(
+            f"{file} is not {spec.name}'s ImageNet weights ({' '.join(str(error).split())}): "
+            f"delete it, or replace it by {url}"
+        ) from error
     finally:
         socket.setdefaulttimeout(before)
 
 
 def backbone_blocks(spec, model):
-    """Returns [(block name, its layer names)] from input to output; every layer of `model.layers` stands in one block.
+    """Returns [(block name, its layer names)] from input to output.
 
-    A layer that matches nothing belongs to the block of the layer before it (the first layers: to the first block).
-    Where several branches are listed interleaved, a block is still one contiguous run of `model.layers`.
+    Every layer of `model.layers` stands in one block.
+
+    A layer that matches nothing belongs to the block of the layer before it (the first layers: to
+    the first block). Where several branches are listed interleaved, a block is still one contiguous
+    run of `model.layers`.
     """
     blocks, ended = [], False
     for layer in model.layers:
@@ -273,7 +381,8 @@ def backbone_blocks(spec, model):
 
 
 def named_variables(model, prefix="backbone"):
-    """Returns {"backbone/<layer>/<variable>": variable} of all weights, in the model's order, inner models one level deeper.
+    """Returns {"backbone/<layer>/<variable>": variable} of all weights, in the model's order, inner
+    models one level deeper.
 
     Raises:
         ValueError: If two variables share a name.
@@ -281,9 +390,15 @@ def named_variables(model, prefix="backbone"):
     named = {}
     for layer in model.layers:
         inner = hasattr(layer, "layers")
-        own = named_variables(layer, f"{prefix}/{layer.name}") if inner else {
-            f"{prefix}/{layer.name}/{variable.name}": variable for variable in layer.weights}
+        own = (
+            named_variables(layer, f"{prefix}/{layer.name}")
+            if inner
+            else {f"{prefix}/{layer.name}/{variable.name}": variable for variable in layer.weights}
+        )
         if len(own) != len(layer.weights) or named.keys() & own.keys():
-            raise ValueError(f"Variables of layer {layer.name!r} share names; give its layers and weights names of their own.")
+            raise ValueError(
+                f"Variables of layer {layer.name!r} share names; give its layers and weights names "
+                "of their own."
+            )
         named.update(own)
     return named

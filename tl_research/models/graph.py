@@ -1,8 +1,10 @@
-"""A functional Keras model as a list of nodes that can be run from any tensors inside it to any others.
+"""A functional Keras model as a list of nodes that can be run from any tensors inside it to any
+others.
 
-This is how a phase runs: everything that depends on no trainable variable is the frozen part, computed outside the
-gradient tape (or once, and kept); the rest is the trainable part. BatchNorm runs in inference mode in both, whatever
-the caller does, and is folded into the convolution before it where that is exact.
+This is how a phase runs: everything that depends on no trainable variable is the frozen part,
+computed outside the gradient tape (or once, and kept); the rest is the trainable part. BatchNorm
+runs in inference mode in both, whatever the caller does, and is folded into the convolution before
+it where that is exact.
 """
 
 import dataclasses
@@ -13,9 +15,9 @@ import tensorflow as tf
 
 from tl_research.models import convolutions, folding
 
-# What a cached number costs in memory and traffic, in multiply-adds: about the ratio of a CPU's arithmetic to its memory
-# bandwidth, times two since it is written once and takes room that other images need. Not counted in bytes: in a narrower
-# type arithmetic is faster too.
+# What a cached number costs in memory and traffic, in multiply-adds: about the ratio of a CPU's
+# arithmetic to its memory bandwidth, times two since it is written once and takes room that other
+# images need. Not counted in bytes: in a narrower type arithmetic is faster too.
 _MULTIPLY_ADDS_PER_NUMBER = 256
 
 
@@ -30,7 +32,8 @@ class _Node:
 
 
 class FeatureGraph:
-    """The nodes of a functional model with one input and one output, in an order in which they can be computed.
+    """The nodes of a functional model with one input and one output, in an order in which they can
+    be computed.
 
     Tensors are named `<layer>` (`<layer>:i` for the i-th of several outputs).
 
@@ -41,27 +44,41 @@ class FeatureGraph:
 
     def __init__(self, model, fold=True):
         names = {}
-        nodes = [node for depth in sorted(model._nodes_by_depth, reverse=True) for node in model._nodes_by_depth[depth]]
+        nodes = [
+            node
+            for depth in sorted(model._nodes_by_depth, reverse=True)
+            for node in model._nodes_by_depth[depth]
+        ]
         self._nodes, self._tensors = [], {}
         for node in nodes:
             for index, tensor in enumerate(node.outputs):
                 name = node.operation.name + (f":{index}" if len(node.outputs) > 1 else "")
                 if name in self._tensors:
-                    raise ValueError(f"two tensors of {model.name} are named {name}; expected each layer to be called "
-                                     "once; give the layers different names")
+                    raise ValueError(
+                        f"two tensors of {model.name} are named {name}; expected each layer to be "
+                        "called once; give the layers different names"
+                    )
                 names[id(tensor)] = name
                 self._tensors[name] = tensor
             if not node.is_input:
-                self._nodes.append(_Node(node.operation, node.arguments, tuple(names[id(t)] for t in node.input_tensors),
-                                         tuple(names[id(t)] for t in node.outputs)))
+                self._nodes.append(
+                    _Node(
+                        node.operation,
+                        node.arguments,
+                        tuple(names[id(t)] for t in node.input_tensors),
+                        tuple(names[id(t)] for t in node.outputs),
+                    )
+                )
         self.input, self.output = names[id(model.inputs[0])], names[id(model.outputs[0])]
         self._producers = {name: node for node in self._nodes for name in node.outputs}
         self._folded = self._find_folded() if fold else {}
 
     def _find_folded(self):
-        """Returns {BatchNorm's output: (node of its convolution,) or (node of the padding before it, convolution)}.
+        """Returns {BatchNorm's output: (node of its convolution,) or (node of the padding before
+        it, convolution)}.
 
-        Only what is used nowhere else is folded, and only padding that TensorFlow's "same" convolution does itself.
+        Only what is used nowhere else is folded, and only padding that TensorFlow's "same"
+        convolution does itself.
         """
         uses = [name for node in self._nodes for name in node.inputs] + [self.output]
 
@@ -73,7 +90,9 @@ class FeatureGraph:
             convolution = only_before(node)
             if convolution and folding.can_fold(convolution.operation, node.operation):
                 padding = only_before(convolution)
-                pads = padding and convolutions.is_same_padding(padding.operation, convolution.operation)
+                pads = padding and convolutions.is_same_padding(
+                    padding.operation, convolution.operation
+                )
                 folded[node.outputs[0]] = (padding, convolution) if pads else (convolution,)
         return folded
 
@@ -92,8 +111,8 @@ class FeatureGraph:
         """Returns the names of the tensors that cross from the frozen into the trainable part.
 
         Args:
-            trains: A function from a layer to whether it has something to train. A node is frozen when neither it nor
-                any node before it trains.
+            trains: A function from a layer to whether it has something to train. A node is frozen
+                when neither it nor any node before it trains.
         """
         frozen = {self.input}
         for node in self._nodes:
@@ -101,24 +120,36 @@ class FeatureGraph:
                 frozen.update(node.outputs)
         if self.output in frozen:
             return (self.output,)
-        crossing = [name for node in self._nodes if node.outputs[0] not in frozen
-                    for name in node.inputs if name in frozen]
+        crossing = [
+            name
+            for node in self._nodes
+            if node.outputs[0] not in frozen
+            for name in node.inputs
+            if name in frozen
+        ]
         return tuple(dict.fromkeys(crossing))
 
     def cheapest_cut(self, outputs):
-        """Returns the cut at or before the tensors `outputs` at which it is cheapest to keep features.
+        """Returns the cut at or before the tensors `outputs` at which it is cheapest to keep
+        features.
 
-        Keeping a tensor costs its bytes, keeping an earlier one costs computing the rest again in every epoch. The
-        measure is `_MULTIPLY_ADDS_PER_NUMBER` numbers + multiply-adds from the cut to `outputs`.
+        Keeping a tensor costs its bytes, keeping an earlier one costs computing the rest again in
+        every epoch. The measure is `_MULTIPLY_ADDS_PER_NUMBER` numbers + multiply-adds from the cut
+        to `outputs`.
         """
+
         def cost_of(cut):
-            return _MULTIPLY_ADDS_PER_NUMBER * sum(math.prod(self.shape(name)) for name in cut) + self.multiply_adds(cut, outputs)
+            return _MULTIPLY_ADDS_PER_NUMBER * sum(
+                math.prod(self.shape(name)) for name in cut
+            ) + self.multiply_adds(cut, outputs)
 
         nodes = self._needed((self.input,), outputs)
         best, best_cost, done = tuple(outputs), cost_of(outputs), {self.input}
         for index, (node, _) in enumerate(nodes):
             done.update(node.outputs)
-            later = [name for after, folded in nodes[index + 1:] for name in (*folded, after)[0].inputs]
+            later = [
+                name for after, folded in nodes[index + 1 :] for name in (*folded, after)[0].inputs
+            ]
             cut = tuple(dict.fromkeys(name for name in later + list(outputs) if name in done))
             if len(cut) <= 2 and self.input not in cut:
                 cost = cost_of(cut)
@@ -127,11 +158,16 @@ class FeatureGraph:
         return best
 
     def bytes_per_image(self, cut, dtype=None):
-        """Returns the bytes that the tensors of a cut take for one image, in `dtype` or their own."""
-        return sum(math.prod(self.shape(name)) * tf.as_dtype(dtype or self.dtype(name)).size for name in cut)
+        """Returns the bytes that a cut's tensors take for one image, in `dtype` or their own."""
+        return sum(
+            math.prod(self.shape(name)) * tf.as_dtype(dtype or self.dtype(name)).size
+            for name in cut
+        )
 
     def _needed(self, known, outputs):
-        """Returns the nodes that lead from the known tensors to the outputs, as (node, nodes folded into it)."""
+        """Returns the nodes that lead from the known tensors to the outputs, as (node, nodes folded
+        into it).
+        """
         wanted, needed = set(outputs) - set(known), []
         for node in reversed(self._nodes):
             if not wanted.intersection(node.outputs):
@@ -139,20 +175,26 @@ class FeatureGraph:
             folded = self._folded.get(node.outputs[0], ())
             for index, before in enumerate(folded):
                 if before.outputs[0] in known or before.outputs[0] in wanted:
-                    folded = folded[index + 1:]  # the cut goes between the two: each is computed as it is
+                    # the cut goes between the two: each is computed as it is
+                    folded = folded[index + 1 :]
             needed.append((node, folded))
             wanted.difference_update(node.outputs)
             wanted.update(set((*folded, node)[0].inputs) - set(known))
         if wanted:
-            raise ValueError(f"{sorted(wanted)} cannot be computed from {sorted(known)}; expected tensors of a cut")
+            raise ValueError(
+                f"{sorted(wanted)} cannot be computed from {sorted(known)}; expected tensors of a "
+                "cut"
+            )
         return needed[::-1]
 
     def fold_constants(self, known, outputs):
-        """Returns {BatchNorm's output: (kernel, bias)} of all that is folded between two cuts, for parts that do not change.
+        """Returns {BatchNorm's output: (kernel, bias)} of all that is folded between two cuts, for
+        parts that do not change.
 
-        On a CPU a kernel is a NumPy array, which becomes a constant of the traced graph: oneDNN brings a constant into its own
-        order once, anything else in every step. A bias is a tensor: TensorFlow does not fuse a constant one into the convolution.
-        On a GPU kernels are tensors too: XLA would compile them in, and try to compute with them while it does.
+        On a CPU a kernel is a NumPy array, which becomes a constant of the traced graph: oneDNN
+        brings a constant into its own order once, anything else in every step. A bias is a tensor:
+        TensorFlow does not fuse a constant one into the convolution. On a GPU kernels are tensors
+        too: XLA would compile them in, and try to compute with them while it does.
         """
         constants, on_gpu = {}, bool(tf.config.get_visible_devices("GPU"))
         for node, folded in self._needed(known, outputs):
@@ -168,8 +210,8 @@ class FeatureGraph:
         Args:
             known: {name: tensor [B, ...]} from which everything can be computed.
             outputs: Names of the tensors to return.
-            constants: Folded weights by `fold_constants`; without them they are computed from the variables, so that
-                gradients reach these.
+            constants: Folded weights by `fold_constants`; without them they are computed from the
+                variables, so that gradients reach these.
             batchnorm_in_training: BatchNorm layers that use, and move, the statistics of the batch.
 
         Returns:
@@ -183,7 +225,9 @@ class FeatureGraph:
                 weights = (constants or {}).get(node.outputs[0])
                 weights = weights or folding.folded_weights(folded[-1].operation, node.operation)
                 padding = "same" if len(folded) == 2 else None
-                results = [convolutions.convolve(folded[-1].operation, *args, *weights, padding=padding)]
+                results = [
+                    convolutions.convolve(folded[-1].operation, *args, *weights, padding=padding)
+                ]
             else:
                 for before in folded:
                     args, kwargs = (_call(before.operation, args, kwargs),), {}
@@ -193,16 +237,29 @@ class FeatureGraph:
         return [values[id(self._tensors[name])] for name in outputs]
 
     def layers(self, known, outputs):
-        """Yields (layer or operator, its kernels, names it reads, name it writes) between two cuts; what is folded is one layer."""
+        """Yields (layer or operator, its kernels, names it reads, name it writes) between two cuts.
+
+        What is folded is one layer.
+        """
         for node, folded in self._needed(known, outputs):
             together = (*folded, node)
-            kernels = [weight for each in together for weight in getattr(each.operation, "weights", ()) if "kernel" in weight.name]
+            kernels = [
+                weight
+                for each in together
+                for weight in getattr(each.operation, "weights", ())
+                if "kernel" in weight.name
+            ]
             yield node.operation, kernels, together[0].inputs, node.outputs[0]
 
     def multiply_adds(self, known, outputs):
-        """Returns the multiplications of the convolutions and dense layers between two cuts, per image."""
-        return sum(math.prod(self.shape(written)[:-1]) * math.prod(kernel.shape)
-                   for _, kernels, _, written in self.layers(known, outputs) for kernel in kernels)
+        """Returns the multiplications of the convolutions and dense layers between two cuts, per
+        image.
+        """
+        return sum(
+            math.prod(self.shape(written)[:-1]) * math.prod(kernel.shape)
+            for _, kernels, _, written in self.layers(known, outputs)
+            for kernel in kernels
+        )
 
 
 def _call(operation, args, kwargs, training=False):

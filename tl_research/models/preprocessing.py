@@ -1,19 +1,28 @@
-"""What each backbone expects of its pixels, as layers inside the model, so that inference can never get it wrong."""
+"""What each backbone expects of its pixels, as layers inside the model, so that inference can never
+get it wrong.
+"""
 
 import keras
 from keras import ops
 
 # What pixels of 0 to 255 become: the smallest and the largest value of any channel.
-RANGES = {"raw": (0.0, 255.0), "tf": (-1.0, 1.0), "caffe": (-123.68, 151.061), "torch": (-2.118, 2.64), "lite": (-127 / 128, 1.0)}
+RANGES = {
+    "raw": (0.0, 255.0),
+    "tf": (-1.0, 1.0),
+    "caffe": (-123.68, 151.061),
+    "torch": (-2.118, 2.64),
+    "lite": (-127 / 128, 1.0),
+}
 
 
 @keras.saving.register_keras_serializable(package="tl_research")
 class Preprocessing(keras.layers.Layer):
     """Maps float images [B, H, W, 3] in 0..255 to what a backbone was trained on.
 
-    `raw`: unchanged (the backbone holds its own). `tf`: [-1, 1]. `caffe`: BGR, ImageNet mean subtracted. `torch`: ImageNet
-    mean and standard deviation of pixels in [0, 1]. `lite`: (x - 127) / 128. It computes in float32 whatever the dtype
-    policy and casts at the end, because bfloat16 can't tell 200.5 from 201.
+    `raw`: unchanged (the backbone holds its own). `tf`: [-1, 1]. `caffe`: BGR, ImageNet mean
+    subtracted. `torch`: ImageNet mean and standard deviation of pixels in [0, 1]. `lite`: (x - 127)
+    / 128. It computes in float32 whatever the dtype policy and casts at the end, because bfloat16
+    can't tell 200.5 from 201.
 
     Args:
         mode: A key of `RANGES`.
@@ -23,7 +32,8 @@ class Preprocessing(keras.layers.Layer):
     """
 
     def __init__(self, mode, **kwargs):
-        super().__init__(autocast=False, **kwargs)  # with autocast, mixed precision rounds the pixels before `call`
+        # with autocast, mixed precision rounds the pixels before `call`
+        super().__init__(autocast=False, **kwargs)
         if mode not in RANGES:
             raise ValueError(f"Preprocessing mode {mode!r}; expected one of {', '.join(RANGES)}.")
         self.mode = mode
@@ -52,12 +62,14 @@ class Preprocessing(keras.layers.Layer):
 class Normalization(keras.layers.Normalization):
     """Keras' `Normalization` that reads its mean and variance variables in every call.
 
-    Keras copies them into constants when weights are loaded, so values assigned in any other way (a restored checkpoint)
-    are ignored without a word; EfficientNetB0-B7 begin with this layer. The class keeps Keras' name because `.weights.h5`
-    files are laid out by class names.
+    Keras copies them into constants when weights are loaded, so values assigned in any other way (a
+    restored checkpoint) are ignored without a word; EfficientNetB0-B7 begin with this layer. The
+    class keeps Keras' name because `.weights.h5` files are laid out by class names.
     """
 
     def call(self, inputs):
         x = ops.cast(inputs, self.compute_dtype)
-        mean, variance = (ops.cast(v, self.compute_dtype) for v in (self.adapt_mean, self.adapt_variance))
+        mean, variance = (
+            ops.cast(v, self.compute_dtype) for v in (self.adapt_mean, self.adapt_variance)
+        )
         return (x - mean) / ops.maximum(ops.sqrt(variance), keras.config.epsilon())

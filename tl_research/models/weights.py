@@ -1,8 +1,8 @@
 """Reads a backbone's weights from an HDF5 file that may come from anyone.
 
-A file is walked through hard links only and read only where a data set has the shape of the variable it is for, so that it
-can neither name another file nor make us allocate more than the model itself. No attribute is read: a short one can declare
-gigabytes.
+A file is walked through hard links only and read only where a data set has the shape of the
+variable it is for, so that it can neither name another file nor make us allocate more than the
+model itself. No attribute is read: a short one can declare gigabytes.
 """
 
 import os
@@ -14,11 +14,13 @@ _MAX_DEPTH, _MAX_OBJECTS = 12, 100_000
 
 
 def load_weights_file(model, path):
-    """Assigns every variable of a backbone from a weights file, all or none, and returns notes on what was ignored.
+    """Assigns every variable of a backbone from a weights file, all or none, and returns notes on
+    what was ignored.
 
-    Understood are legacy HDF5 by layer name (at the top level, under `model_weights`, or a nested model deep) and Keras 3
-    `.weights.h5` by position (the model itself, or one nested in the model that was saved). Layer names that Keras numbers
-    itself (conv2d_95) are matched by their order. Extra layers, such as a head, are ignored.
+    Understood are legacy HDF5 by layer name (at the top level, under `model_weights`, or a nested
+    model deep) and Keras 3 `.weights.h5` by position (the model itself, or one nested in the model
+    that was saved). Layer names that Keras numbers itself (conv2d_95) are matched by their order.
+    Extra layers, such as a head, are ignored.
 
     Args:
         model: A built functional `keras.Model`.
@@ -28,13 +30,16 @@ def load_weights_file(model, path):
         List of lines.
 
     Raises:
-        DataError: If the file can't be read, is unsafe, leaves a variable of the model out, or has it in another shape or
-            not finite. The model is then unchanged.
+        DataError: If the file can't be read, is unsafe, leaves a variable of the model out, or has
+            it in another shape or not finite. The model is then unchanged.
     """
     import h5py
 
     if not os.path.isfile(path):
-        raise DataError(f"--weights={path} is not a file; expected imagenet, none, or the path of an HDF5 weights file.")
+        raise DataError(
+            f"--weights={path} is not a file; expected imagenet, none, or the path of an HDF5 "
+            "weights file."
+        )
     try:
         with h5py.File(path, "r") as file:
             datasets = _walk(file, h5py, os.path.getsize(path))
@@ -44,14 +49,19 @@ def load_weights_file(model, path):
                 matches, extra = _match_legacy(model, datasets)
             values, problems = _read(matches, datasets)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise DataError(f"--weights={path} can't be read: {' '.join(str(error).split())}") from error
+        raise DataError(
+            f"--weights={path} can't be read: {' '.join(str(error).split())}"
+        ) from error
     if problems:
-        raise DataError(f"--weights={path} does not fit {model.name}: {len(problems)} of {len(matches)} variables have no "
-                        f"usable value: {_first(problems, 5, '; ')}")
+        raise DataError(
+            f"--weights={path} does not fit {model.name}: {len(problems)} of {len(matches)} "
+            f"variables have no usable value: {_first(problems, 5, '; ')}"
+        )
     for variable, value in values:
         variable.assign(value)
     for layer in model.layers:
-        if hasattr(layer, "finalize_state"):  # Keras' Normalization computes with copies of its variables
+        # Keras' Normalization computes with copies of its variables
+        if hasattr(layer, "finalize_state"):
             layer.finalize_state()
     if not extra:
         return []
@@ -63,7 +73,10 @@ def _first(items, number, separator):
 
 
 def _walk(file, h5py, file_size):
-    """Returns {path: data set} of the whole file; raises ValueError for what could read outside it or declares too much."""
+    """Returns {path: data set} of the whole file.
+
+    Raises ValueError for what could read outside it or declares too much.
+    """
     datasets, declared, visited, groups = {}, 0, 0, [("", file)]
     while groups:
         prefix, group = groups.pop()
@@ -80,28 +93,53 @@ def _walk(file, h5py, file_size):
             elif isinstance(item, h5py.Dataset):
                 properties = item.id.get_create_plist()
                 if properties.get_external_count() or properties.get_layout() == h5py.h5d.VIRTUAL:
-                    raise ValueError(f"{path} keeps its data in another file; write the file again with its data inside")
+                    raise ValueError(
+                        f"{path} keeps its data in another file; write the file again with its "
+                        "data inside"
+                    )
                 if properties.get_nfilters():  # a few bytes can inflate to gigabytes
-                    raise ValueError(f"{path} is compressed; write the file again without compression")
+                    raise ValueError(
+                        f"{path} is compressed; write the file again without compression"
+                    )
                 declared += item.size * item.dtype.itemsize if item.shape is not None else 0
                 if declared > 2 * file_size + 65536:
-                    raise ValueError(f"it declares {declared} bytes of data in a file of {file_size}")
+                    raise ValueError(
+                        f"it declares {declared} bytes of data in a file of {file_size}"
+                    )
                 datasets[path] = item
     return datasets
 
 
 def _match_keras3(model, datasets):
-    """Returns ([(variable, label, data set path or None)], extra groups) of a Keras 3 file, laid out by class names."""
+    """Returns ([(variable, label, data set path or None)], extra groups) of a Keras 3 file, laid
+    out by class names.
+    """
     expected = _keras3_paths(model, "")
-    prefixes = {name[:-len(path)] for path, _, _ in expected for name in datasets if ("/" + name).endswith("/" + path)}
-    prefix = max(sorted(prefixes), default="", key=lambda prefix: sum(prefix + path in datasets for path, _, _ in expected))
-    matches = [(variable, label, prefix + path if prefix + path in datasets else None) for path, label, variable in expected]
+    prefixes = {
+        name[: -len(path)]
+        for path, _, _ in expected
+        for name in datasets
+        if ("/" + name).endswith("/" + path)
+    }
+    prefix = max(
+        sorted(prefixes),
+        default="",
+        key=lambda prefix: sum(prefix + path in datasets for path, _, _ in expected),
+    )
+    matches = [
+        (variable, label, prefix + path if prefix + path in datasets else None)
+        for path, label, variable in expected
+    ]
     used = {path for _, _, path in matches}
-    return matches, sorted({name.rpartition("/vars/")[0] for name in datasets if name not in used} - {""})
+    return matches, sorted(
+        {name.rpartition("/vars/")[0] for name in datasets if name not in used} - {""}
+    )
 
 
 def _keras3_paths(model, prefix, label=""):
-    """Returns [(data set path, label, variable)] as Keras' saving_lib lays a model out: class names, counted per model."""
+    """Returns [(data set path, label, variable)] as Keras' saving_lib lays a model out: class
+    names, counted per model.
+    """
     from keras.src.utils.naming import to_snake_case
 
     paths, counts = [], {}
@@ -112,13 +150,17 @@ def _keras3_paths(model, prefix, label=""):
         if hasattr(layer, "layers"):
             paths += _keras3_paths(layer, f"{path}/", f"{label}{layer.name}/")
         else:
-            paths += [(f"{path}/vars/{i}", f"{label}{layer.name}/{variable.name}", variable)
-                      for i, variable in enumerate(layer.weights)]
+            paths += [
+                (f"{path}/vars/{i}", f"{label}{layer.name}/{variable.name}", variable)
+                for i, variable in enumerate(layer.weights)
+            ]
     return paths
 
 
 def _match_legacy(model, datasets):
-    """Returns ([(variable, label, data set path or None)], extra layers) of a legacy file, matched by layer name."""
+    """Returns ([(variable, label, data set path or None)], extra layers) of a legacy file, matched
+    by layer name.
+    """
     from keras.src.utils.naming import to_snake_case
 
     ours = [layer.name for layer in model.layers if layer.weights]
@@ -128,7 +170,9 @@ def _match_legacy(model, datasets):
         parts = path.removeprefix("model_weights/").split("/")
         if len(parts) < 2 or parts[0] in ("optimizer_weights", "top_level_model_weights"):
             continue
-        depth = next((i for i, part in enumerate(parts[:-1]) if part in ours or _split(part)[0] in kinds), 0)
+        depth = next(
+            (i for i, part in enumerate(parts[:-1]) if part in ours or _split(part)[0] in kinds), 0
+        )
         found.setdefault(parts[0] if depth else "", {}).setdefault(parts[depth], []).append(path)
     paths, extra = {}, []
     for parent, layers in sorted(found.items()):
@@ -137,7 +181,9 @@ def _match_legacy(model, datasets):
             if name not in aligned:
                 extra.append(f"{parent}/{name}" if parent else name)
             elif aligned[name] in paths:
-                raise ValueError(f"layer {aligned[name]} stands in it twice, the second time under {parent}")
+                raise ValueError(
+                    f"layer {aligned[name]} stands in it twice, the second time under {parent}"
+                )
             else:
                 paths[aligned[name]] = layers[name]
     matches = []
@@ -148,7 +194,9 @@ def _match_legacy(model, datasets):
 
 
 def _split(name):
-    """Returns (class part, number) of a name that Keras may have numbered: ("conv2d", 95), and ("conv2d", 0) of the first."""
+    """Returns (class part, number) of a name that Keras may have numbered: ("conv2d", 95), and
+    ("conv2d", 0) of the first.
+    """
     base, _, number = name.rpartition("_")
     return (base, int(number)) if base and number.isdecimal() else (name, 0)
 
@@ -156,12 +204,16 @@ def _split(name):
 def _align(theirs, ours, kinds):
     """Returns {layer name in the file: layer name in the model}.
 
-    Keras counts conv2d_N over a whole process, so where such names differ but their number agrees, the Nth of the file is
-    the Nth of the model; where the number differs too, a match by name could be off by one and none is made.
+    Keras counts conv2d_N over a whole process, so where such names differ but their number agrees,
+    the Nth of the file is the Nth of the model; where the number differs too, a match by name could
+    be off by one and none is made.
     """
     aligned = {name: name for name in theirs if name in ours}
     for kind in kinds:
-        files, models = (sorted((n for n in names if _split(n)[0] == kind), key=_split) for names in (theirs, ours))
+        files, models = (
+            sorted((n for n in names if _split(n)[0] == kind), key=_split)
+            for names in (theirs, ours)
+        )
         if len(files) == len(models):
             aligned.update(zip(files, models))
         elif not set(models) <= set(files):
@@ -171,12 +223,16 @@ def _align(theirs, ours, kinds):
 
 
 def _pair(variables, paths, datasets):
-    """Returns [(variable, data set path or None)] of one layer: by name, or, in files of older Keras, by distinct shapes."""
+    """Returns [(variable, data set path or None)] of one layer: by name, or, in files of older
+    Keras, by distinct shapes.
+    """
     by_name = {path.rpartition("/")[2].removesuffix(":0"): path for path in paths}
     if len(by_name) == len(paths) and {variable.name for variable in variables} <= by_name.keys():
         return [(variable, by_name[variable.name]) for variable in variables]
     by_shape = {tuple(datasets[path].shape): path for path in paths}
-    if len(by_shape) != len(paths) or len({tuple(variable.shape) for variable in variables}) != len(variables):
+    if len(by_shape) != len(paths) or len({tuple(variable.shape) for variable in variables}) != len(
+        variables
+    ):
         by_shape = {}
     pairs = [(variable, by_shape.get(tuple(variable.shape))) for variable in variables]
     if len(paths) == len(variables) == 1:
@@ -185,7 +241,10 @@ def _pair(variables, paths, datasets):
 
 
 def _read(matches, datasets):
-    """Returns ([(variable, array)], problems); only data sets of a variable's own shape are read."""
+    """Returns ([(variable, array)], problems).
+
+    Only data sets of a variable's own shape are read.
+    """
     import numpy as np
 
     values, problems = [], []

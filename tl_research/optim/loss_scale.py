@@ -1,9 +1,11 @@
-"""The dynamic loss scale of float16, one for all parameter groups, as functions of a state that travels with a step's tensors.
+"""The dynamic loss scale of float16, one for all parameter groups, as functions of a state that
+travels with a step's tensors.
 
-Gradients below 6e-8 are zero in float16 and those above 65504 infinite. The loss is multiplied by a scale, and the gradients
-are divided by it before they are clipped (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2). A step whose gradients are
-not finite is skipped: it changes no variable, slot or step count of any group, and halves the scale. It is a step all the
-same: `global_step`, which decides data, dropout and learning rate, counts it.
+Gradients below 6e-8 are zero in float16 and those above 65504 infinite. The loss is multiplied by a
+scale, and the gradients are divided by it before they are clipped (Micikevicius et al. 2018,
+arXiv:1710.03740, section 3.2). A step whose gradients are not finite is skipped: it changes no
+variable, slot or step count of any group, and halves the scale. It is a step all the same:
+`global_step`, which decides data, dropout and learning rate, counts it.
 """
 
 import tensorflow as tf
@@ -15,7 +17,9 @@ MAX_SKIPPED = 20  # one after the other, which end the run: 15 halvings lead fro
 
 
 def initial():
-    """Returns the state of a new run, numbers: the scale, steps applied since it changed, steps skipped since one was applied."""
+    """Returns the state of a new run, numbers: the scale, steps applied since it changed, steps
+    skipped since one was applied.
+    """
     return {"loss_scale": INITIAL, "good_steps": 0.0, "skipped_in_a_row": 0.0}
 
 
@@ -28,7 +32,12 @@ def update(state, applied):
     """
     scale, good_steps = state["loss_scale"], tf.where(applied, state["good_steps"] + 1.0, 0.0)
     grows = good_steps >= GROWTH_STEPS
-    return {"loss_scale": tf.where(applied, tf.where(grows, tf.minimum(2.0 * scale, CEILING), scale),
-                                   tf.maximum(scale / 2.0, FLOOR)),
-            "good_steps": tf.where(grows, 0.0, good_steps),
-            "skipped_in_a_row": tf.where(applied, 0.0, state["skipped_in_a_row"] + 1.0)}
+    return {
+        "loss_scale": tf.where(
+            applied,
+            tf.where(grows, tf.minimum(2.0 * scale, CEILING), scale),
+            tf.maximum(scale / 2.0, FLOOR),
+        ),
+        "good_steps": tf.where(grows, 0.0, good_steps),
+        "skipped_in_a_row": tf.where(applied, 0.0, state["skipped_in_a_row"] + 1.0),
+    }

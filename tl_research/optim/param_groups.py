@@ -1,4 +1,4 @@
-"""Named, disjoint, complete groups of trainable variables, each with its learning-rate multiplier."""
+"""Named, disjoint, complete groups of trainable variables with their learning-rate multipliers."""
 
 import collections
 import dataclasses
@@ -11,7 +11,8 @@ import keras
 from tl_research import errors
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # eq: `==` of two keras.Variable is elementwise, not a truth value
+# eq: `==` of two keras.Variable is elementwise, not a truth value
+@dataclasses.dataclass(frozen=True, eq=False)
 class ParamGroup:
     """Variables that share one learning rate and one step count.
 
@@ -28,37 +29,51 @@ class ParamGroup:
     lr_multiplier: float
 
 
-def make_param_groups(named_variables, blocks, all_paths, *, backbone_lr_multiplier=1.0, layer_decay=1.0,
-                      lr_multiplier=(), joined=None):
+def make_param_groups(
+    named_variables,
+    blocks,
+    all_paths,
+    *,
+    backbone_lr_multiplier=1.0,
+    layer_decay=1.0,
+    lr_multiplier=(),
+    joined=None,
+):
     """Returns the groups of one phase, from input to output, the head's last.
 
-    A variable's multiplier is the product of `backbone_lr_multiplier` (backbone only), the layer decay of its block and
-    the value of the pattern that matches it. Layer decay d gives the head 1, the last block d, the one before d^2, down
-    to the first, frozen or not (Clark et al. 2020, arXiv:2003.10555, appendix B; Howard & Ruder 2018, arXiv:1801.06146,
-    section 3.2, decay over single layers).
+    A variable's multiplier is the product of `backbone_lr_multiplier` (backbone only), the layer
+    decay of its block and the value of the pattern that matches it. Layer decay d gives the head 1,
+    the last block d, the one before d^2, down to the first, frozen or not (Clark et al. 2020,
+    arXiv:2003.10555, appendix B; Howard & Ruder 2018, arXiv:1801.06146, section 3.2, decay over
+    single layers).
 
-    Groups are named `head`, `backbone` or, with layer decay, `backbone/<block name>`; what a pattern matches stands
-    apart as `<name>[<pattern>]`, and what joined in a later phase than the rest as `<name>@<phase>`: a Keras optimizer
-    has one step count, which Adam's bias correction reads.
+    Groups are named `head`, `backbone` or, with layer decay, `backbone/<block name>`; what a
+    pattern matches stands apart as `<name>[<pattern>]`, and what joined in a later phase than the
+    rest as `<name>@<phase>`: a Keras optimizer has one step count, which Adam's bias correction
+    reads.
 
     Args:
         named_variables: dict, path -> keras.Variable, of the variables that are trainable now.
-        blocks: dict, path -> (block index from 0 at the input, block name), of all backbone variables, frozen ones too.
-            Read only with layer decay.
-        all_paths: Paths of all variables, frozen ones too: a pattern is right or wrong in every phase alike.
+        blocks: dict, path -> (block index from 0 at the input, block name), of all backbone
+            variables, frozen ones too. Read only with layer decay.
+        all_paths: Paths of all variables, frozen ones too: a pattern is right or wrong in every
+            phase alike.
         backbone_lr_multiplier: Factor for the whole backbone, no unit, > 0.
         layer_decay: Ratio of the rates of neighbouring blocks, no unit, > 0; 1 means none.
-        lr_multiplier: `REGEX=VALUE` strings, split at the last `=`, searched (`re.search`) in the paths.
-        joined: dict, path -> name of the phase since which the variable has been trainable, in order of joining
-            (earliest first); None in a first phase.
+        lr_multiplier: `REGEX=VALUE` strings, split at the last `=`, searched (`re.search`) in the
+            paths.
+        joined: dict, path -> name of the phase since which the variable has been trainable, in
+            order of joining (earliest first); None in a first phase.
 
     Returns:
         list of ParamGroup; every variable of `named_variables` is in exactly one.
 
     Raises:
-        errors.UserError: If a multiplier is not a finite number > 0, or a pattern is not `REGEX=VALUE`, not a regular
-            expression, matches no variable, or matches one that another pattern matches too.
-        ValueError: If a path begins with neither `backbone/` nor `head/`, or lacks a block or a joining phase.
+        errors.UserError: If a multiplier is not a finite number > 0, or a pattern is not
+            `REGEX=VALUE`, not a regular expression, matches no variable, or matches one that
+            another pattern matches too.
+        ValueError: If a path begins with neither `backbone/` nor `head/`, or lacks a block or a
+            joining phase.
     """
     _check_multiplier(backbone_lr_multiplier, f"--backbone_lr_multiplier={backbone_lr_multiplier}")
     _check_multiplier(layer_decay, f"--layer_decay={layer_decay}")
@@ -73,15 +88,23 @@ def make_param_groups(named_variables, blocks, all_paths, *, backbone_lr_multipl
             position, base, multiplier = 0, "backbone", backbone_lr_multiplier
             if layer_decay != 1.0:
                 if path not in blocks:
-                    raise ValueError(f"{path!r} is in no block. Layer decay needs one for each backbone variable.")
+                    raise ValueError(
+                        f"{path!r} is in no block. Layer decay needs one for each backbone "
+                        "variable."
+                    )
                 position, block_name = blocks[path]
                 base = f"backbone/{block_name}"
                 multiplier *= layer_decay ** (num_blocks - position)
         elif not path.startswith("head/"):
-            raise ValueError(f"Received the path {path!r}. Expected backbone/<layer>/<variable> or head/<variable>.")
+            raise ValueError(
+                f"Received the path {path!r}. Expected backbone/<layer>/<variable> or "
+                "head/<variable>."
+            )
         rank, pattern, value = matches.get(path, (-1, None, 1.0))
         if joined and path not in joined:
-            raise ValueError(f"{path!r} has no joining phase. Add it to `joined` when it becomes trainable.")
+            raise ValueError(
+                f"{path!r} has no joining phase. Add it to `joined` when it becomes trainable."
+            )
         phase = phases.index(joined[path]) if joined else 0
         name = base if pattern is None else f"{base}[{pattern}]"
         members[(position, rank, phase, name, multiplier * value)].append(path)
@@ -91,52 +114,84 @@ def make_param_groups(named_variables, blocks, all_paths, *, backbone_lr_multipl
         if (position, rank) in plain:  # an earlier phase's group has the plain name
             name = f"{name}@{phases[phase]}"
         plain.add((position, rank))
-        groups.append(ParamGroup(name, tuple(paths), tuple(named_variables[path] for path in paths), multiplier))
+        groups.append(
+            ParamGroup(
+                name, tuple(paths), tuple(named_variables[path] for path in paths), multiplier
+            )
+        )
     return groups
 
 
 def _check_multiplier(value, setting):
-    """Raises errors.UserError, which begins with `setting`, unless `value` is a finite number > 0."""
+    """Raises errors.UserError that begins with `setting` unless `value` is a finite number > 0."""
     if value == 0:
-        raise errors.UserError(f"{setting}: received a multiplier of 0; expected a finite number > 0; "
-                               "use --unfreeze to freeze instead.")
+        raise errors.UserError(
+            f"{setting}: received a multiplier of 0; expected a finite number > 0; "
+            "use --unfreeze to freeze instead."
+        )
     if not (math.isfinite(value) and value > 0):
-        raise errors.UserError(f"{setting}: received {value}; expected a finite number > 0; try 0.1.")
+        raise errors.UserError(
+            f"{setting}: received {value}; expected a finite number > 0; try 0.1."
+        )
 
 
 def _match_patterns(settings, all_paths):
-    """Returns dict, path -> (rank, pattern, value) of the one setting that matches it; see `make_param_groups`."""
+    """Returns dict, path -> (rank, pattern, value) of the one setting that matches it.
+
+    See `make_param_groups`.
+    """
     matches = {}
     for rank, setting in enumerate(settings):
         flag = f"--lr_multiplier={setting}"
         pattern, _, text = setting.rpartition("=")
         if not pattern:
-            raise errors.UserError(f"{flag}: received no pattern; expected REGEX=VALUE; write for example head/=10.")
+            raise errors.UserError(
+                f"{flag}: received no pattern; expected REGEX=VALUE; write for example head/=10."
+            )
         try:
             value = float(text)
         except ValueError:
-            raise errors.UserError(f"{flag}: received the value {text!r}; expected REGEX=VALUE with a finite number "
-                                   "> 0 after the last '='; try 0.1.") from None
+            raise errors.UserError(
+                f"{flag}: received the value {text!r}; expected REGEX=VALUE with a finite number "
+                "> 0 after the last '='; try 0.1."
+            ) from None
         _check_multiplier(value, flag)
         try:
             matched = [path for path in all_paths if re.search(pattern, path)]
         except re.error as error:
-            raise errors.UserError(f"{flag}: received {pattern!r}; expected a regular expression ({error}); "
-                                   r"put a backslash before each of .[](){}*+?|^$\ that is meant literally.") from None
+            raise errors.UserError(
+                f"{flag}: received {pattern!r}; expected a regular expression ({error}); "
+                r"put a backslash before each of .[](){}*+?|^$\ that is meant literally."
+            ) from None
         if not matched:
-            raise errors.UserError(f"{flag}: {pattern!r} matches no variable; expected a regular expression found in a "
-                                   f"path such as {min(all_paths, default='head/kernel')!r}; "
-                                   f"{_suggestion(pattern, all_paths)}.")
+            raise errors.UserError(
+                f"{flag}: {pattern!r} matches no variable; expected a regular expression found in "
+                f"a path such as {min(all_paths, default='head/kernel')!r}; "
+                f"{_suggestion(pattern, all_paths)}."
+            )
         for path in matched:
             if path in matches:
-                raise errors.UserError(f"{flag}: {path!r} is matched by {matches[path][1]!r} and by {pattern!r}; "
-                                       "expected at most one pattern per variable; make one of them narrower.")
+                raise errors.UserError(
+                    f"{flag}: {path!r} is matched by {matches[path][1]!r} and by {pattern!r}; "
+                    "expected at most one pattern per variable; make one of them narrower."
+                )
             matches[path] = (rank, pattern, value)
     return matches
 
 
 def _suggestion(pattern, all_paths):
-    """Returns what else could be written, as in `did you mean 'block6a'?`, from paths and their parts."""
-    parts = {part for path in all_paths for part in (path, *path.split("/"), *re.split("[/_]", path)) if part}
+    """Returns what else could be written, as in `did you mean 'block6a'?`, from paths and their
+    parts.
+    """
+    parts = {
+        part
+        for path in all_paths
+        for part in (path, *path.split("/"), *re.split("[/_]", path))
+        if part
+    }
     close = difflib.get_close_matches(pattern, sorted(parts), n=1)
-    return f"did you mean {close[0]!r}" if close else "use backbone/ for the whole backbone, head/ for the head"
+    return (
+        f"did you mean {close[0]!r}"
+        if close
+        else "use backbone/ for the whole backbone, head/ for the head"
+    )

@@ -10,18 +10,19 @@ def learning_rate_factor(step, num_steps, schedule, warmup_steps):
 
     With t = `step`, T = `num_steps`, W = `warmup_steps`:
 
-        t < W:                (t + 1) / W                                  (linear; the last warm-up step has factor 1)
-        t >= W, constant:     1
-        t >= W, cosine:       (1 + cos(pi (t - W) / (T - W))) / 2          (1 at t = W, 0 at t = T)
+        t < W:                (t + 1) / W                                  (linear; the last warm-up
+        step has factor 1) t >= W, constant:     1 t >= W, cosine:       (1 + cos(pi (t - W) / (T -
+        W))) / 2          (1 at t = W, 0 at t = T)
 
-    Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5; here one cycle without restarts, to 0. Warm-up: Goyal et al.
-    2017, arXiv:1706.02677, section 2.2.
+    Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5; here one cycle without restarts, to 0.
+    Warm-up: Goyal et al. 2017, arXiv:1706.02677, section 2.2.
 
     Args:
         step: int tensor [], steps done in this phase.
         num_steps: Steps of the phase, int or int tensor [].
         schedule: `constant` or `cosine`.
-        warmup_steps: Steps of warm-up, at most `num_steps` (see `clip_warmup`), int or int tensor []; 0 means none.
+        warmup_steps: Steps of warm-up, at most `num_steps` (see `clip_warmup`), int or int tensor
+            []; 0 means none.
 
     Returns:
         float32 tensor [], no unit, in [0, 1].
@@ -29,12 +30,17 @@ def learning_rate_factor(step, num_steps, schedule, warmup_steps):
     Raises:
         ValueError: If `schedule` is neither `constant` nor `cosine`.
     """
-    step, num_steps, warmup_steps = (tf.cast(value, tf.float32) for value in (step, num_steps, warmup_steps))
+    step, num_steps, warmup_steps = (
+        tf.cast(value, tf.float32) for value in (step, num_steps, warmup_steps)
+    )
     if schedule == "constant":
         factor = tf.ones([])
     elif schedule == "cosine":
-        # Beyond the end the rate stays 0 instead of rising again; max(1, ...) serves a phase that is all warm-up.
-        progress = tf.clip_by_value((step - warmup_steps) / tf.maximum(num_steps - warmup_steps, 1.0), 0.0, 1.0)
+        # Beyond the end the rate stays 0 instead of rising again; max(1, ...) serves a phase that
+        # is all warm-up.
+        progress = tf.clip_by_value(
+            (step - warmup_steps) / tf.maximum(num_steps - warmup_steps, 1.0), 0.0, 1.0
+        )
         factor = 0.5 * (1.0 + tf.cos(math.pi * progress))
     else:
         raise ValueError(f"Received schedule {schedule!r}. Expected 'constant' or 'cosine'.")
@@ -42,8 +48,12 @@ def learning_rate_factor(step, num_steps, schedule, warmup_steps):
 
 
 def clip_warmup(warmup_steps, num_steps):
-    """Returns (warm-up steps that fit into a phase of `num_steps` steps, a one-line warning or None)."""
+    """Returns (warm-up steps that fit into a phase of `num_steps` steps, a one-line warning or
+    None).
+    """
     if warmup_steps <= num_steps:
         return warmup_steps, None
-    return num_steps, (f"--warmup_steps={warmup_steps} is longer than the phase; clipped to its {num_steps} steps: "
-                       "only the last one takes the base learning rate.")
+    return num_steps, (
+        f"--warmup_steps={warmup_steps} is longer than the phase; clipped to its {num_steps} "
+        "steps: only the last one takes the base learning rate."
+    )

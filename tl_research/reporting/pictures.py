@@ -1,4 +1,6 @@
-"""Pictures and tables for people: drawn in milliseconds, since an epoch on cached features takes no longer."""
+"""Pictures and tables for people: drawn in milliseconds, since an epoch on cached features takes no
+longer.
+"""
 
 import functools
 import io
@@ -19,7 +21,8 @@ def _font():
 
 
 def draw_confusion(confusion, classes):
-    """Returns uint8 [H, W, 3], a confusion matrix: rows are true classes, blue by their share, columns what was said.
+    """Returns uint8 [H, W, 3], a confusion matrix: rows are true classes, blue by their share,
+    columns what was said.
 
     Args:
         confusion: int [K, K].
@@ -35,22 +38,32 @@ def draw_confusion(confusion, classes):
     picture.paste(PIL.Image.fromarray(cells), (margin, margin))
     if labelled:
         draw = PIL.ImageDraw.Draw(picture)
-        columns = PIL.Image.new("RGB", (margin, cells.shape[1]), "white")  # written as rows, then turned
+        # written as rows, then turned
+        columns = PIL.Image.new("RGB", (margin, cells.shape[1]), "white")
         turned = PIL.ImageDraw.Draw(columns)
         for row, name in enumerate(classes):
             middle = row * cell + cell // 2
-            draw.text((margin - 4, margin + middle), _short(name, 15), "black", _font(), anchor="rm")
+            draw.text(
+                (margin - 4, margin + middle), _short(name, 15), "black", _font(), anchor="rm"
+            )
             turned.text((4, middle), _short(name, 15), "black", _font(), anchor="lm")
             for column in range(count):
                 ink = "white" if share[row, column] > 0.5 else "black"
-                draw.text((margin + column * cell + cell // 2, margin + middle), str(confusion[row, column]), ink, _font(), anchor="mm")
+                draw.text(
+                    (margin + column * cell + cell // 2, margin + middle),
+                    str(confusion[row, column]),
+                    ink,
+                    _font(),
+                    anchor="mm",
+                )
         picture.paste(columns.transpose(PIL.Image.Transpose.ROTATE_90), (margin, 0))
         draw.text((4, margin - 4), "true \\ said", "gray", _font(), anchor="ls")
     return np.asarray(picture)
 
 
 def draw_grid(images, captions=None, size=None):
-    """Returns uint8 [H, W, 3]: images in rows of about a square, with a few lines of text below each.
+    """Returns uint8 [H, W, 3]: images in rows of about a square, with a few lines of text below
+    each.
 
     Args:
         images: uint8 [N, h, w, 3].
@@ -61,14 +74,18 @@ def draw_grid(images, captions=None, size=None):
     lines = max((text.count("\n") + 1 for text in captions), default=0) if captions else 0
     columns = max(1, round(len(images) ** 0.5 + 0.49))
     height = size + 14 * lines + 4 * bool(lines)
-    picture = PIL.Image.new("RGB", (columns * (size + 2), -(-len(images) // columns) * height), "white")
+    picture = PIL.Image.new(
+        "RGB", (columns * (size + 2), -(-len(images) // columns) * height), "white"
+    )
     draw = PIL.ImageDraw.Draw(picture)
     for place, image in enumerate(images):
         left, top = place % columns * (size + 2), place // columns * height
         image = PIL.Image.fromarray(np.asarray(image))
         picture.paste(image if image.width == size else image.resize((size, size)), (left, top))
         if captions:
-            draw.multiline_text((left, top + size + 1), captions[place], "black", _font(), spacing=2)
+            draw.multiline_text(
+                (left, top + size + 1), captions[place], "black", _font(), spacing=2
+            )
     return np.asarray(picture)
 
 
@@ -89,24 +106,41 @@ def draw_mistakes(images, captions):
 def caption(name, true, predicted, probability):
     """Returns the lines below a mistake: what it is, what it was taken for, and the file."""
     name = _short(os.path.basename(name), 2 * _LETTERS)
-    return f"{_short(true, 9)} > {_short(predicted, 9)} {probability:.2f}\n{name[:_LETTERS]}\n{name[_LETTERS:]}"
+    return (
+        f"{_short(true, 9)} > {_short(predicted, 9)} "
+        f"{probability:.2f}\n{name[:_LETTERS]}\n{name[_LETTERS:]}"
+    )
 
 
 def _short(text, length):
     text = text if text.isprintable() else ascii(text)[1:-1]
-    return text if len(text) <= length else text[:length - 2] + ".."
+    return text if len(text) <= length else text[: length - 2] + ".."
 
 
 def markdown_table(columns, rows):
     """Returns a Markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
 
 
 def confusion_table(confusion, classes):
-    """Returns the numbers of a confusion matrix as Markdown; of many classes the most frequent mistakes."""
+    """Returns the numbers of a confusion matrix as Markdown.
+
+    Of many classes the most frequent mistakes.
+    """
     if len(classes) <= _MOST_NUMBERS:
-        return markdown_table(["true \\ said", *classes], [[name, *row] for name, row in zip(classes, confusion.tolist())])
+        return markdown_table(
+            ["true \\ said", *classes],
+            [[name, *row] for name, row in zip(classes, confusion.tolist())],
+        )
     wrong = confusion * (1 - np.eye(len(classes), dtype=int))
-    most = [(place // len(classes), place % len(classes)) for place in np.argsort(-wrong, axis=None, kind="stable")[:_MOST_NUMBERS]]
-    return markdown_table(["true", "said", "images"], [[classes[i], classes[j], wrong[i, j]] for i, j in most if wrong[i, j]])
+    most = [
+        (place // len(classes), place % len(classes))
+        for place in np.argsort(-wrong, axis=None, kind="stable")[:_MOST_NUMBERS]
+    ]
+    return markdown_table(
+        ["true", "said", "images"],
+        [[classes[i], classes[j], wrong[i, j]] for i, j in most if wrong[i, j]],
+    )

@@ -8,15 +8,20 @@ import tqdm
 
 @contextlib.contextmanager
 def progress_bar(description, unit="batches", scale=1):
-    """Yields a function of (done, total) that moves a bar on stderr, with rate and time left, if that is a terminal.
+    """Yields a function of (done, total) that moves a bar on stderr, with rate and time left, if
+    that is a terminal.
 
     Args:
         description: What is going on.
         unit: What is counted, with `scale` of it in one piece done.
         scale: See `unit`.
     """
-    with tqdm.tqdm(desc=description, unit=" " + unit, leave=False, file=sys.stderr, disable=None) as bar:
+    with tqdm.tqdm(
+        desc=description, unit=" " + unit, leave=False, file=sys.stderr, disable=None
+    ) as bar:
+
         def move(done, total):
             bar.total = total * scale
             bar.update(done * scale - bar.n)
+
         yield move

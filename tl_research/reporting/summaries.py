@@ -15,13 +15,16 @@ from tl_research.reporting import pictures
 
 
 class Summaries:
-    """Writes what TensorBoard shows. A record that a resumed run finds written (same tag, same step) is not written again.
+    """Writes what TensorBoard shows.
+
+    A record that a resumed run finds written (same tag, same step) is not written again.
 
     The run goes on without what cannot be written: `metrics.csv` has its numbers too.
 
     Args:
         directory: The run directory.
-        last_step: Records after this step are dropped first, as a resumed run writes them again; None drops all.
+        last_step: Records after this step are dropped first, as a resumed run writes them again;
+            None drops all.
     """
 
     def __init__(self, directory, last_step):
@@ -34,16 +37,30 @@ class Summaries:
 
     @contextlib.contextmanager
     def _warning(self):
-        """Turns an error of the operating system, also one that TensorFlow reports, into a warning, the last one."""
+        """Turns an error of the operating system, also one that TensorFlow reports, into a warning,
+        the last one.
+        """
         try:
             yield
         except (OSError, tf.errors.OpError) as error:
             self._failed = True
-            reason = getattr(error, "strerror", None) or getattr(error, "message", str(error)).split("\n")[0].split("}} ")[-1].split(" [Op:")[0]
-            print(f"warning: nothing more is written for TensorBoard to {self._directory}: {reason}", file=sys.stderr, flush=True)
+            reason = (
+                getattr(error, "strerror", None)
+                or getattr(error, "message", str(error))
+                .split("\n")[0]
+                .split("}} ")[-1]
+                .split(" [Op:")[0]
+            )
+            print(
+                f"warning: nothing more is written for TensorBoard to {self._directory}: {reason}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def has(self, side, tag, step):
-        """Returns whether an interrupted run, of which this is the rest, wrote this record, or none can be written."""
+        """Returns whether an interrupted run, of which this is the rest, wrote this record, or none
+        can be written.
+        """
         return self._failed or (tag, step) in self._kept[side]
 
     def _once(self, side, tag, step, write):
@@ -59,35 +76,63 @@ class Summaries:
         self._once(side, tag, step, lambda: tf.summary.text(tag, escaped(markdown), step=step))
 
     def image(self, side, tag, picture, step):
-        """Writes a picture, uint8 [H, W, 3]; `tf.summary.image` would spend most of a second on compressing photographs."""
+        """Writes a picture, uint8 [H, W, 3].
+
+        `tf.summary.image` would spend most of a second on compressing photographs.
+        """
+
         def write():
             height, width = (str(size).encode() for size in picture.shape[:2])
             metadata = image_metadata.create_summary_metadata(tag, "", converted_to_tensor=False)
-            tf.summary.write(tag, tf.constant([width, height, pictures.png(picture)]), step=step, metadata=metadata)
+            tf.summary.write(
+                tag,
+                tf.constant([width, height, pictures.png(picture)]),
+                step=step,
+                metadata=metadata,
+            )
+
         self._once(side, tag, step, write)
 
     def histogram(self, side, tag, values, step):
         """Writes a histogram of an array; `tf.summary.histogram` takes five times as long."""
+
         def write():
             counts, edges = np.histogram(values, bins=30)
             buckets = np.stack([edges[:-1], edges[1:], counts], axis=1)
-            tf.summary.write(tag, buckets, step=step, metadata=histogram_metadata.create_summary_metadata(tag, ""))
+            tf.summary.write(
+                tag,
+                buckets,
+                step=step,
+                metadata=histogram_metadata.create_summary_metadata(tag, ""),
+            )
+
         self._once(side, tag, step, write)
 
     def graph(self, side, tag, graph, step):
-        """Writes a `tf.Graph`, once, without the values of its large constants; a run can have several, by their tags."""
+        """Writes a `tf.Graph`, once, without the values of its large constants.
+
+        A run can have several, by their tags.
+        """
+
         def write():
             definition = graph.as_graph_def()
-            for nodes in (definition.node, *(function.node_def for function in definition.library.function)):
+            for nodes in (
+                definition.node,
+                *(function.node_def for function in definition.library.function),
+            ):
                 for node in nodes:
                     if node.op == "Const" and len(node.attr["value"].tensor.tensor_content) > 1024:
                         node.attr["value"].tensor.tensor_content = b""
             data = tf.compat.v1.RunMetadata()
             data.function_graphs.add().pre_optimization_graph.CopyFrom(definition)
             metadata = tf.compat.v1.SummaryMetadata()
-            metadata.plugin_data.plugin_name, metadata.plugin_data.content = "graph_run_metadata_graph", b"1"
+            metadata.plugin_data.plugin_name, metadata.plugin_data.content = (
+                "graph_run_metadata_graph",
+                b"1",
+            )
             tf.summary.write(tag, data.SerializeToString(), step=step, metadata=metadata)
             self._kept[side].add((tag, step))
+
         self._once(side, tag, step, write)
 
     def hyperparameters(self, side, values, metrics):
@@ -101,9 +146,15 @@ class Summaries:
         from tensorboard.plugins.hparams import api  # takes a moment, and is needed once
 
         def write():
-            api.hparams_config([api.HParam(name) for name in values], [api.Metric(tag) for tag in metrics])
-            # Named by its place instead of a hash of the settings; the last two parts, since seeds share their names.
-            api.hparams(values, trial_id="/".join(os.path.abspath(self._directory).split(os.sep)[-2:]))
+            api.hparams_config(
+                [api.HParam(name) for name in values], [api.Metric(tag) for tag in metrics]
+            )
+            # Named by its place instead of a hash of the settings; the last two parts, since seeds
+            # share their names.
+            api.hparams(
+                values, trial_id="/".join(os.path.abspath(self._directory).split(os.sep)[-2:])
+            )
+
         self._once(side, "_hparams_/session_start_info", 0, write)
 
     def flush(self):
@@ -118,7 +169,8 @@ class Summaries:
 
 
 def drop_records_after(directory, last_step):
-    """Rewrites every event file in a directory, each as a whole, to its records up to a step; -1 removes them.
+    """Rewrites every event file in a directory, each as a whole, to its records up to a step; -1
+    removes them.
 
     Returns:
         The set of (tag, step) of the records that are left.

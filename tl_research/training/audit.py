@@ -7,8 +7,8 @@ import numpy as np
 
 from tl_research.errors import AuditError
 
-
-# Keras' 1e-7 as the first steps have it: beside sqrt(v), v = (1 - 0.999) g^2, in Adam, and under the root in RMSprop.
+# Keras' 1e-7 as the first steps have it: beside sqrt(v), v = (1 - 0.999) g^2, in Adam, and under
+# the root in RMSprop.
 _EPSILON = {"adam": 3.2e-6, "adamw": 3.2e-6, "rmsprop": 3.2e-4}
 
 
@@ -30,28 +30,34 @@ def hash_variables(variables):
 def weights_sha256(variables):
     """Returns one SHA-256 over the names and contents of all variables, hexadecimal."""
     hashes = hash_variables(variables)
-    return hashlib.sha256("".join(f"{path} {hashes[path]}\n" for path in sorted(hashes)).encode()).hexdigest()
+    return hashlib.sha256(
+        "".join(f"{path} {hashes[path]}\n" for path in sorted(hashes)).encode()
+    ).hexdigest()
 
 
-def audit_phase(phase, before, variables, moved, statistics, largest_updates, *, statistics_may_move=False):
+def audit_phase(
+    phase, before, variables, moved, statistics, largest_updates, *, statistics_may_move=False
+):
     """Compares the start of a phase with its last step.
 
     Args:
         phase: Name of the phase, for the message.
         before: {path: SHA-256} at its start.
         variables: {path: variable} of the whole network, now.
-        moved: Paths of the trainable variables that a step moved, though it may be back where it was.
+        moved: Paths of the trainable variables that a step moved, though it may be back where it
+            was.
         statistics: Paths of the BatchNorm statistics.
-        largest_updates: {path: estimate of the largest change that one step made to an element}, for all trainable ones.
+        largest_updates: {path: estimate of the largest change that one step made to an element},
+            for all trainable ones.
         statistics_may_move: Whether BatchNorm was asked to run in training mode.
 
     Returns:
-        dict of counts: trainable_changed, trainable_total, frozen_changed, frozen_total, batchnorm_stats_changed; the
-        statistics are counted among the frozen too.
+        dict of counts: trainable_changed, trainable_total, frozen_changed, frozen_total,
+        batchnorm_stats_changed; the statistics are counted among the frozen too.
 
     Raises:
-        AuditError: If a frozen variable or a statistic moved, or a trainable variable did not although its updates were
-            larger than half the spacing of its floats.
+        AuditError: If a frozen variable or a statistic moved, or a trainable variable did not
+            although its updates were larger than half the spacing of its floats.
     """
     after = hash_variables(variables)
     changed = {path for path in after if after[path] != before[path]} | set(moved)
@@ -59,16 +65,31 @@ def audit_phase(phase, before, variables, moved, statistics, largest_updates, *,
     frozen = set(after) - trainable
     moved_statistics = changed & set(statistics)
     wrong = (changed & frozen) - (moved_statistics if statistics_may_move else set())
-    stuck = [path for path in sorted(trainable - changed)
-             if largest_updates[path] > 0.5 * np.spacing(np.max(np.abs(np.asarray(variables[path], np.float32))))]
+    stuck = [
+        path
+        for path in sorted(trainable - changed)
+        if largest_updates[path]
+        > 0.5 * np.spacing(np.max(np.abs(np.asarray(variables[path], np.float32))))
+    ]
     if wrong or stuck:
-        problems = ([f"{len(wrong)} frozen variables moved ({', '.join(sorted(wrong)[:3])})"] if wrong else []) + (
-            [f"{len(stuck)} trainable variables did not ({', '.join(stuck[:3])})"] if stuck else [])
-        raise AuditError(f"audit of phase {phase} failed: {' and '.join(problems)}; expected exactly the trainable set to "
-                         "change; nothing was exported, and the last checkpoint is whole")
-    return {"trainable_changed": len(changed & trainable), "trainable_total": len(trainable),
-            "frozen_changed": len(changed & frozen - moved_statistics), "frozen_total": len(frozen),
-            "batchnorm_stats_changed": len(moved_statistics)}
+        problems = (
+            [f"{len(wrong)} frozen variables moved ({', '.join(sorted(wrong)[:3])})"]
+            if wrong
+            else []
+        ) + (
+            [f"{len(stuck)} trainable variables did not ({', '.join(stuck[:3])})"] if stuck else []
+        )
+        raise AuditError(
+            f"audit of phase {phase} failed: {' and '.join(problems)}; expected exactly the "
+            "trainable set to change; nothing was exported, and the last checkpoint is whole"
+        )
+    return {
+        "trainable_changed": len(changed & trainable),
+        "trainable_total": len(trainable),
+        "frozen_changed": len(changed & frozen - moved_statistics),
+        "frozen_total": len(frozen),
+        "batchnorm_stats_changed": len(moved_statistics),
+    }
 
 
 def largest_updates(optimizer, groups, gradient_peaks, largest_rate):
@@ -83,8 +104,12 @@ def largest_updates(optimizer, groups, gradient_peaks, largest_rate):
     updates = {}
     for group in groups:
         for path, variable in zip(group.paths, group.variables):
-            gradient = gradient_peaks.get(path, 0.0) / math.sqrt(max(1, math.prod(variable.shape)))  # root mean square
-            # The others divide the size out, to about 1, of gradients that are not small beside this.
+            # root mean square
+            gradient = gradient_peaks.get(path, 0.0) / math.sqrt(max(1, math.prod(variable.shape)))
+            # The others divide the size out, to about 1, of gradients that are not small beside
+            # this.
             adaptive = gradient / max(gradient + _EPSILON.get(optimizer, 0.0), 1e-30)
-            updates[path] = largest_rate * group.lr_multiplier * (gradient if optimizer == "sgd" else adaptive)
+            updates[path] = (
+                largest_rate * group.lr_multiplier * (gradient if optimizer == "sgd" else adaptive)
+            )
     return updates

@@ -1,9 +1,9 @@
 """Checkpoints that are data only and are either whole or not there.
 
-A checkpoint is a directory `step-<global step>`: `arrays.bin` (raw little-endian arrays, one after the other, in name
-order), `state.json`, and, written last, `manifest.json`: a line with the SHA-256 of the rest, then each array's place and the
-size and SHA-256 of both files. It is written under a temporary name beside its place, synced and renamed, so that a crash leaves
-the old or the new one.
+A checkpoint is a directory `step-<global step>`: `arrays.bin` (raw little-endian arrays, one after
+the other, in name order), `state.json`, and, written last, `manifest.json`: a line with the SHA-256
+of the rest, then each array's place and the size and SHA-256 of both files. It is written under a
+temporary name beside its place, synced and renamed, so that a crash leaves the old or the new one.
 """
 
 import hashlib
@@ -29,11 +29,15 @@ def step_name(step):
 
 
 def check_room(directory, num_bytes):
-    """Raises StorageError if checkpoints of this size, of which there may be one more than are kept, do not fit on the disk."""
+    """Raises StorageError if checkpoints of this size, of which there may be one more than are
+    kept, do not fit on the disk.
+    """
     free, needed = shutil.disk_usage(directory).free, (_KEPT + 1) * num_bytes
     if free < needed:
-        raise StorageError(f"{directory} has {free / 1e6:.0f} MB free; expected room for {_KEPT + 1} checkpoints of "
-                           f"{num_bytes / 1e6:.0f} MB; free some or choose another --workdir")
+        raise StorageError(
+            f"{directory} has {free / 1e6:.0f} MB free; expected room for {_KEPT + 1} checkpoints "
+            f"of {num_bytes / 1e6:.0f} MB; free some or choose another --workdir"
+        )
 
 
 def save(directory, state, arrays):
@@ -62,10 +66,17 @@ def save(directory, state, arrays):
             offset += padding
             entries[name] = {"dtype": array.dtype.str, "shape": list(array.shape), "offset": offset}
             offset += array.nbytes
-        files = {"arrays.bin": write_synced(os.path.join(temporary, "arrays.bin"), chunks),
-                 "state.json": write_synced(os.path.join(temporary, "state.json"), [json.dumps(state).encode()])}
+        files = {
+            "arrays.bin": write_synced(os.path.join(temporary, "arrays.bin"), chunks),
+            "state.json": write_synced(
+                os.path.join(temporary, "state.json"), [json.dumps(state).encode()]
+            ),
+        }
         manifest = json.dumps({"arrays": entries, "files": files}).encode()
-        write_synced(os.path.join(temporary, "manifest.json"), [hashlib.sha256(manifest).hexdigest().encode(), b"\n", manifest])
+        write_synced(
+            os.path.join(temporary, "manifest.json"),
+            [hashlib.sha256(manifest).hexdigest().encode(), b"\n", manifest],
+        )
         sync(temporary)
         if os.path.exists(final):  # a phase that starts where another ended has the same step
             os.replace(final, f"{final}.trash-{os.getpid()}")
@@ -74,9 +85,11 @@ def save(directory, state, arrays):
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         size = sum(array.nbytes for array in arrays.values())
-        raise StorageError(f"could not save step {state['global_step']} in {directory}: {error.strerror}; expected a writable "
-                           f"place with room for {size / 1e6:.0f} MB; free some and start again, the checkpoint before it is "
-                           "whole") from error
+        raise StorageError(
+            f"could not save step {state['global_step']} in {directory}: {error.strerror}; "
+            f"expected a writable place with room for {size / 1e6:.0f} MB; free some and start "
+            "again, the checkpoint before it is whole"
+        ) from error
     with storage_errors(directory):
         remove_leftovers(directory)
         for name in _complete(directory)[:-_KEPT]:
@@ -93,17 +106,22 @@ def _remove(path):
 def _complete(directory):
     """Returns the names of the checkpoints, oldest first."""
     names = os.listdir(directory) if os.path.isdir(directory) else []
-    return sorted((name for name in names if re.fullmatch(r"step-\d+", name)), key=lambda name: int(name[5:]))
+    return sorted(
+        (name for name in names if re.fullmatch(r"step-\d+", name)), key=lambda name: int(name[5:])
+    )
 
 
 def _read(path, max_bytes):
-    """Returns (state, arrays) of one checkpoint, which may come from anyone: nothing in it is run, or read outside it.
+    """Returns (state, arrays) of one checkpoint, which may come from anyone: nothing in it is run,
+    or read outside it.
 
     Raises:
         ValueError: If anything about it is not as its manifest says.
     """
     files = sorted(os.scandir(path), key=lambda entry: entry.name)
-    if [entry.name for entry in files] != _FILES or not all(entry.is_file(follow_symlinks=False) for entry in files):
+    if [entry.name for entry in files] != _FILES or not all(
+        entry.is_file(follow_symlinks=False) for entry in files
+    ):
         raise ValueError(f"expected the files {', '.join(_FILES)} and no others")
     if sum(entry.stat().st_size for entry in files) > max_bytes:
         raise ValueError(f"larger than the {max_bytes:,} bytes that this run can need")
@@ -125,14 +143,17 @@ def _read(path, max_bytes):
     for name, entry in manifest["arrays"].items():
         dtype = np.dtype(entry["dtype"])
         count = int(np.prod(entry["shape"], dtype=np.int64))
-        arrays[name] = np.frombuffer(contents["arrays.bin"], dtype, count, entry["offset"]).reshape(entry["shape"])
+        arrays[name] = np.frombuffer(contents["arrays.bin"], dtype, count, entry["offset"]).reshape(
+            entry["shape"]
+        )
     return json.loads(contents["state.json"]), arrays
 
 
 def load_newest(directory, max_bytes=1 << 40):
     """Returns (state, arrays) of the newest usable checkpoint, or None if there never was one.
 
-    A damaged one is named on stderr, set aside as `<name>.corrupt-N`, and the one before it is used.
+    A damaged one is named on stderr, set aside as `<name>.corrupt-N`, and the one before it is
+    used.
 
     Args:
         directory: Where the checkpoints of the run are.
@@ -158,8 +179,14 @@ def load_newest(directory, max_bytes=1 << 40):
             while os.path.exists(f"{path}.corrupt-{number}"):
                 number += 1
             os.replace(path, f"{path}.corrupt-{number}")
-    set_aside = [name for name in (os.listdir(directory) if os.path.isdir(directory) else []) if ".corrupt-" in name]
+    set_aside = [
+        name
+        for name in (os.listdir(directory) if os.path.isdir(directory) else [])
+        if ".corrupt-" in name
+    ]
     if set_aside:
-        raise CheckpointError(f"no usable checkpoint in {directory}: {', '.join(reasons or sorted(set_aside))}; expected "
-                              "at least one; --resume=never starts anew and keeps the old run")
+        raise CheckpointError(
+            f"no usable checkpoint in {directory}: {', '.join(reasons or sorted(set_aside))}; "
+            "expected at least one; --resume=never starts anew and keeps the old run"
+        )
     return None

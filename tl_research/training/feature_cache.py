@@ -1,4 +1,6 @@
-"""What of the frozen part's features a run keeps, decided from sizes alone, and the source that each phase reads."""
+"""What of the frozen part's features a run keeps, decided from sizes alone, and the source that
+each phase reads.
+"""
 
 import math
 
@@ -8,7 +10,9 @@ from tl_research.training import features
 
 
 class FeatureCache:
-    """Gives each phase its sources; what they need of the frozen part is computed at the first call.
+    """Gives each phase its sources.
+
+    What they need of the frozen part is computed at the first call.
 
     Args:
         config: `tl_research.config.Config`.
@@ -28,7 +32,9 @@ class FeatureCache:
     def __init__(self, config, classifier, train, validation, cut, directory):
         self._config, self._classifier, self._cut = config, classifier, cut
         self._dtype = None if config.cache_dtype == "auto" else config.cache_dtype
-        self._storage = features.Storage(directory if config.feature_cache == "disk" else None, self._dtype)
+        self._storage = features.Storage(
+            directory if config.feature_cache == "disk" else None, self._dtype
+        )
         self.views = features.Views(config.seed, config.augment_views, bool(config.augmentation))
         self._examples = {"train": train, "validation": validation}
         self._views = {"train": self.views, "validation": features.Views(config.seed, 0, False)}
@@ -52,28 +58,54 @@ class FeatureCache:
         self._num_views["validation"] = int(on_disk or validation_bytes <= config.cache_bytes)
         validation = f"validation {f'cached ({what})' if self._num_views['validation'] else 'live'}"
         if not config.feature_cache_wanted:
-            why = "since MixUp blends them anew every epoch" if config.mixup else "a fresh view every epoch"
+            why = (
+                "since MixUp blends them anew every epoch"
+                if config.mixup
+                else "a fresh view every epoch"
+            )
             return f"cache: training live, {why}; {validation}"
         if config.feature_cache == "auto" and self.views.augmented and used >= epochs:
-            return f"cache: training live, {used} views in {epochs} epochs would not pay; {validation}"
-        needs = f"{used} views of {what} need {total_bytes / 2**30:.1f} GiB and --cache_bytes allows {config.cache_bytes / 2**30:.1f}"
+            return (
+                f"cache: training live, {used} views in {epochs} epochs would not pay; {validation}"
+            )
+        needs = (
+            f"{used} views of {what} need {total_bytes / 2**30:.1f} GiB and --cache_bytes allows "
+            f"{config.cache_bytes / 2**30:.1f}"
+        )
         if total_bytes > config.cache_bytes and not on_disk:
             if config.feature_cache == "memory":
-                raise UserError(f"--feature_cache=memory: {needs}; expected room for all; raise --cache_bytes, use fewer "
-                                "--augment_views or --feature_cache=disk")
+                raise UserError(
+                    f"--feature_cache=memory: {needs}; expected room for all; raise --cache_bytes, "
+                    "use fewer --augment_views or --feature_cache=disk"
+                )
             return f"cache: training live, {needs}; {validation}"
         self._num_views["train"] = used
         free = _free_memory()
-        warning = f", more than the {free / 2**30:.1f} GiB of memory that are free" if not on_disk and total_bytes > free else ""
-        return f"cache: {what}, {used} views, {total_bytes / 2**30:.2f} GiB{' on disk' if on_disk else ''}{warning}"
+        warning = (
+            f", more than the {free / 2**30:.1f} GiB of memory that are free"
+            if not on_disk and total_bytes > free
+            else ""
+        )
+        return (
+            f"cache: {what}, {used} views, {total_bytes / 2**30:.2f} "
+            f"GiB{' on disk' if on_disk else ''}{warning}"
+        )
 
     @property
     def in_use(self):
         """Where training features are kept, `memory` or `disk`, or else `off`."""
-        return "off" if not self._num_views["train"] else "disk" if self._config.feature_cache == "disk" else "memory"
+        return (
+            "off"
+            if not self._num_views["train"]
+            else "disk"
+            if self._config.feature_cache == "disk"
+            else "memory"
+        )
 
     def live_source(self, side, cut):
-        """Returns the source of the tensors of a side at a cut that computes everything in the step."""
+        """Returns the source of the tensors of a side at a cut that computes everything in the
+        step.
+        """
         return features.LiveSource(self._classifier, self._examples[side], cut, self._views[side])
 
     def source(self, side, cut):
@@ -87,8 +119,15 @@ class FeatureCache:
         if side not in self._kept:
             with progress_bar(f"features of {side}") as progress:
                 self._kept[side] = features.compute_features(
-                    self.live_source(side, self._cut), self._num_views[side], self._config.batch_size, progress, self._storage)
-        return features.derive_features(self._classifier, self._kept[side], cut, self._config.batch_size, self._storage)
+                    self.live_source(side, self._cut),
+                    self._num_views[side],
+                    self._config.batch_size,
+                    progress,
+                    self._storage,
+                )
+        return features.derive_features(
+            self._classifier, self._kept[side], cut, self._config.batch_size, self._storage
+        )
 
 
 def _free_memory():

@@ -1,7 +1,9 @@
-"""Where a step gets the tensors at its cut from: computed from pixels in the step, or looked up in a cache.
+"""Where a step gets the tensors at its cut from: computed from pixels in the step, or looked up in
+a cache.
 
-What the frozen part computes for one augmented view of one image never changes, so it can be computed once. The cache
-holds the tensors at the earliest cut of all phases; a phase that cuts later derives its own from them.
+What the frozen part computes for one augmented view of one image never changes, so it can be
+computed once. The cache holds the tensors at the earliest cut of all phases; a phase that cuts
+later derives its own from them.
 """
 
 import dataclasses
@@ -20,7 +22,7 @@ _LARGEST_FLOAT16 = 65504.0
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """Which augmented version of the images an epoch uses: 0 views means a fresh one every epoch."""
+    """Which augmented version of the images an epoch uses; 0 views: a fresh one every epoch."""
 
     seed: int
     num_views: int
@@ -67,7 +69,9 @@ class LiveSource:
         return self.examples.pixels is None
 
     def draws(self, view):
-        """Returns what `read` needs for a view: float32 [N, columns], or [0, columns] for images as they are."""
+        """Returns what `read` needs for a view: float32 [N, columns], or [0, columns] for images as
+        they are.
+        """
         return self.views.draws(view, len(self.examples))
 
     def stream(self, indices, view):
@@ -85,14 +89,20 @@ class LiveSource:
             indices: int32 [B], places of the examples.
             view: Not used: the draws are those of the view.
             draws: float32 [N, columns], or [0, columns] for images as they are.
-            streamed: uint8 [B, H, W, 3], the pixels; where they are in memory, they are looked up by default.
-            mixing: Of `pipeline.mixup_draws`: (int32 [B], what each is blended with; float32 [B], its own share), or None.
+            streamed: uint8 [B, H, W, 3], the pixels; where they are in memory, they are looked up
+                by default.
+            mixing: Of `pipeline.mixup_draws`: (int32 [B], what each is blended with; float32 [B],
+                its own share), or None.
         """
-        images = self._augmented(self.lookup(indices, view) if streamed is None else streamed, indices, draws)
+        images = self._augmented(
+            self.lookup(indices, view) if streamed is None else streamed, indices, draws
+        )
         if mixing is not None:
             partners, shares = mixing
             shares = shares[:, None, None, None]
-            images = shares * images + (1.0 - shares) * self._augmented(self.lookup(partners, view), partners, draws)
+            images = shares * images + (1.0 - shares) * self._augmented(
+                self.lookup(partners, view), partners, draws
+            )
         return images
 
     def compute(self, images):
@@ -106,13 +116,14 @@ class LiveSource:
 
 
 class CachedSource:
-    """Looks features up, and computes the tensors at a later cut from them in the step where that is cheaper.
+    """Looks features up, and computes the tensors at a later cut from them in the step where that
+    is cheaper.
 
     Args:
         examples: `Examples`.
         stored: Names of the tensors kept.
-        tensors: List of [num_views * N, ...], one for each name: tensors or, on disk, `np.memmap`; row `view * N + i` is
-            example i.
+        tensors: List of [num_views * N, ...], one for each name: tensors or, on disk, `np.memmap`;
+            row `view * N + i` is example i.
         views: `Views`.
         then: `FrozenPart` from `stored` to the cut, or None where they are the same.
         dtypes: Types that the tensors are computed with, where they are kept in others.
@@ -121,7 +132,13 @@ class CachedSource:
     cached = True
 
     def __init__(self, examples, stored, tensors, views, then=None, dtypes=None):
-        self.examples, self.stored, self.tensors, self.views, self._then = examples, tuple(stored), tensors, views, then
+        self.examples, self.stored, self.tensors, self.views, self._then = (
+            examples,
+            tuple(stored),
+            tensors,
+            views,
+            then,
+        )
         self.dtypes = dtypes or [tensor.dtype for tensor in tensors]
         self.cut = then.outputs if then else self.stored
 
@@ -144,14 +161,20 @@ class CachedSource:
         return self._kept(tf.cast(view, tf.int32) * len(self.examples) + indices)
 
     def _kept(self, rows):
-        return [tf.constant(tensor[rows]) if self.streamed else tf.gather(tensor, rows) for tensor in self.tensors]
+        return [
+            tf.constant(tensor[rows]) if self.streamed else tf.gather(tensor, rows)
+            for tensor in self.tensors
+        ]
 
     def rows(self, rows):
         """Returns these rows of the kept tensors, in the types they are computed with."""
         return self._cast(self._kept(rows))
 
     def read(self, indices, view, draws, streamed=None, mixing=None):
-        """As `LiveSource.read`, but returns the list of kept tensors; draws are not used, and nothing is mixed."""
+        """As `LiveSource.read`, but returns the list of kept tensors.
+
+        Draws are not used, and nothing is mixed.
+        """
         return self._cast(self.lookup(indices, view) if streamed is None else streamed)
 
     def compute(self, tensors):
@@ -167,7 +190,8 @@ class Storage:
 
     Args:
         directory: For memory-mapped files, or None to keep the features in memory.
-        dtype: `float16` or `bfloat16` to keep them so, whatever they are computed with; None keeps that.
+        dtype: `float16` or `bfloat16` to keep them so, whatever they are computed with; None keeps
+            that.
     """
 
     def __init__(self, directory=None, dtype=None):
@@ -186,12 +210,20 @@ class Storage:
         """
         kept, first = None, 0
         for arrays in parts:
-            kept = kept or [self._allocate((num_rows, *array.shape[1:]), self._dtype or array.dtype) for array in arrays]
+            kept = kept or [
+                self._allocate((num_rows, *array.shape[1:]), self._dtype or array.dtype)
+                for array in arrays
+            ]
             for whole, array in zip(kept, arrays):
-                if self._dtype == np.float16 and (largest := float(np.abs(array).max())) > _LARGEST_FLOAT16:
-                    raise UserError(f"--cache_dtype=float16 with features up to {largest:.3g}; expected at most "
-                                    f"{_LARGEST_FLOAT16:.0f}; use bfloat16 or auto")
-                whole[first:first + len(array)] = array[:num_rows - first]
+                if (
+                    self._dtype == np.float16
+                    and (largest := float(np.abs(array).max())) > _LARGEST_FLOAT16
+                ):
+                    raise UserError(
+                        f"--cache_dtype=float16 with features up to {largest:.3g}; expected at "
+                        f"most {_LARGEST_FLOAT16:.0f}; use bfloat16 or auto"
+                    )
+                whole[first : first + len(array)] = array[: num_rows - first]
             first += len(arrays[0])
         return kept if self._directory else [tf.constant(array) for array in kept]
 
@@ -200,14 +232,18 @@ class Storage:
             return np.empty(shape, dtype)
         path = os.path.join(self._directory, f"features.tmp-{os.getpid()}")
         with storage_errors(path), open(path, "xb+") as file:
-            os.remove(path)  # it lives as long as it is mapped: nothing is left behind, however the process ends
+            # it lives as long as it is mapped: nothing is left behind, however the process ends
+            os.remove(path)
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)) * np.dtype(dtype).itemsize)
             return np.memmap(file, dtype, "w+", shape=shape)
 
 
-def compute_features(source, num_views, batch_size, progress=lambda done, total: None, storage=Storage()):
-    """Fills a cache from a live source, in fixed order and padded batches, so that filling it again gives equal bits.
+def compute_features(
+    source, num_views, batch_size, progress=lambda done, total: None, storage=Storage()
+):
+    """Fills a cache from a live source, in fixed order and padded batches, so that filling it again
+    gives equal bits.
 
     Args:
         source: A `LiveSource`.
@@ -223,7 +259,9 @@ def compute_features(source, num_views, batch_size, progress=lambda done, total:
         StorageError: If the disk is full.
     """
     examples, cut = source.examples, source.cut
-    fetch = tf.function(lambda *arguments: source.compute(source.read(*arguments)), reduce_retracing=True)
+    fetch = tf.function(
+        lambda *arguments: source.compute(source.read(*arguments)), reduce_retracing=True
+    )
     indices, _ = pipeline.make_batches(np.arange(len(examples)), batch_size)
 
     def parts():
@@ -233,7 +271,7 @@ def compute_features(source, num_views, batch_size, progress=lambda done, total:
             for number, (row, streamed) in enumerate(zip(indices, stream)):
                 tensors = fetch(tf.constant(row), tf.constant(view), draws, streamed)
                 # Cut short here: TensorFlow would copy every batch to do so.
-                yield [tensor.numpy()[:len(examples) - number * batch_size] for tensor in tensors]
+                yield [tensor.numpy()[: len(examples) - number * batch_size] for tensor in tensors]
                 progress(view * len(indices) + number + 1, num_views * len(indices))
 
     kept = storage.collect(parts(), num_views * len(examples))
@@ -241,15 +279,24 @@ def compute_features(source, num_views, batch_size, progress=lambda done, total:
 
 
 def derive_features(classifier, source, cut, batch_size, storage=Storage()):
-    """Returns a `CachedSource` for a later cut: features at the cheapest place before it, computed from earlier ones."""
+    """Returns a `CachedSource` for a later cut: features at the cheapest place before it, computed
+    from earlier ones.
+    """
     stored = classifier.graph.cheapest_cut(cut)
     if stored != source.stored:
-        frozen_part = tf.function(classifier.frozen_part(stored, inputs=source.stored), reduce_retracing=True)
+        frozen_part = tf.function(
+            classifier.frozen_part(stored, inputs=source.stored), reduce_retracing=True
+        )
         count = len(source.tensors[0])
         rows, _ = pipeline.make_batches(np.arange(count), batch_size)
         parts = ([tensor.numpy() for tensor in frozen_part(source.rows(row))] for row in rows)
         tensors = storage.collect(parts, count)
-        source = CachedSource(source.examples, stored, tensors, source.views,
-                              dtypes=[classifier.graph.dtype(name) for name in stored])
+        source = CachedSource(
+            source.examples,
+            stored,
+            tensors,
+            source.views,
+            dtypes=[classifier.graph.dtype(name) for name in stored],
+        )
     then = classifier.frozen_part(cut, inputs=stored) if tuple(cut) != stored else None
     return CachedSource(source.examples, stored, source.tensors, source.views, then, source.dtypes)

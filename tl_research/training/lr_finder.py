@@ -38,8 +38,10 @@ class LearningRateFinder(Trainer):
         """As `Trainer.run`; raises UserError if the last phase has begun."""
         phase = self._plan[self.state.phase_index]
         if self.state.phase_step and self._is_last(phase):
-            raise UserError(f"{self._directory.path} is a run inside its last phase, {phase.name}, which would be trained; expected one "
-                            "before that; give another --workdir")
+            raise UserError(
+                f"{self._directory.path} is a run inside its last phase, {phase.name}, which would "
+                "be trained; expected one before that; give another --workdir"
+            )
         super().run(summaries)
 
     def _is_last(self, phase):
@@ -65,26 +67,45 @@ class LearningRateFinder(Trainer):
         with storage_errors(path):
             os.makedirs(self._directory.file("lr_find"), exist_ok=True)
             figures.save_learning_rates(f"{path}.png", rows, suggested)
-        self._directory.write_text(f"lr_find/{phase.name}.csv", csv_text(("learning_rate", "loss", "smoothed_loss"), rows))
-        print(f"phase {phase.name}: suggested --learning_rate {suggested:.2g}, where the smoothed loss falls fastest (range test of "
-              f"Smith 2017, {len(rows)} of {len(_RATES)} rates); see {path}.csv", flush=True)
+        self._directory.write_text(
+            f"lr_find/{phase.name}.csv", csv_text(("learning_rate", "loss", "smoothed_loss"), rows)
+        )
+        print(
+            f"phase {phase.name}: suggested --learning_rate {suggested:.2g}, where the smoothed "
+            f"loss falls fastest (range test of Smith 2017, {len(rows)} of {len(_RATES)} rates); "
+            f"see {path}.csv",
+            flush=True,
+        )
         return suggested
 
     def _losses(self, phase, source):
-        """Takes a step at each rate; yields dicts of learning_rate, loss and smoothed_loss, until the loss explodes."""
+        """Takes a step at each rate.
+
+        Yields dicts of learning_rate, loss and smoothed_loss, until the loss explodes.
+        """
         rate = tf.Variable(0.0)
-        step = self._make_step(dataclasses.replace(phase, learning_rate=rate, warmup_steps=0, lr_schedule="constant"), self._optimizer,
-                               source, len(_RATES))
+        step = self._make_step(
+            dataclasses.replace(phase, learning_rate=rate, warmup_steps=0, lr_schedule="constant"),
+            self._optimizer,
+            source,
+            len(_RATES),
+        )
         average, smallest, scaling = 0.0, math.inf, self.state.scaling
         inputs = self._epoch_inputs(source)
         for number, value in enumerate(_RATES):
             rate.assign(value)
             row = number % len(inputs.indices)
-            streamed = (stack(list(source.stream(inputs.indices[row:row + 1].numpy(), int(inputs.view))), 1) if source.streamed else
-                        None)
+            streamed = (
+                stack(
+                    list(source.stream(inputs.indices[row : row + 1].numpy(), int(inputs.view))), 1
+                )
+                if source.streamed
+                else None
+            )
             totals = step(inputs, row, 1, number, number, streamed, scaling)
             scaling = {name: totals.get(name, value) for name, value in scaling.items()}
-            if not totals["finite"] or not totals["examples"]:  # in float16 a step whose loss is not finite is skipped
+            # in float16 a step whose loss is not finite is skipped
+            if not totals["finite"] or not totals["examples"]:
                 return
             loss = float(totals["loss_sum"] / totals["examples"])
             average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
@@ -96,7 +117,8 @@ class LearningRateFinder(Trainer):
 
 
 def suggest(rates, losses):
-    """Returns the rate at which the loss falls fastest per factor of the rate, or the first where it never falls.
+    """Returns the rate at which the loss falls fastest per factor of the rate, or the first where
+    it never falls.
 
     Args:
         rates: Rising.

@@ -17,8 +17,16 @@ class Profiler:
         (self._first, self._end), self._directory, self._running = steps, directory, False
 
     def limit(self, step, count):
-        """Returns how many of `count` steps a call from `step` on may take, so that profiled steps come one by one."""
-        return 1 if self._first <= step < self._end else min(count, self._first - step) if step < self._first else count
+        """Returns how many of `count` steps a call from `step` on may take, so that profiled steps
+        come one by one.
+        """
+        return (
+            1
+            if self._first <= step < self._end
+            else min(count, self._first - step)
+            if step < self._first
+            else count
+        )
 
     @contextlib.contextmanager
     def mark(self, step):

@@ -1,4 +1,7 @@
-"""The directory of one run: found or made, locked, and checked against the flags. Imports no TensorFlow."""
+"""The directory of one run: found or made, locked, and checked against the flags.
+
+Imports no TensorFlow.
+"""
 
 import contextlib
 import datetime
@@ -51,8 +54,10 @@ class RunDirectory:
             except FileNotFoundError as error:
                 if not there:
                     raise
-                raise RunDirectoryError(f"run directory {self.path} was set aside by another process meanwhile; expected one run "
-                                        "in a directory; wait for it or choose another --workdir") from error
+                raise RunDirectoryError(
+                    f"run directory {self.path} was set aside by another process meanwhile; "
+                    "expected one run in a directory; wait for it or choose another --workdir"
+                ) from error
         try:
             self.results = self._check_contents(config)
         except BaseException:
@@ -68,22 +73,32 @@ class RunDirectory:
     def _check_entries(self):
         """Raises RunDirectoryError if the directory holds what no run of ours put there."""
         entries = list(os.scandir(self.path))
-        if not self._is_run() and any(entry.name != _LOCK and ".tmp-" not in entry.name for entry in entries):
-            raise RunDirectoryError(f"--workdir={self.path} holds files but no run; expected an empty directory or a run of this "
-                                    "program; choose another")
-        if links := sorted(entry.name for entry in entries if entry.is_symlink()):  # to be written through
-            raise RunDirectoryError(f"--workdir={self.path} holds the link {links[0]}; expected a run's own files; remove it or "
-                                    "choose another")
+        if not self._is_run() and any(
+            entry.name != _LOCK and ".tmp-" not in entry.name for entry in entries
+        ):
+            raise RunDirectoryError(
+                f"--workdir={self.path} holds files but no run; expected an empty directory or a "
+                "run of this program; choose another"
+            )
+        # to be written through
+        if links := sorted(entry.name for entry in entries if entry.is_symlink()):
+            raise RunDirectoryError(
+                f"--workdir={self.path} holds the link {links[0]}; expected a run's own files; "
+                "remove it or choose another"
+            )
 
     def _is_run(self):
         return os.path.exists(self.file("flags.txt"))
 
     def _check_contents(self, config):
         """Returns the results of a finished run, or None; writes the flags of a new one."""
-        if self._is_run() and (os.path.exists(self.file("run.json")) or os.path.exists(self.file("checkpoints"))):
+        if self._is_run() and (
+            os.path.exists(self.file("run.json")) or os.path.exists(self.file("checkpoints"))
+        ):
             self._update_flags(config)
             return self.read_json("results.json")
-        # An attempt that ended before the plan, at a bad image or a misspelt layer, binds nobody to its flags or split.
+        # An attempt that ended before the plan, at a bad image or a misspelt layer, binds nobody to
+        # its flags or split.
         if os.path.exists(self.file("split.json")):
             os.remove(self.file("split.json"))
         self.write_text("flags.txt", config.to_flags())
@@ -110,11 +125,15 @@ class RunDirectory:
             with open(self.file(name)) as file:
                 return json.load(file)
         except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{self.file(name)} is damaged ({error}); expected what a run wrote; use another --workdir or "
-                                  "--resume=never") from error
+            raise CheckpointError(
+                f"{self.file(name)} is damaged ({error}); expected what a run wrote; use another "
+                "--workdir or --resume=never"
+            ) from error
 
     def identity(self, config):
-        """Returns lines that a checkpoint must share with its run: the settings that may not change, and the split's SHA-256."""
+        """Returns lines that a checkpoint must share with its run: the settings that may not
+        change, and the split's SHA-256.
+        """
         lines = _fixed(config.to_flags())
         with contextlib.suppress(FileNotFoundError), open(self.file("split.json"), "rb") as file:
             lines.append(f"split.json of SHA-256 {hashlib.sha256(file.read()).hexdigest()}")
@@ -129,19 +148,29 @@ class RunDirectory:
             number += 1
         os.rename(self.path, f"{self.path.rstrip('/')}.old-{number}")
         self._lock_file.close()
-        print(f"the run in {self.path} is now {self.path.rstrip('/')}.old-{number}", file=sys.stderr)
+        print(
+            f"the run in {self.path} is now {self.path.rstrip('/')}.old-{number}", file=sys.stderr
+        )
 
     def _lock(self):
         """Takes the lock that the kernel gives back when the process ends, however it ends."""
-        self._lock_file = open(self.file(_LOCK), "a+", opener=lambda path, mode: os.open(path, mode | os.O_NOFOLLOW, 0o644))
+        self._lock_file = open(  # noqa: SIM115 (open as long as the lock is held)
+            self.file(_LOCK),
+            "a+",
+            opener=lambda path, mode: os.open(path, mode | os.O_NOFOLLOW, 0o644),
+        )
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock_file.seek(0)
-            raise RunDirectoryError(f"run directory {self.path} is used by {self._lock_file.read().strip() or 'another process'}"
-                                    "; expected one run in a directory; wait for it or choose another --workdir") from None
+            raise RunDirectoryError(
+                f"run directory {self.path} is used by "
+                f"{self._lock_file.read().strip() or 'another process'}; expected one run in a "
+                "directory; wait for it or choose another --workdir"
+            ) from None
         if not os.path.samestat(os.fstat(self._lock_file.fileno()), os.stat(self.file(_LOCK))):
-            raise FileNotFoundError(self.file(_LOCK))  # it was renamed with its directory after it was opened
+            # it was renamed with its directory after it was opened
+            raise FileNotFoundError(self.file(_LOCK))
         self._lock_file.truncate(0)
         now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         self._lock_file.write(f"pid {os.getpid()} on host {socket.gethostname()} since {now}\n")
@@ -153,41 +182,63 @@ class RunDirectory:
             text = file.read()
         before, after = _only_in(with_defaults(_fixed(text)), _fixed(config.to_flags()))
         if before or after:
-            raise CheckpointError(f"the run in {self.path} was made with {before or 'fewer flags'}, flags now say "
-                                  f"{after or 'nothing there'}; expected the same; use another --workdir or --resume=never")
+            raise CheckpointError(
+                f"the run in {self.path} was made with {before or 'fewer flags'}, flags now say "
+                f"{after or 'nothing there'}; expected the same; use another --workdir or "
+                "--resume=never"
+            )
         if text != config.to_flags():
             before, after = _only_in(text.splitlines(), config.to_flags().splitlines())
             if before or after:  # more than their order
-                print(f"note: {self.path} goes on with {after or 'fewer flags'} instead of {before or 'nothing there'}",
-                      file=sys.stderr, flush=True)
+                print(
+                    f"note: {self.path} goes on with {after or 'fewer flags'} instead of "
+                    f"{before or 'nothing there'}",
+                    file=sys.stderr,
+                    flush=True,
+                )
             self.write_text("flags.txt", config.to_flags())
 
 
 def _only_in(old, new):
     """Returns (the lines that only `old` has, those that only `new` has), as texts."""
-    return tuple(" ".join(line for line in lines if line not in others) for lines, others in ((old, new), (new, old)))
+    return tuple(
+        " ".join(line for line in lines if line not in others)
+        for lines, others in ((old, new), (new, old))
+    )
 
 
 def _fixed(text):
     """Returns those lines of `flags.txt`, sorted, that a resume must find as they were."""
     fields = Config.__dataclass_fields__
-    return sorted(line for line in text.split("\n")
-                  if (name := line[2:].split("=")[0]) not in fields or not fields[name].metadata["may_change"])
+    return sorted(
+        line
+        for line in text.split("\n")
+        if (name := line[2:].split("=")[0]) not in fields or not fields[name].metadata["may_change"]
+    )
 
 
 def with_defaults(lines):
-    """Returns lines of settings that may not change, and default ones for settings that the version that wrote them did not have."""
+    """Returns lines of settings that may not change, and default ones for settings that the version
+    that wrote them did not have.
+    """
     names = {line.split("=")[0] for line in lines}
-    return sorted([*lines, *(line for line in _fixed(Config().to_flags()) if line.split("=")[0] not in names)])
+    return sorted(
+        [*lines, *(line for line in _fixed(Config().to_flags()) if line.split("=")[0] not in names)]
+    )
 
 
 def resume_command(path, program="train.py"):
     """Returns the command with which a program goes on with an unfinished run."""
-    return f"python {program} --flagfile={shlex.quote(os.path.join(path, 'flags.txt'))} --workdir={shlex.quote(path)}"
+    return (
+        f"python {program} --flagfile={shlex.quote(os.path.join(path, 'flags.txt'))} "
+        f"--workdir={shlex.quote(path)}"
+    )
 
 
 def make_new(config):
-    """Makes a directory in `runs/` that no other run has, also one that starts in the same second, and returns it."""
+    """Makes a directory in `runs/` that no other run has, also one that starts in the same second,
+    and returns it.
+    """
     now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d-%H%M%S")
     name = os.path.join("runs", f"{now}-{config.dataset}-{config.backbone}")
     for number in itertools.count(1):
