@@ -5,7 +5,7 @@
 
 Epochs of the three alternate in one process; the figures are medians of `--rounds`, after an epoch
 each that compiles and warms up. The cache is filled as a run with the phases head and finetune
-fills it: at the cheapest cut before what finetune opens, from which the features of head are
+fills it: at the cheapest boundary before what finetune opens, from which the features of head are
 computed. Filling is timed from the first batch on, which traces; in head it includes computing its
 features from those of finetune, traced anew. "Pays after" is the number of epochs from which a
 view, filled and then used every epoch, costs less than as many live epochs. `fit` reads files; ours

@@ -33,7 +33,7 @@ _LARGE_SCALE = 2.0**30
 
 
 def precision(settings):
-    """The cut has the type that each precision promises.
+    """The boundary has the type that each precision promises.
 
     Logits, gradients and variables are float32. Tells what `auto` is.
     """
@@ -185,7 +185,7 @@ def _updates(settings, precision, xla=False, scaling=None):
 
 
 def _gradients(classifier, source, batch_size):
-    """Returns (tensors at the cut, logits, {path: gradient}) of the first batch."""
+    """Returns (tensors at the boundary, logits, {path: gradient}) of the first batch."""
     # small gradients would be zero in float16
     scale, variables = 256.0, classifier.trainable_variables()
 
@@ -193,7 +193,7 @@ def _gradients(classifier, source, batch_size):
     def compute(rows):
         tensors = source.compute(source.read(rows, 0, tf.zeros([0, 0])))
         with tf.GradientTape() as tape:
-            logits = classifier.logits(source.cut, tensors)
+            logits = classifier.logits(source.boundary, tensors)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
                 tf.gather(source.examples.labels, rows), logits
             )

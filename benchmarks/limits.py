@@ -7,8 +7,8 @@ process before them. A step is ours without input: the same batch of random pixe
 cached features) again and again; compiling is apart. Arithmetic is that of the convolutions, 2
 operations for each multiplication: forward of everything, and of the part that trains once more for
 the gradients of its kernels and once more for those of its inputs, except in layers that read the
-cut. The rest (activations, pooling, the dense head, Adam) counts as nothing, so that 100 % cannot
-be reached.
+boundary. The rest (activations, pooling, the dense head, Adam) counts as nothing, so that 100 %
+cannot be reached.
 """
 
 import dataclasses
@@ -77,14 +77,14 @@ def probe(rounds, side=_SIDE, copied=_COPIED):
 
 def gflop_per_image(classifier, source):
     """Returns the arithmetic of one training step on a source, for one image."""
-    graph, cut = classifier.graph, source.cut
+    graph, boundary = classifier.graph, source.boundary
     begin = source.stored if source.cached else (graph.input,)
     forward = graph.multiply_adds(begin, (graph.output,))
-    trained = graph.multiply_adds(cut, (graph.output,))
+    trained = graph.multiply_adds(boundary, (graph.output,))
     first = sum(
-        graph.multiply_adds(cut, (layer.name,))
+        graph.multiply_adds(boundary, (layer.name,))
         for layer in classifier.backbone.layers
-        if layer.trainable_variables and layer.input._keras_history.operation.name in cut
+        if layer.trainable_variables and layer.input._keras_history.operation.name in boundary
     )
     return 2 * (forward + 2 * trained - first) / 1e9
 
@@ -95,12 +95,12 @@ def bytes_per_image(classifier, source):
     Convolutions and dense layers read their input and write their output once; normalization and
     activation are fused into them; what adds, multiplies or pools reads one tensor more. Backward,
     a layer that trains takes two such passes, for the gradients of its kernels and of its input
-    (one where its input is the cut), and reads its output again. Weights, read once a batch, and
-    what the optimizer does count as nothing.
+    (one where its input is the boundary), and reads its output again. Weights, read once a batch,
+    and what the optimizer does count as nothing.
     """
-    graph, cut = classifier.graph, source.cut
+    graph, boundary = classifier.graph, source.boundary
     begin = source.stored if source.cached else (graph.input,)
-    trained = {written for *_, written in graph.layers(cut, (graph.output,))}
+    trained = {written for *_, written in graph.layers(boundary, (graph.output,))}
     numbers = math.prod(graph.shape(graph.output))  # what the new head reads
     for layer, kernels, read, written in graph.layers(begin, (graph.output,)):
         inputs, output = (
@@ -108,7 +108,7 @@ def bytes_per_image(classifier, source):
             math.prod(graph.shape(written)),
         )
         if kernels:
-            backward = 0 if written not in trained else 1 if set(read) <= set(cut) else 2
+            backward = 0 if written not in trained else 1 if set(read) <= set(boundary) else 2
             numbers += (1 + backward) * (sum(inputs) + output) + output * (backward > 0)
         elif len(read) > 1 or "Pooling" in type(layer).__name__:
             numbers += max(inputs)

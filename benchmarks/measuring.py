@@ -167,7 +167,7 @@ def our_steps(
         config: `Config`.
         phase: A name in `PHASES`; `classifier` has its layers open.
         classifier: A `Classifier`.
-        source: Where the tensors at the cut come from.
+        source: Where the tensors at the boundary come from.
         same_batch: Whether every step is given the first batch, not augmented: a step without
             input.
         learning_rate: Instead of the phase's own.
@@ -211,13 +211,13 @@ def our_epoch(*arguments, **options):
     return timed(lambda: float(steps()["loss_sum"]))
 
 
-def live_source(config, classifier, examples, cut=None):
-    """Returns a `LiveSource` of augmented images at a cut.
+def live_source(config, classifier, examples, boundary=None):
+    """Returns a `LiveSource` of augmented images at a boundary.
 
     At that of the phase, if none is given.
     """
     views = features.Views(config.seed, 0, bool(config.augmentation))
-    return features.LiveSource(classifier, examples, cut or classifier.cut(), views)
+    return features.LiveSource(classifier, examples, boundary or classifier.boundary(), views)
 
 
 def fill_cache(config, classifier, examples, num_views, progress=lambda done, total: None):
@@ -225,16 +225,16 @@ def fill_cache(config, classifier, examples, num_views, progress=lambda done, to
     `classifier` has open.
     """
     views = features.Views(config.seed, num_views, bool(config.augmentation))
-    cut = classifier.graph.cheapest_cut(classifier.cut())
-    live = features.LiveSource(classifier, examples, cut, views)
+    boundary = classifier.graph.cheapest_boundary(classifier.boundary())
+    live = features.LiveSource(classifier, examples, boundary, views)
     return features.compute_features(live, num_views, config.batch_size, progress)
 
 
 def cached_source(config, classifier, filled):
-    """Returns what a phase trains on: features at, or before, its own cut, from those that are
+    """Returns what a phase trains on: features at, or before, its own boundary, from those that are
     kept.
     """
-    return features.derive_features(classifier, filled, classifier.cut(), config.batch_size)
+    return features.derive_features(classifier, filled, classifier.boundary(), config.batch_size)
 
 
 class _EpochClock(keras.callbacks.Callback):

@@ -22,7 +22,7 @@ class Inputs:
     file_bytes: float = 229e6 / 3670
     decoded_per_core: float = 400.0  # images/s
     pixel_bytes: int = 224 * 224 * 3
-    feature_bytes: int = 37632  # of a view, at the cut of finetune
+    feature_bytes: int = 37632  # of a view, at the boundary of finetune
     # FLOP and bytes of an image: a live step of head, or filling the cache
     forward: tuple = (1.434e9, 25.1e6)
     live: tuple = (1.928e9, 31.9e6)  # a live step of finetune

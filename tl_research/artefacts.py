@@ -44,8 +44,8 @@ def save_keras(classifier, data, directory):
     images = tf.cast(
         data.validation.images(range(min(NUM_COMPARED, len(data.validation)))), tf.float32
     )
-    cut = classifier.cut()
-    expected = classifier.logits(cut, classifier.frozen_part(cut)(images)).numpy()
+    boundary = classifier.boundary()
+    expected = classifier.logits(boundary, classifier.frozen_part(boundary)(images)).numpy()
     received = keras.saving.load_model(temporary, compile=False).predict(
         images, batch_size=32, verbose=0
     )

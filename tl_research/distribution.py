@@ -127,7 +127,7 @@ def gathered(function):
     return strategy.gather(strategy.run(function), axis=0)
 
 
-def share(batch):
+def local_rows(batch):
     """Returns this replica's rows of a tensor [B, ...] of the global batch, or of a structure of
     tensors and None.
     """

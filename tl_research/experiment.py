@@ -375,7 +375,7 @@ def _test(config, classifier, examples, trainer):
     """Returns the test metrics; called once, after everything was selected on validation."""
     classifier.unfreeze("0%")
     source = features.LiveSource(
-        classifier, examples, classifier.cut(), features.Views(config.seed, 0, False)
+        classifier, examples, classifier.boundary(), features.Views(config.seed, 0, False)
     )
     logits = trainer.prepared(
         lambda: EvalStep(classifier, source, config.batch_size, trainer.xla)

@@ -14,7 +14,7 @@ def test_arithmetic_of_a_step_is_that_of_its_convolutions(tiny_backbone, make_ex
     examples = make_examples(8)
     head = limits.gflop_per_image(classifier, measuring.live_source(config, classifier, examples))
     assert head == pytest.approx(2e-9 * (block1 + block2 + block3))
-    classifier.unfreeze("block2")  # its convolution reads the cut: no gradient of its input
+    classifier.unfreeze("block2")  # its convolution reads the boundary: no gradient of its input
     live = limits.gflop_per_image(classifier, measuring.live_source(config, classifier, examples))
     assert live == pytest.approx(2e-9 * (block1 + 2 * block2 + 3 * block3))
     cached = measuring.cached_source(

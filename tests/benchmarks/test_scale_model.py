@@ -140,9 +140,10 @@ def test_inputs_are_what_the_network_has():
         classifier = measuring.make_classifier(config, "finetune", 5)
     finally:
         keras.config.set_dtype_policy("float32")
-    kept = classifier.graph.cheapest_cut(classifier.cut())
+    kept = classifier.graph.cheapest_boundary(classifier.boundary())
     assert (
-        kept == classifier.cut() and classifier.graph.bytes_per_image(kept) == inputs.feature_bytes
+        kept == classifier.boundary()
+        and classifier.graph.bytes_per_image(kept) == inputs.feature_bytes
     )
     assert (
         sum(math.prod(variable.shape) for variable in classifier.trainable_variables().values())
@@ -151,7 +152,7 @@ def test_inputs_are_what_the_network_has():
     for name, cached in {"live": False, "cached": True, "forward": False}.items():
         if name == "forward":
             classifier.unfreeze("0%")
-        source = types.SimpleNamespace(cut=classifier.cut(), stored=kept, cached=cached)
+        source = types.SimpleNamespace(boundary=classifier.boundary(), stored=kept, cached=cached)
         counted = (
             1e9 * limits.gflop_per_image(classifier, source),
             limits.bytes_per_image(classifier, source),

@@ -2,7 +2,7 @@
 
 `TL_RESEARCH_ALL_BACKBONES=1 python -m pytest tests/models/test_classifier.py` checks every
 backbone; without it, the smallest member of each family. Each is built once, most of the time here,
-so one test checks its values, folding and cuts together.
+so one test checks its values, folding and boundaries together.
 """
 
 import importlib
@@ -202,15 +202,15 @@ class FamilyTest(_Case):
         self.assertEqual(logits.dtype, tf.float32)
         self.assert_near(logits, with_numpy, output_tolerance)
 
-        cut = classifier.cut()
+        boundary = classifier.boundary()
         if name in CUTS_AT_30_PERCENT:
-            self.assertEqual(set(cut), CUTS_AT_30_PERCENT[name])
+            self.assertEqual(set(boundary), CUTS_AT_30_PERCENT[name])
         with tf.GradientTape() as tape:
-            tensors = classifier.frozen_part(cut)(pixels)
+            tensors = classifier.frozen_part(boundary)(pixels)
         self.assertEmpty({id(v) for v in tape.watched_variables()} & {id(v) for v in values})
         # watches all it meets: it meets what trains and nothing else
         with tf.GradientTape() as tape:
-            logits = classifier.logits(cut, tensors)
+            logits = classifier.logits(boundary, tensors)
             loss = tf.reduce_sum(logits * weighting)
         self.assertCountEqual([id(v) for v in tape.watched_variables()], [id(v) for v in values])
         self.assertEqual(logits.dtype, tf.float32)
@@ -221,12 +221,12 @@ class FamilyTest(_Case):
             self.assertGreater(np.linalg.norm(expected), 1e-6, path)
             self.assert_near(got, expected, gradient_tolerance, path)
 
-        early = classifier.graph.cheapest_cut(cut)
+        early = classifier.graph.cheapest_boundary(boundary)
         self.assertLessEqual(
-            classifier.graph.bytes_per_image(early), classifier.graph.bytes_per_image(cut)
+            classifier.graph.bytes_per_image(early), classifier.graph.bytes_per_image(boundary)
         )
-        if early != cut:
-            deeper = classifier.frozen_part(cut, early)(classifier.frozen_part(early)(pixels))
+        if early != boundary:
+            deeper = classifier.frozen_part(boundary, early)(classifier.frozen_part(early)(pixels))
             for got, expected in zip(deeper, tensors, strict=True):
                 self.assert_near(got, expected, output_tolerance)
         self.assertEmpty(_changed(before, statistics))
@@ -296,19 +296,20 @@ class UnfreezeTest(_Case):
             {"moving_mean", "moving_variance"},
         )
 
-    def test_frozen_backbone_is_cut_behind_the_pooling(self):
+    def test_frozen_backbone_is_parted_behind_the_pooling(self):
         self.classifier.unfreeze("0%")
-        cut = self.classifier.cut()
-        self.assertEqual(self.classifier.graph.shape(cut[0]), (1280,))
-        self.assertLen(cut, 1)
+        boundary = self.classifier.boundary()
+        self.assertEqual(self.classifier.graph.shape(boundary[0]), (1280,))
+        self.assertLen(boundary, 1)
 
-    def test_open_backbone_is_cut_before_its_first_layer(self):
+    def test_open_backbone_is_parted_before_its_first_layer(self):
         self.classifier.unfreeze("all")
-        self.assertEqual(self.classifier.cut(), (self.classifier.graph.input,))
+        self.assertEqual(self.classifier.boundary(), (self.classifier.graph.input,))
         pixels = _pictures(2, 32)
         self.assertAllClose(
             self.classifier.logits(
-                self.classifier.cut(), self.classifier.frozen_part(self.classifier.cut())(pixels)
+                self.classifier.boundary(),
+                self.classifier.frozen_part(self.classifier.boundary())(pixels),
             ),
             self.classifier.model(pixels),
             rtol=1e-4,
@@ -434,15 +435,17 @@ class BatchNormTest(_Case):
         classifier = _mobilenet(batchnorm="training")
         classifier.unfreeze("block_16_depthwise_BN")
         images = _pictures(4, 32)
-        cut = classifier.cut()
-        self.assertEqual(cut, ("block_16_depthwise",))  # between a convolution and its BatchNorm
+        boundary = classifier.boundary()
+        self.assertEqual(
+            boundary, ("block_16_depthwise",)
+        )  # between a convolution and its BatchNorm
         before = _values(classifier.variables)
-        tensors = classifier.frozen_part(cut)(images)
-        plain = classifier.logits(cut, tensors)
+        tensors = classifier.frozen_part(boundary)(images)
+        plain = classifier.logits(boundary, tensors)
         self.assert_near(plain, classifier.model(images), 1e-4)
         self.assertEmpty(_changed(before, classifier.variables))
 
-        logits = tf.function(lambda t: classifier.logits(cut, t, training=True))(tensors)
+        logits = tf.function(lambda t: classifier.logits(boundary, t, training=True))(tensors)
         self.assertGreater(np.linalg.norm(logits - plain), 1e-2)
         self.assertEqual(
             _changed(before, classifier.variables),
@@ -464,10 +467,10 @@ class BatchNormTest(_Case):
     def test_batchnorm_inference_moves_nothing_in_training_calls(self):
         classifier = _mobilenet()
         classifier.unfreeze("block_16")
-        before, cut = _values(classifier.variables), classifier.cut()
-        tensors = classifier.frozen_part(cut)(_pictures(4, 32))
-        logits = classifier.logits(cut, tensors, training=True)
-        self.assertAllEqual(logits, classifier.logits(cut, tensors))
+        before, boundary = _values(classifier.variables), classifier.boundary()
+        tensors = classifier.frozen_part(boundary)(_pictures(4, 32))
+        logits = classifier.logits(boundary, tensors, training=True)
+        self.assertAllEqual(logits, classifier.logits(boundary, tensors))
         self.assertEmpty(_changed(before, classifier.variables))
 
 
@@ -478,9 +481,9 @@ class LogitsTest(_Case):
             classifier.head.kernel.assign(np.eye(1280, 3))
             classifier.head.bias.assign(np.zeros(3))
             return classifier.logits(
-                classifier.cut(),
+                classifier.boundary(),
                 [features],
-                kept=classifier.dropout_mask(tf.constant(step, tf.int64), 500),
+                dropout_mask=classifier.dropout_mask(tf.constant(step, tf.int64), 500),
             )
 
         classifier = _mobilenet(dropout=0.25, seed=7)
@@ -496,7 +499,9 @@ class LogitsTest(_Case):
         self.assertAllEqual(
             tf.function(
                 lambda step: classifier.logits(
-                    classifier.cut(), [features], kept=classifier.dropout_mask(step, 500)
+                    classifier.boundary(),
+                    [features],
+                    dropout_mask=classifier.dropout_mask(step, 500),
                 )
             )(tf.constant(3, tf.int64)),
             first,
@@ -510,27 +515,27 @@ class LogitsTest(_Case):
             masks(_mobilenet(dropout=0.25, seed=8), 3, features),
         ):
             self.assertNear(np.mean(other == first), 0.25**2 + 0.75**2, 0.06)  # independent
-        self.assertAllEqual(classifier.logits(classifier.cut(), [features]), tf.ones([500, 3]))
+        self.assertAllEqual(classifier.logits(classifier.boundary(), [features]), tf.ones([500, 3]))
         self.assertIsNone(_mobilenet().dropout_mask(tf.constant(3, tf.int64), 500))
 
     def test_frozen_part_is_folded_once_when_it_is_made(self):
         classifier = _mobilenet()
-        pixels, cut = _pictures(2, 32), classifier.cut()
-        frozen = classifier.frozen_part(cut)
+        pixels, boundary = _pictures(2, 32), classifier.boundary()
+        frozen = classifier.frozen_part(boundary)
         before = frozen(pixels)[0]
         classifier.backbone.get_layer("Conv_1_bn").gamma.assign(np.zeros(1280))
         self.assertAllEqual(frozen(pixels)[0], before)
-        self.assertNotAllClose(classifier.frozen_part(cut)(pixels)[0], before)
+        self.assertNotAllClose(classifier.frozen_part(boundary)(pixels)[0], before)
 
     def _logits_and_gradients(self, classifier, pixels):
-        """(tensors at the cut of the top 30 %, logits, {path: gradient of a weighting of the
+        """(tensors at the boundary of the top 30 %, logits, {path: gradient of a weighting of the
         logits}).
         """
         classifier.unfreeze("30%")
-        variables, cut = classifier.trainable_variables(), classifier.cut()
-        tensors = classifier.frozen_part(cut)(pixels)
+        variables, boundary = classifier.trainable_variables(), classifier.boundary()
+        tensors = classifier.frozen_part(boundary)(pixels)
         with tf.GradientTape() as tape:
-            logits = classifier.logits(cut, tensors)
+            logits = classifier.logits(boundary, tensors)
             loss = tf.reduce_sum(logits * tf.constant([[1.0, -2.0, 0.5], [0.3, 1.0, -1.0]]))
         return (
             tensors,
@@ -570,7 +575,9 @@ class LogitsTest(_Case):
         pixels = _pictures(2, 32)
         plain = classifier.model(pixels)
         self.assert_near(
-            classifier.logits(classifier.cut(), classifier.frozen_part(classifier.cut())(pixels)),
+            classifier.logits(
+                classifier.boundary(), classifier.frozen_part(classifier.boundary())(pixels)
+            ),
             plain,
             1e-4,
         )

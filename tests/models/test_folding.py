@@ -241,7 +241,7 @@ class FoldingTest(parameterized.TestCase, tf.test.TestCase):
         graph = FeatureGraph(model)
         ((_, folded),) = graph._needed((graph.input,), (graph.output,))[-1:]
         self.assertLen(folded, 2 if pads == ((total // 2, total - total // 2),) * 2 else 1)
-        # A cut at the padded images is possible all the same.
+        # A boundary at the padded images is possible all the same.
         images = _images(model)
         (padded,) = graph.run({graph.input: images}, ("pad",))
         self.assertLess(
@@ -252,17 +252,17 @@ class FoldingTest(parameterized.TestCase, tf.test.TestCase):
     def test_fold_false_folds_nothing(self):
         self.assertEqual(FeatureGraph(_chain(layers.Conv2D(5, 3)), fold=False).num_folded, 0)
 
-    def test_cut_between_convolution_and_batchnorm(self):
+    def test_boundary_between_convolution_and_batchnorm(self):
         """The convolution is frozen, its BatchNorm trains: each is computed as it is, on its own
         side.
         """
         model = _chain(layers.Conv2D(5, 3, name="conv"))
         model.get_layer("conv").trainable = False
         graph, images = FeatureGraph(model), _images(model)
-        cut = graph.cut(lambda layer: bool(layer.trainable_variables))
-        self.assertEqual(cut, ("conv",))
-        self.assertEmpty(graph.fold_constants((graph.input,), cut))
-        frozen = graph.run({graph.input: images}, cut)
+        boundary = graph.boundary(lambda layer: bool(layer.trainable_variables))
+        self.assertEqual(boundary, ("conv",))
+        self.assertEmpty(graph.fold_constants((graph.input,), boundary))
+        frozen = graph.run({graph.input: images}, boundary)
         self.assertAllClose(frozen[0], model.get_layer("conv")(images), rtol=1e-5, atol=1e-5)
 
         expected, expected_gradients = _outputs_and_gradients(

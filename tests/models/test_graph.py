@@ -1,6 +1,6 @@
-"""A model cut in two computes what it computed in one piece.
+"""A model boundary in two computes what it computed in one piece.
 
-Whole backbones are cut in `test_classifier.py`.
+Whole backbones are boundary in `test_classifier.py`.
 """
 
 import keras
@@ -55,21 +55,23 @@ def _images(model):
 
 class GraphTest(parameterized.TestCase, tf.test.TestCase):
     def _open(self, model, *names):
-        """Opens the named layers and nothing else; returns the question that `cut` asks of each."""
+        """Opens the named layers and nothing else; returns the question that `boundary` asks of
+        each.
+        """
         for layer in model._flatten_layers(include_self=False, recursive=True):
             if not hasattr(layer, "layers"):
                 layer.trainable = layer.name in names
         return lambda layer: bool(getattr(layer, "trainable_variables", ()))
 
     @parameterized.parameters(True, False)
-    def test_run_equals_the_model_from_every_tensor_that_is_a_cut(self, fold):
+    def test_run_equals_the_model_from_every_tensor_that_is_a_boundary(self, fold):
         model = _branches()
         add, multiply = _operators(model)
         graph, images = FeatureGraph(model, fold=fold), _images(model)
         # the pair inside the Sequential is left alone
         self.assertEqual(graph.num_folded, 2 if fold else 0)
         expected = model(images, training=False)
-        for cut in (
+        for boundary in (
             ("input",),
             ("first",),
             ("bn",),
@@ -81,11 +83,11 @@ class GraphTest(parameterized.TestCase, tf.test.TestCase):
             ("block",),
             ("last",),
         ):
-            tensors = graph.run({"input": images}, cut)
-            for name, tensor in zip(cut, tensors):
+            tensors = graph.run({"input": images}, boundary)
+            for name, tensor in zip(boundary, tensors):
                 self.assertEqual(graph.shape(name), tensor.shape[1:])
                 self.assertEqual(graph.dtype(name), "float32")
-            (outputs,) = graph.run(dict(zip(cut, tensors)), (graph.output,))
+            (outputs,) = graph.run(dict(zip(boundary, tensors)), (graph.output,))
             self.assertAllClose(outputs, expected, rtol=1e-5, atol=1e-5)
         self.assertEqual((graph.input, graph.output), ("input", "last"))
 
@@ -101,12 +103,12 @@ class GraphTest(parameterized.TestCase, tf.test.TestCase):
         (("bn",), ("first",)),
         (("first", "last"), ("input",)),  # what trains first decides, whatever is frozen behind it
     )
-    def test_cut_is_where_the_first_open_layer_begins(self, opened, expected):
+    def test_boundary_is_where_the_first_open_layer_begins(self, opened, expected):
         model = _branches()
         graph = FeatureGraph(model)
-        cut = graph.cut(self._open(model, *opened))
+        boundary = graph.boundary(self._open(model, *opened))
         names = {"*": _operators(model)[1]}
-        self.assertCountEqual(cut, [names.get(name, name) for name in expected])
+        self.assertCountEqual(boundary, [names.get(name, name) for name in expected])
 
         # The frozen part reads no open variable; behind it a tape sees the open ones, and those of
         # no layer before it.
@@ -114,12 +116,12 @@ class GraphTest(parameterized.TestCase, tf.test.TestCase):
         open_variables = [variable.value for variable in model.trainable_variables]
         self.assertEqual(bool(open_variables), bool(opened))
         with tf.GradientTape() as tape:
-            tensors = graph.run({"input": images}, cut)
+            tensors = graph.run({"input": images}, boundary)
         self.assertEmpty(
             {id(v) for v in tape.watched_variables()} & {id(v) for v in open_variables}
         )
         with tf.GradientTape() as tape:
-            (outputs,) = graph.run(dict(zip(cut, tensors)), (graph.output,))
+            (outputs,) = graph.run(dict(zip(boundary, tensors)), (graph.output,))
             loss = tf.reduce_sum(outputs * outputs)
         self.assertContainsSubset(
             [id(v) for v in open_variables], [id(v) for v in tape.watched_variables()]
@@ -133,14 +135,16 @@ class GraphTest(parameterized.TestCase, tf.test.TestCase):
 
     def test_open_layer_without_variables_is_frozen(self):
         model = _branches()
-        self.assertEqual(FeatureGraph(model).cut(self._open(model, "relu", "last")), ("block",))
+        self.assertEqual(
+            FeatureGraph(model).boundary(self._open(model, "relu", "last")), ("block",)
+        )
 
     def test_only_what_is_needed_is_computed(self):
         model = _branches()
         graph = FeatureGraph(model)
         with self.assertRaisesRegex(
             ValueError,
-            r"\['input'\] cannot be computed from \['left_bn'\]; expected tensors of a cut",
+            r"\['input'\] cannot be computed from \['left_bn'\]; expected tensors of a boundary",
         ):
             graph.run({"left_bn": tf.zeros([1, 6, 6, 5])}, (graph.output,))
         known = {"left_bn": tf.zeros([1, 6, 6, 5]), "right": tf.zeros([1, 6, 6, 5])}
@@ -168,12 +172,12 @@ class GraphTest(parameterized.TestCase, tf.test.TestCase):
             layers.Subtract(name="difference")([first, layers.Conv2D(2, 1, name="conv")(second)]),
         )
         graph, images = FeatureGraph(model), _images(model)
-        cut = graph.cut(self._open(model, "conv"))
-        self.assertCountEqual(cut, ["halves:0", "halves:1"])
-        tensors = graph.run({"input": images}, cut)
-        self.assertAllEqual(dict(zip(cut, tensors))["halves:1"], images[..., 2:])
+        boundary = graph.boundary(self._open(model, "conv"))
+        self.assertCountEqual(boundary, ["halves:0", "halves:1"])
+        tensors = graph.run({"input": images}, boundary)
+        self.assertAllEqual(dict(zip(boundary, tensors))["halves:1"], images[..., 2:])
         self.assertAllClose(
-            graph.run(dict(zip(cut, tensors)), (graph.output,))[0],
+            graph.run(dict(zip(boundary, tensors)), (graph.output,))[0],
             model(images),
             rtol=1e-5,
             atol=1e-5,
@@ -265,18 +269,18 @@ class CostTest(parameterized.TestCase, tf.test.TestCase):
         )
         self.assertEqual(FeatureGraph(model).bytes_per_image(("half",)), 2 * 8 * 8 * 2)
 
-    def test_cheapest_cut_is_at_an_earlier_narrow_tensor(self):
+    def test_cheapest_boundary_is_at_an_earlier_narrow_tensor(self):
         """Kept at `relu`: 64 * 8*8*16*4 = 262144.
 
         At `narrow_bn`: 64 * 8*8*2*4 + 8*8*2*16 = 32768 + 2048.
         """
-        self.assertEqual(self._narrow_and_wide(1).cheapest_cut(("relu",)), ("narrow_bn",))
+        self.assertEqual(self._narrow_and_wide(1).cheapest_boundary(("relu",)), ("narrow_bn",))
 
-    def test_cheapest_cut_stays_where_computing_again_costs_more(self):
+    def test_cheapest_boundary_stays_where_computing_again_costs_more(self):
         """At `narrow_bn` with a 17 x 17 kernel: 32768 + 8*8 * 17*17*2*16 = 624640 is more than
         262144.
         """
-        self.assertEqual(self._narrow_and_wide(17).cheapest_cut(("relu",)), ("relu",))
+        self.assertEqual(self._narrow_and_wide(17).cheapest_boundary(("relu",)), ("relu",))
 
     def test_pixels_are_no_features(self):
         """`narrow` and the input together have 4 channels, `sum` 16: still no pixels are kept."""
@@ -287,17 +291,19 @@ class CostTest(parameterized.TestCase, tf.test.TestCase):
             layers.Conv2D(16, 1, name="right")(inputs),
         ]
         graph = FeatureGraph(keras.Model(inputs, layers.Add(name="sum")(wide)))
-        self.assertEqual(graph.cheapest_cut(("sum",)), ("sum",))
-        self.assertEqual(graph.cheapest_cut(("input",)), ("input",))  # all open: nothing is frozen
+        self.assertEqual(graph.cheapest_boundary(("sum",)), ("sum",))
+        self.assertEqual(
+            graph.cheapest_boundary(("input",)), ("input",)
+        )  # all open: nothing is frozen
 
-    def test_cheapest_cut_of_two_branches_has_both_or_neither(self):
+    def test_cheapest_boundary_of_two_branches_has_both_or_neither(self):
         inputs = keras.Input((4, 4, 3), name="input")
         x = layers.Conv2D(4, 1, name="trunk")(inputs)
         left = layers.Conv2D(8, 1, name="left")(layers.Conv2D(1, 1, name="left_narrow")(x))
         right = layers.Conv2D(8, 1, name="right")(layers.Conv2D(1, 1, name="right_narrow")(x))
         graph = FeatureGraph(keras.Model(inputs, layers.Add(name="sum")([left, right])))
         # `sum` is 8 channels, `trunk` 4, the two narrow ones together 2.
-        self.assertCountEqual(graph.cheapest_cut(("sum",)), ["left_narrow", "right_narrow"])
+        self.assertCountEqual(graph.cheapest_boundary(("sum",)), ["left_narrow", "right_narrow"])
         tensors = graph.run(
             {"input": tf.ones([1, 4, 4, 3])}, ("left_narrow", "right_narrow", "sum")
         )

@@ -69,12 +69,12 @@ def _losses(classifier, source, views, num_steps, num_examples=36, batch_size=8)
 def test_losses_of_20_cached_steps_equal_live_ones(tiny_backbone, make_examples, unfreeze):
     examples, views = make_examples(36), features.Views(0, 2, True)
     live = _classifier(unfreeze)
-    expected = _losses(live, features.LiveSource(live, examples, live.cut(), views), views, 20)
+    expected = _losses(live, features.LiveSource(live, examples, live.boundary(), views), views, 20)
     cached = _classifier(unfreeze)
     base = features.LiveSource(cached, examples, ("block2_relu",), views)
     stored = features.compute_features(base, 2, 8)
-    source = features.derive_features(cached, stored, cached.cut(), 8)
-    assert source.cut == cached.cut() and source.cached and not source.streamed
+    source = features.derive_features(cached, stored, cached.boundary(), 8)
+    assert source.boundary == cached.boundary() and source.cached and not source.streamed
     received = _losses(cached, source, views, 20)
     np.testing.assert_allclose(received, expected, rtol=1e-5)
     assert len(set(expected)) == 20
@@ -84,7 +84,7 @@ def test_losses_of_20_cached_steps_equal_live_ones(tiny_backbone, make_examples,
     other = _classifier(unfreeze)
     without = _losses(
         other,
-        features.derive_features(other, one_view, other.cut(), 8),
+        features.derive_features(other, one_view, other.boundary(), 8),
         features.Views(0, 1, True),
         20,
     )
@@ -125,15 +125,15 @@ def test_filling_the_cache_again_gives_equal_bits(tiny_backbone, make_examples):
     np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize("cut", [("pooled_features",), ("block2_bn",), ("block1_relu",)])
-def test_derived_features_equal_recomputed_ones(tiny_backbone, make_examples, cut):
+@pytest.mark.parametrize("boundary", [("pooled_features",), ("block2_bn",), ("block1_relu",)])
+def test_derived_features_equal_recomputed_ones(tiny_backbone, make_examples, boundary):
     examples, views, classifier = make_examples(11), features.Views(0, 2, True), _classifier()
     base = features.compute_features(
         features.LiveSource(classifier, examples, ("block1_relu",), views), 2, 4
     )
-    derived = features.derive_features(classifier, base, cut, 4)
+    derived = features.derive_features(classifier, base, boundary, 4)
     recomputed = features.compute_features(
-        features.LiveSource(classifier, examples, cut, views), 2, 4
+        features.LiveSource(classifier, examples, boundary, views), 2, 4
     ).tensors
     for view in (0, 1):
         rows = tf.constant([10, 0, 5])

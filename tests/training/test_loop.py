@@ -475,7 +475,7 @@ def test_plan_of_the_cache_comes_from_sizes(train, monkeypatch):
             trainer.classifier,
             trainer._train,
             trainer._validation,
-            trainer._earliest_cut(),
+            trainer._earliest_boundary(),
             "nowhere",
         )
         return cache.plan, cache.in_use

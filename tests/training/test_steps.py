@@ -46,11 +46,11 @@ def _make_step(
         backbone_lr_multiplier=backbone_multiplier,
     )
     optimizer = GroupedOptimizer(groups, optimizer, momentum=0.0, clip_norm=clip_norm)
-    cut, views = classifier.cut(), features.Views(0, 0, False)
+    boundary, views = classifier.boundary(), features.Views(0, 0, False)
     source = (
-        features.LiveSource(classifier, examples, cut, views)
+        features.LiveSource(classifier, examples, boundary, views)
         if tensors is None
-        else features.CachedSource(examples, cut, [tf.constant(tensors)], views)
+        else features.CachedSource(examples, boundary, [tf.constant(tensors)], views)
     )
     return steps.TrainStep(
         classifier,
@@ -456,7 +456,7 @@ def test_label_smoothing_formula():
 def test_evaluation_counts_every_example_once_in_order(classifier, make_examples, batch_size):
     examples = make_examples(10)
     source = features.LiveSource(
-        classifier, examples, classifier.cut(), features.Views(0, 0, False)
+        classifier, examples, classifier.boundary(), features.Views(0, 0, False)
     )
     logits = steps.EvalStep(classifier, source, batch_size)()
     assert logits.shape == (10, 3)
@@ -473,7 +473,7 @@ def test_evaluation_sees_the_weights_of_now(classifier, make_examples):
     examples = make_examples(4)
     classifier.unfreeze("block3")
     source = features.LiveSource(
-        classifier, examples, classifier.cut(), features.Views(0, 0, False)
+        classifier, examples, classifier.boundary(), features.Views(0, 0, False)
     )
     evaluate = steps.EvalStep(classifier, source, 4)
     evaluate()

@@ -2,7 +2,7 @@
 float32 logits.
 
 The same variables are reached in two ways. `Classifier.model` is a plain Keras model, which is what
-gets saved. `Classifier.frozen_part` and `Classifier.logits` run the network cut where training
+gets saved. `Classifier.frozen_part` and `Classifier.logits` run the network parted where training
 begins (`tl_research.models.graph`), which is what the loop uses.
 """
 
@@ -49,7 +49,7 @@ class InferenceBackbone(keras.layers.Layer):
 
 
 class FrozenPart:
-    """Pixels (or earlier features) to the tensors of a cut, for layers that do not change
+    """Pixels (or earlier features) to the tensors of a boundary, for layers that do not change
     meanwhile.
 
     BatchNorm is folded once, when this is made: make a new one after the layers were trained.
@@ -252,10 +252,10 @@ class Classifier:
             if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
         )
 
-    def cut(self):
+    def boundary(self):
         """The names of the tensors that cross from the frozen into the trainable part."""
         open_batchnorms = self._open_batchnorms()
-        return self.graph.cut(
+        return self.graph.boundary(
             lambda layer: (
                 bool(getattr(layer, "trainable_variables", ())) or layer in open_batchnorms
             )
@@ -283,22 +283,24 @@ class Classifier:
         shape = [batch_size, *self.graph.shape(self.graph.output)]
         return tf.random.stateless_uniform(shape, seed, alg="philox") >= self.dropout
 
-    def logits(self, cut, tensors, *, training=False, kept=None):
+    def logits(self, boundary, tensors, *, training=False, dropout_mask=None):
         """Returns float32 logits [B, K].
 
         Args:
-            cut: Names of the tensors given.
-            tensors: The list of tensors at the cut, [B, ...] each.
+            boundary: Names of the tensors given.
+            tensors: The list of tensors at the boundary, [B, ...] each.
             training: Whether BatchNorm is in training mode, where that was asked for.
-            kept: What `dropout_mask` returns; by default nothing is dropped.
+            dropout_mask: What `dropout_mask` returns; by default nothing is dropped.
         """
         open_batchnorms = self._open_batchnorms() if training else ()
         (features,) = self.graph.run(
-            dict(zip(cut, tensors)), (self.graph.output,), batchnorm_in_training=open_batchnorms
+            dict(zip(boundary, tensors)),
+            (self.graph.output,),
+            batchnorm_in_training=open_batchnorms,
         )
         features = tf.cast(features, tf.float32)
-        if kept is not None:
-            features = tf.where(kept, features * (1.0 / (1.0 - self.dropout)), 0.0)
+        if dropout_mask is not None:
+            features = tf.where(dropout_mask, features * (1.0 / (1.0 - self.dropout)), 0.0)
         return self.head(features)
 
 

@@ -107,7 +107,7 @@ class FeatureGraph:
     def dtype(self, name):
         return self._tensors[name].dtype
 
-    def cut(self, trains):
+    def boundary(self, trains):
         """Returns the names of the tensors that cross from the frozen into the trainable part.
 
         Args:
@@ -129,19 +129,19 @@ class FeatureGraph:
         ]
         return tuple(dict.fromkeys(crossing))
 
-    def cheapest_cut(self, outputs):
-        """Returns the cut at or before the tensors `outputs` at which it is cheapest to keep
+    def cheapest_boundary(self, outputs):
+        """Returns the boundary at or before the tensors `outputs` at which it is cheapest to keep
         features.
 
         Keeping a tensor costs its bytes, keeping an earlier one costs computing the rest again in
-        every epoch. The measure is `_MULTIPLY_ADDS_PER_NUMBER` numbers + multiply-adds from the cut
-        to `outputs`.
+        every epoch. The measure is `_MULTIPLY_ADDS_PER_NUMBER` numbers + multiply-adds from the
+        boundary to `outputs`.
         """
 
-        def cost_of(cut):
+        def cost_of(boundary):
             return _MULTIPLY_ADDS_PER_NUMBER * sum(
-                math.prod(self.shape(name)) for name in cut
-            ) + self.multiply_adds(cut, outputs)
+                math.prod(self.shape(name)) for name in boundary
+            ) + self.multiply_adds(boundary, outputs)
 
         nodes = self._needed((self.input,), outputs)
         best, best_cost, done = tuple(outputs), cost_of(outputs), {self.input}
@@ -150,18 +150,18 @@ class FeatureGraph:
             later = [
                 name for after, folded in nodes[index + 1 :] for name in (*folded, after)[0].inputs
             ]
-            cut = tuple(dict.fromkeys(name for name in later + list(outputs) if name in done))
-            if len(cut) <= 2 and self.input not in cut:
-                cost = cost_of(cut)
+            boundary = tuple(dict.fromkeys(name for name in later + list(outputs) if name in done))
+            if len(boundary) <= 2 and self.input not in boundary:
+                cost = cost_of(boundary)
                 if cost < best_cost:
-                    best, best_cost = cut, cost
+                    best, best_cost = boundary, cost
         return best
 
-    def bytes_per_image(self, cut, dtype=None):
-        """Returns the bytes that a cut's tensors take for one image, in `dtype` or their own."""
+    def bytes_per_image(self, boundary, dtype=None):
+        """Returns the bytes of a boundary's tensors for one image, in `dtype` or their own."""
         return sum(
             math.prod(self.shape(name)) * tf.as_dtype(dtype or self.dtype(name)).size
-            for name in cut
+            for name in boundary
         )
 
     def _needed(self, known, outputs):
@@ -175,7 +175,7 @@ class FeatureGraph:
             folded = self._folded.get(node.outputs[0], ())
             for index, before in enumerate(folded):
                 if before.outputs[0] in known or before.outputs[0] in wanted:
-                    # the cut goes between the two: each is computed as it is
+                    # the boundary goes between the two: each is computed as it is
                     folded = folded[index + 1 :]
             needed.append((node, folded))
             wanted.difference_update(node.outputs)
@@ -183,13 +183,13 @@ class FeatureGraph:
         if wanted:
             raise ValueError(
                 f"{sorted(wanted)} cannot be computed from {sorted(known)}; expected tensors of a "
-                "cut"
+                "boundary"
             )
         return needed[::-1]
 
     def fold_constants(self, known, outputs):
-        """Returns {BatchNorm's output: (kernel, bias)} of all that is folded between two cuts, for
-        parts that do not change.
+        """Returns {BatchNorm's output: (kernel, bias)} of all that is folded between two
+        boundaries, for parts that do not change.
 
         On a CPU a kernel is a NumPy array, which becomes a constant of the traced graph: oneDNN
         brings a constant into its own order once, anything else in every step. A bias is a tensor:
@@ -237,7 +237,8 @@ class FeatureGraph:
         return [values[id(self._tensors[name])] for name in outputs]
 
     def layers(self, known, outputs):
-        """Yields (layer or operator, its kernels, names it reads, name it writes) between two cuts.
+        """Yields (layer or operator, its kernels, names it reads, name it writes) between two
+        boundaries.
 
         What is folded is one layer.
         """
@@ -252,8 +253,8 @@ class FeatureGraph:
             yield node.operation, kernels, together[0].inputs, node.outputs[0]
 
     def multiply_adds(self, known, outputs):
-        """Returns the multiplications of the convolutions and dense layers between two cuts, per
-        image.
+        """Returns the multiplications of the convolutions and dense layers between two boundaries,
+        per image.
         """
         return sum(
             math.prod(self.shape(written)[:-1]) * math.prod(kernel.shape)

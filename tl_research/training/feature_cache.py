@@ -18,7 +18,7 @@ class FeatureCache:
         config: `tl_research.config.Config`.
         classifier: A `Classifier`.
         train, validation: `Examples`.
-        cut: Before everything that any phase opens: what lies before it never changes.
+        boundary: Before everything that any phase opens: what lies before it never changes.
         directory: For features on disk.
 
     Attributes:
@@ -29,8 +29,8 @@ class FeatureCache:
         UserError: If what --feature_cache=memory asks for does not fit.
     """
 
-    def __init__(self, config, classifier, train, validation, cut, directory):
-        self._config, self._classifier, self._cut = config, classifier, cut
+    def __init__(self, config, classifier, train, validation, boundary, directory):
+        self._config, self._classifier, self._boundary = config, classifier, boundary
         self._dtype = None if config.cache_dtype == "auto" else config.cache_dtype
         self._storage = features.Storage(
             directory if config.feature_cache == "disk" else None, self._dtype
@@ -47,9 +47,12 @@ class FeatureCache:
         config, graph = self._config, self._classifier.graph
         epochs = sum(phase.epochs for phase in config.phase_plan)
         on_disk = config.feature_cache == "disk"
-        size = graph.bytes_per_image(self._cut, self._dtype)
-        shape = " + ".join("x".join(map(str, graph.shape(name))) for name in self._cut)
-        what = f"{shape} {self._dtype or graph.dtype(self._cut[0])}, {size / 1024:.0f} KiB an image"
+        size = graph.bytes_per_image(self._boundary, self._dtype)
+        shape = " + ".join("x".join(map(str, graph.shape(name))) for name in self._boundary)
+        what = (
+            f"{shape} {self._dtype or graph.dtype(self._boundary[0])}, "
+            f"{size / 1024:.0f} KiB an image"
+        )
         used = self.views.used(epochs)
         validation_bytes = len(self._examples["validation"]) * size
         total_bytes = validation_bytes + len(self._examples["train"]) * used * size
@@ -102,31 +105,33 @@ class FeatureCache:
             else "memory"
         )
 
-    def live_source(self, side, cut):
-        """Returns the source of the tensors of a side at a cut that computes everything in the
+    def live_source(self, side, boundary):
+        """Returns the source of the tensors of a side at a boundary that computes everything in the
         step.
         """
-        return features.LiveSource(self._classifier, self._examples[side], cut, self._views[side])
+        return features.LiveSource(
+            self._classifier, self._examples[side], boundary, self._views[side]
+        )
 
-    def source(self, side, cut):
-        """Returns the source of the tensors of a side, `train` or `validation`, at a cut.
+    def source(self, side, boundary):
+        """Returns the source of the tensors of a side, `train` or `validation`, at a boundary.
 
         Raises:
             StorageError: If the disk is full.
         """
         if not self._num_views[side]:
-            return self.live_source(side, cut)
+            return self.live_source(side, boundary)
         if side not in self._kept:
             with progress_bar(f"features of {side}") as progress:
                 self._kept[side] = features.compute_features(
-                    self.live_source(side, self._cut),
+                    self.live_source(side, self._boundary),
                     self._num_views[side],
                     self._config.batch_size,
                     progress,
                     self._storage,
                 )
         return features.derive_features(
-            self._classifier, self._kept[side], cut, self._config.batch_size, self._storage
+            self._classifier, self._kept[side], boundary, self._config.batch_size, self._storage
         )
 
 

@@ -1,9 +1,9 @@
-"""Where a step gets the tensors at its cut from: computed from pixels in the step, or looked up in
-a cache.
+"""Where a step gets the tensors at its boundary from: computed from pixels in the step, or looked
+up in a cache.
 
 What the frozen part computes for one augmented view of one image never changes, so it can be
-computed once. The cache holds the tensors at the earliest cut of all phases; a phase that cuts
-later derives its own from them.
+computed once. The cache holds the tensors at the earliest boundary of all phases; a phase that
+boundaries later derives its own from them.
 """
 
 import dataclasses
@@ -46,22 +46,22 @@ class Views:
 
 
 class LiveSource:
-    """Computes the tensors at a cut from pixels, in the step.
+    """Computes the tensors at a boundary from pixels, in the step.
 
     Args:
         classifier: A `Classifier`.
         examples: `Examples`, with their pixels in memory or not.
-        cut: Names of the tensors.
+        boundary: Names of the tensors.
         views: `Views`.
     """
 
     cached = False
 
-    def __init__(self, classifier, examples, cut, views):
-        self.examples, self.cut, self.views = examples, tuple(cut), views
-        self.dtypes = [tf.as_dtype(classifier.graph.dtype(name)) for name in self.cut]
+    def __init__(self, classifier, examples, boundary, views):
+        self.examples, self.boundary, self.views = examples, tuple(boundary), views
+        self.dtypes = [tf.as_dtype(classifier.graph.dtype(name)) for name in self.boundary]
         self._augmentation = classifier.augmentation
-        self._frozen_part = classifier.frozen_part(cut)
+        self._frozen_part = classifier.frozen_part(boundary)
 
     @property
     def streamed(self):
@@ -106,7 +106,7 @@ class LiveSource:
         return images
 
     def compute(self, images):
-        """Returns the list of tensors at the cut, [B, ...] each, for what `read` returned."""
+        """Returns the list of tensors at the boundary, [B, ...] each, for what `read` returned."""
         return self._frozen_part(images)
 
     def _augmented(self, images, indices, draws):
@@ -116,8 +116,8 @@ class LiveSource:
 
 
 class CachedSource:
-    """Looks features up, and computes the tensors at a later cut from them in the step where that
-    is cheaper.
+    """Looks features up, and computes the tensors at a later boundary from them in the step where
+    that is cheaper.
 
     Args:
         examples: `Examples`.
@@ -125,7 +125,7 @@ class CachedSource:
         tensors: List of [num_views * N, ...], one for each name: tensors or, on disk, `np.memmap`;
             row `view * N + i` is example i.
         views: `Views`.
-        then: `FrozenPart` from `stored` to the cut, or None where they are the same.
+        then: `FrozenPart` from `stored` to the boundary, or None where they are the same.
         dtypes: Types that the tensors are computed with, where they are kept in others.
     """
 
@@ -140,7 +140,7 @@ class CachedSource:
             then,
         )
         self.dtypes = dtypes or [tensor.dtype for tensor in tensors]
-        self.cut = then.outputs if then else self.stored
+        self.boundary = then.outputs if then else self.stored
 
     @property
     def streamed(self):
@@ -258,7 +258,7 @@ def compute_features(
     Raises:
         StorageError: If the disk is full.
     """
-    examples, cut = source.examples, source.cut
+    examples, boundary = source.examples, source.boundary
     fetch = tf.function(
         lambda *arguments: source.compute(source.read(*arguments)), reduce_retracing=True
     )
@@ -275,14 +275,14 @@ def compute_features(
                 progress(view * len(indices) + number + 1, num_views * len(indices))
 
     kept = storage.collect(parts(), num_views * len(examples))
-    return CachedSource(examples, cut, kept, source.views, dtypes=source.dtypes)
+    return CachedSource(examples, boundary, kept, source.views, dtypes=source.dtypes)
 
 
-def derive_features(classifier, source, cut, batch_size, storage=Storage()):
-    """Returns a `CachedSource` for a later cut: features at the cheapest place before it, computed
-    from earlier ones.
+def derive_features(classifier, source, boundary, batch_size, storage=Storage()):
+    """Returns a `CachedSource` for a later boundary: features at the cheapest place before it,
+    computed from earlier ones.
     """
-    stored = classifier.graph.cheapest_cut(cut)
+    stored = classifier.graph.cheapest_boundary(boundary)
     if stored != source.stored:
         frozen_part = tf.function(
             classifier.frozen_part(stored, inputs=source.stored), reduce_retracing=True
@@ -298,5 +298,5 @@ def derive_features(classifier, source, cut, batch_size, storage=Storage()):
             source.views,
             dtypes=[classifier.graph.dtype(name) for name in stored],
         )
-    then = classifier.frozen_part(cut, inputs=stored) if tuple(cut) != stored else None
+    then = classifier.frozen_part(boundary, inputs=stored) if tuple(boundary) != stored else None
     return CachedSource(source.examples, stored, source.tensors, source.views, then, source.dtypes)

@@ -83,7 +83,7 @@ class Trainer:
             else None
         )
         self.cache = FeatureCache(
-            config, classifier, train, validation, self._earliest_cut(), directory.path
+            config, classifier, train, validation, self._earliest_boundary(), directory.path
         )
         if config.mixup and train.pixels is None:
             raise UserError(
@@ -94,8 +94,8 @@ class Trainer:
 
     # What every phase needs.
 
-    def _earliest_cut(self):
-        """Returns the cheapest cut before everything that any phase opens: what lies before it
+    def _earliest_boundary(self):
+        """Returns the cheapest boundary before everything that any phase opens: what lies before it
         never changes.
         """
         opened = set()
@@ -103,10 +103,10 @@ class Trainer:
             opened.update(self.classifier.unfreeze(phase.unfreeze))
         for layer in self.classifier.backbone.layers:
             layer.trainable = layer in opened
-        cut = self.classifier.graph.cheapest_cut(self.classifier.cut())
+        boundary = self.classifier.graph.cheapest_boundary(self.classifier.boundary())
         self._ever_trained = list(self.classifier.trainable_variables())
         self.classifier.unfreeze("0%")
-        return cut
+        return boundary
 
     @contextlib.contextmanager
     def _timed(self, kind):
@@ -199,7 +199,7 @@ class Trainer:
 
     def _try_step(self, phase, optimizer):
         """Computes all that a step does."""
-        source = self.cache.live_source("train", self.classifier.cut())
+        source = self.cache.live_source("train", self.classifier.boundary())
         with memory_errors(self._config, f"phase {phase.name}"):
             self.prepared(
                 lambda: self._make_step(phase, optimizer, source, 1),
@@ -404,7 +404,7 @@ class Trainer:
 
     def _show_first_batch(self):
         """Shows the first batch of the first epoch as the network sees it."""
-        live = self.cache.live_source("train", self.classifier.cut())
+        live = self.cache.live_source("train", self.classifier.boundary())
         epoch = self._epoch_inputs(live)
         row = tf.boolean_mask(epoch.indices[0], epoch.weights[0] > 0)
         mixing = epoch.mixing and [tf.gather(of_all, row) for of_all in epoch.mixing]
@@ -441,9 +441,11 @@ class Trainer:
         pages.phase_begins(
             self._summaries, start, description, self._optimizer.groups, phase.learning_rate
         )
-        cut = self.classifier.cut()
+        boundary = self.classifier.boundary()
         with self._timed("features"):
-            source, validation = (self.cache.source(side, cut) for side in ("train", "validation"))
+            source, validation = (
+                self.cache.source(side, boundary) for side in ("train", "validation")
+            )
         steps_per_epoch = -(-len(self._train) // config.batch_size)
         num_steps = steps_per_epoch * phase.epochs
         warmup_steps, warning = schedules.clip_warmup(phase.warmup_steps, num_steps)
@@ -521,7 +523,7 @@ class Trainer:
     def _steps_per_call(self, source, steps_per_epoch):
         """Returns the largest number of steps in one call."""
         default = _CACHED_STEPS_PER_CALL if source.cached else _LIVE_STEPS_PER_CALL
-        if source.cached and source.cut == (self.classifier.graph.output,):
+        if source.cached and source.boundary == (self.classifier.graph.output,):
             # only the head is computed: an epoch takes a fraction of a second
             default = steps_per_epoch
         per_call = min(self._config.steps_per_call or default, steps_per_epoch)

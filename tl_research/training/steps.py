@@ -37,7 +37,7 @@ class TrainStep:
     Args:
         classifier: A `Classifier` with this phase's layers open.
         optimizer: A `GroupedOptimizer` over the trainable variables.
-        source: Where the tensors at the cut come from.
+        source: Where the tensors at the boundary come from.
         phase: `tl_research.config.Phase`.
         num_steps: Steps of the whole phase, for the schedule.
         label_smoothing: Probability spread evenly over the classes.
@@ -225,7 +225,7 @@ class TrainStep:
         num_examples = tf.reduce_sum(weights)
 
         def compute(*rest):
-            own, own_weights, own_batch, own_kept = distribution.share(
+            own, own_weights, own_batch, own_kept = distribution.local_rows(
                 [indices, weights, batch, kept]
             )
             own_mixing = epoch.mixing and tuple(tf.gather(of_all, own) for of_all in epoch.mixing)
@@ -257,7 +257,9 @@ class TrainStep:
         tensors = self._source.compute(tensors)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self._variables)
-            logits = self._classifier.logits(self._source.cut, tensors, training=True, kept=kept)
+            logits = self._classifier.logits(
+                self._source.boundary, tensors, training=True, dropout_mask=kept
+            )
             losses = self._losses(logits, *labels[0])
             for part in labels[1:]:
                 losses += self._losses(logits, *part)
@@ -413,7 +415,7 @@ class EvalStep:
 
     Args:
         classifier: A `Classifier`.
-        source: Where the tensors at the cut come from; its images are not augmented.
+        source: Where the tensors at the boundary come from; its images are not augmented.
         batch_size: Images at a time.
         xla: Whether it is compiled with XLA.
     """
@@ -429,13 +431,13 @@ class EvalStep:
         batch = self._source.lookup(indices, 0) if streamed is None else streamed
 
         def compute():
-            own, own_batch = distribution.share([indices, batch])
+            own, own_batch = distribution.local_rows([indices, batch])
             return self._compute(self._source.read(own, 0, draws, own_batch))
 
         return distribution.gathered(compute)
 
     def _logits(self, tensors):
-        return self._classifier.logits(self._source.cut, self._source.compute(tensors))
+        return self._classifier.logits(self._source.boundary, self._source.compute(tensors))
 
     def prepare(self):
         """Traces and compiles, and computes one batch.
