@@ -27,18 +27,25 @@ matplotlib.use("Agg")  # no screen is needed, or looked for
 import matplotlib.pyplot as plt
 import numpy as np
 
-from tl_research import cli, experiment
-from tl_research.config import DATASETS, Config, setting
+from tl_research import cli
+from tl_research.config import DATASETS, Config
 from tl_research.data import dataset
 from tl_research.errors import UserError
+from tl_research.extension import Extension
 from tl_research.files import write_atomically
 from tl_research.models import backbones
 from tl_research.models.classifier import Classifier
-from tl_research.reporting import results
+from tl_research.reporting import plan_text, results
+from tl_research.reporting.recorder import Recorder
 from tl_research.reporting.summaries import Summaries
+from tl_research.run import environment
+from tl_research.run.directory import RunDirectory
+from tl_research.settings import setting
 from tl_research.signals import Signals
-from tl_research.training.loop import Trainer
-from tl_research.training.run_directory import RunDirectory
+from tl_research.training import loop
+from tl_research.training.plan import Plan
+from tl_research.training.resume import Resume
+from tl_research.training.state import TrainState
 
 TRAP, LOOP, HELD = "fit, base_model(x, training=False)", "our loop", "fit, InferenceBackbone"
 _STYLES = {TRAP: ("#D55E00", "o-"), LOOP: ("#0072B2", "o-"), HELD: ("#009E73", "s--")}
@@ -52,7 +59,9 @@ class Settings:
         "tf_flowers", "where images come from; directory needs --data_dir", choices=DATASETS
     )
     data_dir: str | None = setting(
-        None, "one folder per class; with a named data set, a copy used instead of downloading"
+        None,
+        "one folder per class; with a named data set, a copy used instead of downloading",
+        path="absolute",
     )
     backbone: str = setting("EfficientNetLite0", "a name from tl_research/models/backbones.py")
     image_size: int = setting(224, "height and width in pixels that images are resized to")
@@ -98,7 +107,7 @@ def compare(settings):
         head_config = settings.config(workdir, "head", settings.head_epochs, "0%", 1e-3)
         config = settings.config(workdir, "finetune", settings.finetune_epochs, "30%", 1e-5)
         backbones.get_spec(config.backbone)  # a misspelt name should not wait for the data
-        _, xla = experiment.resolve_device(config, {})
+        _, xla = environment.resolve_device(config, {})
         with RunDirectory(head_config) as directory:
             data = dataset.load(head_config, directory)
             classifier = Classifier(
@@ -143,24 +152,23 @@ def _run_loop(config, classifier, data, directory, xla, signals, earlier=None):
 
     Returns (a row per epoch, the row of the best weights, `TrainState`).
     """
-    trainer = Trainer(
-        config, classifier, data.train, data.validation, directory, xla=xla, signals=signals
-    )
+    plan, state = Plan(config, Extension(), classifier, data, directory, xla=xla), TrainState()
     # counts on, as from phase to phase: the order, augmentation and dropout of the first epochs do
     # not come again
     if earlier:
-        trainer.state.epoch, trainer.state.global_step = earlier.epoch, earlier.global_step
-    print(trainer.cache.plan, flush=True)
-    trainer.run(Summaries(directory.path, None))
+        state.position.epoch = earlier.position.epoch
+        state.position.global_step = earlier.position.global_step
+    print(plan_text.describe_cache(plan.cache.plan), flush=True)
+    summaries = Summaries(directory.path, None)
+    recorder = Recorder(config, plan.objective.answer, data, directory, summaries)
+    loop.fit(plan, state, resume=Resume(plan, directory, signals), observers=[recorder])
     rows = [
         {name: row[name] for name in ("epoch", "train_accuracy", "val_accuracy", "val_loss")}
-        for row in trainer.state.history
+        for row in state.past.history
     ]
-    selected = {
-        name: trainer.state.selected[name] for name in ("epoch", "val_accuracy", "val_loss")
-    }
+    selected = {name: state.past.selected[name] for name in ("epoch", "val_accuracy", "val_loss")}
     (best,) = ({**row, **selected} for row in rows if row["epoch"] == selected["epoch"])
-    return rows, best, trainer.state
+    return rows, best, state
 
 
 def _run_fit(config, data, head_weights, held):
@@ -194,7 +202,7 @@ def _statistics(backbone):
     """Returns the moving means and variances of all BatchNorm layers, a list of arrays."""
     return [
         variable.numpy()
-        for layer in backbone._flatten_layers()
+        for layer in backbone.layers
         if isinstance(layer, keras.layers.BatchNormalization)
         for variable in (layer.moving_mean, layer.moving_variance)
     ]

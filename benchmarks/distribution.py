@@ -21,17 +21,21 @@ from tl_research import quiet
 
 quiet.import_tensorflow()
 
-import fault_injection
 import measuring
 import numpy as np
 import tensorflow as tf
+from fault_forks import in_parallel
 
 from tl_research import cli, distribution
-from tl_research.config import DATASETS, Phase, setting
+from tl_research.config import DATASETS, Phase
 from tl_research.data import pipeline
+from tl_research.optim import schedules
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.optim.param_groups import make_param_groups
-from tl_research.training.steps import EpochInputs, TrainStep
+from tl_research.settings import setting
+from tl_research.training.batch import EpochInputs
+from tl_research.training.objective import CrossEntropy
+from tl_research.training.steps import TrainStep
 
 _KINDS = {"off": 1, "nudged": 1, "mirrored": 2, "multi_worker": 2}
 
@@ -44,7 +48,9 @@ class Settings:
         "tf_flowers", "where images come from; directory needs --data_dir", choices=DATASETS
     )
     data_dir: str | None = setting(
-        None, "one folder per class; with a named data set, a copy used instead of downloading"
+        None,
+        "one folder per class; with a named data set, a copy used instead of downloading",
+        path="absolute",
     )
     backbones: str = setting("EfficientNetLite0@224", "NAME@SIZE, a list")
     weights: str = setting("none", "imagenet or none")
@@ -88,18 +94,14 @@ def measure(settings, place):
     rows = []
     for name, size in measuring.parse_backbones(settings.backbones):
         row, images = {"backbone": name, "image_size": size}, os.path.join(place, f"{name}.npz")
-        fault_injection.in_parallel(
-            [lambda: _save_images(settings, name, size, images)], 1, f"{images}-read"
-        )
+        in_parallel([lambda: _save_images(settings, name, size, images)], 1)
         for kind, replicas in _KINDS.items():
             configs = tf_configs(replicas) if kind == "multi_worker" else [None]
             cases = [
                 lambda config=config, kind=kind: _steps(settings, name, size, images, kind, config)
                 for config in configs
             ]
-            answers = fault_injection.in_parallel(
-                cases, len(cases), os.path.join(place, f"{name}-{kind}")
-            )
+            answers = in_parallel(cases, len(cases))
             row[kind] = answers[0]
             if "failed" not in answers[0]:
                 difference = np.abs(np.divide(answers[0]["losses"], row["off"]["losses"]) - 1).max()
@@ -143,12 +145,13 @@ def _steps(settings, name, size, images, kind, tf_config):
             for variable in classifier.trainable_variables().values():
                 variable.assign(np.nextafter(variable.numpy(), np.float32(np.inf)))
         groups = make_param_groups(classifier.trainable_variables(), {}, list(classifier.variables))
+        phase = Phase("finetune", 1, "30%", settings.learning_rate, 0, 0)
         step = TrainStep(
             classifier,
             GroupedOptimizer(groups, "sgd"),
             source,
-            Phase("finetune", 1, "30%", settings.learning_rate, 0, 0),
-            settings.steps,
+            CrossEntropy(),
+            schedules.make_schedule(phase, settings.steps),
         )
         order = pipeline.epoch_order(config.seed, 1, len(source.examples))
         epoch = EpochInputs(

@@ -23,9 +23,9 @@ import subprocess
 import sys
 
 from tl_research import cli, seeds
-from tl_research.config import setting
 from tl_research.errors import UserError
 from tl_research.files import write_atomically
+from tl_research.settings import setting
 
 _TRAIN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "train.py")
 

@@ -2,6 +2,7 @@
 hostile artefacts.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -17,6 +18,17 @@ import PIL.Image
 
 from tl_research.config import Config
 
+
+def _read(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _write(path, content):
+    with open(path, "wb") as file:
+        file.write(content)
+
+
 # Checkpoints.
 
 
@@ -29,66 +41,67 @@ def damage(path, other, draw):
         draw: `random.Random`.
     """
     name = draw.choice(sorted(os.listdir(path)))
-    file = os.path.join(path, name)
-    with open(file, "rb") as handle:
-        content = bytearray(handle.read())
-    kind = draw.choice(
-        [
-            "cut",
-            "flipped",
-            "zeroed",
-            "emptied",
-            "lengthened",
-            "missing",
-            "swapped",
-            "mixed",
-            "extra",
-            "renamed",
-        ]
-    )
-    if kind == "missing":
-        os.remove(file)
-    elif kind == "extra":
-        with open(os.path.join(path, "arrays.bin.1"), "wb") as handle:
-            handle.write(content)
-    elif kind == "swapped":
-        second = os.path.join(
-            path, draw.choice([entry for entry in sorted(os.listdir(path)) if entry != name])
-        )
-        os.rename(file, file + "~")
-        os.rename(second, file)
-        os.rename(file + "~", second)
-    elif kind == "mixed":  # a whole file, of another step
-        with open(os.path.join(other, name), "rb") as handle:
-            content = handle.read()
-        with open(file, "wb") as handle:
-            handle.write(content)
-    elif kind == "renamed":  # a whole checkpoint under another step's name
-        for entry in os.listdir(path):
-            os.remove(os.path.join(path, entry))
-            with (
-                open(os.path.join(other, entry), "rb") as source,
-                open(os.path.join(path, entry), "wb") as handle,
-            ):
-                handle.write(source.read())
+    kind = draw.choice([*_CHANGES, *_DAMAGES])
+    if kind in _DAMAGES:
+        _DAMAGES[kind](path, other, name, draw)
     else:
-        if kind == "cut":
-            del content[draw.randrange(0, len(content), 64) if len(content) > 64 else 0 :]
-        elif kind == "flipped":
-            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-        elif kind == "zeroed":
-            start = draw.randrange(len(content))
-            stop = min(len(content), start + draw.choice([1, 64, 4096]))
-            if not any(content[start:stop]):
-                start, stop = 0, len(content)
-            content[start:stop] = bytes(stop - start)
-        elif kind == "emptied":
-            content.clear()
-        else:
-            content += bytes(draw.choice([1, 64]))
-        with open(file, "wb") as handle:
-            handle.write(content)
+        content = bytearray(_read(os.path.join(path, name)))
+        _CHANGES[kind](content, draw)
+        _write(os.path.join(path, name), content)
     return f"{kind} {name}"
+
+
+def _cut(content, draw):
+    del content[draw.randrange(0, len(content), 64) if len(content) > 64 else 0 :]
+
+
+def _flip(content, draw):
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+
+
+def _zero(content, draw):
+    start = draw.randrange(len(content))
+    stop = min(len(content), start + draw.choice([1, 64, 4096]))
+    if not any(content[start:stop]):
+        start, stop = 0, len(content)
+    content[start:stop] = bytes(stop - start)
+
+
+_CHANGES = {
+    "cut": _cut,
+    "flipped": _flip,
+    "zeroed": _zero,
+    "emptied": lambda content, draw: content.clear(),
+    "lengthened": lambda content, draw: content.extend(bytes(draw.choice([1, 64]))),
+}
+
+
+def _remove(path, other, name, draw):
+    os.remove(os.path.join(path, name))
+
+
+def _swap(path, other, name, draw):
+    second = draw.choice([entry for entry in sorted(os.listdir(path)) if entry != name])
+    first, second, aside = (os.path.join(path, entry) for entry in (name, second, name + "~"))
+    os.rename(first, aside)
+    os.rename(second, first)
+    os.rename(aside, second)
+
+
+def _mix(path, other, name, draw):  # a whole file, of another step
+    _write(os.path.join(path, name), _read(os.path.join(other, name)))
+
+
+def _add(path, other, name, draw):
+    _write(os.path.join(path, "arrays.bin.1"), _read(os.path.join(path, name)))
+
+
+def _rename(path, other, name, draw):  # a whole checkpoint under another step's name
+    for entry in os.listdir(path):
+        _mix(path, other, entry, draw)
+
+
+_DAMAGES = {"missing": _remove, "swapped": _swap, "mixed": _mix, "extra": _add, "renamed": _rename}
 
 
 # Images.
@@ -134,7 +147,7 @@ def gif_of_frames(width, height, count):
 def _flipped(content, draw):
     content = bytearray(content)
     for _ in range(draw.randint(1, 20)):
-        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        _flip(content, draw)
     return bytes(content)
 
 
@@ -149,94 +162,83 @@ def write_images(directory, draw, number):
     PIL.Image.new("RGB", (8, 8)).save(outside)
     expected = {}
     for i in range(number):
-        seed = np.random.RandomState(draw.randrange(2**31))
-        size = (draw.randint(20, 90), draw.randint(20, 90))
-        image = PIL.Image.fromarray(seed.randint(0, 256, (*size, 3)).astype(np.uint8))
-        deep = PIL.Image.fromarray(seed.randint(0, 65536, size).astype(np.uint16))
-        frames = [
-            PIL.Image.fromarray(seed.randint(0, 256, (*size, 3)).astype(np.uint8)) for _ in range(3)
-        ]
-        jpeg, png, gif, bmp, webp = (
-            _encoded(kind, image) for kind in ("JPEG", "PNG", "GIF", "BMP", "WEBP")
-        )
-        rotated = PIL.Image.Exif()
-        rotated[0x0112] = draw.choice([3, 6, 8])
-        broken = bytearray(png)
-        broken[len(png) // 2 + i] ^= 1
-        bad = {
-            "empty.jpg": b"",
-            "random.jpg": seed.bytes(draw.randint(1, 900)),
-            "page.jpg": b"\n" * i + b"<!DOCTYPE html><html></html>",
-            "drawing.png": b'<svg xmlns="x">' + b" " * i + b"</svg>",
-            "scan.jpg": _encoded("TIFF", image),
-            "text.png": b"not an image\n" * (i + 1),
-            "phone.jpg": b"\0\0\0\x18ftypheic" + bytes(50 + i),
-            "cut.jpg": jpeg[: draw.randint(30, len(jpeg) - 10)],
-            "tail.jpg": jpeg[:-2],
-            "cut.png": png[: draw.randint(60, len(png) - 20)],
-            "checksum.png": bytes(broken),
-            "cut.gif": gif[: draw.randint(800, len(gif) - 300)],
-            "cut.bmp": bmp[: draw.randint(60, len(bmp) - 100)],
-            "cut.webp": webp[: draw.randint(30, len(webp) // 2)],
-            "header.jpg": jpeg[:20],
-            "huge.png": png_claiming(20000 + i, draw.choice([20000, 60000])),
-            "huge.gif": gif_claiming(12000 + i, 60000),
-            "solid.gif": gif_of_frames(8000, 8000 + i, 1),
-            "frames.gif": gif_of_frames(2000, 2000, 40 + i),
-        }
-        good = {
-            "print.jpg": _encoded("JPEG", image.convert("CMYK")),
-            "deep.png": _encoded("PNG", deep),
-            "palette.png": _encoded("PNG", image.convert("P")),
-            "bit.png": _encoded("PNG", image.convert("1")),
-            "alpha.png": _encoded("PNG", image.convert("RGBA")),
-            "grey.png": _encoded("PNG", image.convert("L")),
-            "moving.gif": _encoded("GIF", frames[0], save_all=True, append_images=frames[1:]),
-            "bitmap.jpg": bmp,
-            "trailing.jpg": jpeg + seed.bytes(50),
-            "dot.png": _encoded("PNG", image.resize((1, 1))),
-            "line.png": _encoded("PNG", image.resize((1, 5000))),
-            "rotated.jpg": _encoded("JPEG", image, exif=rotated),
-            "new\nline\t\U0001f33b.png": png,
-            b"-\xff\xfe.png": png + b"0",
-            "x" * 240 + ".png": png + b"1",
-        }
-        either = {
-            f"flipped.{kind}": _flipped(content, draw)
-            for kind, content in (
-                ("jpg", jpeg),
-                ("png", png),
-                ("gif", gif),
-                ("bmp", bmp),
-                ("webp", webp),
-            )
-        }
-        ignored = {"._hidden.jpg": jpeg, ".directory.png": png}
-        for kind, contents in (
-            ("bad", bad),
-            ("good", good),
-            ("either", either),
-            ("ignored", ignored),
-        ):
+        for kind, contents in _odd_images(i, draw).items():
             for name, content in contents.items():
                 name = os.fsencode(name)
                 name = b".%d%s" % (i, name) if kind == "ignored" else b"%02d%s" % (i, name)
-                with open(os.path.join(os.fsencode(directory), name), "wb") as file:
-                    file.write(content)
+                _write(os.path.join(os.fsencode(directory), name), content)
                 expected[os.fsdecode(name)] = kind
-        os.mkfifo(os.path.join(directory, f"{i:02d}pipe.jpg"))
-        os.symlink("/nowhere.png", os.path.join(directory, f"{i:02d}dangling.png"))
-        os.symlink(outside, os.path.join(directory, f"{i:02d}outside.png"))
-        os.symlink(f"{i:02d}loop.png", os.path.join(directory, f"{i:02d}loop.png"))
-        os.mkdir(os.path.join(directory, f"{i:02d}folder.jpg"))
-        expected.update(
-            {
-                f"{i:02d}{name}": "bad"
-                for name in ("pipe.jpg", "dangling.png", "outside.png", "loop.png")
-            }
-        )
+        start = os.path.join(directory, f"{i:02d}")
+        os.mkfifo(f"{start}pipe.jpg")
+        os.symlink("/nowhere.png", f"{start}dangling.png")
+        os.symlink(outside, f"{start}outside.png")
+        os.symlink(f"{i:02d}loop.png", f"{start}loop.png")
+        os.mkdir(f"{start}folder.jpg")
+        for name in ("pipe.jpg", "dangling.png", "outside.png", "loop.png"):
+            expected[f"{i:02d}{name}"] = "bad"
         expected[f"{i:02d}folder.jpg"] = "ignored"
     return expected
+
+
+def _odd_images(i, draw):
+    """Returns {kind: {end of a name: content}}, other ones for each `i`."""
+    seed = np.random.RandomState(draw.randrange(2**31))
+    size = (draw.randint(20, 90), draw.randint(20, 90))
+
+    def noise(*shape, largest=255, kind=np.uint8):
+        return PIL.Image.fromarray(seed.randint(0, largest + 1, shape).astype(kind))
+
+    image, deep = noise(*size, 3), noise(*size, largest=65535, kind=np.uint16)
+    frames = [noise(*size, 3) for _ in range(3)]
+    jpeg, png, gif, bmp, webp = (
+        _encoded(kind, image) for kind in ("JPEG", "PNG", "GIF", "BMP", "WEBP")
+    )
+    rotated = PIL.Image.Exif()
+    rotated[0x0112] = draw.choice([3, 6, 8])
+    broken = bytearray(png)
+    broken[len(png) // 2 + i] ^= 1
+    bad = {
+        "empty.jpg": b"",
+        "random.jpg": seed.bytes(draw.randint(1, 900)),
+        "page.jpg": b"\n" * i + b"<!DOCTYPE html><html></html>",
+        "drawing.png": b'<svg xmlns="x">' + b" " * i + b"</svg>",
+        "scan.jpg": _encoded("TIFF", image),
+        "text.png": b"not an image\n" * (i + 1),
+        "phone.jpg": b"\0\0\0\x18ftypheic" + bytes(50 + i),
+        "cut.jpg": jpeg[: draw.randint(30, len(jpeg) - 10)],
+        "tail.jpg": jpeg[:-2],
+        "cut.png": png[: draw.randint(60, len(png) - 20)],
+        "checksum.png": bytes(broken),
+        "cut.gif": gif[: draw.randint(800, len(gif) - 300)],
+        "cut.bmp": bmp[: draw.randint(60, len(bmp) - 100)],
+        "cut.webp": webp[: draw.randint(30, len(webp) // 2)],
+        "header.jpg": jpeg[:20],
+        "huge.png": png_claiming(20000 + i, draw.choice([20000, 60000])),
+        "huge.gif": gif_claiming(12000 + i, 60000),
+        "solid.gif": gif_of_frames(8000, 8000 + i, 1),
+        "frames.gif": gif_of_frames(2000, 2000, 40 + i),
+    }
+    good = {
+        "print.jpg": _encoded("JPEG", image.convert("CMYK")),
+        "deep.png": _encoded("PNG", deep),
+        "palette.png": _encoded("PNG", image.convert("P")),
+        "bit.png": _encoded("PNG", image.convert("1")),
+        "alpha.png": _encoded("PNG", image.convert("RGBA")),
+        "grey.png": _encoded("PNG", image.convert("L")),
+        "moving.gif": _encoded("GIF", frames[0], save_all=True, append_images=frames[1:]),
+        "bitmap.jpg": bmp,
+        "trailing.jpg": jpeg + seed.bytes(50),
+        "dot.png": _encoded("PNG", image.resize((1, 1))),
+        "line.png": _encoded("PNG", image.resize((1, 5000))),
+        "rotated.jpg": _encoded("JPEG", image, exif=rotated),
+        "new\nline\t\U0001f33b.png": png,
+        b"-\xff\xfe.png": png + b"0",
+        "x" * 240 + ".png": png + b"1",
+    }
+    whole = {"jpg": jpeg, "png": png, "gif": gif, "bmp": bmp, "webp": webp}
+    either = {f"flipped.{kind}": _flipped(content, draw) for kind, content in whole.items()}
+    ignored = {"._hidden.jpg": jpeg, ".directory.png": png}
+    return {"bad": bad, "good": good, "either": either, "ignored": ignored}
 
 
 # Flag files.
@@ -348,68 +350,108 @@ class _Payload:
         return os.system, (self._command,)
 
 
-def _tar(path, *members, mode="w"):
-    with tarfile.open(path, mode) as archive:
-        for kind, name, content in members:
-            info = tarfile.TarInfo(name)
-            info.type = kind
-            if kind == tarfile.REGTYPE:
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
-            else:
-                info.linkname = content
-                archive.addfile(info)
-
-
-def _zip(path, *members):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content, mode in members:
-            info = zipfile.ZipInfo(name)
-            info.external_attr = mode << 16
-            info.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(info, content)
-
-
-def _keras_file(path, layer):
-    config = {
-        "module": "keras",
-        "class_name": "Sequential",
-        "registered_name": None,
-        "config": {"name": "evil", "layers": [layer]},
-    }
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("config.json", json.dumps(config))
-        archive.writestr("metadata.json", json.dumps({"keras_version": "3.15.1"}))
-        archive.writestr("model.weights.h5", b"")
-
-
 def artefacts(secret, touch):
     """Returns {name: (kind, function that makes it at a path)}.
 
-    Kinds are `weights`, `torch`, `archive`, `checkpoint`, `flagfile`, `run` and `photos`.
+    Kinds are `weights`, `torch`, `archive`, `archive.zip`, `checkpoint`, `flagfile`, `run` and
+    `photos`.
 
     Args:
         secret: Path of a file that holds SECRET.
         touch: Shell command that creates the canary.
     """
+    folder, pickled = os.path.dirname(secret), pickle.dumps(_Payload(touch))
+    kinds = {
+        "weights": {
+            "pickle as weights": _text(pickled),
+            "npz with a pickle": _zip(("arr_0.npy", b"\x93NUMPY\x01\0" + pickled, 0)),
+            ".keras with Lambda": _keras_file("Lambda", function=touch),
+            ".keras with TFSMLayer": _keras_file("TFSMLayer", filepath=folder),
+            ".keras with StringLookup": _keras_file("StringLookup", vocabulary=secret),
+            **_h5_files(secret, touch, pickled),
+        },
+        "torch": {
+            "PyTorch file that runs a command": _text(pickled * 5),
+            "PyTorch file that asks for builtins.eval": _text(b"cbuiltins\neval\n(S'1'\ntR." * 5),
+        },
+        "archive": _tars(secret, folder),
+        "archive.zip": {
+            "zip with ../": _zip(("../canary", b"x", 0o100644)),
+            "zip with an absolute name": _zip((os.path.join(folder, "canary"), b"x", 0o100644)),
+            "zip with a backslash": _zip(("..\\canary", b"x", 0o100644)),
+            "zip with a link": _zip(("a", secret.encode(), 0o120777)),
+            "zip bomb": lambda path: _zip(("zeros", bytes(1 << 28), 0o100644))(path),
+        },
+        "checkpoint": _checkpoints(secret, pickled),
+        "flagfile": {
+            "flag file with a profile": _text(
+                f"--run_with_profiling\n--profile_file={folder}/canary\n"
+            ),
+            "flag file that names another": _text(f"--flagfile={secret}\n"),
+            "flag file that is a FIFO": os.mkfifo,
+            "flag file that is a link to a device": _link("/dev/zero"),
+        },
+        "run": {
+            "run with its lock linked outside": _run({".lock": _link(secret)}),
+            "run with its checkpoints linked outside": _run({"checkpoints": _link(folder)}),
+            "run with nested results": _run(
+                {"run.json": _text("{}"), "results.json": _text("[" * 100_000)}
+            ),
+        },
+        "photos": {
+            "class named ; rm -rf": _class_named(f"; {touch} #"),
+            "class named $()": _class_named(f"$({touch.replace('/', '_')})"),
+            "class with a newline and an escape": _class_named("a\n\x1b[2J=\u202e"),
+        },
+    }
+    return {name: (kind, make) for kind, of in kinds.items() for name, make in of.items()}
+
+
+def _text(content):
+    content = content if isinstance(content, bytes) else content.encode()
+    return lambda path: _write(path, content)
+
+
+def _link(target):
+    return lambda path: os.symlink(target, path)
+
+
+def _zip(*members):
+    def write(path):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content, mode in members:
+                info = zipfile.ZipInfo(name)
+                info.external_attr = mode << 16
+                info.compress_type = zipfile.ZIP_DEFLATED
+                archive.writestr(info, content)
+
+    return write
+
+
+def _keras_file(layer, **config):
+    layers = [{"class_name": layer, "config": config}]
+    model = {
+        "module": "keras",
+        "class_name": "Sequential",
+        "registered_name": None,
+        "config": {"name": "evil", "layers": layers},
+    }
+    return _zip(
+        ("config.json", json.dumps(model), 0o600),
+        ("metadata.json", json.dumps({"keras_version": "3.15.1"}), 0o600),
+        ("model.weights.h5", b"", 0o600),
+    )
+
+
+def _h5_files(secret, touch, pickled):
     import h5py
 
-    folder = os.path.dirname(secret)
-
-    def weights(make):
-        def write(path):
-            with h5py.File(path, "w") as file:
-                make(file)
-
-        return write
-
-    def external(file):
-        file.create_dataset("block3_conv/kernel", (4,), "f4", external=[(secret, 0, 16)])
+    kernel = "block3_conv/kernel"
 
     def virtual(file):
         layout = h5py.VirtualLayout((4,), "f4")
         layout[:] = h5py.VirtualSource(secret, "x", (4,))
-        file.create_virtual_dataset("block3_conv/kernel", layout)
+        file.create_virtual_dataset(kernel, layout)
 
     def deep(file):
         group = file
@@ -424,251 +466,154 @@ def artefacts(secret, touch):
         file.attrs["model_config"] = json.dumps(
             {"class_name": "Sequential", "config": {"layers": [layer]}}
         )
-        file.create_dataset("block3_conv/kernel", (1,), "f4")
+        file.create_dataset(kernel, (1,), "f4")
 
-    def checkpoint(**changes):
-        """Returns a maker of a checkpoint of step 9 whose manifest is valid but for `changes`."""
+    def bomb(file):
+        file.create_dataset(kernel, data=np.zeros(1 << 22, "f4"), compression="gzip")
 
+    fill = {
+        "Lambda in its config": lambda_config,
+        "a pickle in an attribute": lambda file: file.attrs.create(
+            "weight_names", np.void(pickled)
+        ),
+        "an external link": lambda file: file.__setitem__(
+            "block3_conv", h5py.ExternalLink(secret, "/")
+        ),
+        "a soft link": lambda file: file.__setitem__("block3_conv", h5py.SoftLink("/elsewhere")),
+        "external storage": lambda file: file.create_dataset(
+            kernel, (4,), "f4", external=[(secret, 0, 16)]
+        ),
+        "a virtual data set": virtual,
+        "a shape bomb": lambda file: file.create_dataset(kernel, (1 << 42,), "f4"),
+        "a compression bomb": bomb,
+        "500 nested groups": deep,
+    }
+
+    def written(make):
         def write(path):
-            place = os.path.join(path, "step-00000009")
-            os.makedirs(place)
-            contents = {
-                "arrays.bin": changes.get("arrays", bytes(64)),
-                "state.json": changes.get("state", b'{"global_step": 9}'),
-            }
-            for name, content in contents.items():
-                with open(os.path.join(place, name), "wb") as file:
-                    file.write(content)
-            sizes = {
-                name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-                for name, content in contents.items()
-            }
-            manifest = (
-                changes.get("manifest")
-                or json.dumps(
-                    {
-                        "arrays": {
-                            "variables/x": {
-                                "dtype": "<f4",
-                                "shape": [4],
-                                "offset": 0,
-                                **changes.get("entry", {}),
-                            }
-                        },
-                        "files": {**sizes, **changes.get("files", {})},
-                    }
-                ).encode()
-            )
-            with open(os.path.join(place, "manifest.json"), "wb") as file:
-                file.write(hashlib.sha256(manifest).hexdigest().encode() + b"\n" + manifest)
+            with h5py.File(path, "w") as file:
+                make(file)
 
         return write
 
-    def checkpoint_with(change):
-        def write(path):
-            checkpoint()(path)
-            change(os.path.join(path, "step-00000009"))
+    return {f"h5 with {what}": written(make) for what, make in fill.items()}
 
-        return write
 
-    def replaced(name, make):
-        def change(place):
-            os.remove(os.path.join(place, name))
-            make(os.path.join(place, name))
+def _tars(secret, folder):
+    file, link = tarfile.REGTYPE, tarfile.SYMTYPE
+    members = {
+        "../": [(file, "../canary", b"x")],
+        "an absolute name": [(file, os.path.join(folder, "canary"), b"x")],
+        "a link outside": [(link, "a", secret)],
+        "a link that it writes through": [(link, "a", folder), (file, "a/canary", b"x")],
+        "a chain of links": [(link, "a", "."), (link, "a/b", ".."), (file, "b/canary", b"x")],
+        "a hard link": [(tarfile.LNKTYPE, "a", secret)],
+        "a device": [(tarfile.CHRTYPE, "null", "")],
+        "a FIFO": [(tarfile.FIFOTYPE, "pipe", "")],
+        "100,000 members": [(file, f"{i}", b"") for i in range(100_000)],
+        "one name twice": [(file, "a", b"1"), (file, "a", b"2")],
+    }
+    tars = {f"tar with {what}": functools.partial(_tar, of) for what, of in members.items()}
+    tars["tar.gz of 1 GB zeros"] = lambda path: _tar(
+        [(file, "zeros", bytes(1 << 30))], path, "w:gz"
+    )
+    return tars
 
-        return checkpoint_with(change)
 
+def _tar(members, path, mode="w"):
+    with tarfile.open(path, mode) as archive:
+        for kind, name, content in members:
+            info = tarfile.TarInfo(name)
+            info.type = kind
+            if kind == tarfile.REGTYPE:
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+            else:
+                info.linkname = content
+                archive.addfile(info)
+
+
+def _checkpoints(secret, pickled):
     def sparse(path):
         with open(path, "wb") as file:
             file.truncate(1 << 42)
 
-    def text(content):
-        def write(path):
-            with open(path, "wb") as file:
-                file.write(content if isinstance(content, bytes) else content.encode())
-
-        return write
-
-    def run_with(change):
-        def write(path):
-            os.makedirs(path)
-            text(Config(dataset="directory", data_dir="photos").to_flags())(
-                os.path.join(path, "flags.txt")
-            )
-            change(path)
-
-        return write
-
-    def class_named(name):
-        def write(path):
-            for folder_name in (name, "other"):
-                os.makedirs(os.path.join(os.fsencode(path), os.fsencode(folder_name)))
-                for i in range(6):
-                    pixels = (
-                        np.random.RandomState(i + len(folder_name))
-                        .randint(0, 256, (8, 8, 3))
-                        .astype(np.uint8)
-                    )
-                    PIL.Image.fromarray(pixels).save(os.path.join(path, folder_name, f"{i}.png"))
-
-        return write
-
-    pickled = pickle.dumps(_Payload(touch))
-    file, link = tarfile.REGTYPE, tarfile.SYMTYPE
     long_number = b'{"global_step": ' + b"9" * 100_000 + b"}"
     return {
-        "pickle as weights": ("weights", text(pickled)),
-        "npz with a pickle": (
-            "weights",
-            lambda path: _zip(path, ("arr_0.npy", b"\x93NUMPY\x01\0" + pickled, 0)),
-        ),
-        ".keras with Lambda": (
-            "weights",
-            lambda path: _keras_file(path, {"class_name": "Lambda", "config": {"function": touch}}),
-        ),
-        ".keras with TFSMLayer": (
-            "weights",
-            lambda path: _keras_file(
-                path, {"class_name": "TFSMLayer", "config": {"filepath": folder}}
+        f"checkpoint {what}": make
+        for what, make in {
+            "that names ../secret": _checkpoint(
+                files={"../secret": {"size": 1, "sha256": ""}}, entry={"offset": 64}
             ),
-        ),
-        ".keras with StringLookup": (
-            "weights",
-            lambda path: _keras_file(
-                path, {"class_name": "StringLookup", "config": {"vocabulary": secret}}
-            ),
-        ),
-        "h5 with Lambda in its config": ("weights", weights(lambda_config)),
-        "h5 with a pickle in an attribute": (
-            "weights",
-            weights(lambda f: f.attrs.create("weight_names", np.void(pickled))),
-        ),
-        "h5 external link": (
-            "weights",
-            weights(lambda f: f.__setitem__("block3_conv", h5py.ExternalLink(secret, "/"))),
-        ),
-        "h5 soft link": (
-            "weights",
-            weights(lambda f: f.__setitem__("block3_conv", h5py.SoftLink("/elsewhere"))),
-        ),
-        "h5 external storage": ("weights", weights(external)),
-        "h5 virtual data set": ("weights", weights(virtual)),
-        "h5 shape bomb": (
-            "weights",
-            weights(lambda f: f.create_dataset("block3_conv/kernel", (1 << 42,), "f4")),
-        ),
-        "h5 compression bomb": (
-            "weights",
-            weights(
-                lambda f: f.create_dataset(
-                    "block3_conv/kernel", data=np.zeros(1 << 22, "f4"), compression="gzip"
-                )
-            ),
-        ),
-        "h5 of 500 nested groups": ("weights", weights(deep)),
-        "PyTorch file that runs a command": ("torch", text(pickled * 5)),
-        "PyTorch file that asks for builtins.eval": (
-            "torch",
-            text(b"cbuiltins\neval\n(S'1'\ntR." * 5),
-        ),
-        "tar with ../": ("archive", lambda path: _tar(path, (file, "../canary", b"x"))),
-        "tar with an absolute name": (
-            "archive",
-            lambda path: _tar(path, (file, os.path.join(folder, "canary"), b"x")),
-        ),
-        "tar with a link outside": ("archive", lambda path: _tar(path, (link, "a", secret))),
-        "tar that writes through a link": (
-            "archive",
-            lambda path: _tar(path, (link, "a", folder), (file, "a/canary", b"x")),
-        ),
-        "tar with a chain of links": (
-            "archive",
-            lambda path: _tar(
-                path, (link, "a", "."), (link, "a/b", ".."), (file, "b/canary", b"x")
-            ),
-        ),
-        "tar with a hard link": (
-            "archive",
-            lambda path: _tar(path, (tarfile.LNKTYPE, "a", secret)),
-        ),
-        "tar with a device": ("archive", lambda path: _tar(path, (tarfile.CHRTYPE, "null", ""))),
-        "tar with a FIFO": ("archive", lambda path: _tar(path, (tarfile.FIFOTYPE, "pipe", ""))),
-        "tar of 100,000 members": (
-            "archive",
-            lambda path: _tar(path, *((file, f"{i}", b"") for i in range(100_000))),
-        ),
-        "tar.gz of 1 GB zeros": (
-            "archive",
-            lambda path: _tar(path, (file, "zeros", bytes(1 << 30)), mode="w:gz"),
-        ),
-        "tar with one name twice": (
-            "archive",
-            lambda path: _tar(path, (file, "a", b"1"), (file, "a", b"2")),
-        ),
-        "zip with ../": ("archive.zip", lambda path: _zip(path, ("../canary", b"x", 0o100644))),
-        "zip with an absolute name": (
-            "archive.zip",
-            lambda path: _zip(path, (os.path.join(folder, "canary"), b"x", 0o100644)),
-        ),
-        "zip with a backslash": (
-            "archive.zip",
-            lambda path: _zip(path, ("..\\canary", b"x", 0o100644)),
-        ),
-        "zip with a link": (
-            "archive.zip",
-            lambda path: _zip(path, ("a", secret.encode(), 0o120777)),
-        ),
-        "zip bomb": ("archive.zip", lambda path: _zip(path, ("zeros", bytes(1 << 28), 0o100644))),
-        "checkpoint that names ../secret": (
-            "checkpoint",
-            checkpoint(files={"../secret": {"size": 1, "sha256": ""}}, entry={"offset": 64}),
-        ),
-        "checkpoint with objects": (
-            "checkpoint",
-            checkpoint(entry={"dtype": "|O"}, arrays=pickled),
-        ),
-        "checkpoint with a pickle as state": ("checkpoint", checkpoint(state=pickled)),
-        "checkpoint of 100,000 nested lists": ("checkpoint", checkpoint(manifest=b"[" * 100_000)),
-        "checkpoint with a number of 100,000 digits": ("checkpoint", checkpoint(state=long_number)),
-        "checkpoint with a negative offset": ("checkpoint", checkpoint(entry={"offset": -64})),
-        "checkpoint with a shape of 2^62": (
-            "checkpoint",
-            checkpoint(entry={"shape": [1 << 31, 1 << 31]}),
-        ),
-        "checkpoint that is a link to a secret": (
-            "checkpoint",
-            replaced("state.json", lambda path: os.symlink(secret, path)),
-        ),
-        "checkpoint with a FIFO": ("checkpoint", replaced("state.json", os.mkfifo)),
-        "checkpoint of 4 TB": ("checkpoint", replaced("arrays.bin", sparse)),
-        "flag file with a profile": (
-            "flagfile",
-            text(f"--run_with_profiling\n--profile_file={folder}/canary\n"),
-        ),
-        "flag file that names another": ("flagfile", text(f"--flagfile={secret}\n")),
-        "flag file that is a FIFO": ("flagfile", os.mkfifo),
-        "flag file that is a link to a device": (
-            "flagfile",
-            lambda path: os.symlink("/dev/zero", path),
-        ),
-        "run with its lock linked outside": (
-            "run",
-            run_with(lambda path: os.symlink(secret, os.path.join(path, ".lock"))),
-        ),
-        "run with its checkpoints linked outside": (
-            "run",
-            run_with(lambda path: os.symlink(folder, os.path.join(path, "checkpoints"))),
-        ),
-        "run with nested results": (
-            "run",
-            run_with(
-                lambda path: (
-                    text("{}")(os.path.join(path, "run.json")),
-                    text("[" * 100_000)(os.path.join(path, "results.json")),
-                )
-            ),
-        ),
-        "class named ; rm -rf": ("photos", class_named(f"; {touch} #")),
-        "class named $()": ("photos", class_named(f"$({touch.replace('/', '_')})")),
-        "class with a newline and an escape": ("photos", class_named("a\n\x1b[2J=\u202e")),
+            "with objects": _checkpoint(entry={"dtype": "|O"}, arrays=pickled),
+            "with a pickle as state": _checkpoint(state=pickled),
+            "of 100,000 nested lists": _checkpoint(manifest=b"[" * 100_000),
+            "with a number of 100,000 digits": _checkpoint(state=long_number),
+            "with a negative offset": _checkpoint(entry={"offset": -64}),
+            "with a shape of 2^62": _checkpoint(entry={"shape": [1 << 31, 1 << 31]}),
+            "that is a link to a secret": _checkpoint(instead={"state.json": _link(secret)}),
+            "with a FIFO": _checkpoint(instead={"state.json": os.mkfifo}),
+            "of 4 TB": _checkpoint(instead={"arrays.bin": sparse}),
+        }.items()
     }
+
+
+def _checkpoint(
+    *,
+    arrays=bytes(64),
+    state=b'{"global_step": 9}',
+    manifest=None,
+    entry=None,
+    files=None,
+    instead=None,
+):
+    """Returns a maker of a checkpoint of step 9, whole but for what is given.
+
+    Args:
+        arrays, state, manifest: Contents of these files.
+        entry: Changes of the manifest's entry of its one array.
+        files: More files in the manifest.
+        instead: {name: maker of what takes the place of a file}.
+    """
+    contents = {"arrays.bin": arrays, "state.json": state}
+    listed = {
+        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in contents.items()
+    }
+    array = {"dtype": "<f4", "shape": [4], "offset": 0, **(entry or {})}
+    said = {"arrays": {"variables/x": array}, "files": {**listed, **(files or {})}}
+    manifest = manifest or json.dumps(said).encode()
+    contents["manifest.json"] = hashlib.sha256(manifest).hexdigest().encode() + b"\n" + manifest
+
+    def write(path):
+        place = os.path.join(path, "step-00000009")
+        os.makedirs(place)
+        for name, content in contents.items():
+            make = (instead or {}).get(name, _text(content))
+            make(os.path.join(place, name))
+
+    return write
+
+
+def _run(entries):
+    """Returns a maker of a run directory with `entries`, {name: maker}."""
+    flags = _text(Config(dataset="directory", data_dir="photos").to_flags())
+
+    def write(path):
+        os.makedirs(path)
+        for name, make in {"flags.txt": flags, **entries}.items():
+            make(os.path.join(path, name))
+
+    return write
+
+
+def _class_named(name):
+    def write(path):
+        for folder_name in (name, "other"):
+            os.makedirs(os.path.join(os.fsencode(path), os.fsencode(folder_name)))
+            for i in range(6):
+                random = np.random.RandomState(i + len(folder_name))
+                pixels = random.randint(0, 256, (8, 8, 3)).astype(np.uint8)
+                PIL.Image.fromarray(pixels).save(os.path.join(path, folder_name, f"{i}.png"))
+
+    return write

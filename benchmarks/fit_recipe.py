@@ -24,7 +24,7 @@ import keras
 import measuring
 
 from tl_research import cli
-from tl_research.config import setting
+from tl_research.settings import setting
 
 COLUMNS = ("fit", "fit held")
 

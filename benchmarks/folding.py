@@ -29,10 +29,10 @@ import numpy as np
 import tensorflow as tf
 
 from tl_research import cli
-from tl_research.config import setting
 from tl_research.errors import UserError
 from tl_research.models import backbones
 from tl_research.models.classifier import Classifier
+from tl_research.settings import setting
 
 _OUTPUT_TOLERANCE, _GRADIENT_TOLERANCE = 1e-5, 1e-4
 
@@ -135,7 +135,7 @@ def _check_backbone(name, size):
     classifier = Classifier(name, "none", size, 3)
     layers = [
         layer
-        for layer in classifier.backbone._flatten_layers()
+        for layer in classifier.backbone.layers
         if isinstance(layer, keras.layers.BatchNormalization)
     ]
     row = {
@@ -153,15 +153,15 @@ def _check_backbone(name, size):
     graph = classifier.graph
     (frozen,) = graph.run(
         {graph.input: images},
-        (graph.output,),
-        graph.fold_constants((graph.input,), (graph.output,)),
+        classifier.head_boundary,
+        graph.fold_constants((graph.input,), classifier.head_boundary),
     )
     classifier.unfreeze("all")
     expected, expected_gradients = _outputs_and_gradients(
         classifier, lambda: tf.reduce_mean(classifier.backbone(images, training=False), axis=(1, 2))
     )
     trained, gradients = _outputs_and_gradients(
-        classifier, lambda: graph.run({graph.input: images}, (graph.output,))[0]
+        classifier, lambda: graph.run({graph.input: images}, classifier.head_boundary)[0]
     )
     row["outputs"] = max(_difference(output, expected) for output in (frozen, trained))
     row["gradients"], row["worst"] = max(
@@ -209,8 +209,9 @@ def _randomize(classifier, batchnorms, images):
     image.
     """
     random = np.random.default_rng(0)
-    for layer in classifier.backbone._flatten_layers(include_self=False):
-        for variable in getattr(layer, "_trainable_variables", ()):
+    classifier.unfreeze("all")  # a frozen BatchNorm never takes the statistics of a batch
+    for layer in classifier.backbone.layers:
+        for variable in layer.trainable_variables:
             shape = variable.shape
             if "kernel" in variable.name:
                 depthwise = "depthwise" in variable.name or isinstance(
@@ -225,12 +226,11 @@ def _randomize(classifier, batchnorms, images):
                     else random.normal(0, 0.3, shape)
                 )
     momenta = [layer.momentum for layer in batchnorms]
-    classifier.unfreeze("all")  # a frozen BatchNorm never takes the statistics of a batch
     for layer in batchnorms:
         layer.momentum = 0.0
     classifier.graph.run(
         {classifier.graph.input: images},
-        (classifier.graph.output,),
+        classifier.head_boundary,
         batchnorm_in_training=batchnorms,
     )
     for layer, momentum in zip(batchnorms, momenta):

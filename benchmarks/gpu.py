@@ -42,8 +42,8 @@ import measuring
 import tensorflow as tf
 
 from tl_research import cli
-from tl_research.config import setting
 from tl_research.errors import UserError
+from tl_research.settings import setting
 
 _ROUNDS = 3
 # GB/s, by the device's name

@@ -15,8 +15,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import config as tf_config
 
-from tl_research import experiment
 from tl_research.optim import loss_scale
+from tl_research.run import environment
 from tl_research.training import audit
 
 PRECISIONS = ("mixed_bfloat16", "float32", "mixed_float16")
@@ -39,7 +39,7 @@ def precision(settings):
     """
     passed, told = True, []
     for name in PRECISIONS:
-        config, classifier, source = _network(settings, name)
+        config, classifier, source = make_network(settings, name)
         tensors, logits, gradients = _gradients(classifier, source, config.batch_size)
         computed = {tensor.dtype.name for tensor in tensors}
         others = {
@@ -55,7 +55,9 @@ def precision(settings):
 def xla(settings):
     """Steps compiled with XLA change the weights as those without do, TF32 off."""
     with _tf32(False):
-        off = _off(_updates(settings, "float32", xla=True), _updates(settings, "float32"))
+        off = _off(
+            weight_changes(settings, "float32", xla=True), weight_changes(settings, "float32")
+        )
     return off <= _XLA_TOLERANCE, f"off by {off:.1e} (at most {_XLA_TOLERANCE:g})"
 
 
@@ -64,7 +66,7 @@ def float16(settings):
 
     With one that fits, weights change as in float32.
     """
-    config, classifier, source = _network(settings, "mixed_float16")
+    config, classifier, source = make_network(settings, "mixed_float16")
     steps, scaling, taken, skipped = (
         measuring.our_steps(config, "finetune", classifier, source),
         None,
@@ -78,7 +80,10 @@ def float16(settings):
         taken, skipped = taken + int(totals["steps"]), skipped + int(totals["skipped_steps"])
     fits = {**loss_scale.initial(), "loss_scale": scaling["loss_scale"] / 4}
     with _tf32(False):
-        off = _off(_updates(settings, "mixed_float16", scaling=fits), _updates(settings, "float32"))
+        off = _off(
+            weight_changes(settings, "mixed_float16", scaling=fits),
+            weight_changes(settings, "float32"),
+        )
     passed = (
         totals["finite"] == 1
         and scaling["loss_scale"] == _LARGE_SCALE / 2**skipped
@@ -100,7 +105,7 @@ def determinism(settings):
     tf.config.experimental.enable_op_determinism()
     try:
         for _ in range(2):
-            config, classifier, source = _network(
+            config, classifier, source = make_network(
                 settings, name, optimizer="adam", augment=("flip", "rotation=0.1", "zoom=0.1")
             )
             measuring.our_steps(config, "finetune", classifier, source, xla=compiled)()
@@ -118,13 +123,13 @@ def parity(settings):
     the same weights and images.
     """
     with tf.device("/CPU:0"):
-        config, classifier, source = _network(settings, "float32")
+        config, classifier, source = make_network(settings, "float32")
         _, logits, gradients = _gradients(classifier, source, config.batch_size)
         weights = [np.array(variable) for variable in classifier.variables.values()]
     passed, told = True, []
     for kind, most in _PARITY_TOLERANCES.items():
         with _tf32("TF32" in kind):
-            config, classifier, source = _network(settings, kind.split()[0], weights)
+            config, classifier, source = make_network(settings, kind.split()[0], weights)
             _, here, gradients_here = _gradients(classifier, source, config.batch_size)
         off = _off({"logits": here}, {"logits": logits}), _off(gradients_here, gradients)
         passed &= max(off) <= most
@@ -155,10 +160,10 @@ def _config(settings, precision, **more):
 
 def resolved(settings):
     """Returns (precision, whether XLA is on) that `auto` is here."""
-    return experiment.resolve_device(_config(settings, "auto"), {})
+    return environment.resolve_device(_config(settings, "auto"), {})
 
 
-def _network(settings, precision, weights=None, **more):
+def make_network(settings, precision, weights=None, **more):
     """Returns (config, classifier, live source of `_STEPS` batches), weights given or its own."""
     config = _config(settings, precision, **more)
     classifier = measuring.make_classifier(config, "finetune", 5)
@@ -169,9 +174,9 @@ def _network(settings, precision, weights=None, **more):
     return config, classifier, measuring.live_source(config, classifier, examples)
 
 
-def _updates(settings, precision, xla=False, scaling=None):
+def weight_changes(settings, precision, xla=False, scaling=None):
     """Returns {path: what steps of SGD change a variable by}."""
-    config, classifier, source = _network(settings, precision)
+    config, classifier, source = make_network(settings, precision)
     before = {
         path: np.array(variable) for path, variable in classifier.trainable_variables().items()
     }

@@ -25,7 +25,7 @@ import measuring
 import tensorflow as tf
 
 from tl_research import cli
-from tl_research.config import setting
+from tl_research.settings import setting
 
 _SIDE, _REPEATS = 2048, 8
 _COPIED = 1 << 26  # float32 values, 256 MiB: more than caches hold
@@ -79,12 +79,12 @@ def gflop_per_image(classifier, source):
     """Returns the arithmetic of one training step on a source, for one image."""
     graph, boundary = classifier.graph, source.boundary
     begin = source.stored if source.cached else (graph.input,)
-    forward = graph.multiply_adds(begin, (graph.output,))
-    trained = graph.multiply_adds(boundary, (graph.output,))
+    forward = graph.multiply_adds(begin, classifier.head_boundary)
+    trained = graph.multiply_adds(boundary, classifier.head_boundary)
     first = sum(
-        graph.multiply_adds(boundary, (layer.name,))
-        for layer in classifier.backbone.layers
-        if layer.trainable_variables and layer.input._keras_history.operation.name in boundary
+        graph.multiply_adds(boundary, (written,))
+        for _, _, read, written in graph.layers(boundary, (graph.output,))
+        if set(read) <= set(boundary)
     )
     return 2 * (forward + 2 * trained - first) / 1e9
 
@@ -100,9 +100,9 @@ def bytes_per_image(classifier, source):
     """
     graph, boundary = classifier.graph, source.boundary
     begin = source.stored if source.cached else (graph.input,)
-    trained = {written for *_, written in graph.layers(boundary, (graph.output,))}
-    numbers = math.prod(graph.shape(graph.output))  # what the new head reads
-    for layer, kernels, read, written in graph.layers(begin, (graph.output,)):
+    trained = {written for *_, written in graph.layers(boundary, classifier.head_boundary)}
+    numbers = sum(math.prod(graph.shape(name)) for name in classifier.head_boundary)  # read by it
+    for layer, kernels, read, written in graph.layers(begin, classifier.head_boundary):
         inputs, output = (
             [math.prod(graph.shape(name)) for name in read],
             math.prod(graph.shape(written)),

@@ -13,17 +13,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tl_research import experiment
 from tl_research.config import Config
 from tl_research.data import dataset, pipeline
 from tl_research.errors import UserError
 from tl_research.files import write_atomically
 from tl_research.models.classifier import Classifier
+from tl_research.optim import schedules
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.optim.param_groups import make_param_groups
+from tl_research.run import environment
+from tl_research.run.directory import RunDirectory
 from tl_research.training import features
-from tl_research.training.run_directory import RunDirectory
-from tl_research.training.steps import EpochInputs, TrainStep
+from tl_research.training.batch import EpochInputs
+from tl_research.training.objective import CrossEntropy
+from tl_research.training.steps import TrainStep
 
 PHASES = {"head": ("0%", 1e-3), "finetune": ("30%", 1e-5)}
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -56,7 +59,7 @@ def make_config(settings, name, size, **more):
     config = Config(
         **{"precision": "float32", **same, "backbone": name, "image_size": size, **more}
     )
-    experiment.resolve_device(config, {})
+    environment.resolve_device(config, {})
     return config
 
 
@@ -190,8 +193,8 @@ def our_steps(
         classifier,
         GroupedOptimizer(groups, config.optimizer),
         source,
-        config.phase_plan[0],
-        1,
+        CrossEntropy(),
+        schedules.make_schedule(config.phase_plan[0], 1),
         xla=xla,
     )
     indices, weights = pipeline.make_batches(np.arange(len(source.examples)), config.batch_size)

@@ -20,7 +20,7 @@ import keras
 import measuring
 
 from tl_research import cli
-from tl_research.config import setting
+from tl_research.settings import setting
 
 _BACKBONES = (
     "MobileNetV2@160,EfficientNetLite0@224,EfficientNetV2B0@224,ResNet50@224,"

@@ -30,11 +30,12 @@ import subprocess
 import sys
 
 from tl_research import cli
-from tl_research.config import DATASETS, setting
+from tl_research.config import DATASETS
 from tl_research.errors import UserError
 from tl_research.files import write_atomically
+from tl_research.settings import setting
 
-_HERE = os.path.dirname(os.path.abspath(__file__))
+HERE = os.path.dirname(os.path.abspath(__file__))
 _COLUMNS = ("fit", "fit held", "ours")
 
 
@@ -52,6 +53,7 @@ class Settings:
         None,
         "one folder per class; with a named data set, a copy used instead of downloading; "
         "must be given",
+        path="absolute",
     )
     backbones: str = setting("EfficientNetLite0@224,MobileNetV2@160", "NAME@SIZE, a list")
     weights: str = setting("none", "imagenet or none; EfficientNetLite0 has its own")
@@ -108,11 +110,11 @@ def measure(settings):
                     {
                         **key,
                         "column": "ours",
-                        **_run_ours(settings, backbone, seed, os.path.join(place, "ours")),
+                        **run_ours(settings, backbone, seed, os.path.join(place, "ours")),
                     }
                 )
             if missing := [column for column in _COLUMNS if column not in (*done, "ours")]:
-                for row in _run_fit(settings, backbone, seed, place, missing):
+                for row in run_fit(settings, backbone, seed, place, missing):
                     add({**key, **row})
     return rows
 
@@ -142,11 +144,11 @@ def _weights(settings, backbone):
     return "imagenet" if backbone.startswith("EfficientNetLite0@") else settings.weights
 
 
-def _run_ours(settings, backbone, seed, workdir):
+def run_ours(settings, backbone, seed, workdir):
     """Runs train.py; returns what `fit_recipe.py` writes of a column."""
     name, _, size = backbone.partition("@")
     command = [
-        os.path.join(os.path.dirname(_HERE), "train.py"),
+        os.path.join(os.path.dirname(HERE), "train.py"),
         f"--workdir={workdir}",
         f"--dataset={settings.dataset}",
         f"--data_dir={settings.data_dir}",
@@ -183,7 +185,7 @@ def _run_ours(settings, backbone, seed, workdir):
     }
 
 
-def _run_fit(settings, backbone, seed, place, columns):
+def run_fit(settings, backbone, seed, place, columns):
     """Runs `fit_recipe.py` on the files of each side of our split.
 
     Yields what it writes of each column, when it does.
@@ -200,7 +202,7 @@ def _run_fit(settings, backbone, seed, place, columns):
             os.path.join(folder, entry["path"].replace("/", "_")),
         )
     command = [
-        os.path.join(_HERE, "fit_recipe.py"),
+        os.path.join(HERE, "fit_recipe.py"),
         f"--folders={folders}",
         f"--backbone={backbone}",
         f"--seed={seed}",

@@ -20,9 +20,9 @@ import sys
 import tempfile
 
 from tl_research import cli
-from tl_research.config import setting
 from tl_research.errors import UserError
 from tl_research.files import write_atomically
+from tl_research.settings import setting
 
 _TRAIN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "train.py")
 _PARTS = ("data", "features", "train", "evaluate")
@@ -32,7 +32,9 @@ _PARTS = ("data", "features", "train", "evaluate")
 class Settings:
     """The flags of this benchmark."""
 
-    data_dir: str | None = setting(None, "one folder per class, of JPEG files; must be given")
+    data_dir: str | None = setting(
+        None, "one folder per class, of JPEG files; must be given", path="absolute"
+    )
     images: str = setting(
         "500,1000,2000,all,50000", "numbers of images, each a run; all: as many as there are"
     )

@@ -28,8 +28,9 @@ import measuring
 import tensorflow as tf
 
 from tl_research import cli
-from tl_research.config import DATASETS, setting
+from tl_research.config import DATASETS
 from tl_research.data import pipeline
+from tl_research.settings import setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,9 @@ class Settings:
         "tf_flowers", "where images come from; directory needs --data_dir", choices=DATASETS
     )
     data_dir: str | None = setting(
-        None, "one folder per class; with a named data set, a copy used instead of downloading"
+        None,
+        "one folder per class; with a named data set, a copy used instead of downloading",
+        path="absolute",
     )
     backbones: str = setting(measuring.BACKBONES, "NAME@SIZE, a list")
     weights: str = setting("none", "imagenet or none, which is as fast")

@@ -108,12 +108,17 @@ def tiny_backbone(monkeypatch):
     """Makes `Tiny` a backbone: three blocks, two of them with BatchNorm whose statistics are not
     trivial.
     """
-    import fault_injection
+    import tiny_network
 
     from tl_research.models import backbones
 
-    monkeypatch.setitem(backbones.BACKBONES, "Tiny", fault_injection.TINY)
-    monkeypatch.setattr(backbones, "build_backbone", fault_injection.build_tiny)
+    monkeypatch.setitem(backbones.BACKBONES, "Tiny", tiny_network.TINY)
+    build = backbones.build_backbone
+
+    def build_tiny(name, *args, **kwargs):
+        return (tiny_network.build_tiny if name == "Tiny" else build)(name, *args, **kwargs)
+
+    monkeypatch.setattr(backbones, "build_backbone", build_tiny)
 
 
 @pytest.fixture

@@ -122,17 +122,15 @@ def test_augmentation_factors():
     assert Config(augment="none").augmentation == Config(augment=()).augmentation == {}
 
 
-@pytest.mark.parametrize(
-    "settings, wanted",
-    [
-        ({}, True),
-        ({"augment_views": 0}, False),
-        ({"augment": "none"}, True),
-        ({"augment_views": 3, "feature_cache": "off"}, False),
-    ],
-)
-def test_features_can_be_reused_only_with_a_fixed_set_of_views(settings, wanted):
-    assert Config(**settings).feature_cache_wanted == wanted
+def test_only_an_extension_may_bring_other_operations():
+    config = Config(augment="jitter=0.4,flip,cutmix=2", extension="mine.py")
+    assert config.augment_factors == {"jitter": 0.4, "flip": 1.0, "cutmix": 2.0}
+    assert config.augmentation == {"flip": 1.0}
+    recorded = Config.from_flags("# extension mine.py of SHA-256 ab\n" + config.to_flags())
+    assert recorded.augment_factors == config.augment_factors and recorded.extension != "mine.py"
+    for wrong in ("jitter", "jitter=0", "jitter=nan", "jitter=1,jitter=1"):
+        with pytest.raises(UserError, match="--augment"):
+            Config(augment=wrong, extension="mine.py")
 
 
 @pytest.mark.parametrize(

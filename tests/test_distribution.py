@@ -5,6 +5,7 @@ The processes are forks of one that has imported TensorFlow and computed nothing
 clusters can be chosen only then.
 """
 
+import contextlib
 import csv
 import json
 import os
@@ -19,18 +20,16 @@ import tensorflow as tf
 from tl_research import distribution
 from tl_research.config import Config
 from tl_research.errors import UserError
-from tl_research.training import checkpoints
+from tl_research.run import checkpoints
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _SCRIPT = r"""
 import json, os, shutil, signal, sys
-import distribution, fault_injection  # of benchmarks
-from tl_research import cli
+import distribution, fault_forks  # of benchmarks
 from tl_research.errors import UnreachableError
 from tl_research.models import backbones
-from tl_research.training import loop
+from tl_research.training import progress
 
-cli.define_flags(fault_injection.Settings)  # `train` expects to be called by that program
 place, photos = sys.argv[1:]
 flags = [
     "--dataset=directory", f"--data_dir={photos}", "--backbone=Tiny", "--weights=none",
@@ -54,14 +53,14 @@ def case(name, *more, replicas=1, tf_config=None, end=None, offline=False):
             os.environ["TF_CONFIG"] = tf_config
         if offline:
             backbones.reach_weights = unreachable
-        account = loop.Trainer._account
+        add = progress.add
 
-        def ended(trainer, *args):
-            account(trainer, *args)
-            if end and trainer.state.global_step >= end[1]:
+        def ended(state, *args):
+            add(state, *args)
+            if end and state.position.global_step >= end[1]:
                 os.kill(os.getpid(), end[0])
-        loop.Trainer._account = ended
-    return lambda: fault_injection.train(f"{place}/{name}", [*flags, *more], prepare)
+        progress.add = ended
+    return lambda: fault_forks.train(f"{place}/{name}", [*flags, *more], prepare)
 
 def mirrored(name, *more):
     return case(name, "--distribute=mirrored", *more, replicas=2)
@@ -84,8 +83,8 @@ second = [
     mirrored("half two", *half), *workers("apart", offline=True),
 ]
 codes = [
-    fault_injection.in_parallel(cases, len(cases), f"{place}/{number}")
-    for number, cases in enumerate((first, second))
+    fault_forks.in_parallel(cases, len(cases))
+    for cases in (first, second)
 ]
 print(json.dumps(codes))
 """
@@ -239,10 +238,25 @@ def test_multi_worker_needs_a_common_directory(monkeypatch):
         pass
 
 
-def test_batch_is_a_multiple_of_the_replicas(monkeypatch):
-    monkeypatch.setattr(
-        distribution, "_make_strategy", lambda config: types.SimpleNamespace(num_replicas_in_sync=4)
-    )
+@pytest.fixture
+def made(monkeypatch, request):
+    """The strategies, which do nothing, that a process with four devices makes."""
+    made = []
+    devices = [types.SimpleNamespace(name=f"/{request.node.name}:{i}") for i in range(4)]
+
+    def make(names):
+        assert list(names) == [device.name for device in devices]
+        made.append(
+            types.SimpleNamespace(num_replicas_in_sync=len(names), scope=contextlib.nullcontext)
+        )
+        return made[-1]
+
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: devices)
+    monkeypatch.setattr(tf.distribute, "MirroredStrategy", make)
+    return made
+
+
+def test_batch_is_a_multiple_of_the_replicas(made):
     with (
         pytest.raises(
             UserError,
@@ -261,8 +275,13 @@ def test_one_device_is_one_replica_and_needs_no_strategy():
         assert not tf.distribute.has_strategy()
 
 
-def test_a_process_has_one_strategy():
-    assert distribution._one_strategy(("CPU:0",)) is distribution._one_strategy(("CPU:0",))
+def test_a_process_has_one_strategy(made):
+    for seed in (0, 1):
+        with distribution.replicas(
+            Config(dataset="drawn_flowers", distribute="mirrored", seed=seed)
+        ):
+            pass
+    assert len(made) == 1
 
 
 def test_batchnorm_in_training_mode_is_not_distributed():

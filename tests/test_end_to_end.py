@@ -15,6 +15,9 @@ import sys
 import numpy as np
 import pytest
 
+from tl_research import __version__
+from tl_research.extension import package_sha256
+
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _CLASSES = ["ant", "bee", "cat"]
 
@@ -108,9 +111,12 @@ def test_results_have_the_keys_of_the_contract(trained):
         "xla",
         "feature_cache",
         "augment_views",
+        "run",
+        "extension",
         "seconds",
         "weights_sha256",
     }
+    assert summary["run"] == str(trained[0]) and summary["extension"] is None
     assert [phase["name"] for phase in summary["phases"]] == ["head", "finetune"]
     for number, phase in enumerate(summary["phases"], 1):
         assert set(phase) == {
@@ -261,6 +267,8 @@ def test_run_json_says_what_was_resolved(trained):
         record["precision"] == _json(trained[0] / "results.json")["precision"]
         and record["substitutions"] == []
     )
+    assert record["package"] == {"version": __version__, "sha256": package_sha256()}
+    assert record["extension"] is None
     assert record["machine"]["devices"] and "cache: " in record["feature_cache"]
 
 
@@ -362,7 +370,7 @@ def later(trained, place, run_train):
     """
     run, _, _ = trained
     with open(run / "flags.txt") as file:
-        same = [line.rstrip("\n") for line in file]
+        same = [line.rstrip("\n") for line in file if not line.startswith("#")]
     cases = {
         "replay": [
             f"--flagfile={run}/flags.txt",
@@ -417,14 +425,19 @@ def test_offline_run_goes_on_with_what_is_embedded_and_records_it(place, first):
     assert code == 0, stderr
     summary = json.loads(stdout.splitlines()[-1].removeprefix("RESULT "))
     assert summary["substitutions"] == [
-        "data set tf_flowers could not be reached; used drawn_flowers instead",
-        (
-            "imagenet weights of EfficientNetV2B0 could not be reached; used EfficientNetLite0 "
-            "with its packaged ImageNet weights instead"
-        ),
+        {"what": "dataset", "asked": "tf_flowers", "used": "drawn_flowers"},
+        {
+            "what": "weights",
+            "asked": "imagenet weights of EfficientNetV2B0",
+            "used": "EfficientNetLite0",
+        },
     ]
     assert _json(place / "embedded" / "run.json")["substitutions"] == summary["substitutions"]
-    for line in summary["substitutions"]:
+    for line in (
+        "data set tf_flowers could not be reached; used drawn_flowers instead",
+        "imagenet weights of EfficientNetV2B0 could not be reached; used EfficientNetLite0 "
+        "with its packaged ImageNet weights instead",
+    ):
         assert f"note: {line} (" in stderr  # when it happens, with the reason
         # in the plan, and at the end
         assert (

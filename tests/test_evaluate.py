@@ -13,8 +13,8 @@ import pytest
 
 from tl_research.errors import DataError, RunDirectoryError
 from tl_research.evaluate import EvaluateConfig, evaluate
+from tl_research.run.directory import RunDirectory
 from tl_research.trained import TrainedRun
-from tl_research.training.run_directory import RunDirectory
 
 _CLASSES = ["ant", "bee", "cat"]
 
@@ -104,7 +104,7 @@ def test_every_reading_of_the_test_images_is_counted_and_said(finished_run, caps
 def test_changed_images_are_an_error_and_count_no_reading(finished_run):
     photo = os.path.join(os.path.dirname(finished_run), "photos", "ant", "00.png")
     os.remove(photo)
-    with pytest.raises(DataError, match="split.json does not match --data_dir: 1 missing"):
+    with pytest.raises(DataError, match="split.json does not match the images: 1 missing"):
         evaluate(EvaluateConfig(run=finished_run, side="test"))
     assert _results(finished_run)["test"]["reads"] == 1
 

@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 from tl_research import artefacts, experiment
+from tl_research.answers import ANSWERS
 from tl_research.config import Config
 from tl_research.errors import ExportError, UserError
 from tl_research.evaluate import EvaluateConfig, evaluate
@@ -102,8 +103,9 @@ def test_saved_model_answers_images_of_any_size_without_our_package(
 
 
 def test_batchnorm_augmentation_and_dropout_are_gone(finished_run):
-    module = artefacts._serving_module(
+    module = artefacts.serving_module(
         keras.saving.load_model(os.path.join(finished_run, "export", "model.keras"), compile=False),
+        ANSWERS["class"],
         ["ant", "bee", "cat"],
         32,
         None,

@@ -167,8 +167,8 @@ def test_flags_of_a_run_are_read_back(parse):
 def test_mutated_files_lose_nothing(parse):
     import random
 
-    import fault_injection
     import fault_inputs
+    import fault_misfeeding
 
     good = (
         Config(dataset="directory", data_dir="/photos", lr_multiplier=("head/=2",))
@@ -180,7 +180,7 @@ def test_mutated_files_lose_nothing(parse):
         content = fault_inputs.mutated_flags(draw.sample(good, 8), draw)
         config, error = parse(content)
         accepted += config is not None
-        assert fault_injection._lost(content, config, error) is None, content
+        assert fault_misfeeding.misread(content, config, error) is None, content
     assert 50 < accepted < 450
 
 

@@ -13,19 +13,22 @@ from tl_research import experiment
 from tl_research.config import Config
 from tl_research.errors import UserError
 from tl_research.lr_find import lr_find
-from tl_research.training import loop, lr_finder
+from tl_research.training import lr_range_test
+from tl_research.training.events import CallEnded
 
 
 def test_suggestion_is_where_the_loss_falls_fastest():
     # On a grid of factors 10, slopes between neighbours (central differences): 0, -0.1, -0.55,
     # -0.5, 2 and 4, times 1 / ln 10.
     rates, losses = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0], [1.0, 1.0, 0.8, -0.1, -0.2, 3.9]
-    assert lr_finder.suggest(rates, losses) == 1e-3
-    assert lr_finder.suggest(rates[:1], losses[:1]) == 1e-5 and np.isnan(lr_finder.suggest([], []))
+    assert lr_range_test.suggest(rates, losses) == 1e-3
+    assert lr_range_test.suggest(rates[:1], losses[:1]) == 1e-5 and np.isnan(
+        lr_range_test.suggest([], [])
+    )
 
 
-def test_run_inside_its_last_phase_is_refused_and_left_as_it_is(
-    tiny_backbone, write_images, tmp_path, monkeypatch
+def test_run_inside_or_after_its_last_phase_is_refused_and_left_as_it_is(
+    tiny_backbone, write_images, tmp_path
 ):
     settings = {
         "dataset": "directory",
@@ -38,22 +41,26 @@ def test_run_inside_its_last_phase_is_refused_and_left_as_it_is(
         "batch_size": 8,
         "workdir": str(tmp_path / "run"),
     }
-    finish = loop.Trainer._finish_epoch
 
-    def crash_after_the_second(trainer, *args):
-        if trainer.state.epoch == 2:
+    def crash_in_the_third_epoch(event):
+        if isinstance(event, CallEnded) and event.epoch == 3:
             raise KeyboardInterrupt
-        finish(trainer, *args)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "_finish_epoch", crash_after_the_second)
-        with pytest.raises(KeyboardInterrupt):
-            experiment.run(Config(**settings))
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(Config(**settings), observers=[crash_in_the_third_epoch])
     with pytest.raises(
         UserError, match="is a run inside its last phase, finetune, which would be trained"
     ):
         lr_find(Config(**settings))
     assert len(experiment.run(Config(**settings))["phases"]) == 2
+    # nor has a finished one a phase to look at
+    with pytest.raises(
+        UserError,
+        match="is a finished run; expected one before its last phase; give another --workdir",
+    ) as error:
+        lr_find(Config(**settings))
+    assert error.value.exit_code == 1
+    assert not os.path.exists(tmp_path / "run" / "lr_find")
 
 
 @pytest.mark.parametrize(

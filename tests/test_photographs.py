@@ -14,7 +14,7 @@ import tensorflow as tf
 from tl_research import experiment
 from tl_research.config import Config
 from tl_research.data import dataset, split
-from tl_research.training.run_directory import RunDirectory
+from tl_research.run.directory import RunDirectory
 
 _FLOWERS = os.environ.get("TL_RESEARCH_FLOWERS")
 pytestmark = pytest.mark.skipif(

@@ -36,9 +36,9 @@ def test_images_of_any_size_get_the_probabilities_of_the_saved_model(finished_ru
         PIL.Image.fromarray(
             np.random.RandomState(number).randint(0, 255, (*size, 3), np.uint8)
         ).save(paths[-1])
-    classes, predictions = predict(PredictConfig(run=finished_run, batch_size=2), paths)
+    run, predictions = predict(PredictConfig(run=finished_run, batch_size=2), paths)
     predictions = list(predictions)
-    assert classes == ("ant", "bee", "cat") and [path for path, _, _ in predictions] == paths
+    assert run.classes == ("ant", "bee", "cat") and [path for path, _, _ in predictions] == paths
     for path, reason, probabilities in predictions:
         assert reason is None
         np.testing.assert_allclose(probabilities, _expected(finished_run, path), atol=1e-4)
@@ -109,7 +109,7 @@ def test_only_a_few_batches_are_in_memory_at_once(finished_run, tmp_path, monkey
             taken.append(number)
             yield photo
 
-    monkeypatch.setattr(tool, "_files", paths)
+    monkeypatch.setattr(tool, "image_files", paths)
     _, predictions = predict(PredictConfig(run=finished_run, batch_size=4), [photo])
     next(predictions)
     assert len(taken) <= 4 + 4 * 4 + 1

@@ -58,8 +58,8 @@ def test_hostile_artefacts_are_refused(tmp_path, kind):
     from tl_research import flagfile
     from tl_research.config import Config
     from tl_research.errors import UserError
-    from tl_research.training import checkpoints
-    from tl_research.training.run_directory import RunDirectory
+    from tl_research.run import checkpoints
+    from tl_research.run.directory import RunDirectory
 
     use = {
         "checkpoint": lambda path: checkpoints.load_newest(path, 1 << 26),

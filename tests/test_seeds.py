@@ -9,10 +9,9 @@ import time
 
 import pytest
 
-from tl_research import seeds
+from tl_research import metrics, seeds
 from tl_research.config import Config
 from tl_research.errors import UserError
-from tl_research.reporting import results
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -63,8 +62,8 @@ def test_what_a_seed_does_not_have_is_left_out():
 
 
 def test_one_value_has_no_interval_and_many_that_of_the_normal_distribution():
-    assert results.student_interval([0.5]) is None
-    low, high = results.student_interval([0.0, 1.0] * 50)
+    assert metrics.student_interval([0.5]) is None
+    low, high = metrics.student_interval([0.0, 1.0] * 50)
     assert high - low == pytest.approx(2 * 1.96 * 0.502519 / 10, rel=1e-5)
 
 

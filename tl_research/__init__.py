@@ -2,3 +2,5 @@
 
 Importing this package imports nothing heavy.
 """
+
+__version__ = "0.2.0"

@@ -7,6 +7,7 @@ they differ.
 
 import os
 import shutil
+import tempfile
 import warnings
 
 import keras
@@ -20,6 +21,7 @@ from tl_research.files import storage_errors
 from tl_research.models.classifier import folded_logits
 
 NUM_COMPARED = 64
+_NUM_TRIED = 4
 _TOLERANCE = 1e-3  # relative; rounding of folded against plain BatchNorm
 
 
@@ -38,23 +40,57 @@ def save_keras(classifier, data, directory):
     """
     path = directory.file("export", "model.keras")
     temporary = directory.file("export", f"model.tmp-{os.getpid()}.keras")
-    with storage_errors(path):
-        os.makedirs(directory.file("export"), exist_ok=True)
-        classifier.model.save(temporary)
     images = tf.cast(
         data.validation.images(range(min(NUM_COMPARED, len(data.validation)))), tf.float32
     )
-    boundary = classifier.boundary()
-    expected = classifier.logits(boundary, classifier.frozen_part(boundary)(images)).numpy()
-    received = keras.saving.load_model(temporary, compile=False).predict(
-        images, batch_size=32, verbose=0
-    )
+    with storage_errors(path):
+        os.makedirs(directory.file("export"), exist_ok=True)
+        expected, received = _saved(classifier, images, temporary)
     difference = _keep_if_equal(temporary, path, expected, received, _TOLERANCE)
     directory.write_json(os.path.join("export", "classes.json"), list(data.classes))
     print(
         f"exported {path}: logits equal to {difference:.1g} relative on {len(images)} validation "
         "images",
         flush=True,
+    )
+
+
+def _saved(classifier, images, path):
+    """Saves the Keras model; returns the logits of the network and of the model read from there."""
+    classifier.model.save(path)
+    boundary = classifier.boundary()
+    expected = classifier.logits(boundary, classifier.frozen_part(boundary)(images)).numpy()
+    loaded = keras.saving.load_model(path, compile=False)
+    return expected, loaded.predict(images, batch_size=32, verbose=0)
+
+
+def try_saving(classifier):
+    """Tries before training what `save_keras` does after it.
+
+    Args:
+        classifier: A `Classifier` in float32, with parts of the user's.
+
+    Raises:
+        UserError: If it cannot be saved and loaded, or answers differently then.
+        StorageError: If there is no room for it.
+    """
+    size = classifier.image_size
+    draw = np.random.RandomState(0)
+    images = tf.constant(draw.uniform(0, 255, (_NUM_TRIED, size, size, 3)), tf.float32)
+    with tempfile.TemporaryDirectory() as directory, storage_errors(directory):
+        try:
+            expected, received = _saved(classifier, images, os.path.join(directory, "model.keras"))
+        except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+            why = str(error).rpartition("Exception encountered: ")[2].partition(". ")[0]
+        else:
+            largest, difference = np.abs(expected).max(), np.abs(received - expected).max()
+            if difference <= _TOLERANCE * max(largest, 1e-6):
+                return
+            why = f"then its logits of up to {largest:.3g} differ by {difference:.2g}"
+    raise UserError(
+        f"the backbone or head of the extension cannot be saved and loaded again: {why}; expected "
+        "layers of Keras, or such as keras.saving.register_keras_serializable knows and that have "
+        "a get_config; correct it"
     )
 
 
@@ -81,36 +117,44 @@ def _remove(path):
         os.remove(path)
 
 
-def _serving_module(model, classes, image_size, batch_size):
-    """Returns a module whose `serve` takes uint8 images of any size and returns probabilities and
-    the best class's name.
+def _served_class(logits, classes):
+    names = tf.constant(list(map(os.fsencode, classes)))
+    best = tf.gather(names, tf.argmax(logits, axis=1))
+    return {"probabilities": tf.nn.softmax(logits), "class": best}
+
+
+# By kind of answer: what is served of logits [B, K], its outputs and, of one class, its name.
+_SERVED = {
+    "class": _served_class,
+    "set": lambda logits, classes: {"probabilities": tf.sigmoid(logits)},
+    "number": lambda logits, classes: {"number": logits[:, 0]},
+}
+
+
+def serving_module(model, answer, classes, image_size, batch_size):
+    """Returns a module whose `serve` takes uint8 images of any size and returns what is served of a
+    kind of answer.
     """
-    logits, names = folded_logits(model), tf.constant(list(map(os.fsencode, classes)))
-    module = tf.Module()
+    logits, module = folded_logits(model), tf.Module()
 
     @tf.function(
         input_signature=[tf.TensorSpec([batch_size, None, None, 3], tf.uint8, name="images")]
     )
     def serve(images):
         # Cast first: LiteRT resizes no integers.
-        probabilities = tf.nn.softmax(
-            logits(image_check.resized(tf.cast(images, tf.float32), image_size))
-        )
-        return {
-            "probabilities": probabilities,
-            "class": tf.gather(names, tf.argmax(probabilities, axis=1)),
-        }
+        pixels = image_check.resized(tf.cast(images, tf.float32), image_size)
+        return _SERVED[answer.name](logits(pixels), classes)
 
     module.serve, module.captured = serve, serve.get_concrete_function().variables
     return module
 
 
-def write_saved_model(model, classes, image_size, path):
+def write_saved_model(model, answer, classes, image_size, path):
     """Writes a SavedModel directory.
 
     Returns a function from uint8 [1, H, W, 3] to what it answers, read from there.
     """
-    module = _serving_module(model, classes, image_size, None)
+    module = serving_module(model, answer, classes, image_size, None)
     with quiet.dropped_stderr():
         tf.saved_model.save(module, path, signatures=module.serve)
         serve = tf.saved_model.load(path).signatures["serving_default"]
@@ -119,7 +163,7 @@ def write_saved_model(model, classes, image_size, path):
     }
 
 
-def write_litert(model, classes, image_size, path):
+def write_litert(model, answer, classes, image_size, path):
     """Writes a LiteRT (TensorFlow Lite) file; returns what `write_saved_model` does.
 
     Raises:
@@ -131,7 +175,7 @@ def write_litert(model, classes, image_size, path):
             f"--format=litert with TensorFlow {tf.__version__}, which has no tf.lite; expected its "
             "converter; install tensorflow 2.21 or leave litert out"
         )
-    module = _serving_module(model, classes, image_size, 1)
+    module = serving_module(model, answer, classes, image_size, 1)
     try:
         with quiet.dropped_stderr():
             content = tf.lite.TFLiteConverter.from_concrete_functions(
@@ -161,7 +205,7 @@ FORMATS = {
 }
 
 
-def save_for_serving(name, model, data, directory, image_size):
+def save_for_serving(name, model, data, directory, image_size, answer):
     """Writes one of `FORMATS` beside the Keras model and compares it with that, on validation
     images at their own sizes.
 
@@ -171,6 +215,7 @@ def save_for_serving(name, model, data, directory, image_size):
         data: `Dataset`.
         directory: The open `RunDirectory`.
         image_size: Height and width that the model takes.
+        answer: The kind of `answers.ANSWERS` that it gives.
 
     Returns:
         (path, what the comparison gave, function from uint8 [1, H, W, 3] to the model's answers,
@@ -187,42 +232,24 @@ def save_for_serving(name, model, data, directory, image_size):
         directory.file("export", f"{file}.tmp-{os.getpid()}"),
     )
     count = min(NUM_COMPARED, len(data.validation))
-    expected = _centred(
-        model.predict(
-            tf.cast(data.validation.images(range(count)), tf.float32), batch_size=32, verbose=0
-        )
-    )
+    images = tf.cast(data.validation.images(range(count)), tf.float32)
+    expected = answer.outputs(model.predict(images, batch_size=32, verbose=0))
     try:
         with storage_errors(path):
-            serve = write(model, data.classes, image_size, temporary)
-        images = [
-            image_check.decode_image(tf.io.read_file(os.fsencode(name))).numpy()[None]
-            for name in data.validation.paths[:count]
-        ]
+            serve = write(model, answer, data.classes, image_size, temporary)
+        images = [data.validation.original(index)[None] for index in range(count)]
         answers = [serve(image) for image in images]
-        received = _centred(
-            np.log(
-                np.maximum(np.concatenate([answer["probabilities"] for answer in answers]), 1e-30)
-            )
-        )
-        named = [os.fsdecode(answer["class"][0]) for answer in answers]
-        difference = _keep_if_equal(temporary, path, expected, received, tolerances * _TOLERANCE)
+        key = next(name for name in answers[0] if name != "class")
+        received = np.concatenate([served[key] for served in answers]).reshape(expected.shape)
+        both = map(answer.comparable, (expected, received))
+        difference = _keep_if_equal(temporary, path, *both, tolerances * _TOLERANCE)
     finally:
         _remove(temporary)
-    same = sum(
-        answer == data.classes[place] for answer, place in zip(named, expected.argmax(axis=1))
-    )
-    return (
-        path,
-        (
-            f"logits equal to {difference:.1g} relative, the class to that of model.keras for "
-            f"{same} of {count} validation images"
-        ),
-        serve,
-        images[0],
-    )
-
-
-def _centred(logits):
-    """Returns logits less the mean of each row: what can be told of them from probabilities."""
-    return logits - logits.mean(axis=1, keepdims=True)
+    agreed = " on"
+    if "class" in answers[0]:
+        named = [os.fsdecode(served["class"][0]) for served in answers]
+        pairs = zip(named, answer.decided(expected))
+        same = sum(name == data.classes[place] for name, place in pairs)
+        agreed = f", the class to that of model.keras for {same} of"
+    parity = f"logits equal to {difference:.1g} relative{agreed} {count} validation images"
+    return path, parity, serve, images[0]

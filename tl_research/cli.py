@@ -11,30 +11,32 @@ import traceback
 
 from absl import app, flags
 
-from tl_research import config as config_lib
-from tl_research import flagfile
+from tl_research import flagfile, settings
+from tl_research.config import Config
 from tl_research.errors import Interrupted, UserError
 from tl_research.signals import Signals
 
 # the program that calls define_flags is the one whose --helpshort lists them
 flags.disclaim_key_flags()
 
-_names = set()  # the flags of this program
+_names = {}  # the flags of this program: whether a flag file may set them
 _places = {}  # {name: FILE:LINE} of those that a flag file set
 
 
-def define_flags(config_class=config_lib.Config):
-    """Defines one absl flag for each field of `config_class`.
+def define_flags(config_class=Config):
+    """Defines one absl flag for each field of `config_class`, in place of those of a call before.
 
     Values are checked by the class itself.
     """
+    flags.FLAGS.remove_flag_values(_names)
+    _names.clear()
     for field in dataclasses.fields(config_class):
         name, rules = field.name, field.metadata
         if rules["repeated"]:
             flags.DEFINE_multi_string(name, list(field.default), rules["help"])
-        elif config_lib.is_list(field):
-            flags.DEFINE_string(name, config_lib.flag_text(field.default), rules["help"])
-        elif config_lib.item_type(field) is bool:
+        elif settings.is_list(field):
+            flags.DEFINE_string(name, settings.flag_text(field.default), rules["help"])
+        elif settings.item_type(field) is bool:
             flags.DEFINE_bool(name, field.default, rules["help"])
         elif rules["choices"]:
             flags.DEFINE_enum(name, field.default, rules["choices"], rules["help"])
@@ -44,13 +46,13 @@ def define_flags(config_class=config_lib.Config):
                 float: flags.DEFINE_float,
                 str: flags.DEFINE_string,
             }
-            define[config_lib.item_type(field)](name, field.default, rules["help"])
-        _names.add(name)
+            define[settings.item_type(field)](name, field.default, rules["help"])
+        _names[name] = rules["in_files"]
     flags.DEFINE_bool("debug", False, "show the traceback of an error")
-    _names.add("debug")
+    _names["debug"] = True
 
 
-def config_from_flags(config_class=config_lib.Config):
+def config_from_flags(config_class=Config):
     """Returns the config that the parsed flags describe.
 
     Raises:
@@ -65,12 +67,9 @@ def config_from_flags(config_class=config_lib.Config):
             }
         )
     except UserError as error:
-        place = next(
-            (_places[name] for name in re.findall(r"--(\w+)", str(error)) if name in _places), None
-        )
-        if place is None:
+        if error.flag not in _places:
             raise
-        raise UserError(f"{place}: {error}") from error
+        raise UserError(f"{_places[error.flag]}: {error}", error.flag) from error
 
 
 def debug_flag():
@@ -115,10 +114,13 @@ def _describe(error):
         )
     if isinstance(error, OSError):
         return f"{error}; expected files that can be read and written; correct that", 9
-    place = traceback.extract_tb(error.__traceback__)[-1]
+    frame, text = traceback.extract_tb(error.__traceback__)[-1], str(error)
+    place = f"{frame.filename}:{frame.lineno}"
+    if traced := re.findall(r'File "([^"]+)", line (\d+)', text):  # of a function being traced
+        place, text = ":".join(traced[-1]), text.strip().splitlines()[-1].strip()
     return (
-        f"{type(error).__name__} in {place.filename}:{place.lineno}: {error}; expected no such "
-        "thing; --debug shows the traceback"
+        f"{type(error).__name__} in {place}: {text}; expected no such thing; --debug shows the "
+        "traceback"
     ), 1
 
 
@@ -134,7 +136,7 @@ def parse(argv, takes=False):
     Exits with 1 and one line if they cannot be.
     """
     try:
-        arguments, places = flagfile.expand(argv[1:], _names)
+        arguments, places = flagfile.expand(argv[1:], set(filter(_names.get, _names)))
         rest = flags.FLAGS([argv[0], *arguments])
     except UserError as error:
         sys.exit(fail(error, error.exit_code))

@@ -8,10 +8,16 @@ construct `Config` directly and get the same checks. Imports neither tensorflow 
 
 import dataclasses
 import math
-import os
 import re
 
 from tl_research.errors import UserError, suggestion
+from tl_research.settings import (
+    check_fields,
+    flag_text,
+    item_type,
+    number,
+    setting,
+)
 
 DATASETS = ("tf_flowers", "cats_vs_dogs", "drawn_flowers", "directory")
 PREPROCESSINGS = ("auto", "raw", "tf", "caffe", "torch", "lite")
@@ -20,40 +26,9 @@ PREPROCESSINGS = ("auto", "raw", "tf", "caffe", "torch", "lite")
 AUGMENTATIONS = ("flip", "rotation", "zoom", "translation", "brightness", "contrast")
 
 
-def setting(
-    default,
-    help,
-    *,
-    choices=None,
-    low=None,
-    high=None,
-    above=None,
-    may_change=False,
-    repeated=False,
-):
-    """Returns a dataclass field that carries all that is to know about one setting.
-
-    Args:
-        default: The value, or a tuple for a list setting.
-        help: One line; gives the unit and what 0 or None means.
-        choices: The closed set of values, if it is one.
-        low, high: Inclusive bounds of a number, or of each number of a list.
-        above: Exclusive lower bound.
-        may_change: Whether a resumed run may be given another value.
-        repeated: Whether the flag is given once per value instead of as a comma-separated list.
-    """
-    return dataclasses.field(
-        default=default,
-        metadata=dict(
-            help=help,
-            choices=choices,
-            low=low,
-            high=high,
-            above=above,
-            may_change=may_change,
-            repeated=repeated,
-        ),
-    )
+def lower_is_better(name):
+    """Returns whether a metric is to be small: it is if its name ends in `loss` or `error`."""
+    return name.endswith(("loss", "error"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,18 +61,23 @@ class Config:
         "a directory with one folder per class; with a named data set, a local copy used instead "
         "of downloading",
         may_change=True,
+        path="absolute",
     )
     validation_dir: str | None = setting(
         None,
         "validation images of a data set that brings its own; halved into validation and test "
         "without --test_dir",
         may_change=True,
+        path="absolute",
     )
     test_dir: str | None = setting(
-        None, "test images of a data set that brings its own", may_change=True
+        None, "test images of a data set that brings its own", may_change=True, path="absolute"
     )
     download_dir: str = setting(
-        "~/.cache/tl_research", "where downloaded and drawn images are kept", may_change=True
+        "~/.cache/tl_research",
+        "where downloaded and drawn images are kept",
+        may_change=True,
+        path="absolute",
     )
     download_base_url: str | None = setting(
         None,
@@ -136,6 +116,7 @@ class Config:
         ("flip", "rotation=0.1", "zoom=0.1"),
         f"random changes of the training images, any of {', '.join(AUGMENTATIONS)} with their "
         "factors, or none",
+        words=("none",),
     )
     augment_views: int = setting(
         4,
@@ -169,7 +150,10 @@ class Config:
     # Model
     backbone: str = setting("EfficientNetV2B0", "a name from tl_research/models/backbones.py")
     weights: str = setting(
-        "imagenet", "imagenet, none (random), or a Keras weights file without top"
+        "imagenet",
+        "imagenet, none (random), or a Keras weights or model file",
+        path="absolute",
+        words=("imagenet", "none"),
     )
     dropout: float = setting(
         0.2, "share of the pooled features dropped before the dense layer", low=0, high=0.95
@@ -201,8 +185,15 @@ class Config:
     learning_rate: tuple[float, ...] = setting(
         (1e-3, 1e-5), "base learning rate of each phase", above=0
     )
+    select_by: str = setting(
+        "val_loss",
+        "what decides the best epoch and phase: val_loss, val_accuracy, or a column of an "
+        "extension; of a name that ends in loss or error the lowest",
+    )
     patience: tuple[int, ...] = setting(
-        (0, 3), "epochs without a lower val_loss before a phase stops; 0 never stops early", low=0
+        (0, 3),
+        "epochs without a better --select_by before a phase stops; 0 never stops early",
+        low=0,
     )
     backbone_lr_multiplier: float = setting(
         1.0, "times the learning rate, for the backbone", above=0
@@ -277,12 +268,14 @@ class Config:
         low=0,
         high=2**31 - 1,
         may_change=True,
+        recorded=False,
     )
     seeds_split: str = setting(
         "separate",
         "separate: each of --seeds is its split's seed too; same: all have --split_seed",
         choices=("separate", "same"),
         may_change=True,
+        recorded=False,
     )
     checkpoint_every_steps: int = setting(
         0, "besides the epoch ends; 0 only there", low=0, may_change=True
@@ -326,7 +319,20 @@ class Config:
 
     # Output
     workdir: str | None = setting(
-        None, "the run directory; without it runs/<UTC time>-<dataset>-<backbone>", may_change=True
+        None,
+        "the run directory; without it runs/<UTC time>-<dataset>-<backbone>",
+        may_change=True,
+        path="as given",
+        recorded=False,
+    )
+    extension: str | None = setting(
+        None,
+        "a Python file of yours whose parts replace the package's, see docs/extending.md; on the "
+        "command line only",
+        may_change=True,
+        path="as given",
+        recorded=False,
+        in_files=False,
     )
     profile_steps: str | None = setting(
         None,
@@ -340,87 +346,35 @@ class Config:
         "anew",
         choices=("auto", "never"),
         may_change=True,
+        recorded=False,
     )
 
     def __post_init__(self):
-        _check_fields(self)
-        if self.dataset == "directory" and not self.data_dir:
-            raise UserError(
-                "--dataset=directory without --data_dir; expected a directory with one folder per "
-                "class; add --data_dir=DIR"
-            )
-        if self.test_dir and not self.validation_dir:
-            raise UserError(
-                f"--test_dir={self.test_dir} without --validation_dir; expected both or neither; "
-                "add --validation_dir=DIR"
-            )
-        if self.validation_dir and not self.data_dir:
-            raise UserError(
-                f"--validation_dir={self.validation_dir} without --data_dir; expected the training "
-                "images too; add --data_dir=DIR"
-            )
-        if len(self.split) != 3 or abs(sum(self.split) - 1) > 1e-9:
-            raise UserError(
-                f"--split={flag_text(self.split)}; expected three fractions that sum to 1; "
-                "write for example --split=0.8,0.1,0.1"
-            )
-        if self.weight_decay and self.optimizer not in ("adamw", "lion"):
-            raise UserError(
-                f"--weight_decay={self.weight_decay} with --optimizer={self.optimizer}; expected "
-                "an optimizer that decouples it; use --optimizer=adamw"
-            )
-        if self.nesterov and self.optimizer != "sgd":
-            raise UserError(
-                f"--nesterov with --optimizer={self.optimizer}; expected --optimizer=sgd; drop one "
-                "of them"
-            )
-        if self.distribute != "off" and self.batchnorm == "training":
-            raise UserError(
-                f"--distribute={self.distribute} with --batchnorm=training, whose statistics would "
-                "be of a part of the batch; expected one replica; use --distribute=off"
-            )
-        for name in self.phases:
-            if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-                raise UserError(
-                    f"--phases names a phase {name!r}; expected letters, digits, _ and -; rename it"
-                )
-        if len(set(self.phases)) != len(self.phases):
-            raise UserError(
-                f"--phases={flag_text(self.phases)} repeats a name; expected each once; rename one"
-            )
-        for name, value in self.augmentation.items():
-            if not (math.isfinite(value) and 0 < value <= 1):
+        check_fields(self)
+        for flag, is_wrong, text in _RULES:
+            if is_wrong(self):
+                shown = {name: flag_text(value) for name, value in vars(self).items()}
+                raise UserError(f"--{flag}{text.format(**shown)}", flag)
+        for name, value in self.augment_factors.items():
+            if not 0 < value <= (1 if name in AUGMENTATIONS else math.inf):
                 raise UserError(
                     f"--augment has {name}={value}; expected a factor in (0, 1]; for example "
-                    f"{name}=0.1"
+                    f"{name}=0.1",
+                    "augment",
                 )
-        if len(set(self.seeds)) != len(self.seeds):
-            raise UserError(
-                f"--seeds={flag_text(self.seeds)} repeats a seed; expected each once; remove one"
-            )
-        if self.seeds and self.distribute == "multi_worker":
-            raise UserError(
-                f"--seeds={flag_text(self.seeds)} with --distribute=multi_worker; expected one run "
-                "of all workers; give --seed, and start them once for each"
-            )
-        if self.mixup and self.feature_cache in ("memory", "disk"):
-            raise UserError(
-                f"--mixup={self.mixup} with --feature_cache={self.feature_cache}; expected images "
-                "that are blended anew every epoch; use --feature_cache=auto or off"
-            )
         self.class_shares  # noqa: B018 (checks them)
-        if self.profile_steps:
-            first, colon, end = self.profile_steps.partition(":")
-            if not (colon and first.isdecimal() and end.isdecimal() and int(first) < int(end)):
-                raise UserError(
-                    f"--profile_steps={self.profile_steps}; expected A:B with A < B; for example "
-                    "20:30"
-                )
         self.phase_plan  # noqa: B018 (checks the lists against each other)
 
     @property
     def phase_plan(self):
         """The phases, one `Phase` each, in order."""
+        for name in self.phases:
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                raise UserError(
+                    f"--phases names a phase {name!r}; expected letters, digits, _ and -; rename "
+                    "it",
+                    "phases",
+                )
         columns = {}
         for name in (
             "epochs",
@@ -435,30 +389,46 @@ class Config:
                 raise UserError(
                     f"--{name}={flag_text(values)} has {len(values)} entries; expected 1 or "
                     f"{len(self.phases)}, one for each of --phases={flag_text(self.phases)}; add "
-                    "or remove entries"
+                    "or remove entries",
+                    name,
                 )
             columns[name] = values * len(self.phases) if len(values) == 1 else values
         return tuple(Phase(name, *row) for name, row in zip(self.phases, zip(*columns.values())))
 
     @property
     def augmentation(self):
-        """`--augment` as a dict of factors; flip has factor 1."""
+        """{operation: factor} of those of `--augment` that are built in."""
+        return {
+            name: self.augment_factors[name]
+            for name in self.augment_factors
+            if name in AUGMENTATIONS
+        }
+
+    @property
+    def augment_factors(self):
+        """`--augment` as a dict of factors; flip has factor 1.
+
+        With an extension, which is not known here, any name may be one of its operations.
+        """
         if self.augment == ("none",):
             return {}
         factors = {}
         for part in self.augment:
             name, _, value = part.partition("=")
-            if name not in AUGMENTATIONS or name in factors:
+            if not (name in AUGMENTATIONS or self.extension) or name in factors:
                 raise UserError(
                     f"--augment has {part!r}; expected each of {', '.join(AUGMENTATIONS)} at most "
-                    f"once, or none{suggestion(name, AUGMENTATIONS)}"
+                    "once, or none; others need their --extension"
+                    f"{suggestion(name, AUGMENTATIONS)}",
+                    "augment",
                 )
             if (name == "flip") == bool(value):
                 raise UserError(
                     f"--augment has {part!r}; expected flip without and the others with a factor; "
-                    "write for example flip,rotation=0.1"
+                    "write for example flip,rotation=0.1",
+                    "augment",
                 )
-            factors[name] = 1.0 if name == "flip" else _number(float, value, "--augment")
+            factors[name] = 1.0 if name == "flip" else number(float, value, "--augment")
         return factors
 
     @property
@@ -470,23 +440,16 @@ class Config:
             if not name or name in shares:
                 raise UserError(
                     f"--class_share={part}; expected CLASS=SHARE, each class once; for example "
-                    "roses=0.1"
+                    "roses=0.1",
+                    "class_share",
                 )
-            shares[name] = _number(float, value, f"--class_share={name}")
+            shares[name] = number(float, value, f"--class_share={name}")
             if not 0 < shares[name] <= 1:
                 raise UserError(
-                    f"--class_share={part}; expected a share in (0, 1]; for example {name}=0.1"
+                    f"--class_share={part}; expected a share in (0, 1]; for example {name}=0.1",
+                    "class_share",
                 )
         return shares
-
-    @property
-    def feature_cache_wanted(self):
-        """Whether training may reuse features of a fixed set of views."""
-        return (
-            self.feature_cache != "off"
-            and (self.augment_views > 0 or not self.augmentation)
-            and not self.mixup
-        )
 
     @property
     def compared_settings(self):
@@ -509,6 +472,10 @@ class Config:
         """Returns the settings that `to_flags` wrote."""
         fields, values = {field.name: field for field in dataclasses.fields(cls)}, {}
         for line in text.splitlines():
+            if line.startswith("#"):
+                if line.startswith("# extension "):
+                    values["extension"] = "<not loaded>"
+                continue
             name, _, value = line.removeprefix("--").partition("=")
             if name not in fields:
                 raise UserError(f"{line!r} is no setting of this version; expected --name=value")
@@ -526,13 +493,90 @@ class Config:
         lines = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name in ("workdir", "resume", "seeds", "seeds_split") or value is None:
+            if not field.metadata["recorded"] or value is None:
                 continue
             if field.metadata["repeated"]:
                 lines += [f"--{field.name}={item}" for item in value]
             else:
                 lines.append(f"--{field.name}={flag_text(value)}")
         return "\n".join(lines) + "\n"
+
+
+def _is_no_range(text):
+    first, colon, end = text.partition(":")
+    return not (colon and first.isdecimal() and end.isdecimal() and int(first) < int(end))
+
+
+# What settings rule out: the flag to name, whether a `Config` has it wrong, and what is said behind
+# the flag's name, with the values of all.
+_RULES = (
+    (
+        "dataset",
+        lambda c: c.dataset == "directory" and not c.data_dir,
+        "=directory without --data_dir; expected a directory with one folder per class; add "
+        "--data_dir=DIR",
+    ),
+    (
+        "test_dir",
+        lambda c: c.test_dir and not c.validation_dir,
+        "={test_dir} without --validation_dir; expected both or neither; add --validation_dir=DIR",
+    ),
+    (
+        "validation_dir",
+        lambda c: c.validation_dir and not c.data_dir,
+        "={validation_dir} without --data_dir; expected the training images too; add "
+        "--data_dir=DIR",
+    ),
+    (
+        "split",
+        lambda c: len(c.split) != 3 or abs(sum(c.split) - 1) > 1e-9,
+        "={split}; expected three fractions that sum to 1; write for example --split=0.8,0.1,0.1",
+    ),
+    (
+        "weight_decay",
+        lambda c: c.weight_decay and c.optimizer not in ("adamw", "lion"),
+        "={weight_decay} with --optimizer={optimizer}; expected an optimizer that decouples it; "
+        "use --optimizer=adamw",
+    ),
+    (
+        "nesterov",
+        lambda c: c.nesterov and c.optimizer != "sgd",
+        " with --optimizer={optimizer}; expected --optimizer=sgd; drop one of them",
+    ),
+    (
+        "distribute",
+        lambda c: c.distribute != "off" and c.batchnorm == "training",
+        "={distribute} with --batchnorm=training, whose statistics would be of a part of the "
+        "batch; expected one replica; use --distribute=off",
+    ),
+    (
+        "phases",
+        lambda c: len(set(c.phases)) != len(c.phases),
+        "={phases} repeats a name; expected each once; rename one",
+    ),
+    (
+        "seeds",
+        lambda c: len(set(c.seeds)) != len(c.seeds),
+        "={seeds} repeats a seed; expected each once; remove one",
+    ),
+    (
+        "seeds",
+        lambda c: c.seeds and c.distribute == "multi_worker",
+        "={seeds} with --distribute=multi_worker; expected one run of all workers; give --seed, "
+        "and start them once for each",
+    ),
+    (
+        "mixup",
+        lambda c: c.mixup and c.feature_cache in ("memory", "disk"),
+        "={mixup} with --feature_cache={feature_cache}; expected images that are blended anew "
+        "every epoch; use --feature_cache=auto or off",
+    ),
+    (
+        "profile_steps",
+        lambda c: c.profile_steps and _is_no_range(c.profile_steps),
+        "={profile_steps}; expected A:B with A < B; for example 20:30",
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -543,146 +587,19 @@ class ToolConfig:
         UserError: If a value is of the wrong type or out of bounds, or there is no run.
     """
 
-    run: str | None = setting(None, "the directory of a finished run")
+    run: str | None = setting(
+        None, "the directory of a finished run", path="as given", recorded=False
+    )
+    extension: str | None = setting(
+        None,
+        "the run's Python file, where its load_catalog gave the images that are read again",
+        path="as given",
+        in_files=False,
+    )
 
     def __post_init__(self):
-        _check_fields(self)
+        check_fields(self)
         if not self.run:
             raise UserError(
                 "--run is missing; expected the directory of a finished run; add --run=DIR"
             )
-
-
-def _check_fields(config):
-    for field in dataclasses.fields(config):
-        object.__setattr__(config, field.name, _checked(field, getattr(config, field.name)))
-
-
-def has_comment_or_quotes(value):
-    """Returns whether a value, in a flag file, looks like one with a comment behind it or quotes
-    around it.
-    """
-    return " #" in value or (value[:1] in ("'", '"') and value[:1] == value[-1:])
-
-
-def flag_text(value):
-    """Returns a value as it stands behind `--name=`."""
-    if isinstance(value, tuple):
-        return ",".join(flag_text(item) for item in value)
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return repr(value) if isinstance(value, float) else str(value)
-
-
-def _number(kind, value, flag):
-    try:
-        number = (
-            int(value, 0) if kind is int and str(value).lower().startswith("0x") else kind(value)
-        )
-    except (TypeError, ValueError):
-        number = math.nan
-    if (
-        isinstance(value, bool)
-        or not math.isfinite(number)
-        or (isinstance(value, float) and number != value)
-    ):
-        raise UserError(
-            f"{flag}={value}; expected {'a whole' if kind is int else 'a finite'} number; correct "
-            "it"
-        )
-    return number
-
-
-def item_type(field):
-    """The type of one value of a field: int, float, bool or str, also for lists of it and for
-    `str | None`.
-    """
-    arguments = getattr(field.type, "__args__", (field.type,))
-    return arguments[0]
-
-
-def is_list(field):
-    return getattr(field.type, "__origin__", None) is tuple
-
-
-def _checked(field, value):
-    """Returns the value of a field in its own type, or raises UserError."""
-    kind, rules, flag = item_type(field), field.metadata, f"--{field.name}"
-    if value is None:
-        if field.default is not None:
-            raise UserError(
-                f"{flag} has no value; expected one; leave the flag out for "
-                f"{flag_text(field.default)}"
-            )
-        return None
-    if is_list(field):
-        if isinstance(value, str):
-            value = value.split(",") if value or field.default else ()
-        elif not isinstance(value, (tuple, list)):
-            value = (value,)
-        checked = tuple(_checked_item(kind, rules, flag, item) for item in value)
-        if not checked and field.name == "augment":
-            return ("none",)  # an empty flag could not be read back
-        if not checked and field.default:
-            raise UserError(
-                f"{flag} is empty; expected at least one entry; leave it out for "
-                f"{flag_text(field.default)}"
-            )
-        return checked
-    return _checked_item(kind, rules, flag, value)
-
-
-def _checked_item(kind, rules, flag, value):
-    if kind is bool:
-        if not isinstance(value, bool):
-            raise UserError(f"{flag}={value}; expected true or false; correct it")
-        return value
-    if kind is str:
-        if (
-            not isinstance(value, (str, os.PathLike))
-            or not str(value).strip()
-            or set(str(value)) & set("\0\r\n")
-        ):
-            raise UserError(
-                f"{flag}={value!r}; expected a line of text; leave the flag out for its default"
-            )
-        value = str(value).strip()
-        if rules["choices"] and value not in rules["choices"]:
-            raise UserError(
-                f"{flag}={value}; expected one of {', '.join(rules['choices'])}"
-                f"{suggestion(value, rules['choices'])}"
-            )
-        if flag.endswith("_dir") or flag in ("--workdir", "--weights", "--run", "--csv"):
-            if "$" in value:
-                raise UserError(
-                    f"{flag}={value}; expected a path without $, which is not expanded here; write "
-                    "it out"
-                )
-            value = os.path.expanduser(value)
-            if flag.endswith("_dir") or (flag == "--weights" and value not in ("imagenet", "none")):
-                value = os.path.abspath(value)  # so that flags.txt repeats the run from any place
-        unfit = not value.isprintable() or has_comment_or_quotes(value)
-        if unfit and flag not in ("--workdir", "--run", "--csv"):  # which no flags.txt has
-            raise UserError(
-                f"{flag}={value!r}; expected what a flag file can hold, text without invisible "
-                "characters, quotes around it and ' #'; rename what is called so"
-            )
-        return value
-    value = _number(kind, value, flag)
-    low, high, above = rules["low"], rules["high"], rules["above"]
-    if (
-        (low is not None and value < low)
-        or (high is not None and value > high)
-        or (above is not None and value <= above)
-    ):
-        bounds = [
-            f"at least {low}" if low is not None else f"above {above}" if above is not None else "",
-            f"at most {high}" if high is not None else "",
-        ]
-        fix = (
-            "use --unfreeze to freeze"
-            if value == 0 == rules["above"] and flag != "--split"
-            else "correct it"
-        )
-        raise UserError(f"{flag}={value}; expected {' and '.join(b for b in bounds if b)}; {fix}")
-    return value

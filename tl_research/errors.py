@@ -13,9 +13,17 @@ class UserError(ValueError):
     """A flag, value or pattern that cannot be used.
 
     The message is one line: received; expected; how to fix it.
+
+    Args:
+        message: See above.
+        flag: Name of the flag whose value it is, if it is that of one.
     """
 
     exit_code = 1
+
+    def __init__(self, message, flag=None):
+        super().__init__(message)
+        self.flag = flag
 
 
 class CompileError(UserError):

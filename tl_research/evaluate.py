@@ -3,9 +3,10 @@
     python -m tl_research.evaluate --run=DIR --side=validation
 
 Writes to DIR/report/<side>/: report.json (accuracy, balanced accuracy, top-k, log loss,
-calibration, with 95 % intervals), per_class.csv, confusion.csv, mistakes.csv (largest loss first)
-and predictions.csv. Each reading of the test images is counted in `test.reads` of DIR/results.json.
-The last line of stdout is `RESULT ` and report.json.
+calibration, with 95 % intervals; of sets of classes and of numbers what suits those), mistakes.csv
+(largest loss first), predictions.csv and, of classes, per_class.csv and confusion.csv. Each reading
+of the test images is counted in `test.reads` of DIR/results.json. The last line of stdout is
+`RESULT ` and report.json.
 """
 
 import dataclasses
@@ -13,8 +14,9 @@ import json
 import os
 
 from tl_research import cli
-from tl_research.config import ToolConfig, setting
+from tl_research.config import ToolConfig
 from tl_research.files import csv_text, storage_errors
+from tl_research.settings import setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +41,13 @@ def evaluate(config):
         StorageError: If the report cannot be written.
     """
     from tl_research import trained  # imports TensorFlow, which --help need not wait for
-    from tl_research.reporting import metrics, results
-    from tl_research.training.run_directory import RunDirectory
+    from tl_research.reporting import results
+    from tl_research.run.directory import RunDirectory
 
     run = trained.TrainedRun(config.run)
     with RunDirectory(run.config) as directory:
-        examples, classifier = getattr(run.load_data(), config.side), run.load_classifier()
+        examples = getattr(run.load_data(config.extension), config.side)
+        classifier = run.load_classifier(config.extension)
         report = {"side": config.side}
         if config.side == "test":
             summary = directory.read_json("results.json")
@@ -57,100 +60,78 @@ def evaluate(config):
                 "is no longer measured by it"
             )
         logits = trained.predict_logits(classifier, examples, config.batch_size)
-        numbers, confusion = metrics.report(logits, examples.labels)
-        report = results.without_nan(
-            {**report, **numbers, "per_class": dict(zip(run.classes, metrics.per_class(confusion)))}
-        )
-        names = ("report.json", "per_class.csv", "confusion.csv", "mistakes.csv", "predictions.csv")
+        numbers = run.answer.report(logits, examples.labels, run.classes)
+        confusion = run.answer.confusion(logits, examples.labels)
+        report = results.without_nan({**report, **numbers})
         with storage_errors(directory.file("report", config.side)):
             os.makedirs(directory.file("report", config.side), exist_ok=True)
-        texts = (
-            json.dumps(report, indent=1, allow_nan=False) + "\n",
-            *_tables(run.classes, examples, logits, confusion),
-        )
-        for name, text in zip(names, texts):
+        texts = {
+            "report.json": json.dumps(report, indent=1, allow_nan=False) + "\n",
+            **_tables(run, examples, logits, confusion, numbers.get("per_class")),
+        }
+        for name, text in texts.items():
             directory.write_text(os.path.join("report", config.side, name), text)
-    _print(report, run.classes, confusion, directory.file("report", config.side))
+    _print(run, report, confusion, directory.file("report", config.side))
     return report
 
 
-def _tables(classes, examples, logits, confusion):
-    """Yields the text of each CSV file."""
-    from tl_research.reporting import metrics, results
-
-    rows = [
-        {
-            "class": name,
-            **row,
-            "recall_low": row["recall_ci95"][0],
-            "recall_high": row["recall_ci95"][1],
-        }
-        for name, row in zip(classes, metrics.per_class(confusion))
-    ]
-    columns = (
-        "class",
-        "support",
-        "predicted",
-        "precision",
-        "recall",
-        "recall_low",
-        "recall_high",
-        "f1",
-    )
-    yield csv_text(columns, [{name: row[name] for name in columns} for row in rows])
-    yield csv_text(
-        ("true", *(f"predicted {name}" for name in classes)),
-        [
+def _tables(run, examples, logits, confusion, per_class):
+    """Returns {name of a CSV file: its text}, of those that this kind of answer has."""
+    answer, classes, tables = run.answer, run.classes, {}
+    if per_class:
+        rows = [
             {
-                "true": name,
-                **{f"predicted {other}": count for other, count in zip(classes, row.tolist())},
+                "class": name,
+                **row,
+                "recall_low": row["recall_ci95"][0],
+                "recall_high": row["recall_ci95"][1],
             }
-            for name, row in zip(classes, confusion)
-        ],
-    )
-    probabilities, losses = metrics.softmax(logits), results.losses(logits, examples.labels)
+            for name, row in per_class.items()
+        ]
+        columns = (
+            "class",
+            "support",
+            "predicted",
+            "precision",
+            "recall",
+            "recall_low",
+            "recall_high",
+            "f1",
+        )
+        tables["per_class.csv"] = csv_text(columns, _only(rows, columns))
+    if confusion is not None:
+        columns = ("true", *(f"predicted {name}" for name in classes))
+        rows = [dict(zip(columns, (name, *row))) for name, row in zip(classes, confusion.tolist())]
+        tables["confusion.csv"] = csv_text(columns, rows)
     rows = [
-        {
-            "path": path,
-            "true": classes[label],
-            "predicted": classes[row.argmax()],
-            "probability": row.max(),
-            "true_probability": row[label],
-            "loss": loss,
-            **{f"probability {name}": p for name, p in zip(classes, row)},
-        }
-        for path, label, row, loss in zip(examples.names, examples.labels, probabilities, losses)
+        {"path": path, **row}
+        for path, row in zip(examples.names, answer.rows(logits, examples.labels, classes))
     ]
-    columns = ("path", "true", "predicted", "probability", "true_probability", "loss")
-    wrong = sorted(
-        (row for row in rows if row["predicted"] != row["true"]), key=lambda row: -row["loss"]
-    )
-    yield csv_text(columns, [{name: row[name] for name in columns} for row in wrong])
-    yield csv_text((*columns, *(f"probability {name}" for name in classes)), rows)
+    wrong = [rows[place] for place in answer.mistakes(logits, examples.labels)]
+    columns = ("path", *answer.columns)
+    tables["mistakes.csv"] = csv_text(columns, _only(wrong, columns))
+    tables["predictions.csv"] = csv_text(rows[0], rows)
+    return tables
 
 
-def _print(report, classes, confusion, directory):
-    top = "".join(
-        f", top-{k} {row['accuracy']:.4f}" for k, row in report["top_k"].items() if k != "1"
-    )
-    print(
-        f"{report['side']} accuracy {report['accuracy']:.4f} "
-        f"({round(report['accuracy'] * report['n'])}/{report['n']}), 95% interval "
-        f"{report['ci95'][0]:.3f}-{report['ci95'][1]:.3f}; balanced "
-        f"{report['balanced_accuracy']:.4f}{top}; log loss {report['log_loss']:.4f}; expected "
-        f"calibration error {report['expected_calibration_error']:.4f}"
-    )
+def _only(rows, columns):
+    return [{name: row[name] for name in columns} for row in rows]
+
+
+def _print(run, report, confusion, directory):
+    print(f"{report['side']} {run.answer.summary(report)}")
     pairs = sorted(
         (
             (count, true, other)
-            for true, row in enumerate(confusion.tolist())
+            for true, row in enumerate(() if confusion is None else confusion.tolist())
             for other, count in enumerate(row)
             if count and true != other
         ),
         reverse=True,
     )[:5]
     for count, true, other in pairs:
-        print(f"{count} of {confusion[true].sum()} {classes[true]} taken for {classes[other]}")
+        names = run.classes
+        print(f"{count} of {confusion[true].sum()} {names[true]} taken for {names[other]}")
     print(f"written to {directory}")
     print("RESULT " + json.dumps(report, allow_nan=False), flush=True)
 

@@ -8,137 +8,125 @@ import dataclasses
 import datetime
 import json
 import os
-import platform
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from tl_research import quiet
 
 quiet.import_tensorflow()
 
-import keras
-import numpy as np
 import tensorflow as tf
 
-from tl_research import artefacts, distribution
+from tl_research import __version__, artefacts, distribution
+from tl_research import extension as extension_lib
+from tl_research.config import Config
 from tl_research.data import dataset
-from tl_research.errors import CheckpointError, GateError, UnreachableError, UserError
+from tl_research.errors import CheckpointError, GateError, UserError
+from tl_research.extension import Extension
 from tl_research.files import storage_errors
 from tl_research.models import backbones
 from tl_research.models.classifier import Classifier
-from tl_research.reporting import figures, pages, results
+from tl_research.reporting import figures, pages, plan_text, results
+from tl_research.reporting.epoch_bar import EpochBar
+from tl_research.reporting.recorder import Recorder
 from tl_research.reporting.summaries import Summaries
+from tl_research.run import environment, offline
+from tl_research.run.directory import RunDirectory, resume_command
+from tl_research.run.offline import Replacements, Substitution
 from tl_research.signals import Signals
-from tl_research.training import audit, features
-from tl_research.training.loop import Trainer
-from tl_research.training.run_directory import RunDirectory, resume_command
-from tl_research.training.steps import EvalStep, memory_errors
+from tl_research.training import audit, batch, features, loop, selection
+from tl_research.training.compiler import memory_errors
+from tl_research.training.evaluation import EvalStep
+from tl_research.training.events import Observer
+from tl_research.training.plan import Plan
+from tl_research.training.resume import Resume
+from tl_research.training.state import TrainState
 
-_OFFLINE_BACKBONE = "EfficientNetLite0"  # its ImageNet weights come in a package
 
-
-def run(config, *, started=None, trainer_class=Trainer):
-    """Runs, or resumes, the experiment that `config` describes, and returns the contents of its
-    `results.json`.
+def run(
+    config: Config,
+    *,
+    started: float | None = None,
+    extension: Extension | None = None,
+    observers: Sequence[Observer] = (),
+) -> dict[str, Any]:
+    """Runs, or resumes, the experiment that `config` describes; returns its `results.json`.
 
     Args:
-        config: `tl_research.config.Config`.
+        config: Its settings.
         started: `time.perf_counter()` when the program began; now, if it is not given.
-        trainer_class: `Trainer` or a subclass.
+        extension: Parts that replace the package's own; by default those of `config.extension`.
+        observers: Told every event of the training, after what records it.
 
     Raises:
         UserError: Or one of its kinds, see `tl_research.errors`: whatever the user can put right.
     """
     started = time.perf_counter() if started is None else started
+    with opened(config, extension) as place:
+        if place.directory.results:
+            print(f"{place.directory.path} is finished", file=sys.stderr)
+            return _report(config, place.directory, place.directory.results)
+        ready = prepare(place, started)
+        observers = (ready.recorder, EpochBar(config.batch_size), *observers)
+        loop.fit(ready.plan, ready.state, resume=ready.resume, observers=observers)
+        return _finish(ready, started)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """An open run directory, and what is needed to go on in it."""
+
+    config: Config
+    parts: Extension
+    directory: RunDirectory
+    replicas: contextlib.ExitStack  # closing it ends the strategy that shares batches out
+    signals: Signals
+
+
+@contextlib.contextmanager
+def opened(
+    config: Config, extension: Extension | None = None, program: str = "train.py"
+) -> Iterator[Place]:
+    """Yields the `Place` of a run, new or not.
+
+    Args:
+        config: Its settings.
+        extension: Parts that replace the package's own; by default those of `config.extension`.
+        program: The one that goes on with the run if it is interrupted.
+    """
     if config.seeds:
         raise UserError(
             f"--seeds={','.join(map(str, config.seeds))} where one run is made; expected --seed; "
             "use train.py for several"
         )
-    backbones.get_spec(config.backbone)  # a misspelt name should not wait for the data
+    parts = extension or extension_lib.load(config.extension)
+    if not parts.make_backbone:
+        backbones.get_spec(config.backbone)  # a misspelt name should not wait for the data
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     with (
-        distribution.replicas(config) as scope,
-        _open_directory(config) as directory,
-        Signals(resume_command(config.workdir or directory.path, trainer_class.program)) as signals,
+        distribution.replicas(config) as replicas,
+        _open_directory(config, parts) as directory,
+        Signals(
+            resume_command(config.workdir or directory.path, program, config.extension)
+        ) as signals,
         memory_errors(config, "the run"),
     ):
-        if directory.results:
-            print(f"{directory.path} is finished", file=sys.stderr)
-            return _report(config, directory, directory.results)
-        print(f"run directory: {os.path.realpath(directory.path)}", flush=True)
-        precision, xla = resolve_device(config, directory.read_json("run.json") or {})
-        distribution.check_equal("precision and XLA", f"{precision}, {xla}")
-        data, classifier, substitutions = _load(config, directory)
-        config = _with_layers_of(classifier, config)
-        seconds = {"data": time.perf_counter() - started}
-        trainer = trainer_class(
-            config,
-            classifier,
-            data.train,
-            data.validation,
-            directory,
-            xla=xla,
-            signals=signals,
-            classes=data.classes,
-        )
-        plan = _plan(config, data, classifier, trainer, precision, substitutions)
-        print(plan, flush=True)
-        restored = trainer.restore()
-        state = trainer.state
-        distribution.check_equal("checkpoint", f"step {state.global_step}", CheckpointError)
-        summaries = Summaries(directory.path, state.global_step if restored else None)
-        if restored:
-            _warn_of_other_versions(directory.read_json("run.json") or {})
-            phase = config.phase_plan[state.phase_index]
-            epoch = state.epoch + (not state.phase_over(phase))
-            print(
-                f"resumed phase {phase.name}, epoch {epoch}, step {state.global_step}",
-                file=sys.stderr,
-            )
-        else:
-            _write_run_json(directory, precision, trainer, substitutions)
-            summaries.text("train", "plan", "\n\n".join(plan.splitlines()), 0)
-        trainer.run(summaries)
-        final = classifier.in_float32()  # what is saved, and so what the test number is of
-        if state.test is None:
-            state.test = _test(config, final, data.test, trainer)
-            trainer.save()  # from here on an interruption does not read the test images again
-        test = state.test
-        scope.close()  # what is left computes in each process for itself
-        artefacts.save_keras(final, data, directory)
-        summary = _results(config, trainer, data, test, substitutions, precision)
-        _illustrate(config, directory, data, trainer, summaries)
-        summary["seconds"] = {
-            "total": time.perf_counter() - started,
-            **seconds,
-            **state.run_seconds,
-        }
-        summary = results.without_nan(summary)
-        directory.write_json("results.json", summary)
-        for substitution in substitutions:
-            print(f"note: {substitution}", flush=True)
-        print(
-            f"test accuracy {test['accuracy']:.4f} "
-            f"({round(test['accuracy'] * test['n'])}/{test['n']}), 95% interval "
-            f"{test['ci95'][0]:.3f}-{test['ci95'][1]:.3f}, loss {test['loss']:.4f}; read once, "
-            "after selection",
-            flush=True,
-        )
-        return _report(config, directory, summary)
+        yield Place(config, parts, directory, replicas, signals)
 
 
 @contextlib.contextmanager
-def _open_directory(config):
+def _open_directory(config, parts):
     """Yields the open run directory.
 
     In a worker that is not the chief a copy, which nobody sees, with nothing printed.
     """
     if distribution.is_chief():
-        with RunDirectory(config) as directory:
+        with RunDirectory(config, parts) as directory:
             distribution.of_all_workers(0)  # it is as the others may copy it
             distribution.of_all_workers(0)  # and they have
             yield directory
@@ -158,104 +146,126 @@ def _open_directory(config):
                     os.path.join(config.workdir, "checkpoints"), os.path.join(place, "checkpoints")
                 )
         distribution.of_all_workers(0)
-        with RunDirectory(dataclasses.replace(config, workdir=place, resume="auto")) as directory:
+        copy = dataclasses.replace(config, workdir=place, resume="auto")
+        with RunDirectory(copy, parts) as directory:
             yield directory
 
 
-def resolve_device(config, recorded):
-    """Sets Keras' dtype policy.
+@dataclasses.dataclass(frozen=True)
+class Ready:
+    """A run that is ready to train, or to go on."""
 
-    Returns (precision, whether XLA is on) as resolved for this machine.
+    place: Place
+    data: dataset.Dataset
+    plan: Plan
+    state: TrainState
+    resume: Resume
+    summaries: Summaries
+    recorder: Recorder
+    precision: str
+    substitutions: list[Substitution]
+    data_seconds: float
 
-    Args:
-        config: `Config`.
-        recorded: Contents of `run.json`: a resumed run goes on with what it began with.
-    """
-    gpus = tf.config.list_physical_devices("GPU")
-    precision = recorded.get("precision", config.precision)
-    if precision == "auto":
-        capability = (
-            tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
-            if gpus
-            else None
-        )
-        precision = (
-            "float32" if not gpus else "mixed_bfloat16" if capability >= (8, 0) else "mixed_float16"
-        )
-    if precision == "mixed_float16" and config.batchnorm == "training":
-        raise UserError(
-            "--batchnorm=training in mixed_float16, where a skipped step would move statistics; "
-            "expected another precision; use --precision=float32"
-        )
-    keras.config.set_dtype_policy(precision)
-    return precision, recorded.get(
-        "xla", bool(gpus) if config.xla == "auto" else config.xla == "on"
+
+def prepare(place: Place, started: float) -> Ready:
+    """Returns a run with its data, network and plan, which is printed, and its state restored."""
+    directory, config = place.directory, place.config
+    print(f"run directory: {os.path.realpath(directory.path)}", flush=True)
+    recorded = directory.read_json("run.json") or {}
+    precision, xla = environment.resolve_device(config, recorded)
+    distribution.check_equal("precision and XLA", f"{precision}, {xla}")
+    replacements = Replacements(config, recorded.get("substitutions"))
+    features.make_views(config, place.parts.augmentations)  # a misspelt one should not wait
+    data = _load_data(place, replacements)
+    classifier = _make_classifier(place, data, replacements)
+    config = _with_layers_of(classifier, config)
+    data_seconds = time.perf_counter() - started
+    plan = Plan(config, place.parts, classifier, data, directory, xla=xla)
+    plan.check()
+    lines = plan_text.describe_run(plan, data, precision, replacements.used)
+    print("\n".join(lines), flush=True)
+    resume = Resume(plan, directory, place.signals)
+    state = resume.restore() or TrainState()
+    step, is_new = state.position.global_step, not state.progress.phase_hashes
+    distribution.check_equal("checkpoint", f"step {step}", CheckpointError)
+    summaries = Summaries(directory.path, None if is_new else step)
+    if not is_new:
+        environment.warn_of_other_versions(recorded)
+        print(f"resumed {_where(plan, state)}", file=sys.stderr)
+    else:
+        _write_run_json(place, precision, plan, replacements.used)
+        summaries.text("train", "plan", "\n\n".join(lines), 0)
+        resume.check_room()
+    if not summaries.has("train", "first_batch", 0):
+        pages.first_batch(summaries, *batch.first_batch(plan), classifier.spec.preprocessing)
+    recorder = Recorder(config, plan.objective.answer, data, directory, summaries)
+    return Ready(
+        place=place,
+        data=data,
+        plan=plan,
+        state=state,
+        resume=resume,
+        summaries=summaries,
+        recorder=recorder,
+        precision=precision,
+        substitutions=replacements.used,
+        data_seconds=data_seconds,
     )
 
 
-def _load(config, directory):
-    """Returns (data, classifier, substitutions): what was asked for or, offline, is embedded."""
-    recorded = (directory.read_json("run.json") or {}).get("substitutions")
-    substitutions = []
+def _where(plan, state):
+    """Returns where a run goes on: its phase, epoch and step."""
+    phase = plan.phases[state.position.phase_index]
+    epoch = state.position.epoch + (not selection.over(state, phase))
+    return f"phase {phase.name}, epoch {epoch}, step {state.position.global_step}"
 
-    def attempt(make, replacement, what):
-        """Returns make(config), or make of the embedded replacement where that cannot be reached
-        and may be replaced.
-        """
-        if recorded is not None:  # a resumed run uses what it began with
-            return make(replacement if any(line.startswith(what) for line in recorded) else config)
-        try:
-            return make(config)
-        except UnreachableError as error:
-            if config.if_offline != "embedded":
-                raise
-            substitutions.append(
-                f"{what} could not be reached; used {_replaced(config, replacement)} instead"
-            )
-            print(f"note: {substitutions[-1]} ({error})", file=sys.stderr, flush=True)
-            return make(replacement)
 
-    data = attempt(
-        lambda chosen: dataset.load(chosen, directory),
-        dataclasses.replace(config, dataset="drawn_flowers"),
-        f"data set {config.dataset}",
+def _load_data(place, replacements):
+    """Returns the `Dataset`: what was asked for or, offline, what is embedded."""
+    config = place.config
+    data = replacements.attempt(
+        lambda chosen: dataset.load(chosen, place.directory, place.parts.load_catalog),
+        config,
+        Substitution("dataset", config.dataset, offline.DATASET),
+        dataclasses.replace(config, dataset=offline.DATASET),
     )
-    distribution.check_equal("data", directory.identity(config)[-1])
+    distribution.check_equal("data", place.directory.identity(config)[-1])
+    return data
 
-    def make_classifier(chosen):
-        backbones.reach_weights(chosen.backbone, config.image_size, chosen.weights)
+
+def _make_classifier(place, data, replacements):
+    """Returns the `Classifier`: with what was asked for or, offline, with what is embedded."""
+    config = place.config
+
+    def make(chosen):
+        if not place.parts.make_backbone:
+            backbones.reach_weights(chosen.backbone, config.image_size, chosen.weights)
         # Said before variables are made: workers make each together, and would wait for ever for
         # one of another network.
         distribution.check_equal(
             "the weights that they reach", f"{chosen.weights} of {chosen.backbone}"
         )
-        return Classifier(
-            chosen.backbone,
-            chosen.weights,
-            config.image_size,
-            len(data.classes),
-            augmentation=config.augmentation,
-            dropout=config.dropout,
-            seed=config.seed,
-            fold=config.fold_batchnorm == "on",
-            batchnorm=config.batchnorm,
-            preprocessing=config.preprocessing,
-        )
+        return Classifier.from_config(chosen, len(data.classes), place.parts)
 
-    classifier = attempt(
-        make_classifier,
-        dataclasses.replace(config, backbone=_OFFLINE_BACKBONE),
-        f"{config.weights} weights of {config.backbone}",
+    classifier = replacements.attempt(
+        make,
+        config,
+        Substitution("weights", f"{config.weights} weights of {config.backbone}", offline.BACKBONE),
+        dataclasses.replace(config, backbone=offline.BACKBONE),
     )
-    return data, classifier, recorded if recorded is not None else substitutions
+    if place.parts.make_backbone or place.parts.make_head:
+        artefacts.try_saving(classifier.in_float32())
+    return classifier
 
 
 def _with_layers_of(classifier, config):
     """Returns `config` with what --unfreeze names of a backbone that was replaced as the same share
     of the other one's layers.
     """
-    if classifier.spec.name == config.backbone or all(
-        what == "all" or what.endswith("%") for what in config.unfreeze
+    if (
+        classifier.spec.name == config.backbone
+        or classifier.spec.family == "own"
+        or all(what == "all" or what.endswith("%") for what in config.unfreeze)
     ):
         return config
     asked_for = Classifier(config.backbone, "none", config.image_size, classifier.num_classes)
@@ -270,161 +280,92 @@ def _with_layers_of(classifier, config):
     return dataclasses.replace(config, unfreeze=tuple(map(share, config.unfreeze)))
 
 
-def _replaced(config, replacement):
-    if replacement.dataset != config.dataset:
-        return replacement.dataset
-    return f"{replacement.backbone} with its packaged ImageNet weights"
-
-
-def _plan(config, data, classifier, trainer, precision, substitutions):
-    """Returns the text that says what will be done, before it is done.
-
-    Raises:
-        UserError: If a phase or a pattern names what is not there.
-    """
-    trainer.check_plan()
-    counts = ", ".join(
-        f"{side} {len(getattr(data, side))}" for side in ("train", "validation", "test")
-    )
-    gpus = len(tf.config.list_physical_devices("GPU"))
-    total = len(data.train) + len(data.validation) + len(data.test)
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    lines = [
-        f"device: {f'{gpus} GPU' if gpus else f'{os.cpu_count()} CPU cores, no GPU'}",
-        *(
-            [
-                (
-                    f"distribute: {config.distribute}: {replicas} replica{'s' * (replicas > 1)}, "
-                    f"{config.batch_size // replicas} images of each batch on each"
-                )
-            ]
-            if config.distribute != "off"
-            else ()
-        ),
-        f"data: {total} images in {len(data.classes)} classes ({counts}) at {config.image_size} px",
-        *(f"data: {line}" for line in data.notes),
-        (
-            f"model: {classifier.spec.name}, weights {config.weights}, "
-            f"{classifier.graph.num_folded} BatchNorm layers folded; precision {precision}, XLA "
-            f"{'on' if trainer.xla else 'off'}"
-        ),
-        trainer.cache.plan,
-        *trainer.unusual_plan,
-        *(f"substitution: {line}" for line in substitutions),
-    ]
-    for phase in config.phase_plan:
-        stop = (
-            f"early stop after {phase.patience} without a lower val_loss"
-            if phase.patience
-            else "no early stop"
-        )
-        lines.append(
-            f"plan: {phase.name}: up to {phase.epochs} epochs, unfreeze {phase.unfreeze}, "
-            f"{config.optimizer} {phase.learning_rate:g} {phase.lr_schedule}, {stop}"
-        )
-    return "\n".join(lines)
-
-
-def _versions():
-    return {
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def _machine():
-    # a worker has its own first
-    devices = sorted(device.name for device in tf.config.list_logical_devices())
-    return {"system": platform.platform(), "cores": os.cpu_count(), "devices": devices}
-
-
-def _warn_of_other_versions(recorded):
-    """Says so if a resumed run began with other versions or on another machine."""
-    before = {**recorded.get("versions", {}), **recorded.get("machine", {})}
-    different = [
-        f"{name} {before[name]}, now {value}"
-        for name, value in {**_versions(), **_machine()}.items()
-        if before.get(name, value) != value
-    ]
-    if different:
-        print(
-            f"warning: the run began with {'; '.join(different)}; what follows need not equal an "
-            "unbroken run",
-            file=sys.stderr,
-        )
-
-
-def _write_run_json(directory, precision, trainer, substitutions):
-    directory.write_json(
+def _write_run_json(place, precision, plan, substitutions):
+    place.directory.write_json(
         "run.json",
         {
             "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "versions": _versions(),
-            "machine": _machine(),
+            "versions": environment.versions(),
+            "machine": environment.machine(),
+            "package": {"version": __version__, "sha256": extension_lib.package_sha256()},
+            "extension": place.parts.record,
+            "answer": plan.objective.answer.name,
             "precision": precision,
-            "xla": trainer.xla,
-            "feature_cache": trainer.cache.plan,
-            "substitutions": substitutions,
+            "xla": plan.compiler.xla,
+            "feature_cache": plan_text.describe_cache(plan.cache.plan),
+            "substitutions": list(map(dataclasses.asdict, substitutions)),
         },
     )
+    if place.parts.file:
+        shutil.copyfile(place.parts.file, place.directory.file("extension.py"))
 
 
-def _test(config, classifier, examples, trainer):
+def _finish(ready, started):
+    """Reads the test images once, exports the model and writes the results; returns these."""
+    plan, state, directory = ready.plan, ready.state, ready.place.directory
+    final = plan.classifier.in_float32()  # what is saved, and so what the test number is of
+    if state.past.test is None:
+        state.past.test = _test(plan, final, ready.data.test)
+        ready.resume.save(state)  # from here on an interruption does not read the images again
+    ready.place.replicas.close()  # what is left computes in each process for itself
+    artefacts.save_keras(final, ready.data, directory)
+    summary = _results(ready)
+    _illustrate(ready)
+    seconds = {"total": time.perf_counter() - started, "data": ready.data_seconds}
+    summary["seconds"] = {**seconds, **state.past.run_seconds}
+    summary = results.without_nan(summary)
+    directory.write_json("results.json", summary)
+    for substitution in ready.substitutions:
+        print(f"note: {substitution.text}", flush=True)
+    print(results.test_line(state.past.test), flush=True)
+    return _report(plan.config, directory, summary)
+
+
+def _test(plan, classifier, examples):
     """Returns the test metrics; called once, after everything was selected on validation."""
     classifier.unfreeze("0%")
-    source = features.LiveSource(
-        classifier, examples, classifier.boundary(), features.Views(config.seed, 0, False)
+    views = features.Views(plan.config.seed, 0, False)
+    source = features.LiveSource(classifier, examples, classifier.boundary(), views)
+    evaluate = plan.compiler.prepared(
+        lambda xla: EvalStep(classifier, source, plan.config.batch_size, xla)
     )
-    logits = trainer.prepared(
-        lambda: EvalStep(classifier, source, config.batch_size, trainer.xla)
-    )()
-    loss, accuracy = results.loss_and_accuracy(logits, examples.labels)
-    interval = results.wilson_interval(round(accuracy * len(examples)), len(examples))
-    return {
-        "accuracy": accuracy,
-        "loss": loss,
-        "n": len(examples),
-        "ci95": list(interval),
-        "reads": 1,
-    }
+    found = plan.objective.evaluate(evaluate(), examples.labels)
+    return results.with_interval({**dict(sorted(found.items())), "n": len(examples)})
 
 
-def _illustrate(config, directory, data, trainer, summaries):
+def _illustrate(ready):
     """Draws the figures of `report/`, and ends what TensorBoard shows."""
-    state = trainer.state
-    with storage_errors(directory.file("report")):
-        os.makedirs(directory.file("report"), exist_ok=True)
-        if state.history:
-            figures.save_curves(directory.file("report", "curves.png"), state.history)
-            figures.save_mistakes(
-                directory.file("report"), trainer.selected_logits, data.validation, data.classes
-            )
-    summaries.text(
-        "train",
-        "test",
-        f"accuracy {state.test['accuracy']:.4f} of {state.test['n']} images",
-        state.global_step,
-    )
-    pages.run_ends(summaries, state.global_step, config, state.selected, state.test)
+    state, directory, data = ready.state, ready.place.directory, ready.data
+    past, summaries, step = state.past, ready.summaries, state.position.global_step
+    report = directory.file("report")
+    with storage_errors(report):
+        os.makedirs(report, exist_ok=True)
+        if past.history:
+            figures.save_curves(directory.file("report", "curves.png"), past.history)
+            logits = state.weights.logits["selected"]
+            answer = ready.plan.objective.answer
+            figures.save_mistakes(report, answer, logits, data.validation, data.classes)
+    summaries.text("train", "test", results.test_line(past.test), step)
+    pages.run_ends(summaries, step, ready.plan.config, past.selected, past.test)
     summaries.close()
 
 
-def _results(config, trainer, data, test, substitutions, precision):
-    state = trainer.state
+def _results(ready):
+    plan, past = ready.plan, ready.state.past
     return {
-        "phases": state.finished,
-        "selected_phase": state.selected["phase"] if state.selected else None,
-        "test": test,
-        "classes": list(data.classes),
-        "substitutions": substitutions,
-        "precision": precision,
-        "xla": trainer.xla,
-        "feature_cache": trainer.cache.in_use,
-        "augment_views": config.augment_views,
+        "phases": past.finished,
+        "selected_phase": past.selected["phase"] if past.selected else None,
+        "test": past.test,
+        "classes": list(ready.data.classes),
+        "substitutions": list(map(dataclasses.asdict, ready.substitutions)),
+        "precision": ready.precision,
+        "xla": plan.compiler.xla,
+        "feature_cache": plan.cache.plan.place,
+        "augment_views": plan.config.augment_views,
+        "run": os.path.abspath(ready.place.directory.path),
+        "extension": ready.place.parts.record,
         "seconds": {},
-        "weights_sha256": audit.weights_sha256(trainer.classifier.variables),
+        "weights_sha256": audit.weights_sha256(plan.classifier.variables),
     }
 
 
@@ -436,7 +377,7 @@ def _report(config, directory, summary):
             again.
     """
     print("RESULT " + json.dumps(summary, allow_nan=False), flush=True)
-    accuracy = summary["test"]["accuracy"]
+    accuracy = summary["test"]["accuracy"] or 0.0  # what has none was refused a gate
     if accuracy < config.min_test_accuracy:
         raise GateError(
             f"test accuracy {accuracy:.4f}; expected at least "

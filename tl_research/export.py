@@ -4,9 +4,9 @@
 
 Writes DIR/export/saved_model/ and DIR/export/model.tflite, beside model.keras. Each takes uint8
 images [B, H, W, 3] of any size (litert: one at a time) and returns `probabilities` [B, K] and the
-best `class` [B], a name; resizing and preprocessing are inside, augmentation is gone, BatchNorm is
-folded. Each is compared with model.keras on validation images and deleted, with exit code 6, if it
-differs.
+best `class` [B], a name; of sets of classes it returns `probabilities` alone, of numbers `number`
+[B]. Resizing and preprocessing are inside, augmentation is gone, BatchNorm is folded. Each is
+compared with model.keras on validation images and deleted, with exit code 6, if it differs.
 """
 
 import dataclasses
@@ -15,7 +15,8 @@ import statistics
 import time
 
 from tl_research import cli
-from tl_research.config import ToolConfig, setting
+from tl_research.config import ToolConfig
+from tl_research.settings import setting
 
 _FORMATS = ("saved_model", "litert")
 _TIMED = 20
@@ -41,14 +42,14 @@ def export(config):
     """
     # imports TensorFlow, which --help need not wait for; before what imports it loudly
     from tl_research import artefacts, trained
-    from tl_research.training.run_directory import RunDirectory
+    from tl_research.run.directory import RunDirectory
 
     run, paths = trained.TrainedRun(config.run), {}
     with RunDirectory(run.config) as directory:
-        model, data = run.load_model(), run.load_data()
+        model, data = run.load_model(config.extension), run.load_data(config.extension)
         for name in config.format:
             path, parity, serve, image = artefacts.save_for_serving(
-                name, model, data, directory, run.config.image_size
+                name, model, data, directory, run.config.image_size, run.answer
             )
             paths[name] = path
             print(

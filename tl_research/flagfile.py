@@ -9,8 +9,8 @@ import sys
 
 from absl import flags
 
-from tl_research.config import has_comment_or_quotes
 from tl_research.errors import UserError, suggestion
+from tl_research.settings import has_comment_or_quotes
 
 _MAX_BYTES = 1 << 20
 
@@ -55,86 +55,22 @@ def expand(arguments, names):
     return expanded, places
 
 
-def _read(path, names, outer=None):
+def _read(path, names, outer=""):
     """Yields (name, `FILE:LINE`, `--name=value`) of each flag in a file.
 
-    `outer` is the place that names this one.
+    `outer` is the place that names this one, with a colon.
     """
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
-            raise UserError(
-                f"--flagfile={path} is no regular file of at most {_MAX_BYTES:,} bytes; expected "
-                "lines of --name=value; correct it"
-            )
-        with open(path, "rb") as file:
-            content = file.read()
-    except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"{outer + ': ' if outer else ''}--flagfile={path} cannot be read "
-            f"({getattr(error, 'strerror', None) or error}); expected lines of --name=value; "
-            "correct it"
-        ) from error
     seen = {}
-    for number, line in enumerate(content.split(b"\n"), 1):
+    for number, content in enumerate(_content(path, outer).split(b"\n"), 1):
         place = f"{path}:{number}"
-        try:
-            line = line.decode().strip()
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{place}: byte {error.start + 1} is not UTF-8; expected text; save the file as "
-                "UTF-8"
-            ) from error
-        if not line or line.startswith(("#", "//")):
+        line = _text(content, place)
+        if not line:
             continue
-        if invisible := [character for character in line if not character.isprintable()]:
-            raise UserError(
-                f"{place}: holds the invisible character {invisible[0]!a}; expected --name=value; "
-                "remove it"
-            )
-        match = re.fullmatch(r"--?(\w+)(?:=(.*))?", line)
-        if not match:
-            raise UserError(
-                f"{place}: {line[:80]!r} is not a flag; expected --name=value"
-                + suggestion(
-                    "--" + line.lstrip("-\u2010\u2011\u2012\u2013\u2014\u2212 "),
-                    [f"--{name}=" for name in names],
-                )
-            )
-        name, value = match.groups()
+        name, value = _name_and_value(line, place, names)
         if name == "flagfile":
-            yield from _read(_beside(path, value or "", place, outer), names, place)
+            yield from _read(_beside(path, value or "", place, outer), names, f"{place}: ")
             continue
-        if (
-            name not in names
-            and value is None
-            and name[2:] in names
-            and flags.FLAGS[name[2:]].boolean
-        ):
-            name = name.removeprefix("no")
-        if name not in names:
-            raise UserError(
-                f"{place}: --{name} is no flag that a file may "
-                f"set{suggestion(name, names) or '; remove it'}"
-            )
-        flag = flags.FLAGS[name]
-        if value is None and not flag.boolean:
-            raise UserError(f"{place}: --{name} has no value; expected --{name}=value; add it")
-        if value is not None:
-            if has_comment_or_quotes(value):
-                raise UserError(
-                    f"{place}: {line[:80]!r} has a comment or quotes in its value; expected the "
-                    "value alone; comments have a line of their own"
-                )
-            try:
-                flag.parser.parse(value)
-            except ValueError as error:
-                raise UserError(
-                    f"{place}: {line[:80]!r} cannot be used ({error}); expected another value; "
-                    "correct it"
-                ) from error
+        flag = _checked(name, value, line, place, names)
         if name in seen and not isinstance(flag, flags.MultiFlag):
             print(
                 f"warning: {place}: --{name} stands in line {seen[name]} too; this one counts",
@@ -142,6 +78,78 @@ def _read(path, names, outer=None):
             )
         seen[name] = number
         yield name, place, line
+
+
+def _content(path, outer):
+    """Returns the bytes of a flag file."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
+            raise ValueError(f"no regular file of at most {_MAX_BYTES:,} bytes")
+        with open(path, "rb") as file:
+            return file.read()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{outer}--flagfile={path} cannot be read ({getattr(error, 'strerror', error)}); "
+            "expected lines of --name=value; correct it"
+        ) from error
+
+
+def _text(content, place):
+    """Returns a line as text, every character of which can be seen; nothing for a comment."""
+    try:
+        line = content.decode().strip()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{place}: byte {error.start + 1} is not UTF-8; expected text; save the file as UTF-8"
+        ) from error
+    if line.startswith(("#", "//")):
+        return ""
+    for character in line:
+        if not character.isprintable():
+            raise UserError(
+                f"{place}: holds the invisible character {character!a}; expected --name=value; "
+                "remove it"
+            )
+    return line
+
+
+def _name_and_value(line, place, names):
+    """Returns the parts of `--name=value`; no value is None, and `--noname` has the name `name`."""
+    match = re.fullmatch(r"--?(\w+)(?:=(.*))?", line)
+    if not match:
+        known = [f"--{name}=" for name in names]
+        near = suggestion("--" + line.lstrip("-\u2010\u2011\u2012\u2013\u2014\u2212 "), known)
+        raise UserError(f"{place}: {line[:80]!r} is not a flag; expected --name=value{near}")
+    name, value = match.groups()
+    positive = name.removeprefix("no")
+    if name not in names and value is None and positive in names and flags.FLAGS[positive].boolean:
+        name = positive
+    return name, value
+
+
+def _checked(name, value, line, place, names):
+    """Returns the flag `name`, which a file may set to `value`."""
+    if name not in names:
+        hint = suggestion(name, names) or "; remove it"
+        raise UserError(f"{place}: --{name} is no flag that a file may set{hint}")
+    flag = flags.FLAGS[name]
+    if value is None:
+        if not flag.boolean:
+            raise UserError(f"{place}: --{name} has no value; expected --{name}=value; add it")
+        return flag
+    if has_comment_or_quotes(value):
+        raise UserError(
+            f"{place}: {line[:80]!r} has a comment or quotes in its value; expected the value "
+            "alone; comments have a line of their own"
+        )
+    try:
+        flag.parser.parse(value)
+    except ValueError as error:
+        raise UserError(
+            f"{place}: {line[:80]!r} cannot be used ({error}); expected another value; correct it"
+        ) from error
+    return flag
 
 
 def _beside(path, value, place, outer):

@@ -9,26 +9,76 @@ phase it ends: train.py with the same flags goes on in DIR as if nothing had bee
 lr_find/<phase>.csv and .png, and suggests the rate at which the smoothed loss falls fastest.
 """
 
+import os
+import time
+
 from tl_research import cli
 from tl_research.config import Config
+from tl_research.errors import UserError
+from tl_research.files import csv_text, storage_errors
 
 
-def lr_find(config):
+def lr_find(config, extension=None):
     """Runs the phases of a `Config`, finding a learning rate before each.
-
-    Returns {phase name: suggested base rate}.
 
     A phase that an earlier call finished is not looked at again. Raises what `experiment.run`
     raises.
+
+    Returns:
+        {phase name: suggested base rate}.
     """
     from tl_research import experiment  # imports TensorFlow, which --help need not wait for
-    from tl_research.training.lr_finder import Found, LearningRateFinder
+    from tl_research.training import loop, phase
+    from tl_research.training.compiler import memory_errors
 
-    try:
-        experiment.run(config, trainer_class=LearningRateFinder)
-    except Found as found:
-        return found.suggestions
-    return {}
+    last = max((i for i, phase in enumerate(config.phase_plan) if phase.epochs), default=None)
+    suggestions = {}
+    with experiment.opened(config, extension, "-m tl_research.lr_find") as place:
+        if place.directory.results:
+            raise UserError(
+                f"--workdir={place.directory.path} is a finished run; expected one before its last "
+                "phase; give another --workdir"
+            )
+        ready = experiment.prepare(place, time.perf_counter())
+        plan, state = ready.plan, ready.state
+        if state.position.phase_index == last and state.position.phase_step:
+            raise UserError(
+                f"{place.directory.path} is a run inside its last phase, "
+                f"{plan.phases[last].name}, which would be trained; expected one before that; give "
+                "another --workdir"
+            )
+        tell = loop.teller((ready.recorder,))
+        for index in plan.left(state):
+            with memory_errors(config, f"phase {plan.phases[index].name}"):
+                setup = phase.prepare(plan, index, state, tell)
+                if not state.position.phase_step:
+                    suggestions[setup.phase.name] = _find(setup, state, place.directory)
+                if index != last:
+                    loop.train_phase(setup, state, ready.resume, tell)
+    return suggestions
+
+
+def _find(setup, state, directory):
+    """Writes and prints what a phase makes of rising rates; returns the suggested one."""
+    from tl_research.reporting import figures
+    from tl_research.training import lr_range_test
+
+    rows = lr_range_test.range_test(setup, state)
+    rates, losses = ([row[name] for row in rows] for name in ("learning_rate", "smoothed_loss"))
+    suggested = lr_range_test.suggest(rates, losses)
+    path = directory.file("lr_find", setup.phase.name)
+    with storage_errors(path):
+        os.makedirs(directory.file("lr_find"), exist_ok=True)
+        figures.save_learning_rates(f"{path}.png", rows, suggested)
+    columns = ("learning_rate", "loss", "smoothed_loss")
+    directory.write_text(f"lr_find/{setup.phase.name}.csv", csv_text(columns, rows))
+    print(
+        f"phase {setup.phase.name}: suggested --learning_rate {suggested:.2g}, where the smoothed "
+        f"loss falls fastest (range test of Smith 2017, {len(rows)} of {len(lr_range_test.RATES)} "
+        f"rates); see {path}.csv",
+        flush=True,
+    )
+    return suggested
 
 
 def main():

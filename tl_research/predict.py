@@ -1,8 +1,9 @@
-"""Predicts the classes of images with a finished run's model.
+"""Predicts the classes, or a number, of images with a finished run's model.
 
     python -m tl_research.predict --run=DIR IMAGE|DIR... [--csv=FILE]
 
-Prints one CSV row for each image: path, class, its probability, then the probability of each class.
+Prints one CSV row for each image: path, class, its probability, then the probability of each class
+(or path, classes, ...; or path and the number, by what the run was trained to answer).
 Folders are searched for images, also deeper ones. What cannot be used is named on stderr and left
 out; if nothing can be used, the exit code is 2.
 """
@@ -19,9 +20,10 @@ import sys
 import time
 
 from tl_research import cli
-from tl_research.config import ToolConfig, setting
+from tl_research.config import ToolConfig
 from tl_research.errors import DataError, UserError
 from tl_research.files import escaped, storage_errors
+from tl_research.settings import setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +31,17 @@ class PredictConfig(ToolConfig):
     """Settings of `python -m tl_research.predict`."""
 
     csv: str | None = setting(
-        None, "write the rows to this file, once all are there, instead of to stdout"
+        None,
+        "write the rows to this file, once all are there, instead of to stdout",
+        path="as given",
+        recorded=False,
     )
     batch_size: int = setting(32, "images at a time", low=1)
 
 
 def predict(config, places):
-    """Returns (class names, an iterator of (path, reason why it cannot be used or None,
-    probabilities float64 [K] or None)).
+    """Returns (`TrainedRun`, an iterator of (path, reason why it cannot be used or None, outputs of
+    the run's kind of answer, float64 [K], or None)).
 
     Images are read in parallel, a few batches ahead, and are in memory no longer than that.
 
@@ -57,28 +62,24 @@ def predict(config, places):
     import numpy as np
 
     from tl_research import trained  # imports TensorFlow, which --help need not wait for
-    from tl_research.reporting import metrics
 
     run = trained.TrainedRun(config.run)
-    classifier, batch_size = run.load_classifier(), config.batch_size
-    images = _load(_files(places), run.config.image_size, 4 * batch_size)
+    classifier, batch_size = run.load_classifier(config.extension), config.batch_size
+    images = _load(image_files(places), run.config.image_size, 4 * batch_size)
 
     def predictions():
         while batch := list(itertools.islice(images, batch_size)):
             good = [pixels for _, _, pixels in batch if pixels is not None]
             if good:  # filled up, so that all batches have one shape
-                probabilities = iter(
-                    metrics.softmax(
-                        classifier(np.stack(good + good[-1:] * (batch_size - len(good))))
-                    )
-                )
+                logits = classifier(np.stack(good + good[-1:] * (batch_size - len(good))))
+                outputs = iter(run.answer.outputs(logits))
             for path, reason, _ in batch:
-                yield path, reason, None if reason else next(probabilities)
+                yield path, reason, None if reason else next(outputs)
 
-    return run.classes, predictions()
+    return run, predictions()
 
 
-def _files(places):
+def image_files(places):
     from tl_research.data import catalog
 
     for place in places:
@@ -143,28 +144,23 @@ def main(places):
         raise UserError(
             "no images are named; expected paths of images or folders; add them after --run"
         )
-    (classes, predictions), started, counts = (
+    (run, predictions), started, counts = (
         predict(config, places),
         time.perf_counter(),
         collections.Counter(),
     )
     with _output(config.csv) as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", "class", "probability", *classes])
-        for path, reason, probabilities in predictions:
+        writer.writerow(["path", *run.answer.predicted, *run.classes])
+        for path, reason, outputs in predictions:
             path = escaped(path)
             counts[reason is None] += 1
             if reason:
                 print(f"{path}: {reason}", file=sys.stderr)
             else:
-                best = probabilities.argmax()
-                writer.writerow(
-                    [
-                        path,
-                        classes[best],
-                        *(f"{p:.6g}" for p in (probabilities[best], *probabilities)),
-                    ]
-                )
+                cells = (*run.answer.said(outputs, run.classes), *outputs)
+                cells = [cell if isinstance(cell, str) else f"{cell:.6g}" for cell in cells]
+                writer.writerow([path, *cells])
         file.flush()
     seconds = time.perf_counter() - started
     print(

@@ -11,10 +11,10 @@ import statistics
 import subprocess
 import sys
 
+from tl_research import metrics
 from tl_research.errors import GateError, Interrupted, RunDirectoryError, UserError
 from tl_research.files import storage_errors, write_atomically
-from tl_research.reporting import results
-from tl_research.training import run_directory
+from tl_research.run import directory as run_directory
 
 
 def run(config, program, more=()):
@@ -57,6 +57,7 @@ def run(config, program, more=()):
                 *one.to_flags().splitlines(),
                 f"--workdir={place}",
                 f"--resume={config.resume}",
+                *([f"--extension={config.extension}"] if config.extension else []),
                 *more,
             ]
         )
@@ -85,7 +86,7 @@ def run(config, program, more=()):
     splits = "a split each" if config.seeds_split == "separate" else "one split"
     print(f"\n{len(runs)} seeds, {splits}\n{table(summary['summary'])}")
     print("RESULT " + json.dumps(summary, allow_nan=False), flush=True)
-    mean = summary["summary"]["test_accuracy"]["mean"]
+    mean = summary["summary"].get("test_accuracy", {"mean": 0.0})["mean"]
     if mean < config.min_test_accuracy:
         raise GateError(
             f"mean test accuracy {mean:.4f}; expected at least "
@@ -139,17 +140,15 @@ def summarize(runs):
         f"val_{name}": [selected(contents).get(f"val_{name}") for contents in runs]
         for name in ("accuracy", "loss")
     }
-    values |= {
-        f"test_{name}": [contents["test"][name] for contents in runs]
-        for name in ("accuracy", "loss")
-    }
+    names = [name for name, value in runs[0]["test"].items() if isinstance(value, float)]
+    values |= {f"test_{name}": [contents["test"].get(name) for contents in runs] for name in names}
     values["seconds"] = [contents["seconds"]["total"] for contents in runs]
     return {
         name: {
             "mean": statistics.mean(numbers),
             "min": min(numbers),
             "max": max(numbers),
-            "ci95": results.student_interval(numbers),
+            "ci95": metrics.student_interval(numbers),
             "values": numbers,
         }
         for name, numbers in values.items()

@@ -12,11 +12,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tl_research import extension as extension_lib
+from tl_research.answers import ANSWERS
 from tl_research.config import Config
 from tl_research.data import dataset, pipeline
 from tl_research.errors import DataError, RunDirectoryError, UserError
 from tl_research.models.classifier import folded_logits
-from tl_research.training.run_directory import resume_command
+from tl_research.run.directory import resume_command
+from tl_research.run.offline import DATASET, Substitution
 
 
 class TrainedRun:
@@ -30,6 +33,7 @@ class TrainedRun:
         config: The `Config` it was trained with; its `workdir` is the directory.
         results: The contents of `results.json`.
         classes: Names in the order of the labels.
+        answer: The kind of `answers.ANSWERS` that it gives.
 
     Raises:
         RunDirectoryError: If that is no finished run of this version.
@@ -52,6 +56,8 @@ class TrainedRun:
             with open(self.file("results.json")) as file:
                 self.results = json.load(file)
             self.classes = tuple(self.results["classes"])
+            with open(self.file("run.json")) as file:
+                self.answer = ANSWERS[json.load(file).get("answer", "class")]  # of older runs
         except (OSError, ValueError, KeyError, TypeError, UserError) as error:
             raise RunDirectoryError(
                 f"--run={path} cannot be read ({error}); expected a run of this version"
@@ -60,10 +66,14 @@ class TrainedRun:
     def file(self, *names):
         return os.path.join(self.path, *names)
 
-    def load_data(self):
+    def load_data(self, extension=None):
         """Returns the `Dataset` of the run, checked against its `split.json`.
 
+        Args:
+            extension: The file whose `load_catalog` gives the images, if one did.
+
         Raises:
+            UserError: If one did and there is none.
             DataError: If the images are not those of the run, or are elsewhere now.
             RunDirectoryError: If there is no `split.json`.
         """
@@ -71,36 +81,49 @@ class TrainedRun:
             raise RunDirectoryError(
                 f"--run={self.path} has no split.json; expected the one the run wrote; restore it"
             )
-        config = self.config
-        if any(line.startswith("data set ") for line in self.results["substitutions"]):
-            config = dataclasses.replace(config, dataset="drawn_flowers")
+        config, load_catalog = self.config, extension_lib.load(extension).load_catalog
+        recorded = self.results.get("extension") or {}
+        if "load_catalog" in recorded.get("parts", ()) and not load_catalog:
+            raise UserError(
+                f"the images of --run={self.path} came from load_catalog of "
+                f"{recorded['file'] or 'Python code'}; expected it again; add --extension=FILE",
+                "extension",
+            )
+        substitutions = map(Substitution.from_json, self.results["substitutions"])
+        if any(substitution.what == "dataset" for substitution in substitutions):
+            config = dataclasses.replace(config, dataset=DATASET)
         try:
-            return dataset.load(config, self)
+            return dataset.load(config, self, load_catalog)
         except DataError as error:
             raise DataError(
-                f"{error}; if the images were moved, say so once: {resume_command(self.path)} "
-                "--data_dir=DIR"
+                f"{error}; if the images were moved, say so once: "
+                f"{resume_command(self.path, extension=extension)} --data_dir=DIR"
             ) from error
 
-    def load_model(self):
+    def load_model(self, extension=None):
         """Returns the exported Keras model, which is in float32.
+
+        Args:
+            extension: The file that registers layers of the user's, if there are any.
 
         Raises:
             RunDirectoryError: If it is not there or cannot be read.
         """
+        extension_lib.load(extension)
         path = self.file("export", "model.keras")
         try:
             return keras.saving.load_model(path, compile=False)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RunDirectoryError(
-                f"{path} cannot be loaded ({error}); expected the model that the run exported"
+                f"{path} cannot be loaded ({str(error)[:200]}); expected the model that the run "
+                "exported; give its --extension, if it has layers of yours"
             ) from error
 
-    def load_classifier(self):
+    def load_classifier(self, extension=None):
         """Returns a function from uint8 images [B, S, S, 3] to float32 logits [B, K], a NumPy
-        array.
+        array; the argument is that of `load_model`.
         """
-        logits = folded_logits(self.load_model())
+        logits = folded_logits(self.load_model(extension))
         size = self.config.image_size
         signature = [tf.TensorSpec([None, size, size, 3], tf.uint8)]
         call = tf.function(

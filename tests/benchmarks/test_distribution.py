@@ -6,11 +6,9 @@ import sys
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _SCRIPT = """
 import sys
-import distribution, fault_injection
-from tl_research.models import backbones
+import distribution, tiny_network
 
-backbones.BACKBONES["Tiny"] = fault_injection.TINY
-backbones.build_backbone = fault_injection.build_tiny
+tiny_network.register()
 settings = distribution.Settings(
     dataset="directory",
     data_dir=sys.argv[3],

@@ -7,31 +7,28 @@ import os
 import subprocess
 import sys
 
-import fault_injection
+import fault_forks
 import numpy as np
 import pytest
 
 from tl_research.errors import StorageError
-from tl_research.training import checkpoints
+from tl_research.run import checkpoints
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _KILLS = r"""
 import json, signal, sys
-import fault_injection
+import fault_forks, fault_injection
 
-# as the benchmark has them when it forks
-fault_injection.cli.define_flags(fault_injection.Settings)
-fault_injection.CACHED += ("--epochs=1,2",)
-campaign = fault_injection.Campaign(fault_injection.Settings(), sys.argv[1])
-reference = campaign.reference("cached")
+fault_injection.cli.define_flags(fault_injection.Settings)  # as the program has them when it forks
+lab = fault_injection.Lab(fault_injection.Settings(), sys.argv[1], ["--epochs=1,2"])
 cases = []
 for point in [("save", 7, 0.0), ("export", 1, 0.0)]:  # in the second phase, and after the last step
-    case = campaign._kill(f"{sys.argv[1]}/run", "cached", point)
-    cases.append(campaign._resume_and_compare(f"{sys.argv[1]}/run", "cached", case))
+    case = lab.interrupted(f"{sys.argv[1]}/run", "cached", signal.SIGKILL, point)
+    cases.append(lab.resumed(f"{sys.argv[1]}/run", "cached", case))
 hashes = []
 for name in ("one", "two"):
-    more = [*campaign._flags("live"), "--epochs=1,1", "--deterministic"]
-    code = fault_injection.train(f"{sys.argv[1]}/{name}", more)
+    more = [*lab.flags("live"), "--epochs=1,1", "--deterministic"]
+    code = fault_forks.train(f"{sys.argv[1]}/{name}", more)
     with open(f"{sys.argv[1]}/{name}/results.json") as file:
         hashes.append((code, json.load(file)["weights_sha256"]))
 print(json.dumps({"cases": cases, "hashes": hashes}))
@@ -60,7 +57,7 @@ def test_killed_runs_end_as_the_unbroken_one(killed):
     killed = killed["cases"]
     assert [case["code"] for case in killed] == [-9] * 2
     assert not [case for case in killed if "failed" in case]
-    places = [case["killed in"].split("/") for case in killed]
+    places = [case["sent in"].split("/") for case in killed]
     assert places == [["run", "finetune", "save"], ["run", "export"]]
     assert killed[0]["resumed from"] < killed[1]["resumed from"] == 15  # 3 epochs of 5 steps
 
@@ -82,7 +79,7 @@ def _in_operations(directory, operation, act):
     log = f"{directory}.log"
 
     def body():
-        operations = fault_injection.Operations(1, operation, act)
+        operations = fault_forks.Operations(1, operation, act)
         try:
             checkpoints.save(
                 directory, {"global_step": 3}, {"x": np.full(1000, 3, np.float32), "y": np.zeros(3)}
@@ -92,7 +89,7 @@ def _in_operations(directory, operation, act):
         finally:
             os.write(1, "\n".join(operations.names).encode())  # print goes where pytest wants it
 
-    code = fault_injection.in_fork(body, log)
+    code = fault_forks.in_fork(body, log)
     with open(log) as file:
         return code, file.read().split()
 

@@ -79,15 +79,15 @@ def test_other_checks_pass_on_a_cpu(settings, name):
 
 def _change(monkeypatch, name):
     """Makes what a check looks for wrong."""
-    network, updates, number = gpu_checks._network, gpu_checks._updates, itertools.count()
+    network, updates, number = gpu_checks.make_network, gpu_checks.weight_changes, itertools.count()
     if name == "precision":
         monkeypatch.setattr(
-            gpu_checks, "_network", lambda settings, precision: network(settings, "float32")
+            gpu_checks, "make_network", lambda settings, precision: network(settings, "float32")
         )
     if name == "parity":  # other weights on the device
         monkeypatch.setattr(
             gpu_checks,
-            "_network",
+            "make_network",
             lambda settings, precision, weights=(): network(
                 settings, precision, [1.5 * weight for weight in weights]
             ),
@@ -95,7 +95,7 @@ def _change(monkeypatch, name):
     if name == "xla":
         monkeypatch.setattr(
             gpu_checks,
-            "_updates",
+            "weight_changes",
             lambda settings, precision, xla=False: {
                 path: value * (1.01 if xla else 1.0)
                 for path, value in updates(settings, precision).items()
@@ -104,7 +104,7 @@ def _change(monkeypatch, name):
     if name == "determinism":
         monkeypatch.setattr(
             gpu_checks,
-            "_network",
+            "make_network",
             lambda *given, **more: network(*given, seed=next(number), **more),
         )
     if name == "loss_scale":  # shrinks by itself

@@ -70,8 +70,8 @@ def test_what_is_measured_is_written_at_once_and_not_measured_again(tmp_path, mo
             raise UserError("interrupted")
         yield from ({"column": column, "seconds": 3.0} for column in columns[1:])
 
-    monkeypatch.setattr(recipe_vs_fit, "_run_ours", ours)
-    monkeypatch.setattr(recipe_vs_fit, "_run_fit", fit)
+    monkeypatch.setattr(recipe_vs_fit, "run_ours", ours)
+    monkeypatch.setattr(recipe_vs_fit, "run_fit", fit)
     with pytest.raises(UserError, match="interrupted"):
         recipe_vs_fit.measure(_settings(tmp_path))
     rows = recipe_vs_fit.measure(_settings(tmp_path))
@@ -109,9 +109,9 @@ for side in ("train", "validation", "test"):
     sides[side] = sorted(os.readlink(entry.path) for entry in entries)
 print(json.dumps({"column": flags["columns"], "sides": sides}))
 """)
-    monkeypatch.setattr(recipe_vs_fit, "_HERE", str(tmp_path))
+    monkeypatch.setattr(recipe_vs_fit, "HERE", str(tmp_path))
     settings = _settings(tmp_path)
-    (row,) = recipe_vs_fit._run_fit(settings, "Tiny@16", 0, str(place), ["fit held"])
+    (row,) = recipe_vs_fit.run_fit(settings, "Tiny@16", 0, str(place), ["fit held"])
     photographs = tmp_path / "photographs" / "ant"
     sides = {"train": ["0.jpg", "1.jpg"], "validation": ["2.jpg"], "test": ["3.jpg"]}
     assert row == {

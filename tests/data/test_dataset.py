@@ -8,7 +8,7 @@ import pytest
 from tl_research.config import Config
 from tl_research.data import dataset
 from tl_research.errors import UserError
-from tl_research.training.run_directory import RunDirectory
+from tl_research.run.directory import RunDirectory
 
 
 @pytest.fixture

@@ -369,10 +369,10 @@ def test_damaged_archive_is_refused_and_leaves_nothing(tmp_path, damage):
 def test_full_disk_while_unpacking_is_a_storage_error(tmp_path, monkeypatch):
     make_tar(tmp_path / "a.tgz", ("a", b"b"))
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(download, "_write_member", full)
+    monkeypatch.setattr(download.tarfile.TarFile, "extract", full)
     with pytest.raises(errors.StorageError, match="No space"):
         download.unpack(str(tmp_path / "a.tgz"), str(tmp_path / "out"), max_files=9, max_bytes=9)
     assert visible(tmp_path) == ["a.tgz"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import struct
 import time
 
 import numpy as np
@@ -75,6 +76,18 @@ def test_bmp_is_read_back_by_pillow(tmp_path):
     data = (tmp_path / "a.bmp").read_bytes()
     assert len(data) == 54 + 3 * 16 and data[:2] == b"BM"
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), image)
+
+
+def test_bmp_is_the_same_bytes_whatever_library_writes_it(tmp_path):
+    """The split goes by the bytes of the files: a change here moves pictures to another side."""
+    drawn_flowers.write_bmp(tmp_path / "a.bmp", np.arange(27, dtype=np.uint8).reshape(3, 3, 3))
+    header = struct.pack(
+        "<2sIHHIIiiHHIIiiII", b"BM", 90, 0, 0, 54, 40, 3, 3, 1, 24, 0, 36, 2835, 2835, 0, 0
+    )
+    rows = [bytes([20, 19, 18, 23, 22, 21, 26, 25, 24, 0, 0, 0])]  # bottom row and blue first
+    rows += [bytes([11, 10, 9, 14, 13, 12, 17, 16, 15, 0, 0, 0])]
+    rows += [bytes([2, 1, 0, 5, 4, 3, 8, 7, 6, 0, 0, 0])]
+    assert (tmp_path / "a.bmp").read_bytes() == header + b"".join(rows)
 
 
 def test_a_picture_is_drawn_in_milliseconds():

@@ -225,11 +225,11 @@ def test_pixels_of_a_gif_are_those_of_all_its_frames(tmp_path):
             palette=palette,
             comment=b"x" * 300,
         )
-        assert image_check._gif_pixels(content) == 5 * 20 * 30
-        assert image_check._gif_pixels(content[:-1]) == 5 * 20 * 30
+        assert image_check.gif_pixels(content) == 5 * 20 * 30
+        assert image_check.gif_pixels(content[:-1]) == 5 * 20 * 30
         for end in range(11, len(content), 97):
-            assert 0 <= image_check._gif_pixels(content[:end]) <= 5 * 20 * 30
-    assert image_check._gif_pixels(fault_inputs.gif_of_frames(40, 50, 7)) == 7 * 40 * 50
+            assert 0 <= image_check.gif_pixels(content[:end]) <= 5 * 20 * 30
+    assert image_check.gif_pixels(fault_inputs.gif_of_frames(40, 50, 7)) == 7 * 40 * 50
 
 
 def test_limit_is_on_the_number_of_pixels(tmp_path, monkeypatch):

@@ -47,6 +47,16 @@ def test_draws_belong_to_the_example_and_the_view():
     assert len(np.unique(draws)) == draws.size
 
 
+def test_operation_of_another_name_draws_other_numbers_and_changes_none():
+    built_in = pipeline.augmentation_draws(0, 2, 500, 7)
+    jitter, other = (pipeline.augmentation_draws(0, 2, 500, 3, name) for name in ("jitter", "blur"))
+    assert jitter.shape == (500, 3)
+    for one, two in ((built_in[:, :3], jitter), (built_in[:, :3], other), (jitter, other)):
+        assert abs(np.corrcoef(one.ravel(), two.ravel())[0, 1]) < 0.1
+    again = pipeline.augmentation_draws(0, 2, 500, 3, "jitter")
+    np.testing.assert_array_equal(jitter, again)
+
+
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 10, 16])
 def test_batches_hold_every_example_once_at_weight_1(batch_size):
     order = pipeline.epoch_order(0, 1, 10)
@@ -70,7 +80,7 @@ def test_images_and_draws_of_an_example_do_not_depend_on_the_batch_size(
         "Tiny", "none", 16, 3, augmentation={"flip": 1.0, "rotation": 0.1}, seed=0
     )
     source = features.LiveSource(
-        classifier, examples, (classifier.graph.output,), features.Views(0, 2, True)
+        classifier, examples, classifier.head_boundary, features.Views(0, 2, True)
     )
     small, large = (
         features.compute_features(source, 2, batch_size).tensors[0] for batch_size in (2, 8)
@@ -122,16 +132,3 @@ def test_stream_reads_names_that_are_not_utf8(tmp_path):
 
     examples = pipeline.Examples(("x",), (os.fsdecode(path),), np.zeros(1, np.int32), 16, None)
     assert (examples.images([0]).numpy() == [1, 2, 3]).all()
-
-
-def test_mixup_draws_follow_from_seed_and_epoch():
-    partners, shares = pipeline.mixup_draws(3, 5, 1000, 0.4)
-    again, _ = pipeline.mixup_draws(3, 5, 1000, 0.4)
-    other, _ = pipeline.mixup_draws(3, 6, 1000, 0.4)
-    np.testing.assert_array_equal(partners, again)
-    assert sorted(partners) == list(range(1000)) and (partners != other).mean() > 0.9
-    # Beta(a, a) has mean 1/2 and variance 1 / (4 (2 a + 1)) = 0.1389; its sample of 1000 is within
-    # 4 standard errors.
-    assert (
-        abs(shares.mean() - 0.5) < 4 * np.sqrt(0.1389 / 1000) and abs(shares.var() - 0.1389) < 0.012
-    )

@@ -5,7 +5,10 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import parameterized
 
-from tl_research.models.augmentation import COLUMNS, Augmentation, resample
+from tl_research.config import Config
+from tl_research.errors import UserError
+from tl_research.models.augmentation import COLUMNS, Augmentation, apply_operations, resample
+from tl_research.training import features
 
 SIZE = 24
 
@@ -21,6 +24,11 @@ def _draws(**values):
     for name, column in values.items():
         draws[:, COLUMNS.index(name)] = column
     return tf.constant(draws)
+
+
+def _same(images, draws, factor):
+    """Not a pair."""
+    return images
 
 
 class AugmentationTest(parameterized.TestCase, tf.test.TestCase):
@@ -137,6 +145,33 @@ class AugmentationTest(parameterized.TestCase, tf.test.TestCase):
         self.assertAllEqual(layer(_images()), _images())
         self.assertNotAllClose(layer(_images(), training=True), _images())
         self.assertEqual(Augmentation.from_config(layer.get_config()).factors, {"rotation": 0.1})
+
+    @parameterized.parameters(
+        ("flop=1", {}, "--augment has 'flop'; expected any of flip, .*, jitter; did you mean flip"),
+        ("jiter=1", {}, "did you mean jitter?"),
+        ("jitter=1", {"flip": (1, _same)}, "augmentations has flip, which is built in"),
+        ("bad=1", {"bad": (1, lambda images, draws, factor: images[:, 1:])}, "bad fails .*shape"),
+        ("bad=1", {"bad": (1, lambda images, draws, factor: images > 0)}, "bad fails .*bool"),
+        ("bad=1", {"bad": (1, lambda images: images)}, "bad fails .*takes 1 positional argument"),
+        ("bad=1", {"bad": (1, lambda images, draws, factor: images[0, 0])}, "bad fails .*shape"),
+        ("bad=1", {"bad": _same.__doc__}, "bad fails .*expected .columns, function"),
+    )
+    def test_what_is_no_operation_of_an_extension_is_one_line(self, augment, more, message):
+        config = Config(augment=augment, image_size=16, extension="mine.py")
+        with self.assertRaisesRegex(UserError, message) as caught:
+            features.make_views(config, {"jitter": (2, _same), **more})
+        self.assertNotIn("\n", str(caught.exception))
+
+    def test_operation_of_an_extension_need_not_be_tensorflows(self):
+        def mirror(images, draws, factor):
+            return tf.numpy_function(lambda of_all: of_all[:, :, ::-1], [images], tf.float32)
+
+        config = Config(augment="mirror=1", image_size=SIZE, extension="mine.py")
+        views = features.make_views(config, {"mirror": (0, mirror)})
+        self.assertEqual((views.augmented, views.draws(0, 3).shape), (True, (3, len(COLUMNS))))
+        received = tf.function(apply_operations)(views.operations, _images(), tf.zeros([3, 0]))
+        self.assertAllEqual(received, _images()[:, :, ::-1])
+        self.assertFalse(features.make_views(Config(augment="none"), {"x": mirror}).augmented)
 
 
 if __name__ == "__main__":

@@ -260,7 +260,7 @@ class ImagenetTest(tf.test.TestCase, parameterized.TestCase):
             getattr(keras.applications, name)(
                 weights="imagenet", include_top=False, input_shape=(size, size, 3)
             )
-        url, file = backbones._imagenet_file(backbones.get_spec(name), size)
+        url, file = backbones.imagenet_file(backbones.get_spec(name), size)
         self.assertEqual(get_file.call_args.args[:2], (os.path.basename(file), url))
         self.assertEqual(os.path.dirname(file), os.path.join(self.home, "models"))
 

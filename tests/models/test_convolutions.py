@@ -101,7 +101,7 @@ class ConvolutionsTest(parameterized.TestCase, tf.test.TestCase):
         expected = _outputs_and_gradients(
             layer, layer, tf.random.stateless_normal([3, 9, 8, CHANNELS], seed=(0, 1))
         )
-        layer._dtype_policy = keras.dtype_policies.get("mixed_float16")
+        layer.dtype_policy = keras.dtype_policies.get("mixed_float16")
 
         @tf.function
         def run(images):
@@ -129,7 +129,7 @@ class ConvolutionsTest(parameterized.TestCase, tf.test.TestCase):
             "Dense": lambda: layers.Dense(CHANNELS),
         }[kind]()
         layer.build((None, 34, 34, CHANNELS))
-        layer._dtype_policy = keras.dtype_policies.get(f"mixed_{dtype}")
+        layer.dtype_policy = keras.dtype_policies.get(f"mixed_{dtype}")
 
         def gradient():
             with tf.GradientTape() as tape:

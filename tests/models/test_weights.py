@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import tempfile
+import zipfile
 
 import h5py
 import keras
@@ -107,7 +108,7 @@ class LoadWeightsTest(WeightsFileTest):
         self._legacy(source, group=group)
         self._assert_loads(source)
 
-    @parameterized.product(suffix=(".weights.h5", ".h5"), nested=(None, False, True))
+    @parameterized.product(suffix=(".weights.h5", ".h5", ".keras"), nested=(None, False, True))
     def test_file_that_keras_writes(self, suffix, nested):
         source = backbone(seed=1)
         model = source if nested is None else with_head(source, nested)
@@ -329,6 +330,56 @@ class HostileFileTest(WeightsFileTest):
             )
         )
         self._assert_refused("kernel:0 is compressed")
+
+    def test_layers_inside_layers_are_found_in_a_model_that_keras_saved(self):
+        def transformer(seed):
+            keras.utils.set_random_seed(seed)
+            inputs = keras.Input((6, 4))
+            x = keras.layers.MultiHeadAttention(2, 2, name="attention")(inputs, inputs)
+            return keras.Model(inputs, keras.layers.LayerNormalization(name="norm")(x))
+
+        self.path = os.path.join(self._folder(), "model.keras")
+        source, inputs = transformer(1), keras.Input((6, 4))
+        x = keras.layers.GlobalAveragePooling1D()(source(inputs))
+        keras.Model(inputs, keras.layers.Dense(2)(x)).save(self.path)
+        self._assert_loads(source, transformer(2), "ignored 1 extra layers: layers/dense")
+
+    def _rewritten(self, edit=lambda members: None, **kwargs):
+        """Saves a model and writes its members anew, with the arguments of `ZipFile`."""
+        saved = os.path.join(self._folder(), "saved.keras")
+        backbone(seed=1).save(saved)
+        with zipfile.ZipFile(saved) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        edit(members)
+        self.path = saved.replace("saved", "again")
+        with zipfile.ZipFile(self.path, "w", **kwargs) as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+
+    def test_of_a_model_file_nothing_but_the_weights_is_read(self):
+        self._rewritten(lambda members: members.update({"config.json": b"{"}))
+        self._assert_loads(backbone(seed=1))
+
+    def test_model_file_that_is_compressed_cut_or_has_no_weights_is_refused(self):
+        self._rewritten(compression=zipfile.ZIP_DEFLATED)
+        self._assert_refused("model.weights.h5 is compressed")
+        self._rewritten(lambda members: members.pop("model.weights.h5"))
+        self._assert_refused("no item named 'model.weights.h5'")
+        self._rewritten()
+        with open(self.path, "r+b") as file:  # another byte in the weights
+            file.seek(os.path.getsize(self.path) // 2)
+            file.write(b"\xff\x00\xff")
+        self._assert_refused("Bad CRC-32")
+
+    def test_link_in_a_model_file_is_refused(self):
+        def link(members):
+            content = io.BytesIO(members["model.weights.h5"])
+            with h5py.File(content, "r+") as file:
+                file["linked"] = h5py.ExternalLink("/etc/hostname", "/")
+            members["model.weights.h5"] = content.getvalue()
+
+        self._rewritten(link)
+        self._assert_refused("linked is a link")
 
     def test_group_that_holds_itself_ends(self):
         self._add(lambda file: file.create_group("depthwise").__setitem__("again", file["/"]))

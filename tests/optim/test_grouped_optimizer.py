@@ -54,9 +54,13 @@ class FusedUpdateTest(tf.test.TestCase, parameterized.TestCase):
         for value, expected in zip(values_of(group), variables):
             self.assertAllClose(value, expected, rtol=1e-5, atol=1e-7)
         slots = {name: slot for name, slot in ours.state().items() if name.startswith("head/0/")}
-        self.assertAllClose(slots["head/0/momentum"], theirs._momentums[0], rtol=1e-5, atol=1e-12)
+        momentum, velocity = (
+            next(slot for slot in theirs.variables if slot.name.endswith(name))
+            for name in ("momentum", "velocity")
+        )
+        self.assertAllClose(slots["head/0/momentum"], momentum, rtol=1e-5, atol=1e-12)
         # 1 - 0.999 in float32 is off by 1.3e-5.
-        self.assertAllClose(slots["head/0/velocity"], theirs._velocities[0], rtol=2e-5, atol=1e-12)
+        self.assertAllClose(slots["head/0/velocity"], velocity, rtol=2e-5, atol=1e-12)
 
 
 class AverageTest(tf.test.TestCase, parameterized.TestCase):
@@ -151,7 +155,6 @@ class UpdateTest(tf.test.TestCase, parameterized.TestCase):
         self.assertAllClose(values_of(slow), [1 - 0.1 * 0.5 * 2])
         self.assertAllClose(fast.variables[0], 1 + 0.1 * 2)
         self.assertAllClose(fast.variables[1], [2 - 0.1 * 2, 3.0])
-        self.assertAllClose(optimizer.learning_rates(0.1), {"slow": 0.05, "fast": 0.2})
 
     def test_multiplier_under_adam_scales_the_rate_not_the_gradient(self):
         # Adam's first step has length rate whatever the gradient's size, so a scaled gradient would
@@ -196,9 +199,7 @@ class UpdateTest(tf.test.TestCase, parameterized.TestCase):
         optimizer = grouped_optimizer.GroupedOptimizer(groups, "sgd", momentum=0.0, clip_norm=1.0)
         # norm 5: scaled by 1/5; per group both would become 1
         gradients = [tf.constant(3.0), tf.constant(-4.0)]
-        self.assertAllClose(optimizer.gradient_norms(gradients), {"backbone": 3.0, "head": 4.0})
-        result = optimizer.apply(gradients, tf.constant(1.0))
-        self.assertAllClose(result["gradient_norm"], 5.0)
+        optimizer.apply(gradients, tf.constant(1.0))
         self.assertAllClose(values_of(groups[0]) + values_of(groups[1]), [-0.6, 0.8])
         # norm 0.5: left as it is
         optimizer.apply([tf.constant(0.3), tf.constant(0.4)], tf.constant(1.0))
@@ -225,24 +226,24 @@ class UpdateTest(tf.test.TestCase, parameterized.TestCase):
         @tf.function(jit_compile=jit_compile)
         def step(gradients, rate):
             traces.append(1)
-            return optimizers[0].apply(gradients, rate) | optimizers[0].gradient_norms(gradients)
+            optimizers[0].apply(gradients, rate)
 
         for rate in (0.1, 0.2, 0.05):
             gradients = [tf.constant([3.0, -1.0]) * rate, tf.constant(2.0)]
-            result = step(gradients, tf.constant(rate))
+            step(gradients, tf.constant(rate))
             optimizers[1].apply(gradients, tf.constant(rate))
         self.assertLen(traces, 1)
-        self.assertAllClose(result["head"], 2.0)
         for group, reference in zip(traced, eager):
             self.assertAllClose(values_of(group), values_of(reference), rtol=1e-6)
             self.assertEqual(optimizers[0].state()[f"{group.name}/iterations"], 3)
 
     def test_gradients_must_match_variables(self):
         optimizer = grouped_optimizer.GroupedOptimizer([make_group("head", [0.0, 1.0])], "sgd")
-        with self.assertRaisesRegex(ValueError, "Received 1 gradients.*2 variables"):
-            optimizer.apply([tf.constant(1.0)], 0.1)
-        with self.assertRaisesRegex(ValueError, "None for .*'head/1'.*freeze"):
-            optimizer.apply([tf.constant(1.0), None], 0.1)
+        with self.assertRaisesRegex(errors.UserError, "received 1 gradients.*2 variables"):
+            optimizer.check([tf.constant(1.0)])
+        with self.assertRaisesRegex(errors.UserError, "None for .*'head/1'.*freeze"):
+            optimizer.check([tf.constant(1.0), None])
+        optimizer.check([tf.constant(1.0), tf.constant(2.0)])
 
     def test_variables_are_in_the_order_of_groups(self):
         groups = [make_group("backbone", [1.0, 2.0]), make_group("head", [3.0])]
@@ -251,25 +252,12 @@ class UpdateTest(tf.test.TestCase, parameterized.TestCase):
 
 
 class RefusedTest(tf.test.TestCase, parameterized.TestCase):
-    def test_unknown_optimizer(self):
-        with self.assertRaisesRegex(
-            errors.UserError, "--optimizer=adma: .*expected one of sgd, adam"
-        ):
-            grouped_optimizer.GroupedOptimizer([make_group("head", [0.0])], "adma")
-
-    @parameterized.parameters("sgd", "adam", "rmsprop")
-    def test_weight_decay_that_is_not_decoupled(self, name):
-        with self.assertRaisesRegex(
-            errors.UserError, f"--weight_decay=0.1: .*--optimizer={name}.*use adamw"
-        ):
-            grouped_optimizer.GroupedOptimizer([make_group("head", [0.0])], name, weight_decay=0.1)
-
     def test_groups_that_overlap(self):
         group = make_group("head", [0.0])
-        with self.assertRaisesRegex(ValueError, r"twice the name \['head'\]"):
+        with self.assertRaisesRegex(ValueError, r"twice \['head', 'head/0'\]"):
             grouped_optimizer.GroupedOptimizer([group, make_group("head", [0.0])], "sgd")
         other = param_groups.ParamGroup("other", group.paths, group.variables, 1.0)
-        with self.assertRaisesRegex(ValueError, r"twice the path \['head/0'\]"):
+        with self.assertRaisesRegex(ValueError, r"twice \['head/0'\]"):
             grouped_optimizer.GroupedOptimizer([group, other], "sgd")
 
 
@@ -380,7 +368,9 @@ class CarryOverTest(tf.test.TestCase):
 
     def test_another_kind_of_optimizer_is_refused(self):
         variables = {"head/kernel": keras.Variable(1.0)}
-        with self.assertRaisesRegex(ValueError, "'adam'. Expected that of 'sgd'"):
+        with self.assertRaisesRegex(
+            errors.UserError, "head/kernel: received the state of 'adam'.*expected that of 'sgd'"
+        ):
             self._phase(variables, None, self._phase(variables, None), name="sgd")
 
 

@@ -44,10 +44,9 @@ def test_sides_are_runs_with_the_same_tags(tmp_path):
     ]
 
 
-def test_flush_makes_records_readable(tmp_path):
+def test_records_are_on_the_disk_as_soon_as_they_are_written(tmp_path):
     writer = summaries.Summaries(str(tmp_path), None)
     writer.scalar("train", "loss", 1.0, 1)
-    writer.flush()
     assert len(_records(tmp_path / "train")) == 1
     writer.close()
 

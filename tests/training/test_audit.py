@@ -1,9 +1,12 @@
 """The audit is exact: one changed bit is seen, and every kind of wrong movement is an error."""
 
+import keras
 import numpy as np
 import pytest
 
 from tl_research.errors import AuditError
+from tl_research.optim.grouped_optimizer import GroupedOptimizer
+from tl_research.optim.param_groups import ParamGroup
 from tl_research.training import audit
 
 _PATHS = ("backbone/conv/kernel", "backbone/bn/gamma", "backbone/bn/moving_mean", "head/kernel")
@@ -98,3 +101,21 @@ def test_weights_hash_is_over_names_and_contents_in_any_order():
     renamed = dict(variables)
     renamed["head/bias"] = renamed.pop("head/kernel")
     assert whole != audit.weights_sha256(renamed)
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("sgd", 0.1 * 0.5 * 1.5),  # of gradients of norm 3 over 4 elements
+        ("lion", 0.1 * 0.5),
+        ("adam", 0.1 * 0.5 * 1.5 / (1.5 + 3.2e-6)),
+        (keras.optimizers.Lamb, 0.1 * 0.5 * 0.01),
+    ],
+)
+def test_largest_update_is_rate_times_what_the_optimizer_makes_of_the_gradient(name, expected):
+    group = ParamGroup("head", ("head/bias",), (keras.Variable(np.ones(4, np.float32)),), 0.5)
+    make = None if isinstance(name, str) else lambda group: name()
+    optimizer = GroupedOptimizer([group], "sgd" if make else name, make_optimizer=make)
+    updates = audit.largest_updates(optimizer, {"head/bias": 3.0}, 0.1)
+    assert updates == {"head/bias": pytest.approx(expected, rel=1e-9)}
+    assert audit.largest_updates(optimizer, {}, 0.1) == {"head/bias": 0.0}

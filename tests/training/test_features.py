@@ -11,9 +11,11 @@ from tl_research.config import Phase
 from tl_research.data import pipeline
 from tl_research.errors import StorageError, UserError
 from tl_research.models.classifier import Classifier
+from tl_research.optim import schedules
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.optim.param_groups import make_param_groups
-from tl_research.training import features, steps
+from tl_research.training import features, objective, steps
+from tl_research.training.batch import EpochInputs
 
 _AUGMENTATION = {"flip": 1.0, "rotation": 0.1, "zoom": 0.1}
 
@@ -47,8 +49,8 @@ def _losses(classifier, source, views, num_steps, num_examples=36, batch_size=8)
         classifier,
         GroupedOptimizer(groups, "adam"),
         source,
-        Phase("p", 9, "", 1e-3, 0, 0),
-        num_steps,
+        objective.CrossEntropy(),
+        schedules.make_schedule(Phase("p", 9, "", 1e-3, 0, 0), num_steps),
     )
     losses, epoch = [], 0
     while len(losses) < num_steps:
@@ -57,7 +59,7 @@ def _losses(classifier, source, views, num_steps, num_examples=36, batch_size=8)
             pipeline.epoch_order(0, epoch, num_examples), batch_size
         )
         view = views.of_epoch(epoch)
-        inputs = steps.EpochInputs(*map(tf.constant, (indices, weights, source.draws(view), view)))
+        inputs = EpochInputs(*map(tf.constant, (indices, weights, source.draws(view), view)))
         for row in range(len(indices)):
             totals = step(inputs, row, 1, len(losses), len(losses))
             losses.append(float(totals["loss_sum"] / totals["examples"]))
@@ -125,9 +127,10 @@ def test_filling_the_cache_again_gives_equal_bits(tiny_backbone, make_examples):
     np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize("boundary", [("pooled_features",), ("block2_bn",), ("block1_relu",)])
+@pytest.mark.parametrize("boundary", [None, ("block2_bn",), ("block1_relu",)])
 def test_derived_features_equal_recomputed_ones(tiny_backbone, make_examples, boundary):
     examples, views, classifier = make_examples(11), features.Views(0, 2, True), _classifier()
+    boundary = boundary or classifier.head_boundary
     base = features.compute_features(
         features.LiveSource(classifier, examples, ("block1_relu",), views), 2, 4
     )
@@ -164,12 +167,12 @@ def test_derived_features_are_those_of_the_weights_of_now(tiny_backbone, make_ex
     base = features.compute_features(
         features.LiveSource(classifier, examples, ("block2_relu",), views), 1, 4
     )
-    features.derive_features(classifier, base, ("pooled_features",), 4)
+    features.derive_features(classifier, base, classifier.head_boundary, 4)
     kernel = classifier.variables["backbone/block3_conv/kernel"]
     kernel.assign(kernel * 2.0 + 0.1)
-    derived = features.derive_features(classifier, base, ("pooled_features",), 4)
+    derived = features.derive_features(classifier, base, classifier.head_boundary, 4)
     expected = features.compute_features(
-        features.LiveSource(classifier, examples, ("pooled_features",), views), 1, 4
+        features.LiveSource(classifier, examples, classifier.head_boundary, views), 1, 4
     ).tensors[0]
     np.testing.assert_allclose(
         _fetch(derived, tf.range(6), tf.constant(0), None)[0], expected, rtol=1e-4, atol=1e-5

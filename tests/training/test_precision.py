@@ -12,13 +12,19 @@ import tensorflow as tf
 from keras import layers
 
 from tl_research.config import Config
+from tl_research.data.dataset import Dataset
 from tl_research.errors import CompileError
+from tl_research.extension import Extension
 from tl_research.models import backbones
 from tl_research.models.classifier import Classifier
+from tl_research.reporting.recorder import Recorder
 from tl_research.reporting.summaries import Summaries
+from tl_research.run.directory import RunDirectory
 from tl_research.signals import Signals
-from tl_research.training.loop import Trainer
-from tl_research.training.run_directory import RunDirectory
+from tl_research.training import loop
+from tl_research.training.plan import Plan
+from tl_research.training.resume import Resume
+from tl_research.training.state import TrainState
 
 # Of the losses of two epochs against float32, uncompiled, plain and live: 2^-24, 2^-11 and 2^-8 for
 # each rounding.
@@ -56,7 +62,7 @@ def _build(name, image_size, weights, seed=0, middle=None):
 def train(make_examples, tmp_path, monkeypatch):
     """A function that trains the network's head and `block2` for two epochs of three steps.
 
-    Returns the trainer.
+    Returns the `Plan` and the `TrainState`.
     """
     monkeypatch.setitem(
         backbones.BACKBONES,
@@ -93,27 +99,22 @@ def train(make_examples, tmp_path, monkeypatch):
         classifier = Classifier(
             "Small", "none", 16, 3, dropout=0.2, seed=0, fold=fold == "on", batchnorm=batchnorm
         )
+        validation = make_examples(5, seed=1)
+        data = Dataset(("0", "1", "2"), make_examples(10), validation, validation, ())
         with RunDirectory(config) as directory:
-            trainer = Trainer(
-                config,
-                classifier,
-                make_examples(10),
-                make_examples(5, seed=1),
-                directory,
-                xla=xla,
-                signals=Signals(),
-            )
-            summaries = Summaries(directory.path, None)
-            trainer.run(summaries)
+            plan = Plan(config, Extension(), classifier, data, directory, xla=xla)
+            state, summaries = TrainState(), Summaries(directory.path, None)
+            recorder = Recorder(config, plan.objective.answer, data, directory, summaries)
+            loop.fit(plan, state, resume=Resume(plan, directory, Signals()), observers=[recorder])
             summaries.close()
-        return trainer
+        return plan, state
 
     yield train
     keras.config.set_dtype_policy("float32")
 
 
-def _losses(trainer):
-    return [row[name] for row in trainer.state.history for name in ("train_loss", "val_loss")]
+def _losses(state):
+    return [row[name] for row in state.past.history for name in ("train_loss", "val_loss")]
 
 
 _reference = []  # the losses of the first combination, which every other one is compared with
@@ -124,40 +125,39 @@ def test_every_combination_trains_exactly_its_set_and_as_float32_does(
     train, capsys, precision, xla, fold, cache
 ):
     if not _reference:
-        _reference.extend(_losses(train(*COMBINATIONS[0])))
+        _reference.extend(_losses(train(*COMBINATIONS[0])[1]))
         capsys.readouterr()
-    trainer = train(precision, xla, fold, cache)
-    (phase,) = trainer.state.finished
-    count = len(trainer.classifier.variables)
+    plan, state = train(precision, xla, fold, cache)
+    (ended,) = state.past.finished
+    variables = plan.classifier.variables
+    count = len(variables)
     # Two kernels and a bias, gamma and beta of two BatchNorms, the head's two.
-    assert phase["audit"] == {
+    assert ended["audit"] == {
         "trainable_changed": 9,
         "trainable_total": 9,
         "frozen_changed": 0,
         "frozen_total": count - 9,
         "batchnorm_stats_changed": 0,
     }
-    assert phase["traces"] == 1 and trainer.xla == xla and trainer.cache.in_use == cache
-    assert 0 < phase["compile_seconds"] < phase["seconds"]
+    assert ended["traces"] == 1 and plan.compiler.xla == xla and plan.cache.plan.place == cache
+    assert 0 < ended["compile_seconds"] < ended["seconds"]
     assert (
-        f"in {phase['compile_seconds']:.1f} s, XLA {'on' if xla else 'off'}\n"
+        f"in {ended['compile_seconds']:.1f} s, XLA {'on' if xla else 'off'}\n"
         in capsys.readouterr().out
     )
-    np.testing.assert_allclose(_losses(trainer), _reference, rtol=TOLERANCES[precision])
+    np.testing.assert_allclose(_losses(state), _reference, rtol=TOLERANCES[precision])
     if precision != "float32":
-        assert trainer.classifier.backbone.compute_dtype == precision.removeprefix("mixed_")
-        assert _losses(trainer) != _reference
-    assert {str(variable.dtype) for variable in trainer.classifier.variables.values()} == {
-        "float32"
-    }
+        assert plan.classifier.backbone.compute_dtype == precision.removeprefix("mixed_")
+        assert _losses(state) != _reference
+    assert {str(variable.dtype) for variable in variables.values()} == {"float32"}
     slots = {
         name: value
-        for name, value in trainer._optimizer.state().items()
+        for name, value in state.optimizer.state().items()
         if not name.endswith("/iterations")
     }
     assert len(slots) == 9 and {str(value.dtype) for value in slots.values()} == {"float32"}
-    assert trainer.selected_logits.dtype == np.float32
-    assert ("skipped_steps" in phase) == (precision == "mixed_float16") and not phase.get(
+    assert state.weights.logits["selected"].dtype == np.float32
+    assert ("skipped_steps" in ended) == (precision == "mixed_float16") and not ended.get(
         "skipped_steps"
     )
 
@@ -168,7 +168,7 @@ def _printed(x):
 
 
 def test_what_xla_cannot_compile_is_named_and_with_auto_goes_on_without(train, capsys):
-    trainer = train(
+    plan, state = train(
         "float32", True, "on", "off", middle=layers.Lambda(_printed, name="block2_printed")
     )
     warning = capsys.readouterr().err.splitlines()[-1]
@@ -176,8 +176,10 @@ def test_what_xla_cannot_compile_is_named_and_with_auto_goes_on_without(train, c
     assert "AsString of layer block2_printed: " in warning and warning.endswith(
         "; use --xla=off; going on without XLA"
     )
-    (phase,) = trainer.state.finished
-    assert phase["traces"] == 1 and not trainer.xla and phase["audit"]["trainable_changed"] == 9
+    (ended,) = state.past.finished
+    assert (
+        ended["traces"] == 1 and not plan.compiler.xla and ended["audit"]["trainable_changed"] == 9
+    )
 
 
 def test_what_xla_cannot_compile_ends_a_run_that_insists(train):
@@ -197,17 +199,19 @@ def test_what_xla_cannot_compile_ends_a_run_that_insists(train):
 
 
 def test_preparing_a_step_leaves_batch_statistics_where_they_were(train, monkeypatch):
-    moved, prepare = [], Trainer.prepared
+    moved, prepare = [], loop.prepare
 
-    def spy(trainer, *arguments):
-        before = [variable.numpy() for variable in trainer.classifier.variables.values()]
-        step = prepare(trainer, *arguments)
-        moved.extend(
-            (variable.numpy() != value).any()
-            for variable, value in zip(trainer.classifier.variables.values(), before)
-        )
-        return step
+    def values(classifier):
+        return [variable.numpy() for variable in classifier.variables.values()]
 
-    monkeypatch.setattr(Trainer, "prepared", spy)
-    (phase,) = train("float32", False, "on", "off", batchnorm="training").state.finished
-    assert moved and not any(moved) and phase["audit"]["batchnorm_stats_changed"] == 4
+    def spy(plan, *arguments):
+        before = values(plan.classifier)
+        setup = prepare(plan, *arguments)
+        after = values(plan.classifier)
+        moved.extend((value != old).any() for value, old in zip(after, before))
+        return setup
+
+    monkeypatch.setattr(loop, "prepare", spy)
+    _, state = train("float32", False, "on", "off", batchnorm="training")
+    (ended,) = state.past.finished
+    assert moved and not any(moved) and ended["audit"]["batchnorm_stats_changed"] == 4

@@ -6,12 +6,13 @@ import pytest
 import tensorflow as tf
 
 from tl_research.config import Phase
-from tl_research.data import pipeline
+from tl_research.data import mixing, pipeline
 from tl_research.models.classifier import Classifier
-from tl_research.optim import loss_scale
+from tl_research.optim import loss_scale, schedules
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.optim.param_groups import make_param_groups
-from tl_research.training import features, steps
+from tl_research.training import evaluation, features, objective, steps
+from tl_research.training.batch import EpochInputs
 
 
 @pytest.fixture
@@ -37,7 +38,8 @@ def _make_step(
     warmup=0,
     schedule="constant",
     tensors=None,
-    **kwargs,
+    loss=None,
+    kind=steps.TrainStep,
 ):
     groups = make_param_groups(
         classifier.trainable_variables(),
@@ -46,29 +48,23 @@ def _make_step(
         backbone_lr_multiplier=backbone_multiplier,
     )
     optimizer = GroupedOptimizer(groups, optimizer, momentum=0.0, clip_norm=clip_norm)
-    boundary, views = classifier.boundary(), features.Views(0, 0, False)
+    boundary, views = classifier.boundary(), features.Views(0, 0, False, mixing=mixing.MixUp(1.0))
     source = (
         features.LiveSource(classifier, examples, boundary, views)
         if tensors is None
         else features.CachedSource(examples, boundary, [tf.constant(tensors)], views)
     )
-    return steps.TrainStep(
-        classifier,
-        optimizer,
-        source,
-        Phase("p", 1, "0%", rate, 0, warmup, schedule),
-        num_steps,
-        **kwargs,
-    )
+    rate_at = schedules.make_schedule(Phase("p", 1, "0%", rate, 0, warmup, schedule), num_steps)
+    return kind(classifier, optimizer, source, loss or objective.CrossEntropy(), rate_at)
 
 
-def _call(step, indices, weights=None, first=0, count=None, done=0, scale=None, mixing=None):
+def _call(step, indices, weights=None, first=0, count=None, done=0, scale=None, mix=None):
     indices = np.array(indices, np.int32)
     weights = (
         np.ones(indices.shape, np.float32) if weights is None else np.array(weights, np.float32)
     )
-    epoch = steps.EpochInputs(
-        tf.constant(indices), tf.constant(weights), tf.zeros([0, 7]), tf.constant(0), mixing
+    epoch = EpochInputs(
+        tf.constant(indices), tf.constant(weights), tf.zeros([0, 7]), tf.constant(0), mix
     )
     totals = step(
         epoch,
@@ -128,7 +124,9 @@ def test_peaks_are_of_gradients_after_clipping(classifier, make_examples):
 def test_head_step_equals_the_one_worked_out_by_hand(classifier, make_examples, smoothing):
     examples, chosen = make_examples(9), [4, 0, 7, 2]
     before, inputs = _values(classifier), _pooled(classifier, examples)[chosen]
-    totals = _call(_make_step(classifier, examples, label_smoothing=smoothing), [chosen])
+    totals = _call(
+        _make_step(classifier, examples, loss=objective.CrossEntropy(smoothing)), [chosen]
+    )
     logits = inputs @ before["head/kernel"] + before["head/bias"]
     targets = np.eye(3)[examples.labels[chosen]] * (1 - smoothing) + smoothing / 3
     error = (_softmax(logits) - targets) / 4
@@ -287,33 +285,79 @@ def test_step_that_is_not_finite_changes_nothing_and_ends_the_call(
     tensors[5] = np.inf
     step = _make_step(classifier, examples, optimizer=optimizer, tensors=tensors)
     _call(step, [[0, 1], [2, 3]])
-    good, state = _values(classifier), step._optimizer.state()
+    good, state = _values(classifier), step.optimizer.state()
     totals = _call(step, [[4, 5], [6, 7]], done=2)
     assert totals["finite"] == 0 and totals["steps"] == 0  # and [6, 7] was not taken either
     for path, value in _values(classifier).items():
         np.testing.assert_array_equal(value, good[path])
-    assert state.keys() == step._optimizer.state().keys()
-    for name, value in step._optimizer.state().items():
+    assert state.keys() == step.optimizer.state().keys()
+    for name, value in step.optimizer.state().items():
         np.testing.assert_array_equal(value, state[name])
     assert _call(step, [[6, 7]], done=2)["finite"] == 1
     assert (_values(classifier)["head/kernel"] != good["head/kernel"]).any()
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
-def test_infinite_gradient_of_a_finite_loss_changes_nothing(
-    classifier, make_examples, monkeypatch, clip_norm
-):
+def test_infinite_gradient_of_a_finite_loss_changes_nothing(classifier, make_examples, clip_norm):
     @tf.custom_gradient
     def explode(losses):
         return losses, lambda upstream: upstream * np.inf
 
-    plain = steps.cross_entropy
-    monkeypatch.setattr(steps, "cross_entropy", lambda *args: explode(plain(*args)))
+    class Exploding(objective.CrossEntropy):
+        def loss(self, logits, labels):
+            return explode(super().loss(logits, labels))
+
     before = _values(classifier)
-    totals = _call(_make_step(classifier, make_examples(9), clip_norm=clip_norm), [[0, 1]])
+    step = _make_step(classifier, make_examples(9), clip_norm=clip_norm, loss=Exploding())
+    totals = _call(step, [[0, 1]])
     assert totals["finite"] == 0 and np.isfinite(totals["loss_sum"])
     for path, value in _values(classifier).items():
         np.testing.assert_array_equal(value, before[path])
+
+
+# Preparing a step.
+
+
+class _BackAndForth(steps.TrainStep):
+    """Moves every variable away and back: rounding leaves some of them elsewhere."""
+
+    def summed_gradients(self, batch_of, scale):
+        for variable in self.variables:
+            variable.assign_add(0.01 * tf.ones_like(variable))
+        found = super().summed_gradients(batch_of, scale)
+        for variable in self.variables:
+            variable.assign_sub(0.01 * tf.ones_like(variable))
+        return found
+
+
+@pytest.mark.parametrize("kind", [steps.TrainStep, _BackAndForth])
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_preparing_takes_a_step_that_is_undone(tiny_backbone, make_examples, policy, kind):
+    keras.config.set_dtype_policy(policy)
+    classifier = Classifier("Tiny", "none", 16, 3, augmentation={}, dropout=0.0, seed=0)
+    keras.config.set_dtype_policy("float32")
+    classifier.unfreeze("block2")
+    seen = []
+
+    class Watched(kind):
+        def __call__(self, *args, **kwargs):
+            totals = super().__call__(*args, **kwargs)
+            seen.append((totals, _values(classifier), self.optimizer.state()))
+            return totals
+
+    step = _make_step(classifier, make_examples(9), optimizer="adam", rate=0.01, kind=Watched)
+    rows = [tf.constant([[0, 1, 2]]), tf.ones([1, 3]), tf.zeros([0, 7]), tf.constant(0)]
+    step(EpochInputs(*rows), 0, 1, 0, 0)  # so that moments and counts are not 0
+    step.prepare(EpochInputs(tf.constant([[3, 4, 5]]), *rows[1:]))
+    (_, values, slots), (totals, moved, moved_slots) = seen
+    assert totals["finite"] and totals["examples"] == 3 and not totals.get("skipped_steps", 0)
+    for path in classifier.trainable_variables():
+        assert (moved[path] != values[path]).any(), path
+    assert all((moved_slots[name] != slots[name]).any() for name in slots)
+    for path, value in _values(classifier).items():
+        np.testing.assert_array_equal(value, values[path], err_msg=path)
+    for name, value in step.optimizer.state().items():
+        np.testing.assert_array_equal(value, slots[name], err_msg=name)
 
 
 # float16: the loss scale.
@@ -363,7 +407,7 @@ def test_overflow_skips_the_step_of_all_groups_and_halves_the_scale(
         warmup=4,
         backbone_multiplier=0.25,
     )
-    start, state = _values(classifier), step._optimizer.state()
+    start, state = _values(classifier), step.optimizer.state()
     # the gradient of the backbone overflows; that of the head, in float32, does not
     totals = _call(step, [[0, 1]] * 30, count=1, scale=2.0**24)
     assert (totals["steps"], totals["skipped_steps"], totals["finite"], totals["loss_scale"]) == (
@@ -382,7 +426,7 @@ def test_overflow_skips_the_step_of_all_groups_and_halves_the_scale(
     for path, value in start.items():
         np.testing.assert_array_equal(_values(classifier)[path], value)
     for name, value in state.items():
-        np.testing.assert_array_equal(step._optimizer.state()[name], value)
+        np.testing.assert_array_equal(step.optimizer.state()[name], value)
     # In one call: skipped until the scale fits; each takes its place in the data and in the
     # schedule.
     totals = _call(step, [[0, 1], [2, 3], [4, 5]] * 10, count=30, scale=2.0**24)
@@ -396,7 +440,7 @@ def test_overflow_skips_the_step_of_all_groups_and_halves_the_scale(
     if optimizer == "adam":
         assert {
             int(value)
-            for name, value in step._optimizer.state().items()
+            for name, value in step.optimizer.state().items()
             if name.endswith("iterations")
         } == {30 - skipped}
     rates = [
@@ -446,10 +490,15 @@ def test_label_smoothing_formula():
         -(0.8 * log_p[0, 0] + 0.1 * log_p[0, 1] + 0.1 * log_p[0, 2]),
         -(0.1 * log_p[1, 0] + 0.1 * log_p[1, 1] + 0.8 * log_p[1, 2]),
     ]
-    np.testing.assert_allclose(steps.cross_entropy(logits, labels, 0.3), expected, rtol=1e-5)
+    np.testing.assert_allclose(objective.cross_entropy(logits, labels, 0.3), expected, rtol=1e-5)
     np.testing.assert_allclose(
-        steps.cross_entropy(logits, labels), [-log_p[0, 0], -log_p[1, 2]], rtol=1e-5
+        objective.cross_entropy(logits, labels), [-log_p[0, 0], -log_p[1, 2]], rtol=1e-5
     )
+
+
+def test_balanced_weights_make_classes_count_alike():
+    weights = objective.balanced_weights(np.array([0, 1, 1, 1, 2, 2]), 3)
+    np.testing.assert_allclose(weights, [6 / 3 / 1, 6 / 3 / 3, 6 / 3 / 2])
 
 
 @pytest.mark.parametrize("batch_size", [4, 16])
@@ -458,7 +507,7 @@ def test_evaluation_counts_every_example_once_in_order(classifier, make_examples
     source = features.LiveSource(
         classifier, examples, classifier.boundary(), features.Views(0, 0, False)
     )
-    logits = steps.EvalStep(classifier, source, batch_size)()
+    logits = evaluation.EvalStep(classifier, source, batch_size)()
     assert logits.shape == (10, 3)
     np.testing.assert_allclose(
         logits,
@@ -475,7 +524,7 @@ def test_evaluation_sees_the_weights_of_now(classifier, make_examples):
     source = features.LiveSource(
         classifier, examples, classifier.boundary(), features.Views(0, 0, False)
     )
-    evaluate = steps.EvalStep(classifier, source, 4)
+    evaluate = evaluation.EvalStep(classifier, source, 4)
     evaluate()
     for path in ("backbone/block3_conv/kernel", "head/bias"):
         classifier.variables[path].assign(classifier.variables[path] + 1.0)
@@ -487,7 +536,10 @@ def test_evaluation_sees_the_weights_of_now(classifier, make_examples):
 def test_class_weights_multiply_the_loss_of_each_example(classifier, make_examples):
     examples, chosen, of_class = make_examples(9), [4, 0, 7, 2], np.array([2.0, 0.5, 1.0])
     before, inputs = _values(classifier), _pooled(classifier, examples)[chosen]
-    totals = _call(_make_step(classifier, examples, class_weights=of_class), [chosen])
+    totals = _call(
+        _make_step(classifier, examples, loss=objective.CrossEntropy(class_weights=of_class)),
+        [chosen],
+    )
     logits, labels = inputs @ before["head/kernel"] + before["head/bias"], examples.labels[chosen]
     weights = of_class[labels]
     # divided by the examples, not by their weights
@@ -536,7 +588,7 @@ def test_mixup_blends_pixels_and_targets(classifier, make_examples):
     totals = _call(
         _make_step(classifier, examples),
         [chosen],
-        mixing=(tf.constant(partners), tf.constant(shares)),
+        mix=mixing.Mix(tf.constant(partners), tf.constant(shares)),
     )
     np.testing.assert_allclose(
         _values(classifier)["head/bias"],

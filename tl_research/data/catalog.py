@@ -7,10 +7,14 @@ suffixes are ignored and counted. `--data_dir` and its class folders may be link
 must stay inside, and links to deeper folders are not followed: no walk runs in circles.
 """
 
+import collections
 import dataclasses
 import os
 import unicodedata
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import tqdm
 
 from tl_research.data import download, drawn_flowers
@@ -58,12 +62,14 @@ class ImageFile:
     """One image: absolute path, name in `split.json`, class, and side.
 
     `side` is None where the split decides, 'heldout' where it chooses between validation and test,
-    or the side itself. A name that is not UTF-8 carries its bytes as `os.fsdecode` does.
+    or the side itself. A name that is not UTF-8 carries its bytes as `os.fsdecode` does. Of a
+    `Table` the path may be the image itself, uint8 [H, W, 3], and the label a number, or a list of
+    one for each class.
     """
 
-    path: str
+    path: str | np.ndarray
     name: str
-    label: int
+    label: int | float | list[float]
     side: str | None
 
 
@@ -80,6 +86,83 @@ class Catalog:
     ignored: int
     refused: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
+
+    @property
+    def labels_are_classes(self) -> bool:
+        """Whether each label is a place in `classes`."""
+        return isinstance(self.files[0].label, int)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Table:
+    """Images and their labels, from wherever: what an extension's `load_catalog` returns."""
+
+    images: Sequence  # paths of files, or uint8 [N, H, W, 3] of any size
+    # int [N], places in `classes`; float [N, K], how much of each class; or float [N], numbers
+    labels: np.ndarray
+    classes: Sequence[str]  # K names
+
+
+def of_table(table: Table) -> Catalog:
+    """Returns the `Catalog` of a `Table`, in its order.
+
+    An image is named by its path from the folder that all are in, or its place in the array.
+
+    Raises:
+        DataError: If it is no such table.
+    """
+    if not isinstance(table, Table):
+        raise DataError(
+            f"load_catalog gave {type(table).__name__}; expected data.catalog.Table(images, "
+            "labels, classes); correct it"
+        )
+    labels = _labels_of(table)
+    is_files = all(isinstance(image, (str, os.PathLike)) for image in table.images)
+    named = (_named_files if is_files else _named_arrays)(table.images)
+    files = [ImageFile(path, name, label, None) for (name, path), label in zip(named, labels)]
+    return Catalog(tuple(map(str, table.classes)), tuple(files), 0, (), ())
+
+
+def _named_files(images):
+    """Returns (name, absolute path) of each."""
+    paths = list(map(os.path.abspath, images))
+    root = os.path.commonpath(map(os.path.dirname, paths))
+    named = {os.path.relpath(path, root): path for path in paths}
+    if len(named) < len(paths):
+        twice = collections.Counter(paths).most_common(1)[0][0]
+        raise DataError(f"load_catalog gave {twice!r} twice; expected each once; leave one out")
+    return named.items()
+
+
+def _named_arrays(images):
+    """Yields (name, uint8 [H, W, 3]) of each."""
+    for i, image in enumerate(map(np.asarray, images)):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise DataError(
+                f"load_catalog gave image {i} as {image.dtype} {list(image.shape)}; expected "
+                "paths, or uint8 [N, H, W, 3]; convert it"
+            )
+        yield f"array/{i}", image
+
+
+def _labels_of(table) -> list[Any]:
+    """Returns the labels of a `Table` as Python values, those of float32 where they are no classes.
+
+    Raises:
+        DataError: If they do not fit its images and classes.
+    """
+    labels, count, classes = np.asarray(table.labels), len(table.images), len(table.classes)
+    is_class = labels.ndim == 1 and labels.dtype.kind in "iu"
+    fits = labels.shape in ((count,), (count, classes)) and count and labels.dtype.kind in "iufb"
+    if not fits or not (
+        ((labels >= 0) & (labels < classes)).all() if is_class else np.isfinite(labels).all()
+    ):
+        raise DataError(
+            f"load_catalog gave labels {labels.dtype} {list(labels.shape)} for {count} images and "
+            f"{classes} classes; expected int [{count}] below {classes}, or finite float [{count}, "
+            f"{classes}] or [{count}]; correct them"
+        )
+    return (labels if is_class else labels.astype(np.float32)).tolist()
 
 
 def find_images(

@@ -2,16 +2,19 @@
 
 import dataclasses
 import os
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from tl_research.config import Config
 from tl_research.data import catalog as catalog_lib
 from tl_research.data import image_check, split
+from tl_research.data.catalog import Table
 from tl_research.data.pipeline import Examples
 from tl_research.errors import DataError, UserError, suggestion
 from tl_research.files import csv_text, write_atomically
-from tl_research.reporting.progress import progress_bar
+from tl_research.progress_bar import progress_bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +27,26 @@ class Dataset:
     test: Examples
     notes: tuple[str, ...]  # lines that a user should see
 
+    @classmethod
+    def from_arrays(
+        cls, images: Sequence, labels: np.ndarray, classes: Sequence[str], config: Config
+    ) -> "Dataset":
+        """Returns what a run of `config` trains on whose `load_catalog` gives these.
 
-def load(config, directory):
-    """Returns the `Dataset` that `config` names.
+        Args:
+            images, labels, classes: As of `catalog.Table`.
+            config: What is said of the split, the size of images and `--class_share` holds here.
+
+        Raises:
+            DataError: If they are no such table.
+        """
+        catalog = catalog_lib.of_table(Table(images, labels, classes))
+        checked = _check(catalog, config)
+        return _divided(catalog, checked, _split(catalog, checked, config), config)
+
+
+def load(config: Config, directory, load_catalog: Callable | None = None) -> Dataset:
+    """Returns the images that `config` names, or those that an extension's `load_catalog` gives.
 
     Writes `bad_images.csv` and `split.json` to the run directory.
 
@@ -35,7 +55,16 @@ def load(config, directory):
             not fit them.
         UnreachableError: If a download cannot be reached.
     """
-    catalog = catalog_lib.find_images(
+    catalog = catalog_lib.of_table(load_catalog(config)) if load_catalog else _find(config)
+    checked = _check(catalog, config)
+    _report_bad(catalog, checked, config, directory.file("bad_images.csv"))
+    found = _split(catalog, checked, config)
+    _record(catalog, checked, found, config, directory.file("split.json"))
+    return _divided(catalog, checked, found, config)
+
+
+def _find(config):
+    return catalog_lib.find_images(
         config.dataset,
         data_dir=config.data_dir,
         validation_dir=config.validation_dir,
@@ -43,113 +72,130 @@ def load(config, directory):
         download_dir=config.download_dir,
         base_url=config.download_base_url,
     )
+
+
+def _check(catalog, config):
     with progress_bar("checking images", unit="images") as progress:
-        checked = image_check.check_images(
+        return image_check.check_images(
             catalog,
             config.image_size,
             config.split_seed,
             keep_pixels_bytes=config.cache_pixels,
             progress=progress,
         )
-    write_atomically(
-        directory.file("bad_images.csv"),
-        csv_text(
-            ("path", "reason"), [{"path": name, "reason": reason} for name, reason in checked.bad]
-        ),
-    )
+
+
+def _report_bad(catalog, checked, config, path):
+    """Writes `bad_images.csv`; raises DataError if there are any, unless they are to be skipped."""
+    rows = [{"path": name, "reason": reason} for name, reason in checked.bad]
+    write_atomically(path, csv_text(("path", "reason"), rows))
     if checked.bad and config.on_bad_image == "error":
         named = "; ".join(f"{name} ({reason})" for name, reason in checked.bad[:5])
         raise DataError(
             f"{len(checked.bad)} of {len(catalog.files) + len(catalog.refused)} images cannot be "
-            f"used: {named}; expected all of them; see {directory.file('bad_images.csv')}, remove "
-            "them or add --on_bad_image=skip"
+            f"used: {named}; expected all of them; see {path}, remove them or add "
+            "--on_bad_image=skip"
         )
+
+
+def _split(catalog, checked, config):
+    """Returns the `Split` of the good images: within each class, or by content alone."""
     files = [catalog.files[index] for index in checked.good]
-    names = tuple(file.name for file in files)
-    labels = np.array([file.label for file in files], np.int32)
-    sides = split.assign_sides(
-        names,
-        labels.tolist(),
+    is_class = catalog.labels_are_classes
+    return split.assign_sides(
+        [file.name for file in files],
+        [file.label if is_class else 0 for file in files],
         checked.fractions.tolist(),
         checked.sha256s,
         [file.side for file in files],
-        catalog.classes,
+        catalog.classes if is_class else ("all images",),
         config.split,
     )
+
+
+def _record(catalog, checked, found, config, path):
+    """Writes `split.json`, or compares it with the one that is there."""
+    files = [catalog.files[index] for index in checked.good]
     manifest = split.make_manifest(
         config.split_seed,
         config.split,
         catalog.classes,
-        names,
-        labels,
+        [file.name for file in files],
+        [file.label for file in files],
         checked.sha256s,
-        sides.sides,
+        found.sides,
     )
-    path = directory.file("split.json")
     if os.path.exists(path):
         split.check_manifest(path, manifest)
     else:
         split.write_manifest(path, manifest)
-    notes = [*catalog.warnings, *sides.warnings]
-    if sides.num_duplicates:
-        notes.append(f"{sides.num_duplicates} images equal another one; equal images share a side")
+
+
+def _divided(catalog, checked, found, config):
+    """Returns the `Dataset` of the good images, divided as they were split."""
+    files = [catalog.files[index] for index in checked.good]
+    kind = np.int32 if catalog.labels_are_classes else np.float32
+    labels, sides = np.array([file.label for file in files], kind), np.array(found.sides)
+    rows = {side: np.flatnonzero(sides == side) for side in split.SIDES}
+    rows["train"] = _kept(rows["train"], labels, checked.sha256s, catalog, config.class_shares)
+
+    def examples(rows):
+        return Examples(
+            tuple(files[row].name for row in rows),
+            tuple(files[row].path for row in rows),
+            labels[rows],
+            config.image_size,
+            None if checked.pixels is None else tf.constant(checked.pixels[rows]),
+        )
+
+    notes = _notes(catalog, checked, found, config.image_size)
+    notes += [
+        f"{np.count_nonzero(labels[rows['train']] == catalog.classes.index(name))} training images "
+        f"of {name} kept by --class_share"
+        for name in config.class_shares
+    ]
+    return Dataset(catalog.classes, *(examples(rows[side]) for side in split.SIDES), tuple(notes))
+
+
+def _notes(catalog, checked, found, image_size):
+    """Returns a list of lines on the images that a user should see."""
+    notes = [*catalog.warnings, *found.warnings]
+    if found.num_duplicates:
+        notes.append(f"{found.num_duplicates} images equal another one; equal images share a side")
     if catalog.ignored:
         notes.append(f"{catalog.ignored} files ignored that are no images by their names")
     if checked.bad:
         notes.append(f"{len(checked.bad)} bad images left out, see bad_images.csv")
     notes += [f"{count} images are {trait}" for trait, count in checked.traits.items()]
-    if checked.smallest and min(checked.smallest) < config.image_size:
+    if checked.smallest and min(checked.smallest) < image_size:
         notes.append(f"the smallest image has {checked.smallest[0]} x {checked.smallest[1]} pixels")
-    examples = {}
-    for side in split.SIDES:
-        rows = np.flatnonzero(np.array(sides.sides) == side)
-        if side == "train":
-            rows = rows[
-                _kept(
-                    labels[rows],
-                    [checked.sha256s[row] for row in rows],
-                    catalog.classes,
-                    config.class_shares,
-                )
-            ]
-            notes += [
-                f"{np.count_nonzero(labels[rows] == catalog.classes.index(name))} training images "
-                f"of {name} kept by --class_share"
-                for name in config.class_shares
-            ]
-        pixels = None if checked.pixels is None else tf.constant(checked.pixels[rows])
-        examples[side] = Examples(
-            tuple(names[row] for row in rows),
-            tuple(files[row].path for row in rows),
-            labels[rows],
-            config.image_size,
-            pixels,
-        )
-    return Dataset(
-        catalog.classes, examples["train"], examples["validation"], examples["test"], tuple(notes)
-    )
+    return notes
 
 
-def _kept(labels, sha256s, classes, shares):
-    """Returns the places of the images that `--class_share` keeps: those whose content's hash, of
-    1, is below their class's share.
+def _kept(rows, labels, sha256s, catalog, shares):
+    """Returns those training images, of `rows`, that `--class_share` keeps: of its class those
+    whose content's hash, of 1, is below the share.
 
     Raises:
         UserError: If a class is not there, or none of its images is kept.
     """
+    classes = catalog.classes if catalog.labels_are_classes else ()
     for name in shares:
         if name not in classes:
             raise UserError(
                 f"--class_share={name}={shares[name]} names no class; expected one of "
                 f"{', '.join(classes[:10])}{suggestion(name, classes)}"
             )
-    fractions = np.array([int(sha256[:16], 16) / 2**64 for sha256 in sha256s])
-    kept = fractions < np.array([shares.get(name, 2.0) for name in classes])[labels]
+    if not shares:
+        return rows
+    fractions = np.array([int(sha256s[row][:16], 16) / 2**64 for row in rows])
+    kept = rows[fractions < np.array([shares.get(name, 2.0) for name in classes])[labels[rows]]]
     for name in shares:
-        if not kept[labels == classes.index(name)].any():
+        label = classes.index(name)
+        if label not in labels[kept]:
             raise UserError(
                 f"--class_share={name}={shares[name]} leaves none of its "
-                f"{np.count_nonzero(labels == classes.index(name))} training images; expected "
-                "some; raise the share"
+                f"{np.count_nonzero(labels[rows] == label)} training images; expected some; raise "
+                "the share"
             )
-    return np.flatnonzero(kept)
+    return kept

@@ -6,13 +6,14 @@ a rename. Two runs that want the same one wait for each other.
 
 import contextlib
 import fcntl
+import functools
 import gzip
 import hashlib
-import http.client
 import json
 import lzma
 import os
 import queue
+import re
 import shutil
 import stat
 import sys
@@ -33,6 +34,20 @@ _BLOCK = 1 << 16
 _ATTEMPTS = 3
 _CHOICE = "--download_dir; for ImageNet weights KERAS_HOME"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+# Names in archives: absolute, with a backslash or NUL, leading upwards, with a drive, or too long.
+_UNSAFE_NAME = re.compile(rb"^/|[\\\0]|(^|/)\.\.(/|$)|^[^/]*:|[^/]{256}")
+_DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+    RuntimeError,  # an encrypted member, or a method we cannot decompress
+    FileExistsError,  # one name twice, or a file as a folder
+    NotADirectoryError,
+    IsADirectoryError,
+)
 
 
 def fetch(url, directory, filename, *, size=None, sha256=None, deadline_seconds=20.0):
@@ -73,8 +88,7 @@ def fetch(url, directory, filename, *, size=None, sha256=None, deadline_seconds=
 def unpack(archive, directory, *, max_files, max_bytes):
     """Returns `directory`, unpacked from a tar or zip archive unless it is there already.
 
-    Only regular files and directories with relative names are written, by our own code;
-    permissions, owners and times of the archive are not kept.
+    Only regular files and directories with relative names are written, without their owners.
 
     Raises:
         DataError: A damaged archive, a link, device, absolute name or `..`, the same name twice,
@@ -83,29 +97,27 @@ def unpack(archive, directory, *, max_files, max_bytes):
     """
 
     def write(temporary):
-        members = _zip_members(archive) if archive.endswith(".zip") else _tar_members(archive)
         bytes_left = max_bytes
         try:
-            for count, (name, is_directory, size, stream) in enumerate(members, 1):
+            for count, (name, is_plain, size, extract) in enumerate(_members(archive), 1):
                 bytes_left -= size
-                if size < 0 or count > max_files or bytes_left < 0:
+                if min(size, bytes_left, max_files - count) < 0:
                     raise DataError(
                         f"{archive} holds more than {max_files} members or {max_bytes} bytes; "
                         "refused"
                     )
-                _write_member(_safe_path(archive, name, temporary), is_directory, size, stream)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise DataError(f"{archive} uses one name twice ({name!r}); refused") from error
-        except (
-            tarfile.TarError,
-            zipfile.BadZipFile,
-            gzip.BadGzipFile,
-            lzma.LZMAError,
-            zlib.error,
-            EOFError,
-            # RuntimeError: an encrypted member, or a method we cannot decompress
-            RuntimeError,
-        ) as error:
+                if not is_plain or _UNSAFE_NAME.search(os.fsencode(name)):
+                    raise DataError(
+                        f"{archive} holds {name!r}, which is no regular file or directory with a "
+                        "safe relative name; refused"
+                    )
+                path = os.path.join(temporary, name)
+                if os.path.isfile(path):
+                    raise FileExistsError(f"{name!r} twice")
+                extract(path=temporary)
+                if os.path.isfile(path) and os.path.getsize(path) != size:
+                    raise EOFError(f"{name!r} is not as long as it says")
+        except _DAMAGE as error:
             raise DataError(
                 f"{archive} is damaged or unsafe ({error}); delete it, or put a good one there"
             ) from error
@@ -156,9 +168,8 @@ def locked(target):
                 fcntl.flock(lock, fcntl.LOCK_EX)
             for entry in os.scandir(directory):
                 if entry.name.startswith(f"{name}.part-"):
-                    shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.remove(
-                        entry.path
-                    )
+                    is_folder = entry.is_dir(follow_symlinks=False)
+                    (shutil.rmtree if is_folder else os.remove)(entry.path)
         yield
 
 
@@ -183,110 +194,96 @@ def _check_url(url, error_class):
 
 class _SameSchemeRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, request, file, code, message, headers, new_url):
-        if urllib.parse.urlsplit(new_url).scheme != urllib.parse.urlsplit(request.full_url).scheme:
+        if urllib.parse.urlsplit(new_url).scheme != request.type:
             raise DataError(f"{request.full_url} redirects to {new_url}, another scheme; refused")
         _check_url(new_url, DataError)
         return super().redirect_request(request, file, code, message, headers, new_url)
 
 
-def _open(url, socket_seconds, answer_seconds):
-    """Returns the open response; in a thread, since a name lookup knows no timeout."""
+class _Broken(Exception):
+    """An answer that did not come, ended early or stood still."""
+
+
+def _ask(url, timeout, answers):
+    """Puts the length that an answer promises into a queue, its blocks, and an empty one or what
+    went wrong.
+    """
     # A proxy of the environment cannot reach this machine's own loopback address.
     handlers = [urllib.request.ProxyHandler({})] if url.startswith("http:") else []
     opener = urllib.request.build_opener(_SameSchemeRedirects, *handlers)
-    answers = queue.SimpleQueue()
-
-    def ask():
-        try:
-            answers.put((opener.open(url, timeout=socket_seconds), None))
-        except Exception as error:  # handed to the caller, who sorts it
-            answers.put((None, error))
-
-    threading.Thread(target=ask, daemon=True).start()
     try:
-        response, error = answers.get(timeout=answer_seconds)
-    except queue.Empty:
-        raise TimeoutError(f"no answer in {answer_seconds:.0f} s") from None
-    if error:
-        raise error
-    return response
+        with opener.open(url, timeout=timeout) as response:
+            answers.put(int(response.headers.get("Content-Length") or 0))
+            while block := response.read(_BLOCK):
+                answers.put(block)
+        answers.put(b"")
+    except UserError as error:
+        answers.put(error)
+    except urllib.error.HTTPError as error:
+        # below 400: urllib's own refusal to follow a redirect to file: and its like
+        refused = DataError(f"{url}: redirect refused ({error.reason.strip()})")
+        answers.put(refused if error.code < 400 else _Broken(f"HTTP {error.code}"))
+    except Exception as error:
+        answers.put(_Broken(getattr(error, "reason", None) or error))
+
+
+def _answers(url, wait, patience):
+    """Yields the length of an answer, which must begin within `wait` seconds, and its blocks, each
+    of which must come within `patience`.
+    """
+    answers = queue.Queue(16)  # no more in memory when the network is faster than the disk
+    # In a thread, since a name lookup knows no timeout.
+    threading.Thread(target=_ask, args=(url, min(patience, wait), answers), daemon=True).start()
+    while True:
+        try:
+            answer = answers.get(timeout=wait)
+        except queue.Empty:
+            raise _Broken(f"no answer in {wait:.1f} s") from None
+        if isinstance(answer, Exception):
+            raise answer
+        yield answer
+        wait = patience
 
 
 def _transfer(url, target, part, size, deadline_seconds):
     """Writes the answer of `url` to `part`, or decides within the deadline that it cannot be
     reached.
     """
-    patience = deadline_seconds / 6  # for one receive, and for each next block
-    left = deadline_seconds
-    reason = "no answer"
+    patience, left = deadline_seconds / 6, deadline_seconds
     for _ in range(_ATTEMPTS):
-        wait = min(2 * patience, left - patience)
-        if wait <= 0:
-            break
-        idle_since = [time.monotonic()]
+        began, length = time.monotonic(), None
+        answers = _answers(url, min(2 * patience, left - patience), patience)
         try:
-            with _open(url, min(patience, wait), wait) as response:
-                left -= time.monotonic() - idle_since[0]
-                _copy(response, target, part, size, patience, idle_since)
-            return
-        except UserError:  # a ValueError too, but not the network's
-            raise
+            length = next(answers)
+            left -= time.monotonic() - began + patience
+            return _copy(answers, length, target, part, size)
         except _Broken as error:
-            reason = f"the transfer broke: {error}"
-            left -= time.monotonic() - idle_since[0]
-        except urllib.error.HTTPError as error:
-            if error.code < 400:  # urllib's own refusal to follow a redirect to file: and its like
-                raise DataError(f"{url}: redirect refused ({error.reason.strip()})") from error
-            reason = f"HTTP {error.code}"
-            break
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            reason = getattr(error, "reason", None) or error
+            reason = error if length is None else f"the transfer broke: {error}"
+        if length is None or left <= patience:
             break
     raise UnreachableError(
         f"cannot reach {url} ({reason}); download it elsewhere and put it at {target}"
     )
 
 
-class _Broken(Exception):
-    """A transfer that ended early or stood still."""
-
-
-def _copy(response, target, part, size, patience, idle_since):
-    """Writes the body to `part`; `idle_since[0]` is when the last block arrived."""
-    length = int(response.headers.get("Content-Length") or 0)
+def _copy(blocks, length, target, part, size):
+    """Writes `blocks`, together at least `length` bytes, to `part`."""
     limit = 2 * size + (1 << 20) if size else 1 << 32  # an endless answer must not fill the disk
     received = 0
     with (
         _storage(target),
         open(part, "wb") as file,
-        tqdm.tqdm(
-            total=size or length or None,
-            desc=os.path.basename(target),
-            unit="B",
-            unit_scale=True,
-            disable=None,
-        ) as progress,
+        tqdm.tqdm.wrapattr(
+            file, "write", size or length or None, desc=os.path.basename(target), disable=None
+        ) as counted,
     ):
-        idle_since[0] = time.monotonic()
-        next_block = 0
-        while True:
-            try:
-                data = response.read1(_BLOCK)  # at most one receive, so a trickle cannot hold us
-            except (OSError, http.client.HTTPException) as error:
-                raise _Broken(error) from error
-            if not data:
-                break
-            file.write(data)
-            progress.update(len(data))
-            received += len(data)
+        while block := next(blocks):
+            counted.write(block)
+            received += len(block)
             if received > limit:
                 raise DataError(
-                    f"{response.url} sends more than {limit} bytes; expected {size or 'fewer'}"
+                    f"more than {limit} bytes came for {target}; expected {size or 'fewer'}"
                 )
-            if received >= next_block:
-                next_block, idle_since[0] = received + _BLOCK, time.monotonic()
-            elif time.monotonic() - idle_since[0] > patience:
-                raise _Broken(f"fewer than {_BLOCK} bytes in {patience:.1f} s")
         if received < length:
             raise _Broken(f"it ended after {received} of {length} bytes")
         file.flush()
@@ -297,102 +294,57 @@ def _verify(path, target, size, sha256):
     """Returns `target`, renamed from `path` with its marker once it is what it must be."""
     marker = f"{target}.complete.json"
     with _storage(target):
-        if not (size or sha256):
-            os.replace(path, target)
+        if path == target and _is_marked(path, marker, size, sha256):
             return target
-        found_size = os.path.getsize(path)
-        if path == target:  # cached: the marker spares us the hash
-            with (
-                contextlib.suppress(OSError, ValueError, KeyError, TypeError),
-                open(marker) as file,
-            ):
-                known = json.load(file)
-                if known["size"] == found_size == (size or found_size) and known["sha256"] == (
-                    sha256 or known["sha256"]
-                ):
-                    return target
-        found = hashlib.sha256()
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                found.update(block)
-        found = found.hexdigest()
-        if found_size != (size or found_size) or found != (sha256 or found):
-            os.replace(path, f"{target}.bad")
-            raise DataError(
-                f"{target} has {found_size} bytes and SHA-256 {found}; expected "
-                f"{size or 'any number of'} bytes and SHA-256 {sha256 or 'any'}; "
-                f"kept as {target}.bad, run again or put a good file there"
-            )
+        if size or sha256:
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, hashlib.sha256).hexdigest()
+            found = {"size": os.path.getsize(path), "sha256": digest}
+            if not _fits(found, size, sha256):
+                os.replace(path, f"{target}.bad")
+                raise DataError(
+                    f"{target} has {found['size']} bytes and SHA-256 {digest}; expected "
+                    f"{size or 'any number of'} bytes and SHA-256 {sha256 or 'any'}; "
+                    f"kept as {target}.bad, run again or put a good file there"
+                )
         os.replace(path, target)
-        with open(f"{marker}.part-{os.getpid()}", "w") as file:
-            json.dump({"size": found_size, "sha256": found}, file)
-        os.replace(file.name, marker)
+        if size or sha256:
+            with open(f"{marker}.part-{os.getpid()}", "w") as file:
+                json.dump(found, file)
+            os.replace(file.name, marker)
     return target
 
 
-def _tar_members(archive):
-    """Yields (name, is a directory, bytes, function that opens it) of a tar archive's members."""
+def _fits(found, size, sha256):
+    return found["size"] == (size or found["size"]) and found["sha256"] == (
+        sha256 or found["sha256"]
+    )
+
+
+def _is_marked(path, marker, size, sha256):
+    """Returns whether an earlier run saw that this file is what it must be."""
+    try:
+        with open(marker) as file:
+            known = json.load(file)
+        return known["size"] == os.path.getsize(path) and _fits(known, size, sha256)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _members(archive):
+    """Yields of each member its name, whether it is a regular file or a directory, its size, and
+    the function that writes it below a `path`.
+    """
+    if archive.endswith(".zip"):
+        with zipfile.ZipFile(archive) as file:
+            for member in file.infolist():
+                kind = stat.S_IFMT(member.external_attr >> 16)
+                extract = functools.partial(file.extract, member)
+                is_plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
+                yield member.filename, is_plain, member.file_size, extract
+        return
     with tarfile.open(archive) as tar:
         for member in tar:
-            # Python's own rules as well as ours
-            tarfile.data_filter(member, os.path.abspath(os.sep + "nowhere"))
-            if (
-                not (member.isdir() or member.type in (tarfile.REGTYPE, tarfile.AREGTYPE))
-                or member.issparse()
-            ):
-                raise DataError(
-                    f"{archive} holds {member.name!r}, which is no regular file or directory; "
-                    "refused"
-                )
-            yield (
-                member.name,
-                member.isdir(),
-                member.size,
-                lambda member=member: tar.extractfile(member),
-            )
-
-
-def _zip_members(archive):
-    """Yields (name, is a directory, bytes, function that opens it) of a zip archive's members."""
-    with zipfile.ZipFile(archive) as file:
-        for member in file.infolist():
-            if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise DataError(
-                    f"{archive} holds {member.filename!r}, which is no regular file or directory; "
-                    "refused"
-                )
-            yield (
-                member.filename,
-                member.is_dir(),
-                member.file_size,
-                lambda member=member: file.open(member),
-            )
-
-
-def _safe_path(archive, name, directory):
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    if (
-        name.startswith("/")
-        or "\\" in name
-        or "\0" in name
-        or ".." in parts
-        or ":" in name.split("/")[0]
-        or any(len(os.fsencode(part)) > 255 for part in parts)
-    ):
-        raise DataError(f"{archive} holds {name!r}, which is no safe relative name; refused")
-    return os.path.join(directory, *parts)
-
-
-def _write_member(path, is_directory, size, stream):
-    if is_directory:
-        os.makedirs(path, exist_ok=True)
-        return
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with stream() as source, open(path, "xb") as file:
-        while block := source.read(min(_BLOCK, size + 1)):  # zip: the last read checks the CRC
-            size -= len(block)
-            if size < 0:
-                raise EOFError("a member is longer than it says")
-            file.write(block)
-    if size:
-        raise EOFError("a member is shorter than it says")
+            is_plain = member.isdir() or member.isreg() and not member.issparse()
+            extract = functools.partial(tar.extract, member, filter="data")
+            yield member.name, is_plain, member.size, extract

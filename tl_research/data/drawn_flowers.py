@@ -5,22 +5,26 @@ Every picture is the same bytes on every machine: random numbers are `RandomStat
 only (its normal deviates call `log`), arithmetic is + - * / sqrt and comparisons, which IEEE 754
 rounds in one way, angles come from a table rounded to 6 decimals, and nothing is reduced (the order
 of a sum differs between machines). Everything, from petal to blade of grass, is one primitive:
-`_Scene.blade`, a shape along an axis.
+`_Brush.blade`, a shape along an axis.
 """
 
+import collections.abc
+import dataclasses
 import math
-import struct
 
 import numpy as np
+from PIL import Image
 
 CLASSES = ("daisy", "dandelion", "roses", "sunflowers", "tulips")  # the folders of tf_flowers
 IMAGES_PER_CLASS = 160
 IMAGE_SIZE = 192
 VERSION = 1  # raise it when any picture changes: it is part of the folder's name
 
-_TURN = 1024  # angles are integers, 1024 to a full turn
+_TURN = 1024  # angles are integers, 1024 to a full turn, clockwise from the right
+_UP = 768
 _SINE = tuple(round(math.sin(2.0 * math.pi * i / _TURN), 6) for i in range(_TURN))
 _GOLDEN_ANGLE = 391.15  # of 1024: no two seeds of a disc stand in line
+_PIXELS = np.arange(IMAGE_SIZE, dtype=np.float32)
 
 # A blade's half width at t in [0, 1] along its axis is width * sqrt(polynomial), at most 1 * width.
 _OUTLINES = {
@@ -34,687 +38,501 @@ _OUTLINES = {
 }
 
 
+def _palette(text):
+    """Returns {name: color [3, 1, 1], or colors [N, 3, 1, 1] where a line gives several}."""
+    palette = {}
+    for line in text.strip().splitlines():
+        name, colors = line.split(":")
+        rows = np.array([color.split() for color in colors.split(",")], float)
+        palette[name.strip()] = rows.squeeze()[..., None, None] / 100
+    return palette
+
+
+# Red, green and blue in percent; where there are several, a picture chooses.
+_COLORS = _palette("""
+    shadow:           16 30 10,  5 12  6, 24 17 11, 45 62 84, 62 58 54,  3  3  4, 30 44 22
+    sunlit:           38 52 20, 20 32 14, 46 36 25, 76 85 93, 84 81 76, 13 12 14, 68 74 48
+    glow:             80 75 40
+    clutter:          20 36 12, 32 48 18, 14 26 12, 42 44 20
+    dry grass:        60 70 30
+    twig foot, tip:   30 22 15, 40 32 22
+    far flower:       90 80 20, 90 90 88, 80 20 30, 70 40 80, 95 55 20
+    far heart:        70 60 20
+    leaf tip:         55 70 30
+    stem:             28 44 16
+    daisy:            96 96 94, 94 94 90, 97 95 97, 95 72 82, 96 84 35, 80 70 92
+    daisy foot:       70 75 50, 80 60 70
+    daisy heart:      93 74 12, 88 62 10, 80 72 22
+    daisy rim:        50 30  5
+    daisy seed:       55 40 10
+    sunflower:        98 78  8, 96 70  6, 98 84 25, 86 42 10
+    sunflower foot:   75 35  5
+    sunflower heart:  20 11  5, 30 18  7, 42 30 10, 36 34 12
+    sunflower seed:   65 42 10, 15  8  3
+    dandelion:        98 82  8, 97 76  5, 95 86 25, 95 62  6
+    dandelion foot:   70 42  2
+    dandelion tip:   100 95 50
+    dandelion leaf:   24 42 14
+    clock:            86 86 84
+    clock stalk:      55 52 45
+    clock heart:      45 36 22
+    petals:           78  8 12, 90 45 55, 96 90 84, 95 80 30, 92 45 22, 62 10 35, 93 70 76
+    rose light:      100 96 92
+    rose dark:        12  0  3
+    sepal foot, tip:  20 34 12, 34 50 20
+    tulip:            55 25 62, 30  8 22
+    tulip tip:       100 95 60, 100 100 100
+    tulip foot:       85 80 30, 30  5 10
+    tulip leaf:       30 48 26
+    stamen:           12 10  5, 80 70 20
+""")
+
+
 def draw(class_name, index):
     """Returns picture `index` of a class: uint8 [192, 192, 3]."""
-    scene = _Scene(class_name, index)
-    pick = scene.pick
-    scene.background()
-    scene.clutter(pick(0, 7))
-    count = 1 if pick(0, 1) < 0.6 else 2 + int(pick(0, 2.5))
-    size = pick(26, 80) if count == 1 else pick(20, 46)
+    species = CLASSES.index(class_name)
+    random = np.random.RandomState(1_000_003 * VERSION + 10_007 * species + index)
+    brush = _Brush(random.random_sample, np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), np.float32))
+    _background(brush)
+    _clutter(brush, brush.count(0, 7))
+    count, margin, sizes = 1, 52, (26, 80)
+    if not brush.chance(0.6):
+        count, margin, sizes = brush.count(2, 4.5), 30, (20, 46)
+    size = brush.pick(*sizes)
     for _ in range(count):
-        margin = 30 if count > 1 else 52
-        x, y = pick(margin, IMAGE_SIZE - margin), pick(margin, IMAGE_SIZE - margin)
-        _FLOWERS[class_name](scene, x, y, size * pick(0.8, 1.15))
-    if pick(0, 1) < 0.45:  # something stands before the flower
-        scene.clutter(1 + int(pick(0, 3)), near=True)
-    return scene.develop()
+        flower = brush.within(margin, IMAGE_SIZE - margin)
+        _PAINTERS[species](flower, size * brush.pick(0.8, 1.15))
+    if brush.chance(0.45):  # something stands before the flower
+        _clutter(brush, brush.count(1, 4), top=60, most=5)
+    return _photograph(brush)
 
 
 def write_bmp(path, image):
-    """Writes uint8 [H, W, 3] as a 24-bit BMP.
-
-    By hand, so that the bytes do not depend on a library's version.
-    """
-    height, width, _ = image.shape
-    # rows end at multiples of 4 bytes
-    padded = np.zeros((height, -(-width * 3 // 4) * 4), np.uint8)
-    # bottom row first, blue first
-    padded[:, : width * 3] = image[::-1, :, ::-1].reshape(height, width * 3)
-    header = struct.pack(
-        "<2sIHHIIiiHHIIiiII",
-        b"BM",
-        54 + padded.size,
-        0,
-        0,
-        54,
-        40,
-        width,
-        height,
-        1,
-        24,
-        0,
-        padded.size,
-        2835,
-        2835,
-        0,
-        0,
-    )
-    with open(path, "wb") as file:
-        file.write(header + padded.tobytes())
+    """Writes uint8 [H, W, 3] as a 24-bit BMP, whose every byte the tests pin."""
+    Image.fromarray(image).save(path, "BMP", dpi=(72, 72))
 
 
-def _sin_cos(angle):
-    return _SINE[int(angle) % _TURN], _SINE[(int(angle) + _TURN // 4) % _TURN]
+def _direction(angle):
+    return _SINE[(int(angle) + _TURN // 4) % _TURN], _SINE[int(angle) % _TURN]
 
 
 def _mix(a, b, share):
-    return tuple(u + (v - u) * share for u, v in zip(a, b))
+    return a + (b - a) * share
 
 
-class _Pose:
-    """A flower's own plane: where it stands, how it is turned, and how much it leans away from the
-    viewer.
-    """
+@dataclasses.dataclass(frozen=True)
+class _Dice:
+    """All that chance decides."""
 
-    def __init__(self, x, y, turn=0.0, lean=1.0, lean_angle=0.0):
-        self.x, self.y, self.turn = x, y, turn
-        sin, cos = _sin_cos(lean_angle)
-        squash = lean - 1.0  # identity + squash along one direction: foreshortening
-        self.xx, self.xy, self.yy = (
-            1.0 + squash * cos * cos,
-            squash * sin * cos,
-            1.0 + squash * sin * sin,
-        )
+    random: collections.abc.Callable  # as `RandomState.random_sample`
 
-    def to_image(self, u, v):
-        return self.x + self.xx * u + self.xy * v, self.y + self.xy * u + self.yy * v
+    def pick(self, low, high, shape=None):
+        """Returns a float, or floats, in [low, high)."""
+        return low + (high - low) * self.random(shape)
 
+    def sway(self, most, shape=None):
+        return self.pick(-most, most, shape)
 
-class _Scene:
-    """One picture being painted, float32 [3, H, W] in 0..1, and its random numbers."""
+    def count(self, low, high):
+        return int(self.pick(low, high))
 
-    def __init__(self, class_name, index):
-        self._random = np.random.RandomState(
-            1_000_003 * VERSION + 10_007 * CLASSES.index(class_name) + index
-        )
-        self.image = np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), np.float32)
-        self.softness = 1.2
-
-    def pick(self, low, high):
-        """Returns a float in [low, high)."""
-        return low + (high - low) * self._random.random_sample()
+    def chance(self, share):
+        return self.random() < share
 
     def choose(self, *options):
-        return options[int(self.pick(0, len(options)))]
+        return options[self.count(0, len(options))]
 
-    def vary(self, colour, amount):
-        """Returns the colour moved by up to `amount` in brightness, half of it in each channel."""
-        level = self.pick(-amount, amount)
-        return tuple(c + level + self.pick(-amount, amount) / 2 for c in colour)
+    def color(self, name, *more):
+        return self.choose(*_COLORS[name], *more)
+
+    def vary(self, color, amount):
+        """Returns the color moved by up to `amount` in brightness, half of it in each channel."""
+        return color + self.sway(amount) + self.sway(amount, color.shape) / 2
+
+    def field(self, cells):
+        """Returns smooth random numbers [H, W] in 0..1: a random grid, interpolated."""
+        grid = self.random((cells + 2, cells + 2)).astype(np.float32)
+        at = _PIXELS * (cells / IMAGE_SIZE)
+        low = at.astype(int)
+        part = (at - low)[:, None]
+        for _ in range(2):  # down, then across
+            grid = _mix(grid[low], grid[low + 1], part * part * (3.0 - 2.0 * part)).T
+        return grid
+
+
+@dataclasses.dataclass(frozen=True)
+class _Brush(_Dice):
+    """Paints a picture, float32 [3, H, W] in 0..1, on a plane in it: where that stands, how it is
+    turned, and how much it leans away from the viewer.
+    """
+
+    image: np.ndarray
+    x: float = 0.0
+    y: float = 0.0
+    turn: float = 0.0
+    lean: float = 1.0
+    lean_angle: float = 0.0
+
+    def at(self, *plane):
+        """Returns a brush for another plane."""
+        return _Brush(self.random, self.image, *plane)
+
+    def within(self, low, high):
+        return self.at(self.pick(low, high), self.pick(low, high))
+
+    def tilted(self, least=0.45):
+        pick = self.pick
+        return self.at(self.x, self.y, pick(0, _TURN), pick(least, 1.0), pick(0, _TURN))
+
+    def moved(self, angle, along, aside=0.0):
+        cos, sin = _direction(angle)
+        return self.at(self.x + cos * along - sin * aside, self.y + sin * along + cos * aside)
+
+    def axis(self, angle):
+        """Returns the directions along and across an axis as the viewer sees them, shorter where
+        they lean away, and by how much areas are smaller.
+        """
+        x, y = _direction(angle + self.turn)
+        cos, sin = _direction(self.lean_angle)
+        squash = self.lean - 1.0
+        xx, xy, yy = 1.0 + squash * cos * cos, squash * sin * cos, 1.0 + squash * sin * sin
+        along, across = (xx * x + xy * y, xy * x + yy * y), (xy * x - xx * y, yy * x - xy * y)
+        return along, across, xx * yy - xy * xy
 
     def blade(
         self,
-        pose,
         angle,
         start,
         length,
         width,
         outline,
         foot,
-        tip,
+        tip=None,
         *,
-        across=0.0,
         bend=0.0,
         edge=0.3,
         veins=0.0,
         light=0.0,
-        softness=None,
+        softness=1.2,
         opacity=1.0,
     ):
-        """Paints one shape along an axis that leaves `pose` at `angle`.
+        """Paints one shape along an axis that leaves the origin of the plane at `angle`.
 
         Args:
-            pose: The plane it lies in.
-            angle: Direction of the axis, 1024 to a turn, clockwise from the right.
-            start, across: Where the axis begins, in pixels along and across its direction.
+            angle: Direction of the axis.
+            start: Where on the axis the shape begins, in pixels.
             length, width: Length and largest half width, in pixels.
             outline: A key of `_OUTLINES`.
-            foot, tip: Colours (red, green, blue in 0..1) at both ends.
+            foot, tip: Colors at both ends; one is enough.
             bend: How far the tip is moved sideways, as a fraction of the length.
             edge, veins, light: Darkening of the rim, of lines along the axis, and from one side to
                 the other.
-            softness: Width of the rim's blur in pixels; None for the scene's own.
+            softness: Width of the rim's blur in pixels.
             opacity: 1 hides what is behind.
         """
-        softness = softness or self.softness
-        sin, cos = _sin_cos(angle + pose.turn)
-        # The box in the image that holds the shape's four corners.
-        half, sideways = width + softness, bend * length
-        corners = [
-            pose.to_image(cos * u - sin * v, sin * u + cos * v)
-            for u in (start - softness, start + length + softness)
-            for v in (across - half + min(0.0, sideways), across + half + max(0.0, sideways))
-        ]
-        (x0, x1), (y0, y1) = [
-            (max(0, int(min(values))), min(IMAGE_SIZE, int(max(values)) + 1))
-            for values in zip(*corners)
-        ]
-        if x1 <= x0 or y1 <= y0:
-            return
-        # From pixels to t along (0 to 1) and s across (-1 to 1), through the inverse of the pose
-        # and the rotation.
-        scale = 1.0 / (pose.xx * pose.yy - pose.xy * pose.xy)
-        xx, xy, yy = pose.yy * scale, -pose.xy * scale, pose.xx * scale
-        dx = (np.arange(x0, x1, dtype=np.float32) + (0.5 - pose.x))[None, :]
-        dy = (np.arange(y0, y1, dtype=np.float32) + (0.5 - pose.y))[:, None]
-        t = ((cos * xx + sin * xy) * dx - start) / length + (cos * xy + sin * yy) / length * dy
-        s = ((cos * xy - sin * xx) * dx - across) / width + (cos * yy - sin * xy) / width * dy
-        if bend:
-            s -= bend * length / width * t * t
-        inside = np.minimum(np.maximum(t, 0.0), 1.0)
+        (ax, ay), (bx, by), area = self.axis(angle)
+        margin = width + abs(bend * length) + 2 * softness
+        rows, columns = (
+            slice(*(max(0, int(end)) for end in (min(ends) - margin, max(ends) + margin + 1)))
+            for ends in (
+                (self.y + ay * start, self.y + ay * (start + length)),
+                (self.x + ax * start, self.x + ax * (start + length)),
+            )
+        )
+        # From pixels to t along (0 to 1) and s across (-1 to 1).
+        dx = _PIXELS[columns] + (0.5 - self.x)
+        dy = (_PIXELS[rows] + (0.5 - self.y))[:, None]
+        t = (by / area * dx - start) / length - bx / area / length * dy
+        s = ax / area / width * dy - ay / area * dx / width - bend * length / width * t * t
+        inside = np.clip(t, 0.0, 1.0)
         reach = np.sqrt(np.maximum(_OUTLINES[outline](inside), 0.0))
         # Distance to the rim in pixels, across the axis and beyond its ends, makes a smooth edge.
         distance = np.minimum(
             (reach - np.abs(s)) * width, np.minimum(t, 1.0 - t) * length + 0.5 * softness
         )
-        cover = np.minimum(np.maximum(distance / softness + 0.5 * (reach > 0), 0.0), 1.0) * opacity
-        shade = 1.0 - edge * (s * s) / (reach * reach + 0.05)
-        if light:
-            shade += light * s
-        if veins:
-            wave = s * 2.5
-            shade -= veins * np.abs(wave - np.floor(wave) - 0.5)
-        shade = np.minimum(np.maximum(shade, 0.2), 1.4)
-        foot, tip = (np.array(colour, np.float32)[:, None, None] for colour in (foot, tip))
-        box = self.image[:, y0:y1, x0:x1]
-        box += ((foot + (tip - foot) * inside) * shade - box) * cover
-
-    def spot(self, x, y, radius, colour, centre=None, **options):
-        """Paints a disc of the image plane."""
-        self.blade(
-            _Pose(x, y),
-            0,
-            -radius,
-            2 * radius,
-            radius,
-            "ellipse",
-            centre or colour,
-            colour,
-            **options,
-        )
-
-    def field(self, cells):
-        """Returns smooth random float32 [H, W] in 0..1: a random grid, interpolated."""
-        grid = self._random.random_sample((cells + 2, cells + 2)).astype(np.float32)
-        at = np.arange(IMAGE_SIZE, dtype=np.float32) * (cells / IMAGE_SIZE)
-        low = at.astype(np.int64)
-        part = at - low
-        part = part * part * (3.0 - 2.0 * part)
-        rows = grid[low] + (grid[low + 1] - grid[low]) * part[:, None]
-        return rows[:, low] + (rows[:, low + 1] - rows[:, low]) * part[None, :]
-
-    def background(self):
-        """Fills the picture: meadow, hedge, earth, sky, wall or dusk, smooth or busy."""
-        places = (
-            ((0.16, 0.30, 0.10), (0.38, 0.52, 0.20)),
-            ((0.05, 0.12, 0.06), (0.20, 0.32, 0.14)),
-            ((0.24, 0.17, 0.11), (0.46, 0.36, 0.25)),
-            ((0.45, 0.62, 0.84), (0.76, 0.85, 0.93)),
-            ((0.62, 0.58, 0.54), (0.84, 0.81, 0.76)),
-            ((0.03, 0.03, 0.04), (0.13, 0.12, 0.14)),
-            ((0.30, 0.44, 0.22), (0.68, 0.74, 0.48)),
-        )
-        dark, bright = self.choose(*places)
-        dark, bright = self.vary(dark, 0.06), self.vary(bright, 0.08)
-        mask = self.field(self.choose(2, 3, 5)) * 0.7 + self.field(
-            self.choose(9, 16, 30)
-        ) * self.pick(0.05, 0.45)
-        for channel in range(3):
-            self.image[channel] = dark[channel] + (bright[channel] - dark[channel]) * mask
-        if self.pick(0, 1) < 0.5:  # lights out of focus
-            for _ in range(int(self.pick(3, 12))):
-                radius = self.pick(5, 22)
-                self.spot(
-                    self.pick(0, 192),
-                    self.pick(0, 192),
-                    radius,
-                    self.vary(self.choose(dark, bright, (0.8, 0.75, 0.4)), 0.12),
-                    softness=radius * 0.6,
-                    opacity=self.pick(0.2, 0.7),
-                    edge=0.0,
-                )
-
-    def clutter(self, amount, near=False):
-        """Paints grass, leaves, twigs and flowers out of focus.
-
-        `near`: across the picture, before everything.
-        """
-        for _ in range(int(amount)):
-            green = self.vary(
-                self.choose(
-                    (0.20, 0.36, 0.12), (0.32, 0.48, 0.18), (0.14, 0.26, 0.12), (0.42, 0.44, 0.2)
-                ),
-                0.08,
-            )
-            kind = self.pick(0, 1)
-            soft = self.pick(1.0, 6.0)
-            pose = _Pose(self.pick(0, 192), self.pick(60, 192) if near else self.pick(0, 192))
-            if kind < 0.45:
-                for _ in range(int(self.pick(2, 5 if near else 9))):
-                    blade = _Pose(pose.x + self.pick(-50, 50), 196)
-                    self.blade(
-                        blade,
-                        768 + self.pick(-110, 110),
-                        0,
-                        self.pick(60, 190),
-                        self.pick(1.5, 5),
-                        "grass",
-                        green,
-                        self.vary(_mix(green, (0.6, 0.7, 0.3), 0.4), 0.05),
-                        bend=self.pick(-0.3, 0.3),
-                        softness=soft,
-                    )
-            elif kind < 0.75:
-                self.leaf(
-                    pose,
-                    self.pick(0, 1024),
-                    self.pick(40, 90),
-                    self.pick(0.15, 0.42),
-                    green,
-                    softness=soft,
-                )
-            elif kind < 0.85:
-                self.blade(
-                    pose,
-                    self.pick(0, 1024),
-                    0,
-                    self.pick(60, 180),
-                    self.pick(1, 3),
-                    "stem",
-                    (0.3, 0.22, 0.15),
-                    (0.4, 0.32, 0.22),
-                    bend=self.pick(-0.2, 0.2),
-                    softness=soft,
-                )
-            else:
-                colour = self.vary(
-                    self.choose(
-                        (0.9, 0.8, 0.2),
-                        (0.9, 0.9, 0.88),
-                        (0.8, 0.2, 0.3),
-                        (0.7, 0.4, 0.8),
-                        (0.95, 0.55, 0.2),
-                    ),
-                    0.08,
-                )
-                for step in range(5):
-                    self.blade(
-                        pose,
-                        step * 205 + 40,
-                        1,
-                        self.pick(9, 16),
-                        self.pick(4, 7),
-                        "obovate",
-                        colour,
-                        colour,
-                        softness=soft + 1.5,
-                    )
-                self.spot(pose.x, pose.y, 4, (0.7, 0.6, 0.2), softness=soft + 1)
-
-    def leaf(self, pose, angle, length, share, green, **options):
-        bend, tip = self.pick(-0.25, 0.25), self.vary(_mix(green, (0.55, 0.7, 0.3), 0.3), 0.05)
-        self.blade(
-            pose,
-            angle,
-            0,
-            length,
-            length * share,
-            "lance",
-            green,
-            tip,
-            bend=bend,
-            veins=0.12,
-            light=self.pick(-0.2, 0.2),
-            **options,
-        )
-        self.blade(pose, angle, 0, length * 0.9, 1.0, "grass", tip, tip, bend=bend * 0.9, **options)
-
-    def stem(self, x, y, width, leaves):
-        """Paints a stem from a flower at (x, y) down and out of the picture, with leaves."""
-        green = self.vary((0.28, 0.44, 0.16), 0.07)
-        angle, bend = 256 + self.pick(-50, 50), self.pick(-0.15, 0.15)
-        self.blade(
-            _Pose(x, y),
-            angle,
-            0,
-            230,
-            width,
-            "stem",
-            green,
-            self.vary(green, 0.04),
-            bend=bend,
-            light=0.25,
-        )
-        sin, cos = _sin_cos(angle)
-        for _ in range(leaves):
-            down = self.pick(30, 110)
-            side = bend * down * down / 230
-            self.leaf(
-                _Pose(x + cos * down - sin * side, y + sin * down + cos * side),
-                self.choose(900, 640) + self.pick(-70, 70),
-                self.pick(28, 75),
-                self.pick(0.16, 0.4),
-                self.vary(green, 0.04),
-            )
-
-    def seeds(self, pose, radius, count, size, dark, bright):
-        """Paints a disc of `count` seeds in a spiral."""
-        for i in range(count):
-            share = math.sqrt((i + 0.5) / count)
-            self.blade(
-                pose,
-                i * _GOLDEN_ANGLE,
-                radius * share - size,
-                2 * size,
-                size,
-                "ellipse",
-                self.vary(_mix(dark, bright, share), 0.08),
-                _mix(dark, bright, share),
-                edge=0.5,
-            )
-
-    def develop(self):
-        """Returns the picture under some light, through some lens, with some noise: uint8 [H, W,
-        3].
-        """
-        image = self.image
-        gain = self.pick(0.62, 1.25) * (1.0 + self.pick(-0.5, 0.5) * (self.field(2) - 0.5))
-        haze = self.pick(0.0, 0.16) if self.pick(0, 1) < 0.5 else 0.0
-        for channel in range(3):
-            image[channel] = image[channel] * (gain * self.pick(0.9, 1.1)) * (1.0 - haze) + haze
-        for _ in range(int(self.pick(0, 2.6))):  # blur: each pixel with its neighbours, both ways
-            image[:, 1:-1] = (image[:, :-2] + 2.0 * image[:, 1:-1] + image[:, 2:]) * 0.25
-            image[:, :, 1:-1] = (
-                image[:, :, :-2] + 2.0 * image[:, :, 1:-1] + image[:, :, 2:]
-            ) * 0.25
-        image = image + self._random.random_sample(image.shape).astype(np.float32) * self.pick(
-            0.01, 0.12
-        )
-        levels = np.floor(np.minimum(np.maximum(image, 0.0), 1.0) * 255.0 + 0.5).astype(np.uint8)
-        return np.ascontiguousarray(levels.transpose(1, 2, 0))
+        cover = np.clip(distance / softness + 0.5 * (reach > 0), 0.0, 1.0) * opacity
+        shade = 1.0 - edge * (s * s) / (reach * reach + 0.05) + light * s
+        shade -= veins * np.abs(s * 2.5 - np.floor(s * 2.5) - 0.5)
+        foot, tip = np.float32(foot), np.float32(foot if tip is None else tip)
+        box = self.image[:, rows, columns]
+        box += (_mix(foot, tip, inside) * np.clip(shade, 0.2, 1.4) - box) * cover
 
 
-def _tilted(scene, x, y, least=0.45):
-    return _Pose(x, y, scene.pick(0, 1024), scene.pick(least, 1.0), scene.pick(0, 1024))
+def _disc(brush, radius, *colors, **options):
+    brush.blade(0, -radius, 2 * radius, radius, "ellipse", *colors, **options)
 
 
-def _ring(
-    scene, pose, count, start, length, width, outline, foot, tip, jitter=1.0, turn=None, **options
-):
-    """Paints `count` petals around `pose`, none like its neighbour.
-
-    `turn`: direction of the first, None for any.
+def _ring(brush, count, start, length, width, outline, foot, tip, jitter=1.0, turn=None, **options):
+    """Paints `count` petals around the brush, none like its neighbor; the first in the direction
+    `turn`, None for any.
     """
-    turn = scene.pick(0, 1024) if turn is None else turn
+    turn = brush.pick(0, _TURN) if turn is None else turn
     for i in range(count):
-        angle = turn + (i + jitter * scene.pick(-0.28, 0.28)) * _TURN / count
-        shade = scene.pick(-0.07, 0.05)
-        scene.blade(
-            pose,
+        angle = turn + (i + jitter * brush.sway(0.28)) * _TURN / count
+        shade = brush.pick(-0.07, 0.05)
+        brush.blade(
             angle,
             start,
-            length * scene.pick(0.86, 1.08),
-            width * scene.pick(0.85, 1.12),
+            length * brush.pick(0.86, 1.08),
+            width * brush.pick(0.85, 1.12),
             outline,
-            tuple(c + shade for c in foot),
-            tuple(c + shade for c in tip),
-            bend=scene.pick(-0.1, 0.1) * jitter,
-            light=scene.pick(-0.12, 0.12),
+            foot + shade,
+            tip + shade,
+            bend=brush.sway(0.1) * jitter,
+            light=brush.sway(0.12),
             **options,
         )
 
 
-def _daisy(scene, x, y, size):
-    white = scene.choose(
-        (0.96, 0.96, 0.94),
-        (0.94, 0.94, 0.90),
-        (0.97, 0.95, 0.97),
-        (0.95, 0.72, 0.82),
-        (0.96, 0.84, 0.35),
-        (0.80, 0.70, 0.92),
-    )
-    foot = _mix(white, scene.choose((0.7, 0.75, 0.5), (0.8, 0.6, 0.7), white), 0.35)
-    scene.stem(x, y, size * 0.04 + 1, int(scene.pick(0, 3)))
-    pose = _tilted(scene, x, y)
-    count, heart = int(scene.pick(11, 25)), size * scene.pick(0.18, 0.34)
-    width = size * scene.pick(2.2, 3.4) / count
-    for layer in range(scene.choose(1, 2, 2)):
-        _ring(
-            scene,
-            pose,
-            count,
-            heart * 0.6,
-            size * (1 - layer * 0.1) - heart * 0.6,
-            width,
-            scene.choose("strap", "obovate", "ellipse"),
-            foot,
-            white,
-            edge=0.22,
-            veins=0.10,
+def _seeds(brush, radius, count, size, dark, bright):
+    """Paints a disc of `count` seeds in a spiral."""
+    for i in range(count):
+        share = math.sqrt((i + 0.5) / count)
+        start, color = radius * share - size, _mix(dark, bright, share)
+        foot = brush.vary(color, 0.08)
+        brush.blade(i * _GOLDEN_ANGLE, start, 2 * size, size, "ellipse", foot, color, edge=0.5)
+
+
+def _leaf(brush, angle, length, share, green, **options):
+    bend, tip = brush.sway(0.25), brush.vary(_mix(green, _COLORS["leaf tip"], 0.3), 0.05)
+    half = dict(bend=bend, veins=0.12, light=brush.sway(0.2))
+    brush.blade(angle, 0, length, length * share, "lance", green, tip, **half, **options)
+    brush.blade(angle, 0, length * 0.9, 1.0, "grass", tip, bend=bend * 0.9, **options)
+
+
+def _stem(brush, width, leaves):
+    """Paints a stem from a flower down and out of the picture, with leaves."""
+    green = brush.vary(_COLORS["stem"], 0.07)
+    angle, bend = brush.pick(206, 306), brush.sway(0.15)
+    foot = brush.vary(green, 0.04)
+    brush.blade(angle, 0, 230, width, "stem", green, foot, bend=bend, light=0.25)
+    for _ in range(leaves):
+        down = brush.pick(30, 110)
+        _leaf(
+            brush.moved(angle, down, bend * down * down / 230),
+            brush.choose(900, 640) + brush.sway(70),
+            brush.pick(28, 75),
+            brush.pick(0.16, 0.4),
+            brush.vary(green, 0.04),
         )
-    yellow = scene.choose((0.93, 0.74, 0.12), (0.88, 0.62, 0.10), (0.80, 0.72, 0.22))
-    scene.blade(
-        pose,
-        0,
-        -heart,
-        2 * heart,
-        heart,
-        "ellipse",
-        yellow,
-        _mix(yellow, (0.5, 0.3, 0.05), 0.3),
-        edge=0.45,
-    )
-    scene.seeds(
-        pose,
-        heart * 0.85,
-        16 + int(heart),
-        heart * 0.12 + 0.6,
-        _mix(yellow, (0.55, 0.4, 0.1), 0.4),
-        yellow,
-    )
 
 
-def _sunflower(scene, x, y, size):
-    yellow = scene.choose(
-        (0.98, 0.78, 0.08), (0.96, 0.70, 0.06), (0.98, 0.84, 0.25), (0.86, 0.42, 0.10)
-    )
-    foot = _mix(yellow, (0.75, 0.35, 0.05), scene.pick(0.1, 0.6))
-    scene.stem(x, y, size * 0.07 + 1.5, int(scene.pick(0, 3)))
-    pose = _tilted(scene, x, y)
-    count, heart = int(scene.pick(15, 32)), size * scene.pick(0.28, 0.54)
+def _background(brush):
+    """Fills the picture: meadow, hedge, earth, sky, wall or dusk, smooth or busy."""
+    dark, bright = brush.choose(*zip(_COLORS["shadow"], _COLORS["sunlit"]))
+    dark, bright = brush.vary(dark, 0.06), brush.vary(bright, 0.08)
+    smooth = brush.field(brush.choose(2, 3, 5))
+    busy = brush.field(brush.choose(9, 16, 30))
+    brush.image[:] = _mix(dark, bright, smooth * 0.7 + busy * brush.pick(0.05, 0.45))
+    for _ in range(brush.count(3, 12) if brush.chance(0.5) else 0):  # lights out of focus
+        radius = brush.pick(5, 22)
+        place = brush.within(0, IMAGE_SIZE)
+        color = brush.vary(brush.choose(dark, bright, _COLORS["glow"]), 0.12)
+        opacity = brush.pick(0.2, 0.7)
+        _disc(place, radius, color, softness=radius * 0.6, opacity=opacity, edge=0.0)
+
+
+def _clutter(brush, amount, top=0, most=9):
+    """Paints grass (below `most` blades at a time), leaves, twigs and flowers out of focus."""
+    for _ in range(amount):
+        green = brush.vary(brush.color("clutter"), 0.08)
+        kind, softness = brush.pick(0, 1), brush.pick(1.0, 6.0)
+        place = brush.at(brush.pick(0, IMAGE_SIZE), brush.pick(top, IMAGE_SIZE))
+        paint = next(paint for share, paint in _CLUTTER.items() if kind < share)
+        paint(place, green, softness, most)
+
+
+def _grass(brush, green, softness, most):
+    for _ in range(brush.count(2, most)):
+        brush.at(brush.x + brush.sway(50), IMAGE_SIZE + 4).blade(
+            _UP + brush.sway(110),
+            0,
+            brush.pick(60, 190),
+            brush.pick(1.5, 5),
+            "grass",
+            green,
+            brush.vary(_mix(green, _COLORS["dry grass"], 0.4), 0.05),
+            bend=brush.sway(0.3),
+            softness=softness,
+        )
+
+
+def _loose_leaf(brush, green, softness, _):
+    pick = brush.pick
+    _leaf(brush, pick(0, _TURN), pick(40, 90), pick(0.15, 0.42), green, softness=softness)
+
+
+def _twig(brush, green, softness, _):
+    angle, length, width = brush.pick(0, _TURN), brush.pick(60, 180), brush.pick(1, 3)
+    look = dict(bend=brush.sway(0.2), softness=softness)
+    brush.blade(angle, 0, length, width, "stem", *_COLORS["twig foot, tip"], **look)
+
+
+def _far_flower(brush, green, softness, _):
+    color = brush.vary(brush.color("far flower"), 0.08)
+    for angle in range(40, _TURN, 205):
+        length, width = brush.pick(9, 16), brush.pick(4, 7)
+        brush.blade(angle, 1, length, width, "obovate", color, softness=softness + 1.5)
+    _disc(brush, 4, _COLORS["far heart"], softness=softness + 1)
+
+
+_CLUTTER = {0.45: _grass, 0.75: _loose_leaf, 0.85: _twig, 1.0: _far_flower}  # upper ends of shares
+
+
+def _photograph(brush):
+    """Returns the picture under some light, through some lens, with some noise: uint8 [H, W, 3]."""
+    image = brush.image
+    gain = brush.pick(0.62, 1.25) * (1.0 + brush.sway(0.5) * (brush.field(2) - 0.5))
+    haze = brush.pick(0.0, 0.16) if brush.chance(0.5) else 0.0
+    image[:] = image * (gain * brush.pick(0.9, 1.1, (3, 1, 1))) * (1.0 - haze) + haze
+    for _ in range(brush.count(0, 2.6)):  # blur: each pixel with its neighbors, both ways
+        for view in (image, image.swapaxes(1, 2)):
+            view[:, 1:-1] = (view[:, :-2] + 2.0 * view[:, 1:-1] + view[:, 2:]) * 0.25
+    image = image + np.float32(brush.random(image.shape)) * brush.pick(0.01, 0.12)
+    return np.uint8(np.clip(image, 0.0, 1.0) * 255.0 + 0.5).transpose(1, 2, 0)
+
+
+def _daisy(brush, size):
+    petal = brush.color("daisy")
+    foot = _mix(petal, brush.color("daisy foot", petal), 0.35)
+    _stem(brush, size * 0.04 + 1, brush.count(0, 3))
+    brush = brush.tilted()
+    count, heart = brush.count(11, 25), size * brush.pick(0.18, 0.34)
+    start, width = heart * 0.6, size * brush.pick(2.2, 3.4) / count
+    for layer in range(brush.choose(1, 2, 2)):
+        length = size * (1 - layer * 0.1) - start
+        outline = brush.choose("strap", "obovate", "ellipse")
+        _ring(brush, count, start, length, width, outline, foot, petal, edge=0.22, veins=0.10)
+    yellow = brush.color("daisy heart")
+    _disc(brush, heart, yellow, _mix(yellow, _COLORS["daisy rim"], 0.3), edge=0.45)
+    dark = _mix(yellow, _COLORS["daisy seed"], 0.4)
+    _seeds(brush, heart * 0.85, 16 + int(heart), heart * 0.12 + 0.6, dark, yellow)
+
+
+def _sunflower(brush, size):
+    petal = brush.color("sunflower")
+    foot = _mix(petal, _COLORS["sunflower foot"], brush.pick(0.1, 0.6))
+    _stem(brush, size * 0.07 + 1.5, brush.count(0, 3))
+    brush = brush.tilted()
+    count, heart = brush.count(15, 32), size * brush.pick(0.28, 0.54)
+    start = heart * 0.75
     for layer in range(2):
-        _ring(
-            scene,
-            pose,
-            count,
-            heart * 0.75,
-            size * (1 - layer * 0.09) - heart * 0.75,
-            size * scene.pick(2.4, 3.6) / count,
-            scene.choose("lance", "ellipse", "ovate"),
-            foot,
-            yellow,
-            edge=0.25,
-            veins=0.16,
-        )
-    dark = scene.choose(
-        (0.20, 0.11, 0.05), (0.30, 0.18, 0.07), (0.42, 0.30, 0.10), (0.36, 0.34, 0.12)
-    )
-    rim = _mix(dark, scene.choose((0.65, 0.42, 0.1), (0.15, 0.08, 0.03)), 0.5)
-    scene.blade(pose, 0, -heart, 2 * heart, heart, "ellipse", dark, dark, edge=-0.1)
-    scene.seeds(pose, heart * 0.92, int(scene.pick(45, 80)), heart * 0.08 + 0.6, dark, rim)
+        length, width = size * (1 - layer * 0.09) - start, size * brush.pick(2.4, 3.6) / count
+        outline = brush.choose("lance", "ellipse", "ovate")
+        _ring(brush, count, start, length, width, outline, foot, petal, edge=0.25, veins=0.16)
+    dark = brush.color("sunflower heart")
+    rim = _mix(dark, brush.color("sunflower seed"), 0.5)
+    _disc(brush, heart, dark, edge=-0.1)
+    _seeds(brush, heart * 0.92, brush.count(45, 80), heart * 0.08 + 0.6, dark, rim)
 
 
-def _dandelion(scene, x, y, size):
-    scene.stem(x, y, size * 0.04 + 1, 0)
-    green = scene.vary((0.24, 0.42, 0.14), 0.05)
-    if scene.pick(0, 1) < 0.35:  # the clock: a ball of seeds with parachutes
-        grey = scene.vary((0.86, 0.86, 0.84), 0.06)
-        scene.spot(x, y, size * 0.8, grey, softness=size * 0.4, opacity=0.35, edge=0.0)
-        for i in range(int(scene.pick(45, 75))):
-            pose = _Pose(x, y)
-            depth = math.sqrt(scene.pick(0.02, 1))
-            angle, length = i * _GOLDEN_ANGLE, size * 0.9 * depth
-            scene.blade(pose, angle, 0, length, 0.7, "stem", (0.55, 0.52, 0.45), grey, opacity=0.6)
-            sin, cos = _sin_cos(angle)
-            tip = _Pose(x + cos * length, y + sin * length)
-            for hair in (-130, 0, 130):
-                scene.blade(
-                    tip, angle + hair, 0, size * 0.17, 0.6, "stem", grey, grey, opacity=0.75
-                )
-        scene.spot(x, y, size * 0.13, (0.45, 0.36, 0.22))
-        return
-    yellow = scene.choose(
-        (0.98, 0.82, 0.08), (0.97, 0.76, 0.05), (0.95, 0.86, 0.25), (0.95, 0.62, 0.06)
-    )
-    foot = _mix(yellow, (0.70, 0.42, 0.02), 0.55)
-    pose = _tilted(scene, x, y, 0.35)
-    for _ in range(int(scene.pick(0, 4))):  # toothed leaves
-        pointing, reach = scene.pick(0, 1024), size * scene.pick(1.1, 1.7)
-        for tooth in range(5):
-            for side in (-90, 90):
-                scene.blade(
-                    _Pose(x, y),
-                    pointing + side * 0.35,
-                    reach * (0.15 + 0.16 * tooth),
-                    reach * 0.22,
-                    reach * 0.07,
-                    "ovate",
-                    green,
-                    green,
-                )
-        scene.leaf(_Pose(x, y), pointing, reach, 0.1, green)
-    layers = 4 + int(scene.pick(0, 3))
+def _dandelion(brush, size):
+    _stem(brush, size * 0.04 + 1, 0)
+    green = brush.vary(_COLORS["dandelion leaf"], 0.05)
+    if brush.chance(0.35):
+        return _clock(brush, size)
+    yellow = brush.color("dandelion")
+    foot = _mix(yellow, _COLORS["dandelion foot"], 0.55)
+    flower = brush.tilted(0.35)
+    for _ in range(brush.count(0, 4)):
+        _toothed_leaf(brush, brush.pick(0, _TURN), size * brush.pick(1.1, 1.7), green)
+    layers = brush.count(4, 7)
     for layer in range(layers):
         share = 1 - layer / (layers + 0.6)
-        _ring(
-            scene,
-            pose,
-            int(12 + 14 * share),
-            size * 0.04,
-            size * share,
-            size * 0.045 + 0.9,
-            "strap",
-            foot,
-            _mix(yellow, (1, 0.95, 0.5), scene.pick(0, 0.3)),
-            jitter=1.6,
-            edge=0.3,
-        )
-    scene.seeds(pose, size * 0.2, 14, size * 0.04 + 0.6, foot, yellow)
+        tip = _mix(yellow, _COLORS["dandelion tip"], brush.pick(0, 0.3))
+        count, width = int(12 + 14 * share), size * 0.045 + 0.9
+        _ring(flower, count, size * 0.04, size * share, width, "strap", foot, tip, jitter=1.6)
+    _seeds(flower, size * 0.2, 14, size * 0.04 + 0.6, foot, yellow)
 
 
-_PETALS = (
-    (0.78, 0.08, 0.12),
-    (0.90, 0.45, 0.55),
-    (0.96, 0.90, 0.84),
-    (0.95, 0.80, 0.30),
-    (0.92, 0.45, 0.22),
-    (0.62, 0.10, 0.35),
-    (0.93, 0.70, 0.76),
-)
+def _toothed_leaf(brush, angle, length, green):
+    for tooth in range(5):
+        start = length * (0.15 + 0.16 * tooth)
+        for side in (-31.5, 31.5):
+            brush.blade(angle + side, start, length * 0.22, length * 0.07, "ovate", green)
+    _leaf(brush, angle, length, 0.1, green)
 
 
-def _rose(scene, x, y, size):
-    colour = scene.choose(*_PETALS)
-    light = _mix(colour, (1, 0.96, 0.92), scene.pick(0.1, 0.4))
-    dark = _mix(colour, (0.12, 0.0, 0.03), scene.pick(0.4, 0.6))
-    scene.stem(x, y, size * 0.05 + 1.5, int(scene.pick(1, 5)))
-    if scene.pick(0, 1) < 0.3:  # a bud from the side, much like a tulip
-        pose = _Pose(x, y + size * 0.5, scene.pick(-80, 80))
-        for angle, share in ((-70, 0.95), (70, 0.95), (0, 1.0), (-45, 0.8), (50, 0.74), (5, 0.6)):
-            scene.blade(
-                pose,
-                768 + angle * scene.pick(0.7, 1.2),
-                -size * 0.1,
-                size * 1.2 * share,
-                size * scene.pick(0.42, 0.52),
-                "obovate",
-                dark,
-                light,
-                bend=-angle * 0.0018,
-                edge=0.4,
-                light=scene.pick(-0.2, 0.2),
-            )
-        for angle in (-150, -60, 20, 110):
-            scene.blade(
-                pose,
-                768 + angle,
-                -2,
-                size * 0.5,
-                size * 0.09,
-                "lance",
-                (0.2, 0.34, 0.12),
-                (0.34, 0.5, 0.2),
-                bend=0.1,
-            )
-        return
-    pose = _tilted(scene, x, y, 0.55)
-    layers = int(scene.pick(3, 6))
+def _clock(brush, size):
+    """A ball of seeds with parachutes."""
+    grey = brush.vary(_COLORS["clock"], 0.06)
+    _disc(brush, size * 0.8, grey, softness=size * 0.4, opacity=0.35, edge=0.0)
+    for i in range(brush.count(45, 75)):
+        angle, length = i * _GOLDEN_ANGLE, size * 0.9 * math.sqrt(brush.pick(0.02, 1))
+        brush.blade(angle, 0, length, 0.7, "stem", _COLORS["clock stalk"], grey, opacity=0.6)
+        for side in (-130, 0, 130):
+            tip = brush.moved(angle, length)
+            tip.blade(angle + side, 0, size * 0.17, 0.6, "stem", grey, opacity=0.75)
+    _disc(brush, size * 0.13, _COLORS["clock heart"])
+
+
+def _rose(brush, size):
+    color = brush.color("petals")
+    light = _mix(color, _COLORS["rose light"], brush.pick(0.1, 0.4))
+    dark = _mix(color, _COLORS["rose dark"], brush.pick(0.4, 0.6))
+    _stem(brush, size * 0.05 + 1.5, brush.count(1, 5))
+    if brush.chance(0.3):
+        return _bud(brush, size, dark, light)
+    brush = brush.tilted(0.55)
+    layers = brush.count(3, 6)
     for layer in range(layers):
-        share = 1 - layer / (layers + 0.3)
-        _ring(
-            scene,
-            pose,
-            5 if layer < 3 else 3,
-            -size * 0.08 * share,
-            size * share,
-            size * share * scene.pick(0.46, 0.62),
-            "obovate",
-            dark,
-            light,
-            edge=0.34,
-            veins=0.05,
-        )
+        length = size * (1 - layer / (layers + 0.3))
+        count, start, width = 5 if layer < 3 else 3, -0.08 * length, length * brush.pick(0.46, 0.62)
+        _ring(brush, count, start, length, width, "obovate", dark, light, edge=0.34, veins=0.05)
     for i in range(7):  # the heart: a spiral of rims
-        scene.blade(
-            pose,
-            i * 190,
-            size * (0.02 + 0.017 * i),
-            size * 0.14,
-            size * 0.07,
-            "ellipse",
-            dark,
-            _mix(colour, light, 0.5),
-            edge=0.5,
-        )
+        start, tip = size * (0.02 + 0.017 * i), _mix(color, light, 0.5)
+        brush.blade(i * 190, start, size * 0.14, size * 0.07, "ellipse", dark, tip, edge=0.5)
 
 
-def _tulip(scene, x, y, size):
-    colour = scene.choose(*_PETALS, (0.55, 0.25, 0.62), (0.30, 0.08, 0.22))
-    tip = _mix(colour, scene.choose((1, 0.95, 0.6), (1, 1, 1), colour), scene.pick(0.0, 0.5))
-    foot = _mix(
-        colour, scene.choose((0.85, 0.8, 0.3), (0.3, 0.05, 0.1), colour), scene.pick(0.1, 0.6)
-    )
-    green = scene.vary((0.30, 0.48, 0.26), 0.06)
-    outline = scene.choose("ovate", "ellipse", "ellipse")
-    if scene.pick(0, 1) < 0.22:  # seen from above
-        scene.stem(x, y, size * 0.05 + 2, 1)
-        pose = _tilted(scene, x, y, 0.6)
-        for layer in range(2):
-            _ring(
-                scene,
-                pose,
-                3,
-                0,
-                size * (1 - 0.08 * layer),
-                size * 0.42,
-                outline,
-                foot,
-                tip,
-                jitter=0.4,
-                turn=171 * layer,
-                edge=0.35,
-                veins=0.12,
-            )
-        scene.seeds(pose, size * 0.12, 7, size * 0.04 + 0.7, (0.12, 0.1, 0.05), (0.8, 0.7, 0.2))
-        return
-    base_y = y + size * 0.7
-    scene.stem(x, base_y, size * 0.05 + 1.5, 0)
-    for _ in range(int(scene.pick(0, 3.5))):
-        scene.leaf(
-            _Pose(x + scene.pick(-12, 12), base_y + size * 1.6),
-            768 + scene.pick(-130, 130),
-            size * scene.pick(1.6, 2.6),
-            scene.pick(0.1, 0.2),
+def _bud(brush, size, dark, light):
+    """A rose from the side, much like a tulip."""
+    brush = brush.at(brush.x, brush.y + size * 0.5, brush.sway(80))
+    for side, share in ((-70, 0.95), (70, 0.95), (0, 1.0), (-45, 0.8), (50, 0.74), (5, 0.6)):
+        angle, width = _UP + side * brush.pick(0.7, 1.2), size * brush.pick(0.42, 0.52)
+        look = dict(bend=-side * 0.0018, edge=0.4, light=brush.sway(0.2))
+        brush.blade(angle, -size * 0.1, size * 1.2 * share, width, "obovate", dark, light, **look)
+    for side in (-150, -60, 20, 110):
+        colors = _COLORS["sepal foot, tip"]
+        brush.blade(_UP + side, -2, size * 0.5, size * 0.09, "lance", *colors, bend=0.1)
+
+
+def _tulip(brush, size):
+    color = brush.color("petals", *_COLORS["tulip"])
+    tip = _mix(color, brush.color("tulip tip", color), brush.pick(0.0, 0.5))
+    foot = _mix(color, brush.color("tulip foot", color), brush.pick(0.1, 0.6))
+    green = brush.vary(_COLORS["tulip leaf"], 0.06)
+    outline = brush.choose("ovate", "ellipse", "ellipse")
+    if brush.chance(0.22):
+        return _open_tulip(brush, size, outline, foot, tip)
+    brush = brush.at(brush.x, brush.y + size * 0.7)
+    _stem(brush, size * 0.05 + 1.5, 0)
+    for _ in range(brush.count(0, 3.5)):
+        _leaf(
+            brush.at(brush.x + brush.sway(12), brush.y + size * 1.6),
+            _UP + brush.sway(130),
+            size * brush.pick(1.6, 2.6),
+            brush.pick(0.1, 0.2),
             green,
         )
-    pose = _Pose(x, base_y, scene.pick(-90, 90), scene.pick(0.8, 1.0), scene.pick(0, 1024))
-    spread, length, width = (
-        scene.pick(25, 95),
-        size * scene.pick(1.3, 1.7),
-        size * scene.pick(0.4, 0.56),
-    )
-    for angle, share, dim in (
+    _cup(brush, size, outline, foot, tip)
+
+
+def _open_tulip(brush, size, outline, foot, tip):
+    """A tulip from above."""
+    _stem(brush, size * 0.05 + 2, 1)
+    brush = brush.tilted(0.6)
+    for length, turn in ((size, 0), (size * 0.92, 171)):
+        look = dict(jitter=0.4, turn=turn, edge=0.35, veins=0.12)
+        _ring(brush, 3, 0, length, size * 0.42, outline, foot, tip, **look)
+    _seeds(brush, size * 0.12, 7, size * 0.04 + 0.7, *_COLORS["stamen"])
+
+
+def _cup(brush, size, outline, foot, tip):
+    """A tulip from the side."""
+    pick = brush.pick
+    brush = brush.at(brush.x, brush.y, brush.sway(90), pick(0.8, 1.0), pick(0, _TURN))
+    spread, length, width = pick(25, 95), size * pick(1.3, 1.7), size * pick(0.4, 0.56)
+    for side, share, dim in (
         (-0.6, 0.97, 0.75),
         (0.6, 0.97, 0.75),
         (0.1, 1.0, 0.8),
@@ -722,27 +540,19 @@ def _tulip(scene, x, y, size):
         (1, 0.96, 0.92),
         (0, 0.9, 1.0),
     ):
-        shift = scene.pick(-0.12, 0.12)
-        scene.blade(
-            pose,
-            768 + (angle + shift) * spread,
+        brush.blade(
+            _UP + (side + brush.sway(0.12)) * spread,
             -size * 0.06,
-            length * share * scene.pick(0.94, 1.05),
+            length * share * pick(0.94, 1.05),
             width,
             outline,
-            tuple(c * dim for c in foot),
-            tuple(c * dim for c in tip),
-            bend=-0.14 * angle * scene.pick(0.3, 1.4),
+            foot * dim,
+            tip * dim,
+            bend=-0.14 * side * pick(0.3, 1.4),
             edge=0.38,
             veins=0.1,
-            light=scene.pick(-0.15, 0.15),
+            light=brush.sway(0.15),
         )
 
 
-_FLOWERS = {
-    "daisy": _daisy,
-    "dandelion": _dandelion,
-    "roses": _rose,
-    "sunflowers": _sunflower,
-    "tulips": _tulip,
-}
+_PAINTERS = (_daisy, _dandelion, _rose, _sunflower, _tulip)  # in the order of `CLASSES`

@@ -62,13 +62,15 @@ class CheckedImages:
 
 
 def make_decoder(image_size):
-    """Returns a function from the bytes of an image file, a scalar string tensor, to uint8
-    [image_size, image_size, 3].
+    """Returns a function from the bytes of an image file, a scalar string tensor, or from uint8
+    [H, W, 3], to uint8 [image_size, image_size, 3].
     """
 
-    @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+    @tf.function(reduce_retracing=True)
     def decode(data):
-        return tf.cast(resized(decode_image(data), image_size), tf.uint8)
+        data = tf.convert_to_tensor(data)
+        image = decode_image(data) if data.dtype == tf.string else data
+        return tf.cast(resized(image, image_size), tf.uint8)
 
     return decode
 
@@ -92,12 +94,16 @@ def load_image(path, decode):
     was resized).
 
     Args:
-        path: Of the file, which is checked before anything is decoded.
+        path: Of the file, which is checked before anything is decoded; or uint8 [H, W, 3], whose
+            bytes are those of type, shape and pixels.
         decode: What `make_decoder` returns.
 
     Raises:
         BadImage: With the reason why it cannot be used.
     """
+    if isinstance(path, np.ndarray):
+        data = f"{path.dtype} {path.shape}\n".encode() + path.tobytes()
+        return decode(tf.constant(path)).numpy(), data, (), (path.shape[1], path.shape[0])
     try:
         data = _read(path)
         traits, size = _check_header(data, path)
@@ -226,7 +232,7 @@ def _check_header(data, path):
     if image_format not in FORMATS:
         raise BadImage(f"{image_format} image; expected JPEG, PNG, GIF, BMP or WebP")
     pixels, what = (
-        max(width * height, _gif_pixels(data) if image_format == "GIF" else 0),
+        max(width * height, gif_pixels(data) if image_format == "GIF" else 0),
         f"{width} x {height} pixels",
     )
     if pixels > width * height:
@@ -245,7 +251,7 @@ def _check_header(data, path):
     return tuple(trait for trait, there in traits.items() if there), (width, height)
 
 
-def _gif_pixels(data):
+def gif_pixels(data):
     """Returns the pixels of all frames of a GIF: TensorFlow decodes each one, to keep the first."""
     total, place = 0, 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
     while place + 10 <= len(data) and data[place] != 0x3B:

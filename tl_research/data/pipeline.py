@@ -4,49 +4,35 @@ iterator state.
 
 import dataclasses
 import os
+from zlib import crc32
 
 import numpy as np
 import tensorflow as tf
 
-from tl_research.data.image_check import make_decoder
+from tl_research.data.image_check import decode_image, make_decoder
 from tl_research.errors import DataError
 
 _PREFETCHED = 8  # batches decoded ahead: two calls of the loop
 # Streams of random numbers that must not be the same numbers.
-_ORDER, _AUGMENTATION, _MIXUP = 1, 2, 3
+_ORDER, _AUGMENTATION, MIXUP = 1, 2, 3
 
 
-def _generator(seed, stream, index):
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stream, index])))
+def generator(seed, *stream):
+    """Returns a `numpy.random.Generator` that depends on these whole numbers alone."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *stream])))
 
 
 def epoch_order(seed, epoch, num_examples):
     """Returns int64 [num_examples], a permutation that depends on (seed, epoch) alone."""
-    return _generator(seed, _ORDER, epoch).permutation(num_examples)
+    return generator(seed, _ORDER, epoch).permutation(num_examples)
 
 
-def augmentation_draws(seed, view, num_examples, num_columns):
+def augmentation_draws(seed, view, num_examples, num_columns, name=None):
     """Returns float32 [num_examples, num_columns] in [0, 1); row i belongs to example i in this
-    view.
+    view. An extension's operation has a stream of its name.
     """
-    return _generator(seed, _AUGMENTATION, view).random((num_examples, num_columns), np.float32)
-
-
-def mixup_draws(seed, epoch, num_examples, alpha):
-    """Returns what MixUp blends each example with in an epoch (Zhang et al. 2018, arXiv:1710.09412,
-    section 2).
-
-    Partners are other than in the paper those of a permutation of all examples, not of the batch,
-    so that batch size and order do not matter.
-
-    Returns:
-        partners: int32 [num_examples], places of other examples.
-        shares: float32 [num_examples], what each example itself keeps, from Beta(alpha, alpha).
-    """
-    generator = _generator(seed, _MIXUP, epoch)
-    return generator.permutation(num_examples).astype(np.int32), generator.beta(
-        alpha, alpha, num_examples
-    ).astype(np.float32)
+    stream = (_AUGMENTATION, view) if name is None else (_AUGMENTATION, view, crc32(name.encode()))
+    return generator(seed, *stream).random((num_examples, num_columns), np.float32)
 
 
 def make_batches(order, batch_size):
@@ -74,8 +60,8 @@ class Examples:
     """The images of one side of the split."""
 
     names: tuple[str, ...]  # [N] as in split.json
-    paths: tuple[str, ...]  # [N] absolute
-    labels: np.ndarray  # int32 [N]
+    paths: tuple[str | np.ndarray, ...]  # [N] absolute, or the images themselves, uint8 [H, W, 3]
+    labels: np.ndarray  # int32 [N]; of a `catalog.Table` also float32 [N, K] or [N]
     image_size: int  # height and width, in pixels
     # uint8 tensor [N, image_size, image_size, 3], or None: then they are decoded for every batch
     pixels: tf.Tensor | None
@@ -92,11 +78,10 @@ class Examples:
         Raises:
             DataError: If an image that was good when the run began cannot be read any more.
         """
-        decode = make_decoder(self.image_size)
-        paths = tf.constant([os.fsencode(path) for path in self.paths])
+        decode, read = make_decoder(self.image_size), self._reader()
         dataset = tf.data.Dataset.from_tensor_slices(np.reshape(indices, -1))
         dataset = dataset.map(
-            lambda index: decode(tf.io.read_file(tf.gather(paths, index))),
+            lambda index: decode(read(index)),
             num_parallel_calls=os.cpu_count(),
         )
         options = tf.data.Options()
@@ -121,6 +106,20 @@ class Examples:
                     f"({error.message[:80]}); expected files that stay as they are; put it back "
                     "and start again"
                 ) from error
+
+    def _reader(self):
+        """Returns a function from a place, a tensor, to what `make_decoder` decodes."""
+        if isinstance(self.paths[0], str):
+            paths = tf.constant([os.fsencode(path) for path in self.paths])
+            return lambda index: tf.io.read_file(tf.gather(paths, index))
+        return lambda index: tf.ensure_shape(
+            tf.numpy_function(self.paths.__getitem__, [index], tf.uint8), [None, None, 3]
+        )
+
+    def original(self, index: int) -> np.ndarray:
+        """Returns uint8 [H, W, 3], an image before it was resized."""
+        read = self._reader()(index)
+        return (decode_image(read) if read.dtype == tf.string else read).numpy()
 
     def images(self, indices):
         """Returns uint8 [n, image_size, image_size, 3]."""

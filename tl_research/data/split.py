@@ -94,50 +94,50 @@ def assign_sides(names, labels, file_fractions, sha256s, fixed_sides, classes, f
 
 def _decide(sides, intervals, labels, file_fractions, sha256s, classes):
     """Replaces None in `sides` by the keys of `intervals`."""
-    files = [i for i, side in enumerate(sides) if side is None]
-    copies = collections.defaultdict(list)  # content -> its files
     contents = collections.defaultdict(dict)  # class -> content -> its fraction
+    classes_of = collections.defaultdict(set)  # content -> its classes
     side_of = {}
-    for i in files:
-        copies[sha256s[i]].append(i)
-        contents[labels[i]][sha256s[i]] = file_fractions[i]
-        side_of[sha256s[i]] = next(
-            s for s, (low, high) in intervals.items() if low <= file_fractions[i] < high
-        )
+    for label, fraction, sha256, side in zip(labels, file_fractions, sha256s, sides):
+        if side is None:
+            contents[label][sha256] = fraction
+            classes_of[sha256].add(label)
+            side_of[sha256] = next(s for s, (_, high) in intervals.items() if fraction < high)
     counts = collections.Counter(
-        (label, side_of[sha256]) for label in contents for sha256 in contents[label]
+        (c, side_of[sha256]) for sha256 in side_of for c in classes_of[sha256]
     )
-
-    for label in sorted(contents):
-        if len(contents[label]) < len(intervals):
+    for label, found in sorted(contents.items()):
+        if len(found) < len(intervals):
             raise DataError(
-                f"class {classes[label]!r} has {len(contents[label])} different images; expected "
+                f"class {classes[label]!r} has {len(found)} different images; expected "
                 f"{len(intervals)} or more, one for each of train, validation and test; add images "
                 "or remove the class"
             )
-        for side, (low, high) in intervals.items():
-            if counts[label, side]:
-                continue
-            movable = [
-                (max(low - fraction, fraction - high), sha256)
-                for sha256, fraction in contents[label].items()
-                if all(
-                    counts[other, side_of[sha256]] > 1
-                    for other in {labels[i] for i in copies[sha256]}
-                )
-            ]
-            if not movable:
+        for side, interval in intervals.items():
+            if not counts[label, side] and not _move(
+                side, interval, found, side_of, classes_of, counts
+            ):
                 raise DataError(
                     f"class {classes[label]!r} has no image for {side} that another class can "
                     "spare; equal images share a side; remove the copies or add images"
                 )
-            moved = min(movable)[1]
-            for other in {labels[i] for i in copies[moved]}:
-                counts[other, side_of[moved]] -= 1
-                counts[other, side] += 1
-            side_of[moved] = side
-    for i in files:
-        sides[i] = side_of[sha256s[i]]
+    sides[:] = [side or side_of[sha256] for side, sha256 in zip(sides, sha256s)]
+
+
+def _move(side, interval, found, side_of, classes_of, counts):
+    """Moves to `side` the nearest of the contents `found` that no class lacks then, if any."""
+    low, high = interval
+    movable = [
+        (max(low - fraction, fraction - high), sha256)
+        for sha256, fraction in found.items()
+        if all(counts[label, side_of[sha256]] > 1 for label in classes_of[sha256])
+    ]
+    if movable:
+        sha256 = min(movable)[1]
+        for label in classes_of[sha256]:
+            counts[label, side_of[sha256]] -= 1
+            counts[label, side] += 1
+        side_of[sha256] = side
+    return bool(movable)
 
 
 def _halve(sides, labels, file_fractions, sha256s):
@@ -168,10 +168,14 @@ def _halve(sides, labels, file_fractions, sha256s):
 
 
 def make_manifest(seed, fractions, classes, names, labels, sha256s, sides):
-    """Returns the content of `split.json`, files in the order of their names."""
+    """Returns the content of `split.json`, files in the order of their names.
+
+    A label that is no place in `classes` stands there as it is.
+    """
+    named = [classes[label] if isinstance(label, int) else label for label in labels]
     files = [
-        {"path": name, "class": classes[label], "sha256": sha256, "side": side}
-        for name, label, sha256, side in zip(names, labels, sha256s, sides)
+        {"path": name, "class": label, "sha256": sha256, "side": side}
+        for name, label, sha256, side in zip(names, named, sha256s, sides)
     ]
     return {
         "seed": seed,
@@ -223,7 +227,7 @@ def check_manifest(path, manifest):
         counts = ", ".join(f"{len(names)} {kind}" for kind, names in differences.items() if names)
         examples = ", ".join(_printable(name) for name in sum(differences.values(), [])[:5])
         raise DataError(
-            f"split.json does not match --data_dir: {counts} ({examples}); "
+            f"split.json does not match the images: {counts} ({examples}); "
             "restore the files or take a new --workdir"
         )
 

@@ -8,6 +8,8 @@ mean in the Keras layer of the same name.
 """
 
 import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -102,6 +104,39 @@ class Augmentation(keras.layers.Layer):
         return tf.stack(
             [a, b, a * left + b * top + center_x, c, d, c * left + d * top + center_y], axis=1
         )
+
+
+class Operation(NamedTuple):
+    """An extension's operation, as `--augment` names it."""
+
+    name: str
+    columns: int  # of numbers that it draws
+    function: Callable  # (images, draws, factor) -> images, as of `apply_operations`
+    factor: float
+
+
+def apply_operations(
+    operations: Sequence[Operation], images: tf.Tensor, draws: tf.Tensor
+) -> tf.Tensor:
+    """Returns images after operations, one after the other.
+
+    They are not compiled with the layer: so its numbers stay as they are without them, and all that
+    TensorFlow has will do.
+
+    Args:
+        operations: In order.
+        images: float32 [B, H, W, 3] in 0..255.
+        draws: float32 [B, columns of all], uniform in [0, 1).
+
+    Returns:
+        float32 [B, H, W, 3] in 0..255.
+    """
+    for _, columns, function, factor in operations:
+        own, draws = draws[:, :columns], draws[:, columns:]
+        images = tf.ensure_shape(
+            tf.convert_to_tensor(function(images, own, factor), tf.float32), images.shape
+        )
+    return images
 
 
 def resample(images, transforms):

@@ -11,6 +11,7 @@ import difflib
 import os
 import re
 import socket
+from collections.abc import Callable
 
 from tl_research.data import download
 from tl_research.errors import DataError, StorageError, UnreachableError, UserError
@@ -21,18 +22,19 @@ class BackboneSpec:
     """One row of the table."""
 
     name: str  # the constructor in `keras.applications`, and the value of `--backbone`
-    family: str  # its module in `keras.applications`; `efficientnet_lite` is ours
+    # its module in `keras.applications`; `efficientnet_lite` is ours, `own` the user's
+    family: str = "own"
     # mode of `models.preprocessing.Preprocessing`; `raw`: the model holds its own
-    preprocessing: str
-    min_image_size: int  # smallest accepted side of the input, in pixels
+    preprocessing: str = "raw"
+    min_image_size: int = 1  # smallest accepted side of the input, in pixels
     # regex matched at the start of layer names. The group that matched names the block; the text of
     # group `block` is the name itself
-    blocks: str
+    blocks: str = ""
     # whether the matching layer is the last of its block instead of the first
-    match_ends_block: bool
+    match_ends_block: bool = False
     # name in Keras' cache, without top; `{size}` where it depends on the image size
-    weights_file: str
-    weights_url: str  # where Keras downloads it from
+    weights_file: str = ""
+    weights_url: str = ""  # where Keras downloads it from
 
 
 _URL = "https://storage.googleapis.com/tensorflow/keras-applications/"
@@ -172,6 +174,88 @@ def get_spec(name):
     raise UserError(f"No backbone is called {name!r}; {hint}")
 
 
+def build(backbone: str | Callable, image_size: int, weights: str, seed: int):
+    """Returns (`BackboneSpec`, functional `keras.Model`) of a backbone.
+
+    Args:
+        backbone: A name in `BACKBONES`, or a function that returns a model of one's own, or (model,
+            {field of `BackboneSpec`: value}) where it is not fed raw pixels or has blocks.
+        image_size, weights, seed: As of `build_backbone`; the weights of one's own are what the
+            function returns, unless this is a file.
+
+    Raises:
+        UserError: If a function returns what is no such model; or as of `build_backbone`.
+    """
+    if not callable(backbone):
+        return get_spec(backbone), build_backbone(backbone, image_size, weights, seed=seed)
+    import keras
+
+    with repeatable(seed):
+        made = backbone()
+    model, options = made if isinstance(made, tuple) else (made, {})
+    if wrong := _why_not_functional(model, image_size):
+        raise UserError(
+            f"make_backbone returned {wrong}; expected a functional Keras model from images "
+            f"[B, {image_size}, {image_size}, 3] to [B, h, w, C], [B, t, C] or [B, C]; correct it"
+        )
+    try:
+        spec = BackboneSpec(model.name, **options)
+        re.compile(spec.blocks)
+    except (TypeError, re.error) as error:
+        raise UserError(
+            f"make_backbone returned a model and {options!r} ({error}); expected a dict with "
+            "preprocessing, blocks or neither; correct it"
+        ) from error
+    if compute_dtype(model) == "float32" != keras.config.dtype_policy().compute_dtype:
+        with dtype_policy("float32"):  # read from a file; now what holds its layers has it too
+            return build(backbone, image_size, weights, seed)
+    # of whatever kind it was: a Sequential, or one whose input is a dict
+    model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    if weights not in ("imagenet", "none"):
+        _load_file(model, weights)
+    return spec, model
+
+
+def compute_dtype(model) -> str:
+    """Returns `float16` or `bfloat16` if layers of a model compute in it, else `float32`."""
+    import keras
+
+    holders = (keras.Model, keras.layers.InputLayer)
+    layers = [layer for layer in model._flatten_layers() if not isinstance(layer, holders)]
+    dtypes = {layer.compute_dtype for layer in layers}
+    return next((dtype for dtype in ("float16", "bfloat16") if dtype in dtypes), "float32")
+
+
+@contextlib.contextmanager
+def dtype_policy(name):
+    """Makes layers compute as a policy says that are made inside."""
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _why_not_functional(model, image_size):
+    """Returns what is wrong with what was to be a backbone, or None."""
+    import keras
+    from keras.src.models import Functional  # no public name
+
+    if not isinstance(model, keras.Model):
+        return repr(model)
+    if type(model).call not in (Functional.call, keras.Sequential.call) or not model.built:
+        return f"{model.name}, which is subclassed or not built"
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        return f"{model.name}, which has {len(model.inputs)} inputs, {len(model.outputs)} outputs"
+    taken, given = (list(tensor.shape[1:]) for tensor in (model.inputs[0], model.outputs[0]))
+    if taken != [image_size, image_size, 3] or None in given or len(given) not in (1, 2, 3):
+        return f"{model.name}, from {taken} to {given}"
+    return None
+
+
 def build_backbone(name, image_size, weights="imagenet", seed=0):
     """Returns a backbone without top: a functional `keras.Model`, images [B, S, S, 3] -> features
     [B, h, w, C].
@@ -209,23 +293,25 @@ def build_backbone(name, image_size, weights="imagenet", seed=0):
             )
             return _like_imagenet(model, keras_weights) if spec.family == "efficientnet" else model
 
-    with _layer_names_from_zero():
+    reach_weights(name, image_size, weights)
+    with repeatable(seed):
         if weights != "imagenet" or spec.family == "efficientnet_lite":
-            keras.utils.set_random_seed(seed)
             model = constructor(image_size)
         else:
-            reach_weights(name, image_size, weights)
             with _weights_errors(spec, image_size):
-                keras.utils.set_random_seed(seed)
                 model = constructor(image_size, "imagenet")
     if spec.family == "efficientnet_lite" and weights == "imagenet":
         efficientnet_lite.load_packaged_weights(model)
     elif weights not in ("imagenet", "none"):
-        from tl_research.models.weights import load_weights_file
-
-        for note in load_weights_file(model, weights):
-            print(note)
+        _load_file(model, weights)
     return model
+
+
+def _load_file(model, path):
+    from tl_research.models.weights import load_weights_file
+
+    for note in load_weights_file(model, path):
+        print(note)
 
 
 def reach_weights(name, image_size, weights):
@@ -236,7 +322,7 @@ def reach_weights(name, image_size, weights):
     spec = _spec_for(name, image_size)
     if weights != "imagenet" or not spec.weights_url:
         return
-    url, file = _imagenet_file(spec, image_size)
+    url, file = imagenet_file(spec, image_size)
     folder, filename = os.path.split(file)
     home = os.path.dirname(folder)
     # Keras would use /tmp/.keras, which anyone may have filled
@@ -266,15 +352,20 @@ def _spec_for(name, image_size):
 
 
 @contextlib.contextmanager
-def _layer_names_from_zero():
-    """Numbers Keras' own layer names (conv2d_7) from zero, and leaves the process's numbering as it
-    was.
+def repeatable(seed):
+    """Makes what is built inside depend on nothing that the process did before.
+
+    Sets the global seeds, numbers Keras' own layer names (conv2d_7) from zero, and leaves the
+    process's numbering as it was.
     """
+    import keras
+
     # public Keras can only clear the whole session
     from keras.src.backend.common import global_state
 
     names = global_state.get_global_attribute("object_name_uids")
     global_state.set_global_attribute("object_name_uids", None)
+    keras.utils.set_random_seed(seed)
     try:
         yield
     finally:
@@ -312,7 +403,7 @@ def _like_imagenet(model, keras_weights):
     return like
 
 
-def _imagenet_file(spec, image_size):
+def imagenet_file(spec, image_size):
     """Returns (address, place in Keras' cache) of the ImageNet weights."""
     from keras.src.backend.config import keras_home  # where `get_file` looks; no public name
 
@@ -329,7 +420,7 @@ def _imagenet_file(spec, image_size):
 @contextlib.contextmanager
 def _weights_errors(spec, image_size):
     """What fails inside, where Keras loads a file that is there, becomes one line with a remedy."""
-    url, file = _imagenet_file(spec, image_size)
+    url, file = imagenet_file(spec, image_size)
     before = socket.getdefaulttimeout()
     # Keras downloads a damaged file again, and has no timeout of its own
     socket.setdefaulttimeout(_SILENCE_SECONDS)
@@ -361,7 +452,7 @@ def backbone_blocks(spec, model):
     blocks, ended = [], False
     for layer in model.layers:
         match = re.match(spec.blocks, layer.name)
-        name = match and (match["block"] or match.lastgroup)
+        name = match and (match.groupdict().get("block") or match.lastgroup)
         if name and name.isdigit():
             name = f"cell_{name}"
         if spec.match_ends_block:
@@ -374,31 +465,37 @@ def backbone_blocks(spec, model):
         else:
             blocks[-1][0] = name or blocks[-1][0]
             blocks[-1][1].append(layer.name)
-    if blocks[-1][0] is None:  # layers behind the last marker
+    if blocks[-1][0] is None and len(blocks) > 1:  # layers behind the last marker
         _, rest = blocks.pop()
         blocks[-1][1].extend(rest)
-    return [(name, tuple(names)) for name, names in blocks]
+    return [(name or "backbone", tuple(names)) for name, names in blocks]
 
 
 def named_variables(model, prefix="backbone"):
-    """Returns {"backbone/<layer>/<variable>": variable} of all weights, in the model's order, inner
-    models one level deeper.
+    """Returns {"backbone/<layer>/<variable>": variable} of all weights, in the model's order, those
+    of inner models and of layers of layers one level deeper.
 
     Raises:
-        ValueError: If two variables share a name.
+        UserError: If two variables share a name.
     """
+
+    def path_of(variable, layer):
+        parts = variable.path.split("/")
+        inside = parts[parts.index(layer.name) + 1 :] if layer.name in parts[:-1] else parts[-1:]
+        return "/".join([prefix, layer.name, *inside])
+
     named = {}
     for layer in model.layers:
         inner = hasattr(layer, "layers")
         own = (
             named_variables(layer, f"{prefix}/{layer.name}")
             if inner
-            else {f"{prefix}/{layer.name}/{variable.name}": variable for variable in layer.weights}
+            else {path_of(variable, layer): variable for variable in layer.weights}
         )
         if len(own) != len(layer.weights) or named.keys() & own.keys():
-            raise ValueError(
-                f"Variables of layer {layer.name!r} share names; give its layers and weights names "
-                "of their own."
+            raise UserError(
+                f"variables of layer {layer.name!r} share names; expected a path for each; give "
+                "its layers and weights names of their own"
             )
         named.update(own)
     return named

@@ -1,16 +1,19 @@
-"""The classifier: pixels -> augmentation -> preprocessing -> backbone -> pooling -> dropout ->
-float32 logits.
+"""The classifier: pixels -> augmentation -> preprocessing -> backbone -> head -> float32 logits.
 
 The same variables are reached in two ways. `Classifier.model` is a plain Keras model, which is what
 gets saved. `Classifier.frozen_part` and `Classifier.logits` run the network parted where training
 begins (`tl_research.models.graph`), which is what the loop uses.
 """
 
+import functools
+import math
+import re
+
 import keras
 import tensorflow as tf
 
-from tl_research.errors import UserError, suggestion
-from tl_research.models import backbones
+from tl_research.errors import CheckpointError, UserError, suggestion
+from tl_research.models import backbones, heads
 from tl_research.models.augmentation import Augmentation
 from tl_research.models.graph import FeatureGraph
 from tl_research.models.preprocessing import Preprocessing
@@ -75,23 +78,31 @@ class FrozenPart:
 
 
 class Classifier:
-    """A backbone with a new dense head.
+    """A backbone with a new head.
 
     Args:
-        backbone: Name of the backbone, see `tl_research.models.backbones`.
+        backbone: Name of the backbone, or a function that makes one, see `backbones.build`.
         weights: `imagenet`, `none` or a file.
         image_size: Height and width of the images, in pixels.
         num_classes: Number K of classes.
         augmentation: {operation: factor}, see `tl_research.models.augmentation`.
-        dropout: Share of the pooled features dropped in training.
+        dropout: Share of the pooled features that the default head drops in training.
         seed: Decides the initial weights and the dropout masks.
         fold: Whether BatchNorm is folded into convolutions while training.
         batchnorm: `inference`, or `training` to let open BatchNorm layers use and move batch
             statistics.
         preprocessing: `auto`, or another mode of `Preprocessing` than the backbone's own.
+        make_head: A function of the backbone's output and K to logits, see `heads.build_head`.
+
+    Attributes:
+        compute_dtype: What the backbone computes in.
+        head_boundary: Names of the tensors at the boundary where only the head trains.
+        variables: {path: variable} of all weights, `backbone/<layer>/<variable>` and
+            `head/<layer>/<variable>`, or `head/<variable>` of a layer that is called head.
 
     Raises:
-        UserError: If the backbone or its weights cannot be had (see `build_backbone`).
+        UserError: If the backbone, its weights or the head cannot be had or used (see
+            `backbones.build` and `heads.build_head`).
     """
 
     def __init__(
@@ -107,64 +118,60 @@ class Classifier:
         fold=True,
         batchnorm="inference",
         preprocessing="auto",
+        make_head=None,
     ):
-        self.spec = backbones.get_spec(backbone)
-        self.image_size, self.num_classes, self.dropout, self.seed = (
-            image_size,
-            num_classes,
-            dropout,
-            seed,
-        )
-        self._fold, self._batchnorm = fold, batchnorm
-        self.backbone = backbones.build_backbone(backbone, image_size, weights, seed=seed)
+        self._arguments = {name: value for name, value in locals().items() if name != "self"}
+        self.image_size, self.num_classes, self.seed = image_size, num_classes, seed
+        self._batchnorm = batchnorm
+        self.spec, self.backbone = backbones.build(backbone, image_size, weights, seed)
+        self.compute_dtype = backbones.compute_dtype(self.backbone)
         mode = self.spec.preprocessing if preprocessing == "auto" else preprocessing
-        self.preprocessing = Preprocessing(mode, name="preprocessing")
+        self.preprocessing = Preprocessing(mode, dtype=self.compute_dtype, name="preprocessing")
         self.augmentation = Augmentation(augmentation or {}, seed=seed, name="augmentation")
-        self.head = keras.layers.Dense(
-            num_classes,
-            dtype="float32",
-            name="head",
-            kernel_initializer=keras.initializers.GlorotUniform(seed=seed),
+        default_head = functools.partial(heads.make_head, dropout=dropout, seed=seed)
+        self.head = heads.build_head(
+            make_head or default_head, self.backbone.outputs[0], num_classes, seed
         )
-        pooling = keras.layers.GlobalAveragePooling2D(name="pooling")
         pixels = keras.Input((image_size, image_size, 3), dtype="float32", name="pixels")
-        features = pooling(
-            InferenceBackbone(self.backbone, name="backbone")(
-                self.preprocessing(self.augmentation(pixels))
-            )
-        )
-        logits = self.head(keras.layers.Dropout(dropout, seed=seed, name="dropout")(features))
+        held = InferenceBackbone(self.backbone, dtype=self.compute_dtype, name="backbone")
+        logits = self.head(held(self.preprocessing(self.augmentation(pixels))))
         self.model = keras.Model(pixels, logits, name="classifier")
-        self.graph = _feature_graph(self.backbone, fold)
-        self.variables = {
-            **backbones.named_variables(self.backbone),
-            **{f"head/{variable.name}": variable for variable in self.head.weights},
+        self.graph = FeatureGraph(self.backbone, self.head, fold=fold)
+        self._dropouts = {
+            written: layer
+            for layer, _, _, written in self.graph.layers((self.graph.input,), (self.graph.output,))
+            if written.startswith("head/") and heads.drops_out(layer)
         }
+        self.variables = _all_variables(self.backbone, self.head)
         self.unfreeze("0%")
+        self.head_boundary = self.boundary()
+
+    @classmethod
+    def from_config(cls, config, num_classes, parts=None):
+        """Returns the classifier of a run's `Config` and `Extension`; errors as of the class."""
+        make_backbone = parts and parts.make_backbone
+        return cls(
+            functools.partial(make_backbone, config) if make_backbone else config.backbone,
+            config.weights,
+            config.image_size,
+            num_classes,
+            augmentation=config.augmentation,
+            dropout=config.dropout,
+            seed=config.seed,
+            fold=config.fold_batchnorm == "on",
+            batchnorm=config.batchnorm,
+            preprocessing=config.preprocessing,
+            make_head=parts and parts.make_head,
+        )
 
     def in_float32(self):
         """Returns this classifier, if it computes in float32, or else one that does, frozen, with
         the weights of this moment.
         """
-        if self.backbone.compute_dtype == "float32":
+        if self.compute_dtype == "float32":
             return self
-        policy = keras.config.dtype_policy()
-        try:
-            keras.config.set_dtype_policy("float32")
-            copy = Classifier(
-                self.spec.name,
-                "none",
-                self.image_size,
-                self.num_classes,
-                dropout=self.dropout,
-                seed=self.seed,
-                augmentation=self.augmentation.factors,
-                fold=self._fold,
-                batchnorm=self._batchnorm,
-                preprocessing=self.preprocessing.mode,
-            )
-        finally:
-            keras.config.set_dtype_policy(policy)
+        with backbones.dtype_policy("float32"):
+            copy = Classifier(**{**self._arguments, "weights": "none"})
         # Keras may number names on
         for variable, value in zip(copy.variables.values(), self.variables.values(), strict=True):
             variable.assign(value)
@@ -234,10 +241,50 @@ class Classifier:
             path: variable for path, variable in self.variables.items() if id(variable) in trainable
         }
 
+    def values(self, paths):
+        """Returns {path: array} of these variables."""
+        return {path: self.variables[path].numpy() for path in paths}
+
+    def assign(self, arrays, paths=None):
+        """Sets these variables, by default those that arrays are given for.
+
+        Args:
+            arrays: {path: array}.
+            paths: Of variables.
+
+        Raises:
+            CheckpointError: If an array is missing, or has another shape.
+        """
+        paths = list(arrays if paths is None else paths)
+        different = [
+            path
+            for path in paths
+            if path not in arrays or arrays[path].shape != tuple(self.variables[path].shape)
+        ]
+        if different:
+            raise CheckpointError(
+                f"the checkpoint does not fit the network at {', '.join(different[:5])}; expected "
+                "its own run; use --resume=never"
+            )
+        for path in paths:
+            self.variables[path].assign(arrays[path])
+
+    def variable_blocks(self):
+        """{path: (place of its block, from input to output, name of the block)}, of the backbone's
+        variables.
+        """
+        of_layer = {
+            layer: (index, block)
+            for index, (block, layers) in enumerate(self.backbone_blocks)
+            for layer in layers
+        }
+        backbone = [path.split("/") for path in self.variables if path.startswith("backbone/")]
+        return {"/".join(parts): of_layer[parts[1]] for parts in backbone}
+
     def batchnorm_statistics(self):
         """The paths of all moving means and variances."""
         statistics = set()
-        for layer in self.backbone._flatten_layers():
+        for layer in (*self.backbone._flatten_layers(), *self.head._flatten_layers()):
             if isinstance(layer, keras.layers.BatchNormalization):
                 statistics.update({id(layer.moving_mean), id(layer.moving_variance)})
         return {path for path, variable in self.variables.items() if id(variable) in statistics}
@@ -257,7 +304,9 @@ class Classifier:
         open_batchnorms = self._open_batchnorms()
         return self.graph.boundary(
             lambda layer: (
-                bool(getattr(layer, "trainable_variables", ())) or layer in open_batchnorms
+                bool(getattr(layer, "trainable_variables", ()))
+                or layer in open_batchnorms
+                or layer in self._dropouts.values()
             )
         )
 
@@ -268,8 +317,8 @@ class Classifier:
         return FrozenPart(self, outputs, inputs)
 
     def dropout_mask(self, step, batch_size):
-        """Returns what dropout keeps in a step, bool [batch_size, features], or None without
-        dropout.
+        """Returns {tensor: bool [batch_size, ...]}, what each dropout layer of the head keeps in a
+        step.
 
         Apart from `logits`, because XLA draws other numbers from the same seed.
 
@@ -277,11 +326,15 @@ class Classifier:
             step: int64 scalar; with the seed it decides.
             batch_size: B.
         """
-        if not self.dropout:
-            return None
-        seed = tf.stack([tf.constant(self.seed, tf.int64), tf.cast(step, tf.int64)])
-        shape = [batch_size, *self.graph.shape(self.graph.output)]
-        return tf.random.stateless_uniform(shape, seed, alg="philox") >= self.dropout
+        masks = {}
+        for index, (name, layer) in enumerate(self._dropouts.items()):
+            seed = tf.constant(self.seed + (index << 32), tf.int64)  # a stream for each
+            shape = [batch_size, *self.graph.shape(name)]
+            draws = tf.random.stateless_uniform(
+                shape, tf.stack([seed, tf.cast(step, tf.int64)]), alg="philox"
+            )
+            masks[name] = draws >= layer.rate
+        return masks
 
     def logits(self, boundary, tensors, *, training=False, dropout_mask=None):
         """Returns float32 logits [B, K].
@@ -293,15 +346,35 @@ class Classifier:
             dropout_mask: What `dropout_mask` returns; by default nothing is dropped.
         """
         open_batchnorms = self._open_batchnorms() if training else ()
-        (features,) = self.graph.run(
+        (logits,) = self.graph.run(
             dict(zip(boundary, tensors)),
             (self.graph.output,),
             batchnorm_in_training=open_batchnorms,
+            dropout_masks=dropout_mask,
         )
-        features = tf.cast(features, tf.float32)
-        if dropout_mask is not None:
-            features = tf.where(dropout_mask, features * (1.0 / (1.0 - self.dropout)), 0.0)
-        return self.head(features)
+        return logits
+
+
+def num_parameters(variables):
+    """Returns how many numbers variables hold."""
+    return sum(math.prod(variable.shape) for variable in variables)
+
+
+def what_differs(classifier):
+    """Yields lines on what whoever made the backbone or the head may not expect of them."""
+    whole = classifier.backbone._flatten_layers()
+    nested = [layer for layer in whole if layer not in classifier.backbone.layers]
+    count = sum(isinstance(layer, keras.layers.BatchNormalization) for layer in nested)
+    if count:
+        yield f"backbone: {count} BatchNorm layers inside others are computed as they are, unfolded"
+    if keras.config.dtype_policy().compute_dtype != classifier.compute_dtype:
+        yield f"backbone: computes in {classifier.compute_dtype}, which its layers were made with"
+    draws = [each for each in classifier.head._flatten_layers() if hasattr(each, "seed_generator")]
+    if idle := [layer.name for layer in draws if not heads.drops_out(layer)]:
+        yield f"head: does nothing in training: {', '.join(idle)}"
+    names = set(re.findall(r'"registered_name": "([^"]+>[^"]+)"', classifier.model.to_json()))
+    if foreign := sorted(name for name in names if not name.startswith("tl_research>")):
+        yield f"export: to load it, import what defines {', '.join(foreign)}"
 
 
 def folded_logits(model):
@@ -314,17 +387,33 @@ def folded_logits(model):
     Args:
         model: `Classifier.model`, as it is or loaded again.
     """
-    preprocessing, head = model.get_layer("preprocessing"), model.get_layer("head")
-    graph = _feature_graph(model.get_layer("backbone").backbone)
+    preprocessing, backbone = model.get_layer("preprocessing"), model.get_layer("backbone")
+    head = keras.Model(backbone.output, model.output)  # in older files several layers
+    graph = FeatureGraph(backbone.backbone)
     constants = graph.fold_constants((graph.input,), (graph.output,))
 
     def logits(images):
         (features,) = graph.run({graph.input: preprocessing(images)}, (graph.output,), constants)
-        return head(tf.cast(features, tf.float32))
+        return head(features, training=False)
 
     return logits
 
 
-def _feature_graph(backbone, fold=True):
-    pooled = keras.layers.GlobalAveragePooling2D(name="pooled_features")(backbone.outputs[0])
-    return FeatureGraph(keras.Model(backbone.inputs, pooled), fold=fold)
+def _all_variables(backbone, head):
+    """Returns {path: variable} of a classifier; every weight stands in it once.
+
+    Raises:
+        UserError: If they have no names of their own, or layers share one.
+    """
+    of_head = {
+        path.replace("head/head/", "head/", 1): variable
+        for path, variable in backbones.named_variables(head, "head").items()
+    }
+    named = {**backbones.named_variables(backbone), **of_head}
+    weights = {id(variable) for variable in backbone.weights + head.weights}
+    if len(named) != len(weights) or {id(variable) for variable in named.values()} != weights:
+        raise UserError(
+            f"the classifier has {len(weights)} weights under {len(named)} paths; expected every "
+            "weight in one layer, under one path; share none and give layers names of their own"
+        )
+    return named

@@ -13,6 +13,7 @@ import math
 import keras
 import tensorflow as tf
 
+from tl_research.errors import UserError
 from tl_research.models import convolutions, folding
 
 # What a cached number costs in memory and traffic, in multiply-adds: about the ratio of a CPU's
@@ -35,43 +36,54 @@ class FeatureGraph:
     """The nodes of a functional model with one input and one output, in an order in which they can
     be computed.
 
-    Tensors are named `<layer>` (`<layer>:i` for the i-th of several outputs).
+    Tensors are named `<layer>` (`<layer>:i` for the i-th of several outputs), those of the head
+    `head/<layer>`.
 
     Args:
         model: A functional `keras.Model`.
+        head: Another one, which goes on from its output.
         fold: Whether convolution and BatchNorm are computed as one (`tl_research.models.folding`).
+
+    Raises:
+        UserError: If a layer is called twice.
     """
 
-    def __init__(self, model, fold=True):
-        names = {}
+    def __init__(self, model, head=None, *, fold=True):
+        self._nodes, self._tensors = [], {}
+        names = self._add(model, "", {})
+        self.input, self.output = names[id(model.inputs[0])], names[id(model.outputs[0])]
+        if head is not None:
+            names = self._add(head, "head/", {id(head.inputs[0]): self.output})
+            self.output = names[id(head.outputs[0])]
+        self._producers = {name: node for node in self._nodes for name in node.outputs}
+        self._folded = self._find_folded() if fold else {}
+
+    def _add(self, model, prefix, names):
+        """Adds a model's nodes; returns `names`, {id of a tensor: its name}, with theirs."""
         nodes = [
             node
             for depth in sorted(model._nodes_by_depth, reverse=True)
             for node in model._nodes_by_depth[depth]
+            if not names or not node.is_input
         ]
-        self._nodes, self._tensors = [], {}
         for node in nodes:
             for index, tensor in enumerate(node.outputs):
-                name = node.operation.name + (f":{index}" if len(node.outputs) > 1 else "")
+                name = prefix + node.operation.name
+                name += f":{index}" if len(node.outputs) > 1 else ""
                 if name in self._tensors:
-                    raise ValueError(
+                    raise UserError(
                         f"two tensors of {model.name} are named {name}; expected each layer to be "
                         "called once; give the layers different names"
                     )
                 names[id(tensor)] = name
                 self._tensors[name] = tensor
             if not node.is_input:
-                self._nodes.append(
-                    _Node(
-                        node.operation,
-                        node.arguments,
-                        tuple(names[id(t)] for t in node.input_tensors),
-                        tuple(names[id(t)] for t in node.outputs),
-                    )
+                inputs, outputs = (
+                    tuple(names[id(tensor)] for tensor in tensors)
+                    for tensors in (node.input_tensors, node.outputs)
                 )
-        self.input, self.output = names[id(model.inputs[0])], names[id(model.outputs[0])]
-        self._producers = {name: node for node in self._nodes for name in node.outputs}
-        self._folded = self._find_folded() if fold else {}
+                self._nodes.append(_Node(node.operation, node.arguments, inputs, outputs))
+        return names
 
     def _find_folded(self):
         """Returns {BatchNorm's output: (node of its convolution,) or (node of the padding before
@@ -204,7 +216,7 @@ class FeatureGraph:
                 constants[node.outputs[0]] = kernel if on_gpu else kernel.numpy(), bias
         return constants
 
-    def run(self, known, outputs, constants=None, batchnorm_in_training=()):
+    def run(self, known, outputs, constants=None, *, batchnorm_in_training=(), dropout_masks=None):
         """Computes tensors from others.
 
         Args:
@@ -213,15 +225,24 @@ class FeatureGraph:
             constants: Folded weights by `fold_constants`; without them they are computed from the
                 variables, so that gradients reach these.
             batchnorm_in_training: BatchNorm layers that use, and move, the statistics of the batch.
+            dropout_masks: {output of a dropout layer: bool, what it keeps}; others do nothing.
 
         Returns:
             A list of tensors, one for each name in `outputs`.
         """
-        values = {id(self._tensors[name]): tensor for name, tensor in known.items()}
+        values, dropout_masks = dict(known), dropout_masks or {}
         for node, folded in self._needed(known, outputs):
             training = node.operation in batchnorm_in_training
-            args, kwargs = (*folded, node)[0].arguments.fill_in(values)
-            if folded and not training:
+            first = (*folded, node)[0]
+            args, kwargs = first.arguments.fill_in(
+                {
+                    id(tensor): values[name]
+                    for tensor, name in zip(first.arguments.keras_tensors, first.inputs)
+                }
+            )
+            if node.outputs[0] in dropout_masks:
+                results = [_dropped(node.operation, *args, dropout_masks[node.outputs[0]])]
+            elif folded and not training:
                 weights = (constants or {}).get(node.outputs[0])
                 weights = weights or folding.folded_weights(folded[-1].operation, node.operation)
                 padding = "same" if len(folded) == 2 else None
@@ -233,8 +254,8 @@ class FeatureGraph:
                     args, kwargs = (_call(before.operation, args, kwargs),), {}
                 results = keras.tree.flatten(_call(node.operation, args, kwargs, training))
             for name, result in zip(node.outputs, results):
-                values[id(self._tensors[name])] = result
-        return [values[id(self._tensors[name])] for name in outputs]
+                values[name] = result
+        return [values[name] for name in outputs]
 
     def layers(self, known, outputs):
         """Yields (layer or operator, its kernels, names it reads, name it writes) between two
@@ -261,6 +282,12 @@ class FeatureGraph:
             for _, kernels, _, written in self.layers(known, outputs)
             for kernel in kernels
         )
+
+
+def _dropped(layer, inputs, mask):
+    """Returns what dropout makes of inputs of which it keeps those in a mask."""
+    inputs = tf.cast(inputs, layer.compute_dtype)
+    return tf.where(mask, inputs * (1.0 / (1.0 - layer.rate)), 0.0)
 
 
 def _call(operation, args, kwargs, training=False):

@@ -5,6 +5,8 @@ get it wrong.
 import keras
 from keras import ops
 
+from tl_research.errors import UserError
+
 # What pixels of 0 to 255 become: the smallest and the largest value of any channel.
 RANGES = {
     "raw": (0.0, 255.0),
@@ -28,14 +30,16 @@ class Preprocessing(keras.layers.Layer):
         mode: A key of `RANGES`.
 
     Raises:
-        ValueError: If `mode` is no key of `RANGES`.
+        UserError: If `mode` is no key of `RANGES`.
     """
 
     def __init__(self, mode, **kwargs):
         # with autocast, mixed precision rounds the pixels before `call`
         super().__init__(autocast=False, **kwargs)
         if mode not in RANGES:
-            raise ValueError(f"Preprocessing mode {mode!r}; expected one of {', '.join(RANGES)}.")
+            raise UserError(
+                f"preprocessing is {mode!r}; expected one of {', '.join(RANGES)}; correct it"
+            )
         self.mode = mode
 
     def call(self, images):

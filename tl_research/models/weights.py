@@ -1,12 +1,16 @@
-"""Reads a backbone's weights from an HDF5 file that may come from anyone.
+"""Reads a backbone's weights from an HDF5 file, or a Keras model file, that may come from anyone.
 
 A file is walked through hard links only and read only where a data set has the shape of the
 variable it is for, so that it can neither name another file nor make us allocate more than the
-model itself. No attribute is read: a short one can declare gigabytes.
+model itself. No attribute is read: a short one can declare gigabytes. Of a model file only the
+weights are read, so none of its code runs.
 """
 
+import contextlib
+import io
 import os
 import re
+import zipfile
 
 from tl_research.errors import DataError
 
@@ -18,9 +22,9 @@ def load_weights_file(model, path):
     what was ignored.
 
     Understood are legacy HDF5 by layer name (at the top level, under `model_weights`, or a nested
-    model deep) and Keras 3 `.weights.h5` by position (the model itself, or one nested in the model
-    that was saved). Layer names that Keras numbers itself (conv2d_95) are matched by their order.
-    Extra layers, such as a head, are ignored.
+    model deep) and Keras 3 `.weights.h5` and `.keras` by position (the model itself, or one nested
+    in the model that was saved). Layer names that Keras numbers itself (conv2d_95) are matched by
+    their order. Extra layers, such as a head, are ignored.
 
     Args:
         model: A built functional `keras.Model`.
@@ -38,17 +42,25 @@ def load_weights_file(model, path):
     if not os.path.isfile(path):
         raise DataError(
             f"--weights={path} is not a file; expected imagenet, none, or the path of an HDF5 "
-            "weights file."
+            "weights file or a .keras model."
         )
     try:
-        with h5py.File(path, "r") as file:
+        with _opened(path) as content, h5py.File(content, "r") as file:
             datasets = _walk(file, h5py, os.path.getsize(path))
             if any(re.search(r"(^|/)vars/\d+$", name) for name in datasets):
                 matches, extra = _match_keras3(model, datasets)
             else:
                 matches, extra = _match_legacy(model, datasets)
             values, problems = _read(matches, datasets)
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        KeyError,
+        ValueError,
+        TypeError,
+        EOFError,
+        zipfile.BadZipFile,
+    ) as error:
         raise DataError(
             f"--weights={path} can't be read: {' '.join(str(error).split())}"
         ) from error
@@ -66,6 +78,19 @@ def load_weights_file(model, path):
     if not extra:
         return []
     return [f"--weights={path}: ignored {len(extra)} extra layers: {_first(extra, 20, ', ')}"]
+
+
+@contextlib.contextmanager
+def _opened(path):
+    """Yields what h5py opens: a file's path or, of a `.keras` model, the weights in it."""
+    if not zipfile.is_zipfile(path):
+        yield path
+        return
+    with zipfile.ZipFile(path) as archive:
+        weights = archive.getinfo("model.weights.h5")
+        if weights.compress_type != zipfile.ZIP_STORED:  # as Keras writes them
+            raise ValueError(f"{weights.filename} is compressed; write the model again with Keras")
+        yield io.BytesIO(archive.read(weights))
 
 
 def _first(items, number, separator):
@@ -114,7 +139,8 @@ def _match_keras3(model, datasets):
     """Returns ([(variable, label, data set path or None)], extra groups) of a Keras 3 file, laid
     out by class names.
     """
-    expected = _keras3_paths(model, "")
+    found = {id(variable): (path, label) for path, label, variable in _keras3_paths(model, "")}
+    expected = [(*found.get(id(each), ("?", each.path)), each) for each in model.weights]
     prefixes = {
         name[: -len(path)]
         for path, _, _ in expected
@@ -136,24 +162,38 @@ def _match_keras3(model, datasets):
     )
 
 
-def _keras3_paths(model, prefix, label=""):
-    """Returns [(data set path, label, variable)] as Keras' saving_lib lays a model out: class
-    names, counted per model.
+def _keras3_paths(saved, prefix, label="", visited=None):
+    """Returns [(data set path, label, variable)] as Keras' saving_lib lays out what it saves.
+
+    A model's layers come before its other attributes; in a list what has no name of its own goes by
+    its class, counted.
     """
+    from keras.src.saving.keras_saveable import KerasSaveable
+    from keras.src.saving.saving_lib import _walk_saveable
     from keras.src.utils.naming import to_snake_case
 
-    paths, counts = [], {}
-    for layer in model.layers:
-        kind = to_snake_case(type(layer).__name__)
-        counts[kind] = counts.get(kind, -1) + 1
-        path = f"{prefix}layers/{kind}" + (f"_{counts[kind]}" if counts[kind] else "")
-        if hasattr(layer, "layers"):
-            paths += _keras3_paths(layer, f"{path}/", f"{label}{layer.name}/")
-        else:
-            paths += [
-                (f"{path}/vars/{i}", f"{label}{layer.name}/{variable.name}", variable)
-                for i, variable in enumerate(layer.weights)
-            ]
+    visited = set() if visited is None else visited
+    if isinstance(saved, KerasSaveable):
+        if id(saved) in visited:
+            return []
+        visited.add(id(saved))
+        own = [*getattr(saved, "_trainable_variables", ())]
+        own += getattr(saved, "_non_trainable_variables", ())
+        paths = [(f"{prefix}vars/{i}", f"{label}{each.name}", each) for i, each in enumerate(own)]
+        inside = _walk_saveable(saved)
+    else:
+        paths, inside, counts = [], [], {}
+        for each in saved.values() if isinstance(saved, dict) else saved:
+            kind = "container" if not isinstance(each, KerasSaveable) else type(each).__name__
+            kind = to_snake_case(kind)
+            counts[kind] = counts.get(kind, -1) + 1
+            inside.append((kind + (f"_{counts[kind]}" if counts[kind] else ""), each))
+    for name, each in inside:
+        if isinstance(each, KerasSaveable):
+            of_each = f"{label}{getattr(each, 'name', name)}/"
+            paths += _keras3_paths(each, f"{prefix}{name}/", of_each, visited)
+        elif isinstance(each, (list, dict, tuple)):
+            paths += _keras3_paths(each, f"{prefix}{name}/", label, visited)
     return paths
 
 

@@ -78,35 +78,17 @@ def make_param_groups(
     _check_multiplier(backbone_lr_multiplier, f"--backbone_lr_multiplier={backbone_lr_multiplier}")
     _check_multiplier(layer_decay, f"--layer_decay={layer_decay}")
     matches = _match_patterns(lr_multiplier, all_paths)
-    num_blocks = 1 + max((index for index, _ in blocks.values()), default=-1)
     phases = list(dict.fromkeys(joined.values())) if joined else [None]
-
     members = collections.defaultdict(list)
     for path in named_variables:
-        position, base, multiplier = math.inf, "head", 1.0
-        if path.startswith("backbone/"):
-            position, base, multiplier = 0, "backbone", backbone_lr_multiplier
-            if layer_decay != 1.0:
-                if path not in blocks:
-                    raise ValueError(
-                        f"{path!r} is in no block. Layer decay needs one for each backbone "
-                        "variable."
-                    )
-                position, block_name = blocks[path]
-                base = f"backbone/{block_name}"
-                multiplier *= layer_decay ** (num_blocks - position)
-        elif not path.startswith("head/"):
-            raise ValueError(
-                f"Received the path {path!r}. Expected backbone/<layer>/<variable> or "
-                "head/<variable>."
-            )
+        position, name, multiplier = _place(path, blocks, backbone_lr_multiplier, layer_decay)
         rank, pattern, value = matches.get(path, (-1, None, 1.0))
         if joined and path not in joined:
             raise ValueError(
                 f"{path!r} has no joining phase. Add it to `joined` when it becomes trainable."
             )
         phase = phases.index(joined[path]) if joined else 0
-        name = base if pattern is None else f"{base}[{pattern}]"
+        name += f"[{pattern}]" if pattern is not None else ""
         members[(position, rank, phase, name, multiplier * value)].append(path)
 
     groups, plain = [], set()
@@ -114,12 +96,30 @@ def make_param_groups(
         if (position, rank) in plain:  # an earlier phase's group has the plain name
             name = f"{name}@{phases[phase]}"
         plain.add((position, rank))
-        groups.append(
-            ParamGroup(
-                name, tuple(paths), tuple(named_variables[path] for path in paths), multiplier
-            )
-        )
+        variables = tuple(named_variables[path] for path in paths)
+        groups.append(ParamGroup(name, tuple(paths), variables, multiplier))
     return groups
+
+
+def _place(path, blocks, backbone_lr_multiplier, layer_decay):
+    """Returns where a variable's group stands from input to output, its name and multiplier,
+    without patterns.
+    """
+    if path.startswith("head/"):
+        return math.inf, "head", 1.0
+    if not path.startswith("backbone/"):
+        raise ValueError(
+            f"Received the path {path!r}. Expected backbone/<layer>/<variable> or head/<variable>."
+        )
+    if layer_decay == 1.0:
+        return 0, "backbone", backbone_lr_multiplier
+    if path not in blocks:
+        raise ValueError(
+            f"{path!r} is in no block. Layer decay needs one for each backbone variable."
+        )
+    position, name = blocks[path]
+    above = max(index for index, _ in blocks.values()) - position
+    return position, f"backbone/{name}", backbone_lr_multiplier * layer_decay ** (above + 1)
 
 
 def _check_multiplier(value, setting):
@@ -143,33 +143,8 @@ def _match_patterns(settings, all_paths):
     matches = {}
     for rank, setting in enumerate(settings):
         flag = f"--lr_multiplier={setting}"
-        pattern, _, text = setting.rpartition("=")
-        if not pattern:
-            raise errors.UserError(
-                f"{flag}: received no pattern; expected REGEX=VALUE; write for example head/=10."
-            )
-        try:
-            value = float(text)
-        except ValueError:
-            raise errors.UserError(
-                f"{flag}: received the value {text!r}; expected REGEX=VALUE with a finite number "
-                "> 0 after the last '='; try 0.1."
-            ) from None
-        _check_multiplier(value, flag)
-        try:
-            matched = [path for path in all_paths if re.search(pattern, path)]
-        except re.error as error:
-            raise errors.UserError(
-                f"{flag}: received {pattern!r}; expected a regular expression ({error}); "
-                r"put a backslash before each of .[](){}*+?|^$\ that is meant literally."
-            ) from None
-        if not matched:
-            raise errors.UserError(
-                f"{flag}: {pattern!r} matches no variable; expected a regular expression found in "
-                f"a path such as {min(all_paths, default='head/kernel')!r}; "
-                f"{_suggestion(pattern, all_paths)}."
-            )
-        for path in matched:
+        pattern, value = _parsed(setting, flag)
+        for path in _matched(pattern, flag, all_paths):
             if path in matches:
                 raise errors.UserError(
                     f"{flag}: {path!r} is matched by {matches[path][1]!r} and by {pattern!r}; "
@@ -177,6 +152,42 @@ def _match_patterns(settings, all_paths):
                 )
             matches[path] = (rank, pattern, value)
     return matches
+
+
+def _parsed(setting, flag):
+    """Returns (pattern, value) of a setting."""
+    pattern, _, text = setting.rpartition("=")
+    if not pattern:
+        raise errors.UserError(
+            f"{flag}: received no pattern; expected REGEX=VALUE; write for example head/=10."
+        )
+    try:
+        value = float(text)
+    except ValueError:
+        raise errors.UserError(
+            f"{flag}: received the value {text!r}; expected REGEX=VALUE with a finite number "
+            "> 0 after the last '='; try 0.1."
+        ) from None
+    _check_multiplier(value, flag)
+    return pattern, value
+
+
+def _matched(pattern, flag, all_paths):
+    """Returns the paths that a pattern is found in."""
+    try:
+        matched = [path for path in all_paths if re.search(pattern, path)]
+    except re.error as error:
+        raise errors.UserError(
+            f"{flag}: received {pattern!r}; expected a regular expression ({error}); "
+            r"put a backslash before each of .[](){}*+?|^$\ that is meant literally."
+        ) from None
+    if not matched:
+        raise errors.UserError(
+            f"{flag}: {pattern!r} matches no variable; expected a regular expression found in "
+            f"a path such as {min(all_paths, default='head/kernel')!r}; "
+            f"{_suggestion(pattern, all_paths)}."
+        )
+    return matched
 
 
 def _suggestion(pattern, all_paths):

@@ -47,6 +47,19 @@ def learning_rate_factor(step, num_steps, schedule, warmup_steps):
     return tf.where(step < warmup_steps, (step + 1.0) / tf.maximum(warmup_steps, 1.0), factor)
 
 
+def make_schedule(phase, num_steps):
+    """Returns a function from the step in a phase, int tensor [], to its base learning rate.
+
+    Args:
+        phase: `tl_research.config.Phase`.
+        num_steps: Steps of the whole phase.
+    """
+    warmup_steps, _ = clip_warmup(phase.warmup_steps, num_steps)
+    return lambda step: (
+        phase.learning_rate * learning_rate_factor(step, num_steps, phase.lr_schedule, warmup_steps)
+    )
+
+
 def clip_warmup(warmup_steps, num_steps):
     """Returns (warm-up steps that fit into a phase of `num_steps` steps, a one-line warning or
     None).

@@ -6,21 +6,24 @@ import matplotlib
 
 matplotlib.use("Agg")  # no screen is needed, or looked for
 import matplotlib.pyplot as plt
-import numpy as np
 
-from tl_research.reporting import metrics, pages, pictures
+from tl_research.reporting import pages, pictures
 
 
 def save_curves(path, history):
-    """Draws loss and accuracy over the epochs of all phases, with the switches marked.
+    """Draws the loss and what else both sides measure over the epochs of all phases, with the
+    switches marked.
 
     Args:
         path: PNG file to write.
         history: Rows of `metrics.csv`.
     """
     epochs = [row["epoch"] for row in history]
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    for axis, name in zip(axes, ("loss", "accuracy")):
+    trained = [name.removeprefix("train_") for name in history[0] if name.startswith("train_")]
+    names = [name for name in trained if f"val_{name}" in history[0]]
+    size = (5 * len(names), 3.6)
+    figure, axes = plt.subplots(1, len(names), figsize=size, layout="constrained", squeeze=False)
+    for axis, name in zip(axes[0], names):
         axis.plot(
             epochs,
             [row[f"train_{name}"] for row in history],
@@ -52,21 +55,21 @@ def save_curves(path, history):
     plt.close(figure)
 
 
-def save_mistakes(directory, logits, examples, classes):
-    """Draws `confusion.png` and `worst_mistakes.png`, thumbnails with what they are, were taken
-    for, and their file names.
+def save_mistakes(directory, answer, logits, examples, classes):
+    """Draws `confusion.png`, of answers that have one, and `worst_mistakes.png`, thumbnails with
+    what they are, were taken for, and their file names.
 
     Args:
         directory: Where the files go.
+        answer: The kind of `answers.ANSWERS`.
         logits: float [N, K].
         examples: The `Examples` they belong to.
         classes: K names.
     """
-    confusion = metrics.confusion_matrix(examples.labels, np.argmax(logits, axis=1), len(classes))
-    for name, picture in (
-        ("confusion.png", pictures.draw_confusion(confusion, classes)),
-        ("worst_mistakes.png", pages.worst_mistakes(logits, examples, classes)),
-    ):
+    drawn = {"worst_mistakes.png": pages.worst_mistakes(answer, logits, examples, classes)}
+    if (confusion := answer.confusion(logits, examples.labels)) is not None:
+        drawn["confusion.png"] = pictures.draw_confusion(confusion, classes)
+    for name, picture in drawn.items():
         with open(os.path.join(directory, name), "wb") as file:
             file.write(pictures.png(picture))
 

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tl_research.models.preprocessing import RANGES
-from tl_research.reporting import metrics, pictures, results
+from tl_research.reporting import pictures
 
 _SHOWN = 16
 
@@ -62,9 +62,8 @@ def phase_begins(summaries, step, description, groups, learning_rate):
     )
 
 
-def epoch_ends(summaries, step, logits, labels, classes):
+def epoch_ends(summaries, step, confusion, classes):
     """Shows the confusion matrix of the validation images, as a picture and in numbers."""
-    confusion = metrics.confusion_matrix(labels, np.argmax(logits, axis=1), len(classes))
     summaries.image(
         "validation", "confusion_matrix", pictures.draw_confusion(confusion, classes), step
     )
@@ -92,37 +91,25 @@ def phase_ends(summaries, step, audit, groups, mistakes):
     summaries.image("validation", "worst_mistakes", mistakes, step)
 
 
-def worst_mistakes(logits, examples, classes):
-    """Returns a picture, uint8 [H, W, 3], of the images with the largest losses among those taken
-    for another class.
+def worst_mistakes(answer, logits, examples, classes):
+    """Returns a picture, uint8 [H, W, 3], of the images with the largest losses among those whose
+    `Answer` is not their label.
     """
-    losses, predicted = results.losses(logits, examples.labels), np.argmax(logits, axis=1)
-    worst = [
-        place
-        for place in np.argsort(-losses, kind="stable")
-        if predicted[place] != examples.labels[place]
-    ][:_SHOWN]
-    probabilities = metrics.softmax(logits)
+    worst = answer.mistakes(logits, examples.labels)[:_SHOWN]
+    rows = answer.rows(logits[worst], examples.labels[worst], classes)
     captions = [
-        pictures.caption(
-            examples.names[i],
-            classes[examples.labels[i]],
-            classes[predicted[i]],
-            probabilities[i].max(),
-        )
-        for i in worst
+        pictures.caption(examples.names[i], *(row[name] for name in answer.columns[:3]))
+        for i, row in zip(worst, rows)
     ]
-    return pictures.draw_mistakes(examples.images(worst).numpy() if worst else (), captions)
+    return pictures.draw_mistakes(examples.images(worst).numpy() if rows else (), captions)
 
 
 def run_ends(summaries, step, config, selected, test):
     """Writes the settings and final numbers of the run, so that HParams compares it with others."""
-    final = {"final/test_accuracy": test["accuracy"], "final/test_loss": test["loss"]}
-    if selected:
-        final |= {
-            "final/validation_accuracy": selected["val_accuracy"],
-            "final/validation_loss": selected["val_loss"],
-        }
+    final = {f"final/test_{name}": of for name, of in test.items() if type(of) is float}
+    for name, value in (selected or {}).items():
+        if name.startswith("val_"):
+            final[f"final/validation_{name.removeprefix('val_')}"] = value
     for tag, value in final.items():
         summaries.scalar("validation", tag, value, step)
     summaries.hyperparameters("validation", config.compared_settings, final)

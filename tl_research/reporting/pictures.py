@@ -103,12 +103,12 @@ def draw_mistakes(images, captions):
     return draw_grid(images, captions, _THUMBNAIL)
 
 
-def caption(name, true, predicted, probability):
+def caption(name, true, predicted, number):
     """Returns the lines below a mistake: what it is, what it was taken for, and the file."""
     name = _short(os.path.basename(name), 2 * _LETTERS)
     return (
-        f"{_short(true, 9)} > {_short(predicted, 9)} "
-        f"{probability:.2f}\n{name[:_LETTERS]}\n{name[_LETTERS:]}"
+        f"{_short(str(true), 9)} > {_short(str(predicted), 9)} "
+        f"{number:.2f}\n{name[:_LETTERS]}\n{name[_LETTERS:]}"
     )
 
 

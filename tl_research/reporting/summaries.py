@@ -64,7 +64,10 @@ class Summaries:
         return self._failed or (tag, step) in self._kept[side]
 
     def _once(self, side, tag, step, write):
-        """Calls `write()` with the writer of a side, unless the record is there."""
+        """Calls `write()` with the writer of a side, which is flushed, unless the record is there.
+
+        What a crash took of the records before a checkpoint, nobody would write again.
+        """
         if not self.has(side, tag, step):
             with self._warning(), self._writers[side].as_default():
                 write()
@@ -156,11 +159,6 @@ class Summaries:
             )
 
         self._once(side, "_hparams_/session_start_info", 0, write)
-
-    def flush(self):
-        with self._warning():
-            for writer in () if self._failed else self._writers.values():
-                writer.flush()
 
     def close(self):
         with self._warning():

@@ -9,7 +9,8 @@ from tl_research.errors import AuditError
 
 # Keras' 1e-7 as the first steps have it: beside sqrt(v), v = (1 - 0.999) g^2, in Adam, and under
 # the root in RMSprop.
-_EPSILON = {"adam": 3.2e-6, "adamw": 3.2e-6, "rmsprop": 3.2e-4}
+_EPSILON = {"adam": 3.2e-6, "adamw": 3.2e-6, "rmsprop": 3.2e-4, "lion": 0.0}
+_OWN = 0.01  # an optimizer of the user's makes at least so much of the smaller of sgd's and adam's
 
 
 def hash_variables(variables):
@@ -92,24 +93,45 @@ def audit_phase(
     }
 
 
-def largest_updates(optimizer, groups, gradient_peaks, largest_rate):
+def largest_updates(optimizer, gradient_peaks, largest_rate):
     """Returns {path: estimate of the largest change that one step made to an element}.
 
     Args:
-        optimizer: As of --optimizer.
-        groups: `ParamGroup`s.
+        optimizer: A `GroupedOptimizer`.
         gradient_peaks: {path: largest norm of its gradient}.
         largest_rate: Largest learning rate, before multipliers.
     """
     updates = {}
-    for group in groups:
+    for group, kind in zip(optimizer.groups, optimizer.kinds):
         for path, variable in zip(group.paths, group.variables):
             # root mean square
             gradient = gradient_peaks.get(path, 0.0) / math.sqrt(max(1, math.prod(variable.shape)))
-            # The others divide the size out, to about 1, of gradients that are not small beside
-            # this.
-            adaptive = gradient / max(gradient + _EPSILON.get(optimizer, 0.0), 1e-30)
-            updates[path] = (
-                largest_rate * group.lr_multiplier * (gradient if optimizer == "sgd" else adaptive)
-            )
+            update = gradient if kind == "sgd" else _OWN * min(gradient, 1.0)
+            if kind in _EPSILON:
+                # They divide the size out, to about 1, of gradients that are not small beside this.
+                update = gradient / max(gradient + _EPSILON[kind], 1e-30)
+            updates[path] = largest_rate * group.lr_multiplier * update
     return updates
+
+
+def check(setup, state):
+    """Returns the counts of `audit_phase` for a phase that is over.
+
+    Args:
+        setup: Its `PhaseSetup`.
+        state: `TrainState`.
+
+    Raises:
+        AuditError: As of `audit_phase`.
+    """
+    config, classifier, progress = setup.plan.config, setup.plan.classifier, state.progress
+    updates = largest_updates(setup.optimizer, progress.gradient_peaks, progress.largest_rate)
+    return audit_phase(
+        setup.phase.name,
+        progress.phase_hashes,
+        classifier.variables,
+        progress.moved,
+        classifier.batchnorm_statistics(),
+        updates,
+        statistics_may_move=config.batchnorm == "training",
+    )

@@ -2,17 +2,42 @@
 each phase reads.
 """
 
+import dataclasses
 import math
 
+import tensorflow as tf
+
 from tl_research.errors import UserError
-from tl_research.reporting.progress import progress_bar
+from tl_research.progress_bar import progress_bar
 from tl_research.training import features
 
 
-class FeatureCache:
-    """Gives each phase its sources.
+@dataclasses.dataclass(frozen=True)
+class CachePlan:
+    """Which features are kept."""
 
-    What they need of the frozen part is computed at the first call.
+    shapes: tuple[tuple[int, ...], ...]  # of the tensors kept, for one image
+    dtype: str
+    image_bytes: int  # for one view of one image
+    views: int  # of each training image that the run uses
+    epochs: int  # that it trains at most
+    total_bytes: int  # for all views, and the validation images
+    allowed_bytes: int  # by --cache_bytes
+    on_disk: bool
+    validation: bool  # whether those of the validation images are kept
+    mixing: str | None  # name of what blends the training images
+    # Why those of the training images are not: `off`, `mixing`, `fresh` views, views that `would
+    # not pay`, or `too large`; None where they are.
+    live: str | None
+
+    @property
+    def place(self) -> str:
+        """Where training features are kept, `memory` or `disk`, or else `off`."""
+        return "off" if self.live else "disk" if self.on_disk else "memory"
+
+
+class FeatureCache:
+    """Gives each phase its sources; what they need of the frozen part is computed at first use.
 
     Args:
         config: `tl_research.config.Config`.
@@ -20,95 +45,75 @@ class FeatureCache:
         train, validation: `Examples`.
         boundary: Before everything that any phase opens: what lies before it never changes.
         directory: For features on disk.
+        views: `Views` of the training images.
 
     Attributes:
-        plan: A line that says what is kept, and why.
-        views: `Views` of the training images.
+        plan: `CachePlan`.
+        views: As given.
 
     Raises:
         UserError: If what --feature_cache=memory asks for does not fit.
     """
 
-    def __init__(self, config, classifier, train, validation, boundary, directory):
+    def __init__(self, config, classifier, train, validation, boundary, directory, views):
         self._config, self._classifier, self._boundary = config, classifier, boundary
-        self._dtype = None if config.cache_dtype == "auto" else config.cache_dtype
-        self._storage = features.Storage(
-            directory if config.feature_cache == "disk" else None, self._dtype
-        )
-        self.views = features.Views(config.seed, config.augment_views, bool(config.augmentation))
+        dtype = None if config.cache_dtype == "auto" else config.cache_dtype
+        on_disk = config.feature_cache == "disk"
+        self._storage = features.Storage(directory if on_disk else None, dtype)
+        self.views = views
         self._examples = {"train": train, "validation": validation}
         self._views = {"train": self.views, "validation": features.Views(config.seed, 0, False)}
-        self._num_views = {"train": 0, "validation": 0}  # that are kept
+        self.plan = self._decide(dtype or classifier.graph.dtype(boundary[0]), on_disk)
+        self._num_views = {
+            "train": 0 if self.plan.live else self.plan.views,
+            "validation": int(self.plan.validation),
+        }
         self._kept = {}
-        self.plan = self._decide()
 
-    def _decide(self):
-        """Sets how many views of each side are kept; returns a line that says it and why."""
-        config, graph = self._config, self._classifier.graph
+    def _decide(self, dtype, on_disk):
+        config, shapes = self._config, tuple(map(self._classifier.graph.shape, self._boundary))
         epochs = sum(phase.epochs for phase in config.phase_plan)
-        on_disk = config.feature_cache == "disk"
-        size = graph.bytes_per_image(self._boundary, self._dtype)
-        shape = " + ".join("x".join(map(str, graph.shape(name))) for name in self._boundary)
-        what = (
-            f"{shape} {self._dtype or graph.dtype(self._boundary[0])}, "
-            f"{size / 1024:.0f} KiB an image"
+        views = self.views.used(epochs)
+        image_bytes = sum(map(math.prod, shapes)) * tf.as_dtype(dtype).size
+        validation_bytes = len(self._examples["validation"]) * image_bytes
+        plan = CachePlan(
+            shapes=shapes,
+            dtype=dtype,
+            image_bytes=image_bytes,
+            views=views,
+            epochs=epochs,
+            total_bytes=validation_bytes + len(self._examples["train"]) * views * image_bytes,
+            allowed_bytes=config.cache_bytes,
+            on_disk=on_disk,
+            validation=config.feature_cache != "off"
+            and (on_disk or validation_bytes <= config.cache_bytes),
+            mixing=self.views.mixing and self.views.mixing.name,
+            live=None,
         )
-        used = self.views.used(epochs)
-        validation_bytes = len(self._examples["validation"]) * size
-        total_bytes = validation_bytes + len(self._examples["train"]) * used * size
-        if config.feature_cache == "off":
-            return "cache: off (--feature_cache=off)"
-        self._num_views["validation"] = int(on_disk or validation_bytes <= config.cache_bytes)
-        validation = f"validation {f'cached ({what})' if self._num_views['validation'] else 'live'}"
-        if not config.feature_cache_wanted:
-            why = (
-                "since MixUp blends them anew every epoch"
-                if config.mixup
-                else "a fresh view every epoch"
-            )
-            return f"cache: training live, {why}; {validation}"
-        if config.feature_cache == "auto" and self.views.augmented and used >= epochs:
-            return (
-                f"cache: training live, {used} views in {epochs} epochs would not pay; {validation}"
-            )
-        needs = (
-            f"{used} views of {what} need {total_bytes / 2**30:.1f} GiB and --cache_bytes allows "
-            f"{config.cache_bytes / 2**30:.1f}"
-        )
-        if total_bytes > config.cache_bytes and not on_disk:
-            if config.feature_cache == "memory":
-                raise UserError(
-                    f"--feature_cache=memory: {needs}; expected room for all; raise --cache_bytes, "
-                    "use fewer --augment_views or --feature_cache=disk"
-                )
-            return f"cache: training live, {needs}; {validation}"
-        self._num_views["train"] = used
-        free = _free_memory()
-        warning = (
-            f", more than the {free / 2**30:.1f} GiB of memory that are free"
-            if not on_disk and total_bytes > free
-            else ""
-        )
-        return (
-            f"cache: {what}, {used} views, {total_bytes / 2**30:.2f} "
-            f"GiB{' on disk' if on_disk else ''}{warning}"
-        )
+        return dataclasses.replace(plan, live=self._why_live(plan))
 
-    @property
-    def in_use(self):
-        """Where training features are kept, `memory` or `disk`, or else `off`."""
-        return (
-            "off"
-            if not self._num_views["train"]
-            else "disk"
-            if self._config.feature_cache == "disk"
-            else "memory"
-        )
+    def _why_live(self, plan):
+        """Returns why no training features are kept, as in `CachePlan`, or None."""
+        asked, augmented = self._config.feature_cache, self.views.augmented
+        reasons = {
+            "off": asked == "off",
+            "mixing": bool(plan.mixing),
+            "fresh": augmented and not self._config.augment_views,
+            "would not pay": asked == "auto" and augmented and plan.views >= plan.epochs,
+            "too large": not plan.on_disk and plan.total_bytes > plan.allowed_bytes,
+        }
+        why = next((reason for reason, holds in reasons.items() if holds), None)
+        if why == "too large" and asked == "memory":
+            raise UserError(
+                f"--feature_cache=memory: {plan.views} views of {plan.image_bytes / 1024:.0f} KiB "
+                f"an image need {plan.total_bytes / 2**30:.1f} GiB and --cache_bytes allows "
+                f"{plan.allowed_bytes / 2**30:.1f}; expected room for all; raise --cache_bytes, "
+                "use fewer --augment_views or --feature_cache=disk"
+            )
+        return why
 
     def live_source(self, side, boundary):
-        """Returns the source of the tensors of a side at a boundary that computes everything in the
-        step.
-        """
+        """Returns the source of a side's tensors at a boundary that computes them in the step."""
         return features.LiveSource(
             self._classifier, self._examples[side], boundary, self._views[side]
         )
@@ -133,13 +138,3 @@ class FeatureCache:
         return features.derive_features(
             self._classifier, self._kept[side], boundary, self._config.batch_size, self._storage
         )
-
-
-def _free_memory():
-    """Returns the bytes of memory that are free, or infinity where the system does not say."""
-    try:
-        with open("/proc/meminfo") as file:
-            (line,) = (line for line in file if line.startswith("MemAvailable:"))
-        return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        return math.inf

@@ -8,14 +8,18 @@ boundaries later derives its own from them.
 
 import dataclasses
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tl_research.config import AUGMENTATIONS, Config
 from tl_research.data import pipeline
-from tl_research.errors import UserError
+from tl_research.data.mixing import Mixing, MixUp
+from tl_research.errors import UserError, suggestion
 from tl_research.files import storage_errors
-from tl_research.models.augmentation import COLUMNS
+from tl_research.models.augmentation import COLUMNS, Operation, apply_operations
 
 _LARGEST_FLOAT16 = 65504.0
 
@@ -27,6 +31,8 @@ class Views:
     seed: int
     num_views: int
     augmented: bool
+    operations: tuple[Operation, ...] = ()  # an extension's, which follow the built-in ones
+    mixing: Mixing | None = None  # what blends the images in the end
 
     def of_epoch(self, epoch):
         """Returns the view of a global epoch, counted from 1."""
@@ -39,10 +45,80 @@ class Views:
         return len({self.of_epoch(epoch + 1) for epoch in range(num_epochs)})
 
     def draws(self, view, num_examples):
-        """Returns float32 [num_examples, columns], or [0, columns] for images as they are."""
+        """Returns float32 [num_examples, columns], or [0, columns] for images as they are.
+
+        Those of the built-in operations stand first, then those of each other one.
+        """
         if not self.augmented:
             return np.zeros((0, len(COLUMNS)), np.float32)
-        return pipeline.augmentation_draws(self.seed, view, num_examples, len(COLUMNS))
+        streams = [(len(COLUMNS), None), *((own.columns, own.name) for own in self.operations)]
+        tables = [
+            pipeline.augmentation_draws(self.seed, view, num_examples, *stream)
+            for stream in streams
+        ]
+        return np.concatenate(tables, axis=1)
+
+
+def make_views(config: Config, own: Mapping[str, Any]) -> Views:
+    """Returns what `--augment` and `--mixup` make of the training images.
+
+    Args:
+        config: The settings.
+        own: An extension's `augmentations`.
+
+    Raises:
+        UserError: If a name is nowhere, or what it names is neither operation nor mixing.
+    """
+    parts = _parts(config, own)
+    operations = tuple(part for part in parts if isinstance(part, Operation))
+    mixings = [part for part in parts if not isinstance(part, Operation)]
+    if mixings and (len(mixings) > 1 or config.feature_cache in ("memory", "disk")):
+        raise UserError(
+            f"{' and '.join(mixing.name for mixing in mixings)} with --feature_cache="
+            f"{config.feature_cache}; expected one that blends images anew every epoch; leave the "
+            "others out, and use --feature_cache=auto or off",
+            "augment",
+        )
+    augmented = bool(config.augmentation or operations)
+    return Views(config.seed, config.augment_views, augmented, operations, *mixings)
+
+
+def _parts(config, own):
+    """Returns the `Operation`s and mixings that `--augment` names of `own`, in its order, and that
+    of `--mixup`.
+    """
+    if clash := sorted(set(own) & set(AUGMENTATIONS)):
+        raise UserError(f"augmentations has {clash[0]}, which is built in; rename yours")
+    parts, size = [MixUp(config.mixup)] if config.mixup else [], config.image_size
+    for name, factor in config.augment_factors.items():
+        if name in own:
+            is_mixing = callable(own[name])
+            part = own[name](factor) if is_mixing else _tried(name, own[name], factor, size)
+            parts.append(part)
+        elif name not in AUGMENTATIONS:
+            known = (*AUGMENTATIONS, *own)
+            raise UserError(
+                f"--augment has {name!r}; expected any of {', '.join(known)}"
+                f"{suggestion(name, known)}",
+                "augment",
+            )
+    return parts
+
+
+def _tried(name, part, factor, image_size):
+    """Returns an extension's `Operation`; raises UserError if it is none that takes images."""
+    try:
+        operation = Operation(name, *part, factor)
+        images, draws = tf.zeros([2, image_size, image_size, 3]), tf.zeros([2, operation.columns])
+        tf.function(lambda: apply_operations([operation], images, draws))()
+    except Exception as error:  # whatever that code does
+        raise UserError(
+            f"augmentations: {name} fails ({' '.join(str(error).split())[-200:]}); expected "
+            "(columns, function) with function(images, draws, factor) that returns float32 images "
+            "[B, H, W, 3], or a mixing; correct it",
+            "augment",
+        ) from error
+    return operation
 
 
 class LiveSource:
@@ -82,7 +158,7 @@ class LiveSource:
         """Returns what `stream` would yield for one row, where it is in memory."""
         return tf.gather(self.examples.pixels, indices)
 
-    def read(self, indices, view, draws, streamed=None, mixing=None):
+    def read(self, indices, view, draws, streamed=None, mix=None):
         """Returns augmented images, float32 [B, H, W, 3]: what XLA need not compile.
 
         Args:
@@ -91,18 +167,14 @@ class LiveSource:
             draws: float32 [N, columns], or [0, columns] for images as they are.
             streamed: uint8 [B, H, W, 3], the pixels; where they are in memory, they are looked up
                 by default.
-            mixing: Of `pipeline.mixup_draws`: (int32 [B], what each is blended with; float32 [B],
-                its own share), or None.
+            mix: `mixing.Mix` of these examples, or None.
         """
         images = self._augmented(
             self.lookup(indices, view) if streamed is None else streamed, indices, draws
         )
-        if mixing is not None:
-            partners, shares = mixing
-            shares = shares[:, None, None, None]
-            images = shares * images + (1.0 - shares) * self._augmented(
-                self.lookup(partners, view), partners, draws
-            )
+        if mix is not None:
+            others = self._augmented(self.lookup(mix.partners, view), mix.partners, draws)
+            images = self.views.mixing.blend(images, others, mix)
         return images
 
     def compute(self, images):
@@ -112,7 +184,9 @@ class LiveSource:
     def _augmented(self, images, indices, draws):
         if draws.shape[0] == 0:
             return tf.cast(images, tf.float32)
-        return self._augmentation.apply_draws(images, tf.gather(draws, indices))
+        draws = tf.gather(draws, indices)
+        images = self._augmentation.apply_draws(images, draws[:, : len(COLUMNS)])
+        return apply_operations(self.views.operations, images, draws[:, len(COLUMNS) :])
 
 
 class CachedSource:
@@ -170,7 +244,7 @@ class CachedSource:
         """Returns these rows of the kept tensors, in the types they are computed with."""
         return self._cast(self._kept(rows))
 
-    def read(self, indices, view, draws, streamed=None, mixing=None):
+    def read(self, indices, view, draws, streamed=None, mix=None):
         """As `LiveSource.read`, but returns the list of kept tensors.
 
         Draws are not used, and nothing is mixed.
@@ -183,6 +257,9 @@ class CachedSource:
 
     def _cast(self, tensors):
         return [tf.cast(tensor, dtype) for tensor, dtype in zip(tensors, self.dtypes)]
+
+
+Source = LiveSource | CachedSource
 
 
 class Storage:

@@ -1,79 +1,130 @@
-"""All that decides a run's future, and nothing more: what a checkpoint holds besides arrays."""
+"""All that decides the future of a run: what a checkpoint holds beside the variables.
 
+What is made of it, and of the variables, stands in one place, `resume.Resume.save`.
+Order, augmentation and dropout are functions of (seed, epoch, example or step), so that the whole
+numbers of `Position` are the position in the data too.
+"""
+
+import contextlib
 import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 
 from tl_research.optim import loss_scale
+from tl_research.optim.grouped_optimizer import GroupedOptimizer
+
+Arrays = dict[str, np.ndarray]  # by the path of a variable, or by another name
+
+
+@dataclasses.dataclass
+class Position:
+    """Where the run is."""
+
+    phase_index: int = 0  # place of the current phase in `--phases`
+    phase_epoch: int = 0  # epochs done in it
+    phase_step: int = 0  # steps done in it
+    epoch: int = 0  # epochs done in all
+    epoch_step: int = 0  # steps done in the current epoch
+    global_step: int = 0  # steps done in all
+
+
+@dataclasses.dataclass
+class PhaseProgress:
+    """What the current phase did, for early stopping, its audit and its entry in the results."""
+
+    epoch_totals: dict[str, float] = dataclasses.field(
+        default_factory=dict
+    )  # of this epoch's steps
+    phase_hashes: dict[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # {path: SHA-256} at its start
+    # {path: largest norm of the trainable variable's gradient, after clipping}
+    gradient_peaks: dict[str, float] = dataclasses.field(default_factory=dict)
+    moved: list[str] = dataclasses.field(default_factory=list)  # paths of what a step moved
+    largest_rate: float = 0.0  # before multipliers
+    best: dict[str, Any] | None = None  # {"epoch", "val_loss", ...} of its best epoch so far
+    wait: int = 0  # epochs since then
+    traces: int = 0  # how often its training step was traced
+    compile_seconds: float = 0.0  # of tracing and compiling its steps
+    train_seconds: float = 0.0  # inside train calls
+    seconds: float = 0.0  # wall time, without evaluation of other phases
+
+
+@dataclasses.dataclass
+class History:
+    """What the epochs and phases before left."""
+
+    skipped_steps: int = 0  # of all steps, for gradients that float16 could not hold
+    joined: dict[str, str] = dataclasses.field(default_factory=dict)  # {path: phase that opened it}
+    selected: dict[str, Any] | None = None  # {"phase", "epoch", "val_loss", ...} of the best phase
+    # the phases of `results.json`
+    finished: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # rows of `metrics.csv`
+    test: dict[str, Any] | None = None  # the test metrics, once they were read
+    # wall time by kind of work, in earlier processes of this run too
+    run_seconds: dict[str, float] = dataclasses.field(
+        default_factory=lambda: {"features": 0.0, "train": 0.0, "evaluate": 0.0}
+    )
+
+
+@dataclasses.dataclass
+class KeptWeights:
+    """Weights to come back to, and what the selected ones say to the validation images."""
+
+    best: Arrays = dataclasses.field(default_factory=dict)  # of the best epoch of this phase
+    selected: Arrays = dataclasses.field(default_factory=dict)  # of the best phase
+    logits: Arrays = dataclasses.field(default_factory=dict)  # {"selected": float32 [N, K]}
 
 
 @dataclasses.dataclass
 class TrainState:
-    """Position, early stopping, and what earlier phases left. JSON-serializable.
+    """Position, progress and history as JSON; kept weights and the optimizer as arrays."""
 
-    Order, augmentation and dropout are functions of (seed, epoch, example or step), so that these
-    integers are the position in the data too. Attributes of the current epoch and phase come first.
-    """
+    position: Position = dataclasses.field(default_factory=Position)
+    progress: PhaseProgress = dataclasses.field(default_factory=PhaseProgress)
+    past: History = dataclasses.field(default_factory=History)
+    # of float16 only
+    scaling: dict[str, float] = dataclasses.field(default_factory=loss_scale.initial)
+    weights: KeptWeights = dataclasses.field(default_factory=KeptWeights)
+    optimizer: GroupedOptimizer | None = None  # of the current phase
+    slots: Arrays | None = None  # of a checkpoint, until its phase has an optimizer to hold them
 
-    epoch_step: int = 0  # steps done in the current epoch
-    # sums over these steps, as `TrainStep` returns them
-    epoch_totals: dict = dataclasses.field(default_factory=dict)
-    phase_index: int = 0  # place of the current phase in `--phases`
-    phase_epoch: int = 0  # epochs done in it
-    phase_step: int = 0  # steps done in it
-    # {path: SHA-256} of every variable at its start
-    phase_hashes: dict = dataclasses.field(default_factory=dict)
-    # {path: largest norm of the trainable variable's gradient in it, after clipping}
-    gradient_peaks: dict = dataclasses.field(default_factory=dict)
-    # paths of the variables that a step in it moved
-    moved: list = dataclasses.field(default_factory=list)
-    largest_rate: float = 0.0  # largest learning rate in it, before multipliers
-    best: dict | None = None  # {"epoch", "val_loss", "val_accuracy"} of its best epoch so far
-    wait: int = 0  # epochs since then
-    traces: int = 0  # how often its training step was traced
-    compile_seconds: float = 0.0  # time for tracing and compiling its steps
-    train_seconds: float = 0.0  # time inside train calls in it
-    seconds: float = 0.0  # wall time of it, without evaluation of other phases
-    global_step: int = 0  # steps done in all
-    # state of the loss scale (`tl_research.optim.loss_scale`), which only float16 moves
-    scaling: dict = dataclasses.field(default_factory=loss_scale.initial)
-    # how many of all steps were skipped for gradients that float16 could not hold
-    skipped_steps: int = 0
-    epoch: int = 0  # epochs done in all
-    # {path: name of the phase in which the variable first trained}
-    joined: dict = dataclasses.field(default_factory=dict)
-    # {"phase", "epoch", "val_loss", "val_accuracy"} of the best weights of all finished phases
-    selected: dict | None = None
-    # the entries of `results.json` of the finished phases
-    finished: list = dataclasses.field(default_factory=list)
-    history: list = dataclasses.field(default_factory=list)  # the rows of `metrics.csv`
-    test: dict | None = None  # the test metrics, once they were read
-    # wall time by kind of work, in earlier processes of this run too
-    run_seconds: dict = dataclasses.field(
-        default_factory=lambda: {"features": 0.0, "train": 0.0, "evaluate": 0.0}
-    )
-
-    def phase_over(self, phase):
-        """Returns whether the current phase, a `Phase`, has no epoch left."""
-        return self.phase_epoch >= phase.epochs or bool(
-            phase.patience and self.wait >= phase.patience
-        )
-
-    def begin_phase(self, hashes):
+    def begin_phase(self, index: int, hashes: dict[str, str]) -> None:
         """Resets what belongs to one phase."""
-        fresh = TrainState()
-        for name in (
-            "epoch_step",
-            "epoch_totals",
-            "phase_epoch",
-            "phase_step",
-            "gradient_peaks",
-            "moved",
-            "largest_rate",
-            "best",
-            "wait",
-            "traces",
-            "compile_seconds",
-            "train_seconds",
-            "seconds",
-        ):
-            setattr(self, name, getattr(fresh, name))
-        self.phase_hashes = hashes
+        before = self.position
+        self.position = Position(index, epoch=before.epoch, global_step=before.global_step)
+        self.progress = PhaseProgress(phase_hashes=hashes)
+        self.weights.best = {}
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns all but the arrays, in one dict."""
+        parts = (self.position, self.progress, self.past)
+        return {"scaling": self.scaling} | {
+            name: value for part in parts for name, value in dataclasses.asdict(part).items()
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "TrainState":
+        """Returns the state that `to_json` wrote.
+
+        Raises:
+            TypeError: If names are missing or unknown.
+        """
+        values, parts = dict(values), []
+        for kind in (Position, PhaseProgress, History):
+            names = {field.name for field in dataclasses.fields(kind)} & values.keys()
+            parts.append(kind(**{name: values.pop(name) for name in names}))
+        return cls(*parts, **values)
+
+
+@contextlib.contextmanager
+def timed(state: TrainState, kind: str) -> Iterator[None]:
+    """Adds the time spent inside to the run's seconds of that kind of work."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        state.past.run_seconds[kind] += time.perf_counter() - start

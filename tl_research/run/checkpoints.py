@@ -92,7 +92,7 @@ def save(directory, state, arrays):
         ) from error
     with storage_errors(directory):
         remove_leftovers(directory)
-        for name in _complete(directory)[:-_KEPT]:
+        for name in step_names(directory)[:-_KEPT]:
             _remove(os.path.join(directory, name))
 
 
@@ -103,7 +103,7 @@ def _remove(path):
     shutil.rmtree(trash, ignore_errors=True)
 
 
-def _complete(directory):
+def step_names(directory: str) -> list[str]:
     """Returns the names of the checkpoints, oldest first."""
     names = os.listdir(directory) if os.path.isdir(directory) else []
     return sorted(
@@ -163,7 +163,7 @@ def load_newest(directory, max_bytes=1 << 40):
         CheckpointError: If there are checkpoints and none can be used.
     """
     remove_leftovers(directory)
-    names, reasons = _complete(directory), []
+    names, reasons = step_names(directory), []
     for index, name in reversed(list(enumerate(names))):
         path = os.path.join(directory, name)
         try:

@@ -10,7 +10,7 @@ import pytest
 
 from tl_research.config import Config
 from tl_research.errors import CheckpointError, RunDirectoryError, StorageError
-from tl_research.training.run_directory import RunDirectory
+from tl_research.run.directory import RunDirectory
 
 
 def _open(path, **settings):
@@ -24,7 +24,7 @@ def _begin(path, **settings):
 
 
 def test_imports_no_tensorflow():
-    code = "import sys, tl_research.training.run_directory; print('tensorflow' in sys.modules)"
+    code = "import sys, tl_research.run.directory; print('tensorflow' in sys.modules)"
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -59,7 +59,7 @@ def test_without_workdir_every_run_gets_a_new_directory(tmp_path, monkeypatch):
 def test_second_process_is_refused_and_told_who_has_it(tmp_path):
     code = (
         "import sys; from tl_research.config import Config; from "
-        "tl_research.training.run_directory import RunDirectory\ndirectory = "
+        "tl_research.run.directory import RunDirectory\ndirectory = "
         f"RunDirectory(Config(dataset='drawn_flowers', workdir={str(tmp_path)!r}))\nprint('open', "
         "flush=True); sys.stdin.read()"
     )
@@ -132,6 +132,7 @@ _MAY_CHANGE = {
     "min_test_accuracy": 0.5,
     "resume": "auto",
     "workdir": None,
+    "extension": "own.py",  # its contents may not, see tests/training/test_resume.py
     "profile_steps": "2:3",
     "seeds": (1, 2),
     "seeds_split": "same",
@@ -159,6 +160,7 @@ _MAY_NOT_CHANGE = {
     "unfreeze": ("0%", "20%"),
     "learning_rate": (1e-3, 1e-4),
     "patience": (0, 4),
+    "select_by": "val_accuracy",
     "backbone_lr_multiplier": 0.5,
     "layer_decay": 0.5,
     "lr_multiplier": ("a=2",),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tl_research.errors import CheckpointError, StorageError
-from tl_research.training import checkpoints
+from tl_research.run import checkpoints
 
 
 def _arrays(step):

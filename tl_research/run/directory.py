@@ -10,12 +10,15 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shlex
 import socket
 import sys
 
+from tl_research import __version__
 from tl_research.config import Config
 from tl_research.errors import CheckpointError, RunDirectoryError
+from tl_research.extension import package_sha256
 from tl_research.files import remove_leftovers, storage_errors, write_atomically
 
 _LOCK = ".lock"
@@ -26,6 +29,8 @@ class RunDirectory:
 
     Args:
         config: The settings; `config.workdir` names the directory, or one is made in `runs/`.
+        extension: The parts that replace the package's own: they and the package's sources are
+            part of what a resumed run has to share. None for what only works on a finished run.
 
     Attributes:
         path: The directory.
@@ -37,7 +42,8 @@ class RunDirectory:
         StorageError: If it cannot be made or written.
     """
 
-    def __init__(self, config):
+    def __init__(self, config, extension=None):
+        self._extension = extension
         self.path = config.workdir or "runs"
         there = bool(config.workdir) and os.path.isdir(self.path)
         with storage_errors(self.path):
@@ -101,8 +107,17 @@ class RunDirectory:
         # its flags or split.
         if os.path.exists(self.file("split.json")):
             os.remove(self.file("split.json"))
-        self.write_text("flags.txt", config.to_flags())
+        self.write_text("flags.txt", self._flags(config))
         return None
+
+    def _flags(self, config):
+        """Returns the text of `flags.txt`: the code that runs, in comments, and the settings."""
+        if self._extension is None:
+            return config.to_flags()
+        lines = [f"# package {__version__} of SHA-256 {package_sha256()}"]
+        if self._extension.sha256:
+            lines.append(f"# extension {self._extension.file} of SHA-256 {self._extension.sha256}")
+        return "\n".join([*lines, config.to_flags()])
 
     def file(self, *names):
         return os.path.join(self.path, *names)
@@ -134,10 +149,18 @@ class RunDirectory:
         """Returns lines that a checkpoint must share with its run: the settings that may not
         change, and the split's SHA-256.
         """
-        lines = _fixed(config.to_flags())
+        lines = _fixed(self._flags(config))
         with contextlib.suppress(FileNotFoundError), open(self.file("split.json"), "rb") as file:
             lines.append(f"split.json of SHA-256 {hashlib.sha256(file.read()).hexdigest()}")
         return lines
+
+    def with_defaults(self, lines):
+        """Returns lines of an `identity` with what the version that wrote them did not record:
+        defaults of settings, and the sources of the package.
+        """
+        recorded = {re.split("[= ]", line)[0] for line in lines}
+        defaults = _fixed(self._flags(Config()))
+        return sorted([*lines, *(d for d in defaults if re.split("[= ]", d)[0] not in recorded)])
 
     def _set_old_run_aside(self):
         if not self._is_run():
@@ -180,15 +203,17 @@ class RunDirectory:
         """Checks the settings that may not change, says which others did, and keeps those."""
         with open(self.file("flags.txt"), errors="surrogateescape") as file:
             text = file.read()
-        before, after = _only_in(with_defaults(_fixed(text)), _fixed(config.to_flags()))
+        if self._extension is None:
+            text = "".join(line for line in text.splitlines(True) if not line.startswith("#"))
+        before, after = _only_in(self.with_defaults(_fixed(text)), _fixed(self._flags(config)))
         if before or after:
             raise CheckpointError(
                 f"the run in {self.path} was made with {before or 'fewer flags'}, flags now say "
                 f"{after or 'nothing there'}; expected the same; use another --workdir or "
                 "--resume=never"
             )
-        if text != config.to_flags():
-            before, after = _only_in(text.splitlines(), config.to_flags().splitlines())
+        if self._extension is not None and text != self._flags(config):
+            before, after = _only_in(text.splitlines(), self._flags(config).splitlines())
             if before or after:  # more than their order
                 print(
                     f"note: {self.path} goes on with {after or 'fewer flags'} instead of "
@@ -196,7 +221,7 @@ class RunDirectory:
                     file=sys.stderr,
                     flush=True,
                 )
-            self.write_text("flags.txt", config.to_flags())
+            self.write_text("flags.txt", self._flags(config))
 
 
 def _only_in(old, new):
@@ -210,28 +235,27 @@ def _only_in(old, new):
 def _fixed(text):
     """Returns those lines of `flags.txt`, sorted, that a resume must find as they were."""
     fields = Config.__dataclass_fields__
+    lines = [_without_place(line) for line in text.split("\n")]
     return sorted(
         line
-        for line in text.split("\n")
+        for line in lines
         if (name := line[2:].split("=")[0]) not in fields or not fields[name].metadata["may_change"]
     )
 
 
-def with_defaults(lines):
-    """Returns lines of settings that may not change, and default ones for settings that the version
-    that wrote them did not have.
-    """
-    names = {line.split("=")[0] for line in lines}
-    return sorted(
-        [*lines, *(line for line in _fixed(Config().to_flags()) if line.split("=")[0] not in names)]
-    )
+def _without_place(line):
+    """Returns a comment that names code by what it is, not by where it lies or its version."""
+    if not line.startswith("# "):
+        return line
+    return f"{line[2:].split()[0]} of SHA-256 {line.rpartition(' ')[2]}"
 
 
-def resume_command(path, program="train.py"):
+def resume_command(path, program="train.py", extension=None):
     """Returns the command with which a program goes on with an unfinished run."""
+    more = f" --extension={shlex.quote(extension)}" if extension else ""
     return (
         f"python {program} --flagfile={shlex.quote(os.path.join(path, 'flags.txt'))} "
-        f"--workdir={shlex.quote(path)}"
+        f"--workdir={shlex.quote(path)}{more}"
     )
 
 

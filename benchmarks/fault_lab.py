@@ -1,0 +1,217 @@
+"""Where the runs of the fault campaign take place, and what they have to equal."""
+
+import collections
+import contextlib
+import csv
+import functools
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import time
+
+import tiny_network
+from fault_forks import Operations, Page, around, in_parallel, train
+
+from tl_research.errors import UserError
+from tl_research.run import checkpoints
+
+FLAGS = (
+    "--dataset=directory",
+    "--backbone=Tiny",
+    "--weights=none",
+    "--image_size=16",
+    "--batch_size=8",
+    "--epochs=3,4",
+    "--unfreeze=0%,block3",
+    "--learning_rate=3e-2,3e-2",
+    "--patience=0,3",
+    "--lr_schedule=constant,cosine",
+    "--dropout=0.5",
+    "--checkpoint_every_steps=2",
+)
+VIEWS = {"cached": "--augment_views=2", "live": "--augment_views=0"}  # kinds of runs
+_TIMES = ("seconds", "images_per_second", "compile_seconds", "train_seconds", "run_seconds")
+
+
+class Lab:
+    """A folder of runs, and the unbroken ones that the others are compared with.
+
+    A case is a dict; one that failed has `failed`, which says why.
+
+    Args:
+        settings: `Settings` of the campaign.
+        place: An empty directory.
+        more: Flags that all runs have besides.
+    """
+
+    def __init__(self, settings, place, more=()):
+        self.settings, self._place, self._more = settings, place, more
+        self.random = random.Random(settings.seed)
+        self.photos = tiny_network.write_photos(self.folder("photos"))
+        self._references = {}
+
+    def many(self, number):
+        """Returns how many cases are meant by a number."""
+        return max(1, number // 5) if self.settings.quick else number
+
+    def folder(self, name):
+        return os.path.join(self._place, name)
+
+    def flags(self, kind):
+        return [*FLAGS, VIEWS[kind], f"--data_dir={self.photos}", *self._more]
+
+    def each(self, function, plans):
+        """Returns what `function(self, *plan)` returns for each plan, in forks."""
+        cases = [functools.partial(function, self, *plan) for plan in plans]
+        return in_parallel(cases, self.settings.jobs)
+
+    def shared_out(self, function, number):
+        """Returns all cases of `function(self, how many, seed)`, which is called in each job."""
+        jobs = self.settings.jobs
+        plans = [(self.many(number) // jobs, self.random.random()) for _ in range(jobs)]
+        found = self.each(function, plans)
+        return [case for cases in found for case in (cases if type(cases) is list else [cases])]
+
+    def reference(self, kind):
+        """Returns an unbroken run: {"run", "fingerprint", "seconds", "entries" {place: times},
+        "lengths" {place: seconds}, "epoch_steps" of each save, "operations" of one}.
+        """
+        if kind not in self._references:
+            run, start = self.folder(f"reference-{kind}"), time.monotonic()
+            code = train(run, self.flags(kind), functools.partial(_take_notes, f"{run}.json"))
+            if code:
+                with open(f"{run}.log") as file:
+                    raise UserError(
+                        f"the unbroken run ended with {code}; expected 0; its output: "
+                        f"{file.read()[-500:]}"
+                    )
+            seconds = time.monotonic() - start
+            with open(f"{run}.json") as file:
+                notes = json.load(file)
+            found = {"run": run, "fingerprint": fingerprint(run), "seconds": seconds, **notes}
+            self._references[kind] = found
+        return self._references[kind]
+
+    def interrupted(self, run, kind, number, point):
+        """Starts or resumes a run, which gets a signal at a point, and returns the case.
+
+        Args:
+            run: Its directory.
+            kind: A key of `VIEWS`.
+            number: Of the signal.
+            point: (place, how often it was entered, seconds since then). A run that was quicker
+                starts anew, with half the seconds.
+        """
+        place, count, delay = point
+        for attempt in range(4):
+            page = Page()
+            send = functools.partial(page.send, number, place, count, delay / 2**attempt)
+            code = train(run, self.flags(kind), send)
+            seconds = time.monotonic() - page.sent_at.value
+            if code:
+                break
+            shutil.rmtree(run)
+        expected = -9 if number == signal.SIGKILL else 128 + number
+        return {
+            "signal": int(number),
+            "kind": kind,
+            "aimed at": list(point),
+            "sent in": page.sent_in.value.decode(),
+            "code": code,
+            "seconds": seconds,
+            "steps": page.steps.value,
+            **({"failed": f"exit code {code} instead of {expected}"} if code != expected else {}),
+        }
+
+    def resumed(self, run, kind, case):
+        """Completes a case: the run is resumed and must end as the unbroken one did."""
+        case["resumed from"] = newest_step(run)
+        code = train(run, self.flags(kind))
+        if code:
+            return {**case, "failed": f"resumed with exit code {code}"}
+        different = self.differences(run, kind)
+        if different or leftovers(run):
+            return {**case, "failed": f"differs in {different}, left behind {leftovers(run)}"}
+        shutil.rmtree(run)
+        return case
+
+    def differences(self, run, kind):
+        """Returns the parts in which a finished run differs from the unbroken one."""
+        expected = self.reference(kind)["fingerprint"]
+        return [part for part, value in fingerprint(run).items() if value != expected[part]]
+
+
+def _take_notes(path):
+    """Lets this process write down what `Lab.reference` returns of it."""
+    entries, lengths, epoch_steps = collections.Counter(), {}, []
+    operations = Operations(6)
+
+    @contextlib.contextmanager
+    def noted(directory, state, arrays):
+        epoch_steps.append(state["epoch_step"])
+        yield
+
+    def left(place, seconds):
+        lengths[place] = max(seconds, lengths.get(place, 0.0))
+        if place == "run":
+            notes = {
+                "entries": entries,
+                "lengths": lengths,
+                "epoch_steps": epoch_steps,
+                "operations": operations.names,
+            }
+            with open(path, "w") as file:
+                json.dump(notes, file)
+
+    Page().watch(entries.__setitem__, left)
+    around(checkpoints, "save", noted)
+
+
+def fingerprint(run):
+    """Returns {part of a finished run: its SHA-256}: weights and optimizer, state, results and
+    metrics; times, and where it lies, apart.
+    """
+    state, arrays = checkpoints.load_newest(os.path.join(run, "checkpoints"))
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode() + array.tobytes())
+    with open(os.path.join(run, "results.json")) as file:
+        results = json.load(file)
+    with open(os.path.join(run, "metrics.csv")) as file:
+        rows = list(csv.DictReader(file))
+    for part in (state, results):
+        part.pop("run")
+    parts = {"state": state, "results": results, "metrics": rows}
+    texts = {name: json.dumps(_without_times(of), sort_keys=True) for name, of in parts.items()}
+    hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    return {"arrays": digest.hexdigest(), **hashes}
+
+
+def _without_times(value):
+    if isinstance(value, dict):
+        return {key: _without_times(item) for key, item in value.items() if key not in _TIMES}
+    return [_without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def leftovers(run):
+    """Returns the temporary files that are left in a run directory."""
+    return sorted(
+        name
+        for _, folders, names in os.walk(run)
+        for name in folders + names
+        if ".tmp-" in name or ".trash-" in name
+    )
+
+
+def newest_step(run):
+    """Returns the step of the newest checkpoint, 0 where there is none."""
+    names = checkpoints.step_names(os.path.join(run, "checkpoints"))
+    return int(names[-1][5:]) if names else 0
+
+
+def passed(cases):
+    """Returns how many of how many cases did not fail, as text."""
+    return f"{sum('failed' not in case for case in cases)} of {len(cases)}"

@@ -1,0 +1,388 @@
+"""A resumed run is an unbroken one, wherever it was broken off, or it is refused."""
+
+import glob
+import hashlib
+import json
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tl_research
+from tl_research import artefacts
+from tl_research.errors import CheckpointError, GateError, Interrupted, StorageError
+from tl_research.extension import package_sha256
+from tl_research.models import backbones
+from tl_research.optim import loss_scale
+from tl_research.run import checkpoints, directory
+from tl_research.signals import Signals
+from tl_research.training import epoch, evaluation, features, loop, selection
+from tl_research.training.resume import Resume
+
+STEPS = 5  # of 39 training images in batches of 8
+
+
+def test_resumed_run_ends_as_an_unbroken_one(
+    run, broken, crashed, crash, metrics, assert_equal_runs, monkeypatch, capsys
+):
+    """Cut off at steps and epoch ends of both phases, by signals and by crashes, some of them in
+    one run.
+    """
+    steps_of_call = {"steps_per_call": 2}  # calls of 2, 2 and 1 steps
+    run("unbroken", **steps_of_call)
+    assert len(metrics("unbroken")) == 4
+    total = int(metrics("unbroken")[-1]["step"])
+    per_epoch = total // 4
+    assert per_epoch == STEPS
+
+    # In mid-epoch, at the end of a phase, at an epoch's last step; what lies behind a crash's last
+    # checkpoint is done again.
+    for place, when, number, code, said in (
+        ("step", 2, signal.SIGTERM, 143, "phase head, epoch 1, step 2"),
+        ("epoch", 1, None, None, None),
+        ("epoch", 2, signal.SIGINT, 130, f"phase head, epoch 2, step {2 * STEPS}"),
+        ("step", 2 * STEPS + 4, None, None, None),
+        ("step", 3 * STEPS, signal.SIGHUP, 129, f"phase finetune, epoch 3, step {3 * STEPS}"),
+    ):
+        error = broken("broken", **{place: when}, signal=number, **steps_of_call)
+        if not number:
+            continue
+        assert (
+            f"interrupted by signal {int(number)} after step " in str(error)
+            and error.exit_code == code
+        )
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # handlers are given back
+        # look at what the resumed run says, then stop it before its first step
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "fit", crash)
+            capsys.readouterr()
+            crashed("broken", **steps_of_call)
+            assert f"resumed {said}\n" in capsys.readouterr().err
+    run("broken", **steps_of_call)
+    assert_equal_runs("unbroken", "broken")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"ema_decay": 0.9, "class_weights": "balanced", "class_share": ("ant=0.5",)}, {"mixup": 0.4}],
+)
+def test_settings_for_research_are_resumed_bit_for_bit(
+    run, broken, metrics, assert_equal_runs, settings
+):
+    settings = {**settings, "steps_per_call": 2}
+    whole = run("unbroken", **settings)
+    total = int(metrics("unbroken")[-1]["step"])
+    for step in (2, total // 2, total // 2 + 2, total - 1):
+        broken("broken", step=step, signal=signal.SIGTERM, **settings)
+    run("broken", **settings)
+    assert_equal_runs("unbroken", "broken")
+    assert whole["weights_sha256"] != run("plain", steps_per_call=2)["weights_sha256"]
+
+
+def test_checkpoints_in_mid_epoch_are_resumed_bit_for_bit(run, broken, assert_equal_runs):
+    settings = {"checkpoint_every_steps": 3}
+    run("unbroken", **settings)
+    for step in (9, 15):  # just before they would be saved: 7 to 9 and 13 to 15 are done again
+        broken("crashed", step=step, **settings)
+    run("crashed", **settings)
+    assert_equal_runs("unbroken", "crashed")
+
+
+def test_run_in_float16_is_resumed_with_its_loss_scale(
+    run, broken, metrics, events, assert_equal_runs, monkeypatch, capsys
+):
+    monkeypatch.setattr(loss_scale, "INITIAL", 2.0**24)
+    monkeypatch.setattr(loss_scale, "GROWTH_STEPS", 3)
+    settings = {
+        "precision": "mixed_float16",
+        "checkpoint_every_steps": 2,
+        "epochs": (1, 3),
+        "augment_views": 2,
+    }
+    result = run("unbroken", **settings)
+    said = capsys.readouterr().out
+    rows, train = (
+        metrics("unbroken"),
+        events("unbroken", "train"),
+    )
+    skipped = [int(row["skipped_steps"]) for row in rows]
+    assert list(rows[0])[-3:] == ["learning_rate", "loss_scale", "skipped_steps"]
+    # the head, in float32, never overflows; the backbone does, until the scale fits
+    assert skipped[0] == 0 < skipped[1]
+    assert f"loss scale {float(rows[1]['loss_scale']):g}, {skipped[1]} steps skipped\n" in said
+    assert train["skipped_steps"][-1] == (4 * STEPS, sum(skipped))
+    scales = [value for _, value in train["loss_scale"]]
+    assert len(train["loss_scale"]) == len(train["loss"]) * 3 and any(
+        b > a for a, b in zip(scales, scales[1:])
+    )
+    assert [int(row["step"]) for row in rows] == [STEPS * number for number in (1, 2, 3, 4)]
+    assert (
+        result["phases"][1]["skipped_steps"] == sum(skipped[1:])
+        and result["precision"] == "mixed_float16"
+    )
+    for step in (STEPS + 1, STEPS + 3, 3 * STEPS):
+        broken("crashed", step=step, **settings)
+    run("crashed", **settings)
+    assert_equal_runs("unbroken", "crashed")
+
+
+def test_features_on_disk_train_the_same_weights_and_leave_nothing_behind(run, broken, tmp_path):
+    expected = run("memory", augment_views=2)
+    broken("disk", step=12, augment_views=2, feature_cache="disk", steps_per_call=1)
+    received = run("disk", augment_views=2, feature_cache="disk")
+    assert (
+        received["feature_cache"] == "disk"
+        and received["weights_sha256"] == expected["weights_sha256"]
+    )
+    assert {path.name for path in (tmp_path / "disk").iterdir()} == {
+        path.name for path in (tmp_path / "memory").iterdir()
+    }
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_run_that_ends_after_its_last_epoch_is_finished_though_the_next_view_was_never_kept(
+    run, crashed, crash, monkeypatch, cache
+):
+    settings = {"augment_views": 4, "feature_cache": cache, "epochs": (1, 1)}
+    expected = run("unbroken", **settings)
+    end_phase = selection.end_phase
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            selection,
+            "end_phase",
+            lambda setup, *args: (
+                crash() if setup.phase.name == "finetune" else end_phase(setup, *args)
+            ),
+        )
+        crashed("broken", **settings)
+    assert run("broken", **settings)["weights_sha256"] == expected["weights_sha256"]
+
+
+def test_run_that_is_killed_again_and_again_makes_progress(broken, tmp_path):
+    for step in range(1, 6):
+        broken("run", step=step + 1, checkpoint_every_steps=1)
+        assert sorted(os.listdir(tmp_path / "run" / "checkpoints"))[-1] == checkpoints.step_name(
+            step
+        )
+
+
+def test_signal_while_the_cache_is_filled_ends_the_run_at_once(run, monkeypatch):
+    expected = run("unbroken", augment_views=1)
+    with monkeypatch.context() as patch:
+        compute = features.compute_features
+        patch.setattr(
+            features,
+            "compute_features",
+            lambda source, views, size, progress, storage: compute(
+                source,
+                views,
+                size,
+                lambda done, total: signal.raise_signal(signal.SIGTERM),
+                storage,
+            ),
+        )
+        patch.setattr(epoch, "calls", lambda *args: pytest.fail("trained after the signal"))
+        with pytest.raises(Interrupted, match="interrupted by signal 15; ") as error:
+            run("broken", augment_views=1)
+        assert error.value.exit_code == 143
+    assert run("broken", augment_views=1)["weights_sha256"] == expected["weights_sha256"]
+
+
+def test_test_images_are_read_once_though_the_run_ends_before_its_results(
+    run, crashed, crash, assert_equal_runs, monkeypatch
+):
+    expected = run("unbroken")
+    with monkeypatch.context() as patch:
+        patch.setattr(artefacts, "save_keras", crash)
+        crashed("broken")
+    monkeypatch.setattr(evaluation.EvalStep, "__call__", lambda step: pytest.fail("read again"))
+    monkeypatch.setattr(loop, "train_phase", lambda *args: pytest.fail("trained again"))
+    result = run("broken")
+    assert (result["test"], result["weights_sha256"]) == (
+        expected["test"],
+        expected["weights_sha256"],
+    )
+    assert_equal_runs("unbroken", "broken")
+
+
+def test_resumed_run_keeps_its_precision_and_xla(run, broken, tmp_path):
+    broken("run", step=9)
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (recorded["precision"], recorded["xla"]) == ("float32", False)
+    # as if it began on a GPU
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**recorded, "xla": True}))
+    assert run("run")["xla"] is True
+
+
+def test_resumed_run_says_that_it_began_with_other_versions(run, broken, tmp_path, capsys):
+    broken("run", step=9)
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())
+    recorded["versions"]["tensorflow"], recorded["machine"]["cores"] = "2.99.0", 1000
+    (tmp_path / "run" / "run.json").write_text(json.dumps(recorded))
+    run("run", checkpoint_every_steps=7)
+    lines = capsys.readouterr().err.splitlines()
+    assert (
+        f"warning: the run began with tensorflow 2.99.0, now {tf.__version__}; cores 1000, now "
+        f"{os.cpu_count()}; what follows need not equal an unbroken run"
+    ) in lines
+    assert (
+        f"note: {tmp_path / 'run'} goes on with --checkpoint_every_steps=7 instead of "
+        "--checkpoint_every_steps=0" in lines
+    )
+    assert "--checkpoint_every_steps=7" in (tmp_path / "run" / "flags.txt").read_text().splitlines()
+
+
+def test_finished_run_trains_no_more_and_keeps_its_gate(run, tmp_path, capsys):
+    first = run("run", epochs=(1, 0))
+    before = {
+        path: os.stat(path).st_mtime_ns for path in glob.glob(f"{tmp_path}/run/**", recursive=True)
+    }
+    capsys.readouterr()
+    run("run", epochs=(1, 0))
+    captured = capsys.readouterr()
+    assert captured.out == "RESULT " + json.dumps(first) + "\n" and "is finished" in captured.err
+    assert {path: os.stat(path).st_mtime_ns for path in before} == before
+    # nobody may pass by asking twice
+    with pytest.raises(GateError, match="expected at least --min_test_accuracy=1.0"):
+        run("run", epochs=(1, 0), min_test_accuracy=1.0)
+
+
+# Another version, what is refused.
+
+
+def test_run_of_a_version_without_a_setting_goes_on_as_with_its_default(
+    run, broken, tmp_path, monkeypatch
+):
+    whole, save = run("unbroken"), checkpoints.save
+
+    def without(lines):
+        return [line for line in lines if not line.startswith("--mixup=")]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            checkpoints,
+            "save",
+            lambda path, state, arrays: save(path, {**state, "run": without(state["run"])}, arrays),
+        )
+        broken("old", epoch=2)
+    flags = tmp_path / "old" / "flags.txt"
+    flags.write_text("\n".join(without(flags.read_text().split("\n"))))
+    assert run("old")["weights_sha256"] == whole["weights_sha256"]
+
+
+def test_checkpoint_may_hold_the_logits_of_all_validation_images(train, monkeypatch):
+    trained, _ = train(epochs=(0, 0))
+    seen = []
+    monkeypatch.setattr(checkpoints, "load_newest", lambda directory, largest: seen.append(largest))
+    for count in (5, 1_000_005):
+        trained.plan.validation = range(count)
+        assert Resume(trained.plan, trained.directory, Signals()).restore() is None
+    assert seen[1] - seen[0] == 4 * 3 * 1_000_000  # float32, 3 classes
+
+
+def test_checkpoint_of_another_run_is_refused(run, broken, tmp_path):
+    run("other", seed=1)
+    broken("run", step=9)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.copytree(tmp_path / "other" / "checkpoints", tmp_path / "run" / "checkpoints")
+    with pytest.raises(
+        CheckpointError, match="of another run, which differs in --seed=0, --seed=1; "
+    ) as error:
+        run("run")
+    assert error.value.exit_code == 7
+
+
+def test_run_goes_on_with_its_own_extension_wherever_that_lies(run, broken, tmp_path):
+    file, other = tmp_path / "own.py", tmp_path / "moved.py"
+    file.write_text("def epoch_ends(run, row, logits):\n    return {'score': 0.5}\n")
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    whole = run("unbroken", extension=str(file))
+    assert whole["run"] == str(tmp_path / "unbroken")
+    record = {"file": str(file), "sha256": sha256, "parts": ["epoch_ends"]}
+    assert whole["extension"] == record
+    broken("run", step=15, extension=str(file))
+    first, second, third = (tmp_path / "run" / "flags.txt").read_text().splitlines()[:3]
+    package = f"# package {tl_research.__version__} of SHA-256 {package_sha256()}"
+    assert (first, second) == (package, f"# extension {file} of SHA-256 {sha256}")
+    assert third.startswith("--")
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert recorded["extension"] == record
+    assert recorded["package"] == {
+        "version": tl_research.__version__,
+        "sha256": package_sha256(),
+    }
+    assert (tmp_path / "run" / "extension.py").read_bytes() == file.read_bytes()
+    other.write_text(file.read_text() + "# something else\n")
+    changed = hashlib.sha256(other.read_bytes()).hexdigest()
+    for extension, now in ((str(other), f"extension of SHA-256 {changed};"), (None, "nothing")):
+        with pytest.raises(
+            CheckpointError, match=f"made with extension of SHA-256 {sha256}, flags now say {now}"
+        ) as error:
+            run("run", extension=extension)
+        assert error.value.exit_code == 7
+    shutil.copy(file, other)
+    result = run("run", extension=str(other))
+    assert result["weights_sha256"] == whole["weights_sha256"]
+    assert result["extension"] == {**record, "file": str(other)}
+
+
+def test_run_does_not_go_on_with_other_sources_of_the_package(run, broken, monkeypatch):
+    broken("run", step=9)
+    monkeypatch.setattr(directory, "package_sha256", lambda: 64 * "0")
+    with pytest.raises(
+        CheckpointError,
+        match=f"made with package of SHA-256 {package_sha256()}, flags now say package of SHA-256 "
+        f"{64 * '0'}; ",
+    ) as error:
+        run("run")
+    assert error.value.exit_code == 7
+
+
+def test_pretrained_weights_that_changed_meanwhile_are_noticed(run, broken, monkeypatch):
+    broken("run", step=9)
+    build = backbones.build_backbone
+    monkeypatch.setattr(
+        backbones,
+        "build_backbone",
+        lambda *args, seed, **kwargs: build(*args, seed=seed + 1, **kwargs),
+    )
+    with pytest.raises(
+        CheckpointError, match="frozen variables are not those the run began with"
+    ) as error:
+        run("run")
+    assert error.value.exit_code == 7
+
+
+def test_checkpoint_with_a_number_that_is_not_finite_is_refused(run, broken, monkeypatch):
+    broken("run", step=9)
+    load = checkpoints.load_newest
+
+    def poked(*args):
+        state, arrays = load(*args)
+        return state, {
+            **arrays,
+            "variables/head/bias": np.full_like(arrays["variables/head/bias"], np.nan),
+        }
+
+    monkeypatch.setattr(checkpoints, "load_newest", poked)
+    with pytest.raises(
+        CheckpointError, match="numbers in variables/head/bias that are not finite"
+    ) as error:
+        run("run")
+    assert error.value.exit_code == 7
+
+
+@pytest.mark.parametrize("place", ["export", "report"])
+def test_what_cannot_be_written_is_a_storage_error(run, tmp_path, place):
+    os.makedirs(tmp_path / "run")
+    # a run of ours, with a file where a directory should be
+    (tmp_path / "run" / "flags.txt").write_text("")
+    (tmp_path / "run" / place).write_text("in the way")
+    with pytest.raises(
+        StorageError, match="could not write .*; expected a writable place with room"
+    ) as error:
+        run("run", epochs=(0, 0))
+    assert error.value.exit_code == 9

@@ -1,0 +1,181 @@
+"""The parts of a run that a file of one's own may replace, and how such a file is read.
+
+It is Python code, so it is only ever run because somebody named it: on the command line
+(`--extension=FILE.py`) or from Python (`experiment.run(config, extension=...)`). docs/extending.md
+says what each part is given and has to return.
+"""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tl_research.errors import UserError, suggestion
+
+
+@dataclasses.dataclass(frozen=True)
+class Extension:
+    """Parts that replace the package's own; None leaves those.
+
+    Raises:
+        UserError: If a part is not what its name says, or its source cannot be read, which a
+            resumed run compares.
+    """
+
+    Step: type | None = None  # a subclass of `training.steps.TrainStep`
+    make_objective: Callable | None = None  # (config, train) -> `training.objective.Objective`
+    make_backbone: Callable | None = None  # (config) -> a functional `keras.Model`
+    make_head: Callable | None = None  # (features, num_classes) -> logits, Keras tensors
+    # {name: (columns, function) as of `models.augmentation.Operation`, or what makes a
+    # `data.mixing.Mixing` of its factor}
+    augmentations: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    make_optimizer: Callable | None = None  # (group) -> a Keras optimizer, or None
+    load_catalog: Callable | None = None  # (config) -> `data.catalog.Table`
+    epoch_ends: Callable | None = None  # (run, row, logits) -> {name: number}
+    file: str | None = None  # that it was read from
+    sha256: str | None = None  # of that file, or else of the parts' sources
+
+    def __post_init__(self):
+        for name, part in self.parts().items():
+            if name == "Step" and not hasattr(part, "summed_gradients"):
+                raise UserError(f"Step is {part!r}; expected a subclass of TrainStep; correct it")
+            if name != "augmentations" and not callable(part):
+                raise UserError(f"{name} is {part!r}; expected a function; correct it")
+        if self.parts() and self.sha256 is None:
+            object.__setattr__(self, "sha256", _sha256_of_sources(self.parts()))
+
+    def parts(self) -> dict[str, Any]:
+        """Returns {name: part} of those that there are."""
+        return {name: part for name in PARTS if (part := getattr(self, name))}
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """What `run.json` and `results.json` say of it, or None."""
+        parts = list(self.parts())
+        return {"file": self.file, "sha256": self.sha256, "parts": parts} if parts else None
+
+
+PARTS = tuple(
+    field.name for field in dataclasses.fields(Extension) if field.name not in ("file", "sha256")
+)
+
+
+def load(path: str | None) -> Extension:
+    """Runs a file and returns the parts that it defines; none without a file.
+
+    Functions and classes of its own that are no parts have names that begin with _, constants are
+    in capitals.
+
+    Raises:
+        UserError: If it cannot be read or run, or defines what is no part.
+    """
+    if path is None:
+        return Extension()
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        raise UserError(
+            f"--extension={path} cannot be read ({error.strerror}); expected a Python file of "
+            "yours; correct it",
+            flag="extension",
+        ) from error
+    sha256 = hashlib.sha256(content).hexdigest()
+    name = f"tl_research_extension_{sha256[:16]}"
+    spec = importlib.util.spec_from_loader(
+        name, importlib.machinery.SourceFileLoader(name, os.path.abspath(path))
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # so that the sources of its functions are found
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(
+            f"--extension={path} cannot be run ({_place(error, path)}); expected Python code; "
+            "correct it, or see --debug",
+            flag="extension",
+        ) from error
+    for key in _defined(ast.parse(content)):
+        if key not in PARTS and not key.startswith("_") and not key.isupper():
+            raise UserError(
+                f"--extension={path} defines {key}, which is no part of a run; expected any of "
+                f"{', '.join(PARTS)}{suggestion(key, PARTS)}; what only helps them has a name "
+                "that begins with _",
+                flag="extension",
+            )
+    parts = {key: vars(module)[key] for key in PARTS if key in vars(module)}
+    if not parts:
+        raise UserError(
+            f"--extension={path} defines no part of a run; expected any of {', '.join(PARTS)}; "
+            "name one so",
+            flag="extension",
+        )
+    return Extension(**parts, file=os.path.abspath(path), sha256=sha256)
+
+
+def _defined(tree):
+    """Yields the names that a file gives to what it makes itself, imports apart."""
+    for statement in tree.body:
+        if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+            yield statement.name
+        elif isinstance(statement, (ast.Assign, ast.AnnAssign)):
+            for node in ast.walk(statement):
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                    yield node.id
+
+
+def _place(error, path):
+    """Returns what went wrong, and in which line of a file."""
+    if isinstance(error, SyntaxError):
+        return f"line {error.lineno}: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == os.path.abspath(path)]
+    return f"line {lines[-1] if lines else '?'}: {type(error).__name__}: {error}"
+
+
+def _sha256_of_sources(parts):
+    digest = hashlib.sha256()
+    for name, part in sorted(parts.items()):
+        pieces = part.items() if isinstance(part, Mapping) else [(name, part)]
+        for key, piece in pieces:
+            function = piece[-1] if isinstance(piece, tuple) else piece
+            digest.update(f"{name} {key}\n{_source(name, function)}\n".encode())
+    return digest.hexdigest()
+
+
+def _source(name, function):
+    """Returns the source of a function or class, and what a function has from outside itself."""
+    try:
+        text = inspect.getsource(function if callable(function) else type(function))
+    except (OSError, TypeError) as error:
+        raise UserError(
+            f"extension: the source of {name} cannot be read ({error}); expected code that a "
+            "resumed run can compare; write it into a file"
+        ) from error
+    for cell in getattr(function, "__closure__", None) or ():
+        content = cell.cell_contents
+        text += _source(name, content) if callable(content) else repr(content)
+    return text
+
+
+@functools.cache
+def package_sha256() -> str:
+    """Returns one SHA-256 over the package's own source files, hexadecimal."""
+    root, digest = os.path.dirname(os.path.abspath(__file__)), hashlib.sha256()
+    names = [
+        os.path.relpath(os.path.join(folder, name), root)
+        for folder, _, names in os.walk(root)
+        for name in names
+        if name.endswith(".py")
+    ]
+    for name in sorted(names):
+        with open(os.path.join(root, name), "rb") as file:
+            digest.update(f"{name}\n".encode() + hashlib.sha256(file.read()).digest())
+    return digest.hexdigest()

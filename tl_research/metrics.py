@@ -1,0 +1,223 @@
+"""What a classifier's logits are worth on images it was not trained on. NumPy only."""
+
+import math
+import statistics
+from typing import Any
+
+import numpy as np
+
+_TOP = (1, 2, 3, 5)
+_BINS = 15
+
+
+def softmax(logits):
+    """Returns float64 probabilities [N, K] of logits [N, K]."""
+    logits = np.asarray(logits, np.float64)
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def loss_and_accuracy(logits, labels):
+    """Returns (mean cross-entropy in nats, share of correct argmax) over all examples, as floats.
+
+    Args:
+        logits: float [N, K].
+        labels: int [N].
+    """
+    logits = np.asarray(logits)
+    return float(losses(logits, labels).mean()), float((logits.argmax(axis=1) == labels).mean())
+
+
+def losses(logits, labels):
+    """Returns float64 [N], the cross-entropy in nats of logits [N, K] with labels int [N]."""
+    logits = np.asarray(logits, np.float64)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
+
+
+def confusion_matrix(labels, predicted, num_classes):
+    """Returns int64 [K, K]: how many examples of the row's class were taken for the column's."""
+    return np.bincount(
+        np.asarray(labels) * num_classes + predicted, minlength=num_classes**2
+    ).reshape(num_classes, num_classes)
+
+
+def per_class(confusion):
+    """Returns a dict for each class: support, predicted, precision, recall, recall_ci95 and f1.
+
+    NaN where it is 0 / 0.
+    """
+    return _per_class(np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0))
+
+
+def per_class_of_sets(labels: np.ndarray, answers: np.ndarray) -> list[dict[str, Any]]:
+    """Returns what `per_class` does of sets of classes, [N, K] of 0 and 1."""
+    return _per_class((labels * answers).sum(axis=0), labels.sum(axis=0), answers.sum(axis=0))
+
+
+def _per_class(hits, support, predicted):
+    rows = []
+    for hit, there, said in zip(
+        *(np.int64(counts).tolist() for counts in (hits, support, predicted))
+    ):
+        rows.append(
+            {
+                "support": there,
+                "predicted": said,
+                "precision": _share(hit, said),
+                "recall": _share(hit, there),
+                "recall_ci95": list(wilson_interval(hit, there) if there else (np.nan, np.nan)),
+                "f1": _share(2 * hit, there + said),
+            }
+        )
+    return rows
+
+
+def macro_f1(rows: list[dict[str, Any]]) -> float:
+    """Returns the mean F1 of what `per_class` returned, without classes that never occur."""
+    scores = [row["f1"] for row in rows if row["support"] + row["predicted"]]
+    return statistics.fmean(scores) if scores else math.nan
+
+
+def _share(part, whole):
+    return part / whole if whole else float("nan")
+
+
+def balanced_accuracy(confusion):
+    """Returns the mean recall of the classes that have examples."""
+    support = confusion.sum(axis=1)
+    return float((np.diag(confusion)[support > 0] / support[support > 0]).mean())
+
+
+def ranks(logits, labels):
+    """Returns int64 [N]: how many classes stand before the true one.
+
+    Of equal logits the first class, as in argmax.
+    """
+    logits = np.asarray(logits)
+    true = logits[np.arange(len(labels)), labels][:, None]
+    before = np.arange(logits.shape[1]) < np.asarray(labels)[:, None]
+    return ((logits > true) | ((logits == true) & before)).sum(axis=1)
+
+
+def expected_calibration_error(confidence, correct, bins=_BINS):
+    """Returns the mean distance between confidence and accuracy, in bins of equal width (Guo et al.
+    2017, arXiv:1706.04599).
+
+    Args:
+        confidence: float [N], the probability of the predicted class.
+        correct: bool [N], whether it is the true one.
+        bins: Number of bins of (0, 1].
+    """
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    # of the bins' sums
+    gaps = np.bincount(place, weights=correct.astype(float) - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def report(logits, labels):
+    """Returns (the metrics as a JSON value, confusion matrix [K, K]).
+
+    Accuracies have Wilson intervals; the mean loss has a normal one, 1.96 standard errors to either
+    side.
+
+    Args:
+        logits: float [N, K].
+        labels: int [N].
+    """
+    count, num_classes = np.shape(logits)
+    probabilities, loss, rank = (
+        softmax(logits),
+        losses(logits, labels),
+        ranks(logits, labels),
+    )
+    predicted = probabilities.argmax(axis=1)
+    confusion = confusion_matrix(labels, predicted, num_classes)
+    top = {}
+    for k in [k for k in _TOP if k == 1 or k < num_classes]:
+        hits = int((rank < k).sum())
+        top[str(k)] = {"accuracy": hits / count, "ci95": list(wilson_interval(hits, count))}
+    return {
+        "n": count,
+        **top["1"],
+        "balanced_accuracy": balanced_accuracy(confusion),
+        "top_k": top,
+        "log_loss": float(loss.mean()),
+        "log_loss_ci95": normal_interval(loss),
+        "expected_calibration_error": expected_calibration_error(
+            probabilities.max(axis=1), rank == 0
+        ),
+    }, confusion
+
+
+def normal_interval(values: np.ndarray) -> list[float]:
+    """Returns [low, high], the mean of many values less and plus 1.96 standard errors."""
+    half = 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else math.nan
+    return [float(values.mean()) - half, float(values.mean()) + half]
+
+
+def wilson_interval(correct, total):
+    """Returns the (low, high) 95 % interval of a share (Wilson 1927): never outside [0, 1], right
+    for small counts too.
+
+    Args:
+        correct: Number of successes.
+        total: Number of trials, > 0.
+    """
+    z = 1.959963984540054  # quantile 0.975 of the normal distribution
+    share = correct / total
+    center = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = (
+        z
+        / (1 + z * z / total)
+        * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    )
+    # Rounding must not put the share itself outside, at 0 and 1.
+    return max(0.0, min(share, center - half)), min(1.0, max(share, center + half))
+
+
+# Quantiles 0.975 of Student's t for 1, 2, ... degrees of freedom; that of the normal distribution
+# beyond.
+_STUDENT = (
+    12.7062,
+    4.3027,
+    3.1824,
+    2.7764,
+    2.5706,
+    2.4469,
+    2.3646,
+    2.3060,
+    2.2622,
+    2.2281,
+    2.2010,
+    2.1788,
+    2.1604,
+    2.1448,
+    2.1314,
+    2.1199,
+    2.1098,
+    2.1009,
+    2.0930,
+    2.0860,
+    2.0796,
+    2.0739,
+    2.0687,
+    2.0639,
+    2.0595,
+    2.0555,
+    2.0518,
+    2.0484,
+    2.0452,
+    2.0423,
+)
+
+
+def student_interval(values):
+    """Returns [low, high], the 95 % interval of the mean of independent values, or None of fewer
+    than two (Student 1908).
+    """
+    if len(values) < 2:
+        return None
+    quantile = _STUDENT[len(values) - 2] if len(values) - 2 < len(_STUDENT) else 1.96
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    return [statistics.mean(values) - half, statistics.mean(values) + half]

@@ -1,0 +1,71 @@
+"""What a run computes with: precision, XLA, versions and machine."""
+
+import os
+import platform
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tl_research.errors import UserError
+
+
+def resolve_device(config, recorded: dict) -> tuple[str, bool]:
+    """Sets Keras' dtype policy; returns (precision, whether XLA is on), as resolved here.
+
+    Args:
+        config: `Config`.
+        recorded: Contents of `run.json`: a resumed run goes on with what it began with.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    precision = recorded.get("precision", config.precision)
+    if precision == "auto":
+        precision = _precision_of(gpus[0]) if gpus else "float32"
+    if precision == "mixed_float16" and config.batchnorm == "training":
+        raise UserError(
+            "--batchnorm=training in mixed_float16, where a skipped step would move statistics; "
+            "expected another precision; use --precision=float32"
+        )
+    keras.config.set_dtype_policy(precision)
+    xla = bool(gpus) if config.xla == "auto" else config.xla == "on"
+    return precision, recorded.get("xla", xla)
+
+
+def _precision_of(gpu):
+    details = tf.config.experimental.get_device_details(gpu)
+    capable = details.get("compute_capability", (0, 0)) >= (8, 0)
+    return "mixed_bfloat16" if capable else "mixed_float16"
+
+
+def versions() -> dict[str, str]:
+    """Returns {name: version} of what decides the bits of a run."""
+    return {
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def machine() -> dict:
+    """Returns what is known of this machine."""
+    # A worker has its own device first.
+    devices = sorted(device.name for device in tf.config.list_logical_devices())
+    return {"system": platform.platform(), "cores": os.cpu_count(), "devices": devices}
+
+
+def warn_of_other_versions(recorded: dict) -> None:
+    """Says so if a resumed run began with other versions or on another machine."""
+    before = {**recorded.get("versions", {}), **recorded.get("machine", {})}
+    different = [
+        f"{name} {before[name]}, now {value}"
+        for name, value in {**versions(), **machine()}.items()
+        if before.get(name, value) != value
+    ]
+    if different:
+        print(
+            f"warning: the run began with {'; '.join(different)}; what follows need not equal an "
+            "unbroken run",
+            file=sys.stderr,
+        )

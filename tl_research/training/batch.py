@@ -1,0 +1,114 @@
+"""What a step is given, of one batch and of a whole epoch: tensors."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tl_research import distribution
+from tl_research.data import pipeline
+from tl_research.data.mixing import Mix
+
+
+class EpochInputs(NamedTuple):
+    """What all calls of an epoch are given, tensors."""
+
+    indices: tf.Tensor  # int32 [S, B], its batches
+    weights: tf.Tensor  # float32 [S, B]: 1, or 0 for filling
+    draws: tf.Tensor  # of its view, as the source's `draws` returns them
+    view: tf.Tensor  # int32 scalar
+    mix: Mix | None = None  # what images are blended with; of live sources only
+
+
+class Batch(NamedTuple):
+    """What one replica takes of a batch: b of its rows."""
+
+    inputs: Any  # float32 images [b, H, W, 3] where they are live, or the list of cached tensors
+    labels: tf.Tensor  # int32 [b], or whatever the objective calls a label
+    weights: tf.Tensor  # float32 [b]: 1, or 0 for filling
+    count: tf.Tensor  # float32 []: the sum of the weights of all replicas
+    indices: tf.Tensor  # int32 [b], places of the examples in the training set
+    view: tf.Tensor  # int32 [], which augmented version of the images
+    step: tf.Tensor  # int64 [], the global step
+    # {tensor: bool [b, ...]}, what dropout layers of the head keep
+    dropout_mask: dict[str, tf.Tensor] | None = None
+    partner_labels: tf.Tensor | None = None  # of what each image is blended with, if it is
+    shares: tf.Tensor | None = None  # float32 [b], what is left of each image itself
+
+    def rows(self, first: int, last: int) -> "Batch":
+        """Returns the rows from `first` up to `last`; `count` stays, so that gradients add up."""
+        whole = {"count": self.count, "view": self.view, "step": self.step}
+        parts = self._replace(**dict.fromkeys(whole))
+        return tf.nest.map_structure(
+            lambda rows: None if rows is None else rows[first:last], parts
+        )._replace(**whole)
+
+
+def batches(step, epoch: EpochInputs, row, rows, global_step) -> Callable[[], Batch]:
+    """Returns a function that returns the `Batch` of the replica that calls it.
+
+    Args:
+        step: The `StepLoop` that takes it.
+        epoch: See `EpochInputs`.
+        row: Of its batches.
+        rows: What the source looks up for it, or streamed.
+        global_step: int64 [], decides dropout.
+    """
+    indices, weights = epoch.indices[row], epoch.weights[row]
+    mask = step.classifier.dropout_mask(global_step, epoch.indices.shape[1])
+    count = tf.reduce_sum(weights)
+
+    def batch_of():
+        own, own_weights, own_rows, own_mask = distribution.local_rows(
+            [indices, weights, rows, mask]
+        )
+        mix = epoch.mix and tf.nest.map_structure(lambda rows: tf.gather(rows, own), epoch.mix)
+        inputs = step.source.read(own, epoch.view, epoch.draws, own_rows, mix)
+        labels = tf.gather(step.labels, own)
+        batch = Batch(inputs, labels, own_weights, count, own, epoch.view, global_step, own_mask)
+        if mix is None:
+            return batch
+        partner_labels = tf.gather(step.labels, mix.partners)
+        return batch._replace(partner_labels=partner_labels, shares=mix.shares)
+
+    return batch_of
+
+
+def epoch_inputs(plan, source, epoch: int) -> EpochInputs:
+    """Returns what the calls of an epoch, counted from 1, are given; at most of the last."""
+    config, num_examples, mix = plan.config, len(plan.train), None
+    epoch = min(epoch, max(1, sum(phase.epochs for phase in plan.phases)))
+    order = pipeline.epoch_order(config.seed, epoch, num_examples)
+    indices, weights = pipeline.make_batches(order, config.batch_size)
+    views = plan.cache.views
+    view = views.of_epoch(epoch)
+    if views.mixing:
+        draws = views.mixing.draws(config.seed, epoch, num_examples, config.image_size)
+        mix = tf.nest.map_structure(tf.constant, draws)
+    return EpochInputs(*map(tf.constant, (indices, weights, source.draws(view), view)), mix)
+
+
+def first_batch(plan) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the images of the first batch, augmented and then preprocessed [B, H, W, 3]."""
+    live = plan.cache.live_source("train", plan.classifier.boundary())
+    epoch = epoch_inputs(plan, live, 1)
+    row = tf.boolean_mask(epoch.indices[0], epoch.weights[0] > 0)
+    mix = epoch.mix and tf.nest.map_structure(lambda of_all: tf.gather(of_all, row), epoch.mix)
+    pixels = plan.train.images(row.numpy())
+    images = live.read(row, epoch.view, epoch.draws, pixels, mix)
+    return images.numpy(), plan.classifier.preprocessing(images)
+
+
+def first_arguments(plan, source, epochs_done: int, steps_per_call: int) -> tuple:
+    """Returns arguments of `TrainStep.prepare` that are like those of the next calls."""
+    epoch = epoch_inputs(plan, source, epochs_done + 1)
+    if not source.streamed:
+        return (epoch,)
+    batches = source.stream(epoch.indices[:1].numpy(), int(epoch.view))
+    return epoch, stack([next(iter(batches))], steps_per_call)
+
+
+def stack(batches: list, size: int):
+    """Returns tensors [size, B, ...] of batches; filled up, so that a step is traced once."""
+    filled = [*batches, *batches[-1:] * (size - len(batches))]
+    return tf.nest.map_structure(lambda *tensors: tf.stack(tensors), *filled)

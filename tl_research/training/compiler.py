@@ -1,0 +1,119 @@
+"""Compiles steps, and says in one line what a step lacks: memory, or operations that XLA knows."""
+
+import contextlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+
+import tensorflow as tf
+
+from tl_research.config import Config
+from tl_research.errors import CompileError, OutOfMemoryError, UserError
+from tl_research.run.directory import RunDirectory
+
+
+class Compiler:
+    """Compiles steps with XLA, until one cannot be where that is not required.
+
+    Args:
+        xla: Whether to begin with it.
+        required: Whether a step that cannot be compiled with it is an error.
+        directory: Of the run: a resumed one does without it too.
+
+    Attributes:
+        xla: Whether steps are compiled with it now.
+    """
+
+    def __init__(self, xla: bool, required: bool, directory: RunDirectory):
+        self.xla, self._required, self._directory = xla, required, directory
+
+    def prepared(self, make: Callable, *arguments):
+        """Returns a step, of training or evaluation, that is compiled.
+
+        Args:
+            make: Returns the step; its argument is whether it uses XLA.
+            arguments: Of the step's `prepare`.
+
+        Raises:
+            CompileError: If XLA cannot compile it and has to.
+        """
+        try:
+            step = make(self.xla)
+            step.prepare(*arguments)
+            return step
+        except CompileError as error:
+            if self._required:
+                raise
+            print(f"warning: {error}; going on without XLA", file=sys.stderr, flush=True)
+        self.xla = False
+        if recorded := self._directory.read_json("run.json"):
+            self._directory.write_json("run.json", {**recorded, "xla": False})
+        return self.prepared(make, *arguments)
+
+
+@contextlib.contextmanager
+def memory_errors(config: Config, what: str) -> Iterator[None]:
+    """Turns a lack of memory in `what` into one line, and what --deterministic does not allow."""
+    try:
+        yield
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        smaller = "a smaller --image_size"
+        if config.batch_size > 1:
+            smaller = f"--batch_size={config.batch_size // 2}"
+        raise OutOfMemoryError(
+            f"out of memory in {what} at batch_size {config.batch_size}, image_size "
+            f"{config.image_size}; expected a step that fits; try {smaller} in another --workdir"
+        ) from error
+    except tf.errors.UnimplementedError as error:
+        if not config.deterministic:
+            raise
+        raise UserError(
+            f"--deterministic in {what}: {error.message}; expected operations that have a "
+            "deterministic kernel; use another --backbone or --augment, or leave --deterministic "
+            "out"
+        ) from error
+
+
+@contextlib.contextmanager
+def compile_errors(classifier, xla: bool) -> Iterator[None]:
+    """Turns an error of XLA's compiler into one line with the operation and the layer it names.
+
+    A UserError that was raised while a step was traced, which TensorFlow wraps, is raised itself.
+    """
+    try:
+        yield
+    except (
+        tf.errors.InvalidArgumentError,
+        tf.errors.UnimplementedError,
+        tf.errors.InternalError,
+    ) as error:
+        if not xla:
+            raise
+        raise CompileError(
+            f"XLA cannot compile {_what(error.message, classifier)}; expected operations that it "
+            "has on this device; use --xla=off"
+        ) from error
+    except Exception as error:
+        if cause := _user_error(error):
+            raise cause from None
+        raise
+
+
+def _what(message, classifier):
+    """Returns the operation and the layer that an error of XLA's compiler names, and why."""
+    node = next(iter(re.findall(r"\{\{node ([^}]+)\}\}", message)), "")
+    # In a graph Keras numbers the scope of a layer that is called again.
+    scopes = [
+        name for scope in node.split("/")[:-1] for name in (scope, re.sub(r"_\d+$", "", scope))
+    ]
+    layers = {layer.name for layer in classifier.backbone._flatten_layers()}
+    layer = next((f" of layer {name}" for name in scopes if name in layers), "")
+    reason = re.sub(r"\{\{[^}]*\}\}|__inference\S*", "", message.split("\n")[0]).strip()
+    return f"{f'operation {node}' if node else 'the step'}{layer}: {reason}"
+
+
+def _user_error(error):
+    """Returns the UserError that led to an error, or None."""
+    while error and not isinstance(error, UserError):
+        error = error.__context__
+    return error

@@ -1,0 +1,54 @@
+"""One epoch: its batches, in calls of the compiled loop."""
+
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from tl_research.training.batch import epoch_inputs, stack
+from tl_research.training.phase import PhaseSetup
+from tl_research.training.resume import Resume
+from tl_research.training.state import TrainState
+
+
+class Call(NamedTuple):
+    """What a call of the compiled loop did."""
+
+    totals: dict[str, np.ndarray]  # see `StepLoop.__call__`
+    seconds: float  # that it took, reading included
+    waited: float  # of these, for images or features from outside memory
+
+
+def calls(setup: PhaseSetup, state: TrainState, resume: Resume) -> Iterator[Call]:
+    """Yields a `Call` for each call that the rest of the epoch takes.
+
+    The caller adds it to the state before the next one: where to go on is read there, and where to
+    end a call for a checkpoint that is due, or for the profiler.
+    """
+    inputs = epoch_inputs(setup.plan, setup.source, state.position.epoch + 1)
+    stream = None
+    if setup.source.streamed:
+        left = inputs.indices[state.position.epoch_step :].numpy()
+        stream = iter(setup.source.stream(left, int(inputs.view)))
+    while (position := state.position).epoch_step < setup.plan.steps_per_epoch:
+        count = min(setup.steps_per_call, setup.plan.steps_per_epoch - position.epoch_step)
+        count = min(count, resume.steps_until_due(position.global_step))
+        count = setup.plan.profiler.limit(position.global_step, count)
+        start = time.perf_counter()
+        streamed = None
+        if stream:
+            streamed = stack([next(stream) for _ in range(count)], setup.steps_per_call)
+        waited = time.perf_counter() - start
+        with setup.plan.profiler.mark(position.global_step):
+            totals = setup.step(
+                inputs,
+                position.epoch_step,
+                count,
+                position.global_step,
+                position.phase_step,
+                streamed,
+                state.scaling,
+            )
+            totals = {name: tensor.numpy() for name, tensor in totals.items()}
+        yield Call(totals, time.perf_counter() - start, waited)

@@ -1,0 +1,55 @@
+"""Logits of all examples of a side, in order."""
+
+import numpy as np
+import tensorflow as tf
+
+from tl_research import distribution
+from tl_research.data import pipeline
+from tl_research.training.compiler import compile_errors
+
+
+class EvalStep:
+    """Computes the logits of all examples of a source.
+
+    Args:
+        classifier: A `Classifier`.
+        source: Where the tensors at the boundary come from; its images are not augmented.
+        batch_size: Images at a time.
+        xla: Whether it is compiled with XLA.
+    """
+
+    def __init__(self, classifier, source, batch_size: int, xla: bool = False):
+        self._classifier, self._source, self._xla = classifier, source, xla
+        self._indices, _ = pipeline.make_batches(np.arange(len(source.examples)), batch_size)
+        self._compute = tf.function(self._logits, jit_compile=True) if xla else self._logits
+        self._call = tf.function(self._run)
+
+    def _run(self, indices, draws, streamed):
+        batch = self._source.lookup(indices, 0) if streamed is None else streamed
+
+        def compute():
+            own, own_batch = distribution.local_rows([indices, batch])
+            return self._compute(self._source.read(own, 0, draws, own_batch))
+
+        return distribution.gathered(compute)
+
+    def _logits(self, tensors):
+        return self._classifier.logits(self._source.boundary, self._source.compute(tensors))
+
+    def prepare(self) -> None:
+        """Traces, compiles, and computes one batch; raises CompileError if XLA cannot do it."""
+        with compile_errors(self._classifier, self._xla):
+            self._batches(self._indices[:1])
+
+    def __call__(self) -> np.ndarray:
+        """Returns float32 [N, K]; every example stands in it once."""
+        return np.concatenate(self._batches(self._indices))[: len(self._source.examples)]
+
+    def _batches(self, indices):
+        """Returns a list of float32 [B, K], one for each row of `indices`."""
+        draws = tf.constant(self._source.draws(0))
+        stream = iter(self._source.stream(indices, 0)) if self._source.streamed else None
+        logits = [
+            self._call(tf.constant(row), draws, next(stream) if stream else None) for row in indices
+        ]
+        return [part.numpy() for part in logits]

@@ -1,0 +1,126 @@
+"""What training minimizes and counts, what evaluation reports and selection reads.
+
+Those of other labels than classes are in `tl_research.training.objectives`.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from tl_research.answers import ANSWERS, Answer
+
+
+class Objective:
+    """What a run is after; a subclass says at least its `answer` and its `loss`.
+
+    Attributes:
+        answer: The kind of `answers.ANSWERS` that labels and logits are of.
+        counted: {what `count` adds up: what the mean of it over the training images is called}.
+        refused: Settings that it does not follow: they must have their defaults.
+        identity: Lines that a run must share with its checkpoints, for what it reads besides.
+    """
+
+    answer: Answer
+    counted: dict[str, str] = {}
+    refused: tuple[str, ...] = ()
+    identity: tuple[str, ...] = ()
+
+    @classmethod
+    def from_config(cls, config, train) -> "Objective":
+        """Returns that of the settings, for `Examples` to train on."""
+        return cls()
+
+    def begin(self, plan) -> None:
+        """Is called once, with the `plan.Plan` of the run, before any step is traced."""
+
+    def loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """Returns float32 [B]: the training loss of float32 logits [B, K] with labels [B, ...]."""
+        raise NotImplementedError
+
+    def count(self, logits: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns {name: float32 [B]} for each name in `counted`."""
+        return {}
+
+    def factors(self, labels: tf.Tensor) -> tf.Tensor | None:
+        """Returns float32 [B], what the losses with these labels are multiplied by, or None."""
+        return None
+
+    def losses(self, logits: tf.Tensor, batch) -> tf.Tensor:
+        """Returns float32 [B], the training loss of each example of a `batch.Batch`.
+
+        An image that is blended of two has the losses of both labels in the shares of its parts.
+        """
+
+        def losses_with(labels):
+            losses, factors = self.loss(logits, labels), self.factors(labels)
+            return losses if factors is None else losses * factors
+
+        losses = losses_with(batch.labels)
+        if batch.partner_labels is None:
+            return losses
+        others = losses_with(batch.partner_labels)
+        return losses * batch.shares + others * (1.0 - batch.shares)
+
+    def counts(self, logits: tf.Tensor, batch) -> dict[str, tf.Tensor]:
+        """Returns what `count` does; of a blended image the label of the larger part is right."""
+        labels = batch.labels
+        if batch.partner_labels is not None:
+            own = tf.reshape(batch.shares >= 0.5, [-1, *[1] * (labels.shape.rank - 1)])
+            labels = tf.where(own, labels, batch.partner_labels)
+        return self.count(logits, labels)
+
+    def evaluate(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Returns {name: number} over a side of the split; `loss` is the plain one of its kind."""
+        return self.answer.measured(logits, labels)
+
+
+class CrossEntropy(Objective):
+    """One class for each image, labels int32 [B]: the cross-entropy of its logits.
+
+    With smoothing s the target is (1 - s) one-hot + s / K (Szegedy et al. 2016, arXiv:1512.00567,
+    section 7).
+
+    Args:
+        label_smoothing: Probability s spread evenly over the classes, in training.
+        class_weights: float [K], factors of the loss of each class in training, or None.
+    """
+
+    answer = ANSWERS["class"]
+    counted = {"correct": "accuracy"}
+
+    def __init__(self, label_smoothing: float = 0.0, class_weights: np.ndarray | None = None):
+        self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
+
+    @classmethod
+    def from_config(cls, config, train):
+        weights = None
+        if config.class_weights == "balanced":
+            weights = balanced_weights(train.labels, int(train.labels.max()) + 1)
+        return cls(config.label_smoothing, weights)
+
+    def loss(self, logits, labels):
+        return cross_entropy(logits, labels, self.label_smoothing)
+
+    def factors(self, labels):
+        if self.class_weights is None:
+            return None
+        return tf.gather(tf.constant(self.class_weights, tf.float32), labels)
+
+    def count(self, logits, labels):
+        predicted = tf.argmax(logits, axis=1, output_type=tf.int32)
+        return {"correct": tf.cast(tf.equal(predicted, labels), tf.float32)}
+
+
+def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
+    """Returns float32 [B], the cross-entropy of logits [B, K]; see `CrossEntropy`."""
+    if not label_smoothing:
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    num_classes = logits.shape[-1]
+    targets = tf.one_hot(labels, num_classes) * (1.0 - label_smoothing)
+    return tf.nn.softmax_cross_entropy_with_logits(targets + label_smoothing / num_classes, logits)
+
+
+def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Returns float64 [K], N / (K N_c): classes count alike; the mean over all examples is 1."""
+    counts = np.maximum(np.bincount(labels, minlength=num_classes), 1)
+    return len(labels) / (num_classes * counts)

@@ -1,0 +1,124 @@
+"""One phase, ready to train: its layers open, its optimizer, its sources, its compiled steps."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+from tl_research.config import Phase
+from tl_research.models.classifier import num_parameters
+from tl_research.optim import schedules
+from tl_research.optim.grouped_optimizer import GroupedOptimizer
+from tl_research.training import audit
+from tl_research.training.batch import first_arguments
+from tl_research.training.evaluation import EvalStep
+from tl_research.training.events import Event, PhaseBegan, StepsCompiled
+from tl_research.training.features import Source
+from tl_research.training.plan import Plan
+from tl_research.training.state import TrainState, timed
+from tl_research.training.steps import TrainStep
+
+# A live step takes a tenth of a second or more: a call costs nothing, signals are answered soon.
+_LIVE_STEPS_PER_CALL = 4
+_CACHED_STEPS_PER_CALL = 16
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PhaseSetup:
+    """All that a phase trains with."""
+
+    plan: Plan
+    phase: Phase
+    optimizer: GroupedOptimizer
+    is_resumed: bool
+    seconds: Callable[[], float]  # wall time of the phase so far, in earlier processes too
+    source: Source  # of the training images
+    step: TrainStep
+    evaluate: EvalStep
+    steps_per_call: int
+
+
+def prepare(plan: Plan, index: int, state: TrainState, tell: Callable[[Event], None]) -> PhaseSetup:
+    """Returns a phase that is ready to train, with the best weights so far, or to go on.
+
+    Args:
+        plan: What all phases share.
+        index: Place of the phase.
+        state: Changed in place: it gets the optimizer, and a new phase's progress.
+        tell: Tells observers.
+    """
+    start, phase, classifier = time.perf_counter(), plan.phases[index], plan.classifier
+    opened, is_resumed = _begin(plan, index, state)
+    num_steps = plan.steps_per_epoch * phase.epochs
+    began = PhaseBegan(
+        phase=phase,
+        step=state.position.global_step - state.position.phase_step,
+        groups=state.optimizer.groups,
+        num_layers=len(classifier.backbone.layers),
+        open_layers=tuple(layer.name for layer in opened),
+        first_unfrozen=next((layer.name for layer in opened if layer.trainable_variables), None),
+        num_parameters=num_parameters(classifier.variables.values()),
+        num_steps=num_steps,
+    )
+    tell(began)
+    with timed(state, "features"):
+        boundary = classifier.boundary()
+        source, validation = (plan.cache.source(side, boundary) for side in ("train", "validation"))
+    rate_at = schedules.make_schedule(phase, num_steps)
+    before, steps_per_call = state.progress.seconds, _steps_per_call(plan, source)
+    compiling = time.perf_counter()
+    step, evaluate = _compiled(plan, state, source, validation, rate_at, steps_per_call)
+    seconds = time.perf_counter() - compiling
+    state.progress.compile_seconds += seconds
+    tell(StepsCompiled(phase, began.step, seconds, plan.compiler.xla, step.graph))
+    return PhaseSetup(
+        plan=plan,
+        phase=phase,
+        optimizer=state.optimizer,
+        is_resumed=is_resumed,
+        seconds=lambda: before + time.perf_counter() - start,
+        source=source,
+        step=step,
+        evaluate=evaluate,
+        steps_per_call=steps_per_call,
+    )
+
+
+def _begin(plan, index, state):
+    """Opens a phase's layers and gives the state its optimizer; returns (layers, is resumed)."""
+    phase, classifier = plan.phases[index], plan.classifier
+    opened = classifier.unfreeze(phase.unfreeze)
+    state.past.joined = plan.joined(phase, state.past.joined)
+    previous, state.optimizer = state.optimizer, plan.make_optimizer(state.past.joined)
+    if state.slots is not None:
+        state.optimizer.load_state(state.slots)
+        state.slots = None
+        return opened, True
+    if state.weights.selected:
+        classifier.assign(state.weights.selected, plan.saved_paths)
+    state.begin_phase(index, audit.hash_variables(classifier.variables))
+    if previous:
+        state.optimizer.carry_over(previous)
+    state.optimizer.restart_averages()  # of the weights that the phase before selected
+    return opened, False
+
+
+def _compiled(plan, state, source, validation, rate_at, steps_per_call):
+    """Returns the steps of training and of evaluation, compiled."""
+    make, compiler = plan.step_maker(state.optimizer, source, rate_at), plan.compiler
+    first = first_arguments(plan, source, state.position.epoch, steps_per_call)
+    step, xla = compiler.prepared(make, *first), compiler.xla
+    evaluate = compiler.prepared(
+        lambda xla: EvalStep(plan.classifier, validation, plan.config.batch_size, xla)
+    )
+    if xla != compiler.xla:  # a resumed run would have neither
+        step = compiler.prepared(make, *first)
+    return step, evaluate
+
+
+def _steps_per_call(plan, source):
+    """Returns the largest number of steps in one call."""
+    default = _CACHED_STEPS_PER_CALL if source.cached else _LIVE_STEPS_PER_CALL
+    if source.cached and source.boundary == plan.classifier.head_boundary:
+        default = plan.steps_per_epoch  # only the head: an epoch takes a fraction of a second
+    per_call = min(plan.config.steps_per_call or default, plan.steps_per_epoch)
+    return min(per_call, default) if source.streamed else per_call  # so many are in memory

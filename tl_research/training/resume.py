@@ -1,0 +1,139 @@
+"""When to save, what a checkpoint holds, and how a run goes on from one."""
+
+import math
+import time
+
+import numpy as np
+
+from tl_research import distribution
+from tl_research.errors import CheckpointError, Interrupted
+from tl_research.models.classifier import num_parameters
+from tl_research.run import checkpoints
+from tl_research.run.directory import RunDirectory
+from tl_research.signals import Signals
+from tl_research.training import audit
+from tl_research.training.plan import Plan
+from tl_research.training.state import KeptWeights, TrainState
+
+
+class Resume:
+    """Saves the state of a run, and restores it.
+
+    Args:
+        plan: What all phases share.
+        directory: The open run directory.
+        signals: Signals that end the run after a checkpoint.
+
+    Attributes:
+        signals: As given.
+        saved_step: Global step of the last checkpoint.
+    """
+
+    def __init__(self, plan: Plan, directory: RunDirectory, signals: Signals):
+        self._config, self._classifier, self.signals = plan.config, plan.classifier, signals
+        self._directory = directory
+        self._identity = [*directory.identity(plan.config), *plan.objective.identity]
+        self._paths = plan.saved_paths  # the rest comes from the pretrained weights
+        self._logits_bytes = 4 * len(plan.validation) * plan.classifier.num_classes
+        self.saved_step, self._saved_at = 0, time.monotonic()
+
+    def save(self, state: TrainState) -> None:
+        """Commits a checkpoint; of several workers the chief does."""
+        if not distribution.is_chief():
+            return
+        kinds = {
+            "variables": self._classifier.values(self._paths),
+            "optimizer": state.optimizer.state() if state.optimizer else {},
+            **vars(state.weights),
+        }
+        arrays = {f"{kind}/{name}": a for kind, of in kinds.items() for name, a in of.items()}
+        contents = {**state.to_json(), "run": self._identity}
+        checkpoints.save(self._directory.file("checkpoints"), contents, arrays)
+        self.saved_step, self._saved_at = state.position.global_step, time.monotonic()
+
+    def steps_until_due(self, global_step: int) -> int | float:
+        """Returns how many steps may be taken before --checkpoint_every_steps asks for one."""
+        every = self._config.checkpoint_every_steps
+        return every - global_step % every if every else math.inf
+
+    def save_if_due(self, state: TrainState) -> None:
+        """Saves if --checkpoint_every_steps or --checkpoint_every_seconds ask for it now."""
+        steps, seconds = self._config.checkpoint_every_steps, self._config.checkpoint_every_seconds
+        by_step = steps and state.position.global_step % steps == 0
+        if by_step or (seconds and time.monotonic() - self._saved_at >= seconds):
+            self.save(state)
+
+    def stop_if_signalled(self, state: TrainState) -> None:
+        """Saves and raises Interrupted if a signal came in, here or at another worker."""
+        number = max(distribution.of_all_workers(self.signals.number or 0))
+        if number:
+            self.save(state)
+            raise Interrupted(
+                f"interrupted by signal {number} after step {state.position.global_step}; "
+                f"everything is saved; go on with {self.signals.resume}",
+                number,
+            )
+
+    def check_room(self) -> None:
+        """Raises StorageError if the checkpoints of a new run do not fit on the disk."""
+        # Weights, those of the best epoch and of the phase before, and two slots, at most.
+        copies = 6 if self._config.ema_decay else 5
+        size = num_parameters(self._classifier.variables[path] for path in self._paths)
+        checkpoints.check_room(self._directory.path, copies * 4 * size + self._logits_bytes)
+
+    def restore(self) -> TrainState | None:
+        """Restores the newest checkpoint and returns its state, or None if there is none.
+
+        Raises:
+            CheckpointError: If none can be used, or it is not of this run and network.
+        """
+        size = num_parameters(self._classifier.variables.values())
+        largest = 32 * size + self._logits_bytes + (64 << 20)  # weights, bests and slots
+        loaded = checkpoints.load_newest(self._directory.file("checkpoints"), largest)
+        if loaded is None:
+            return None
+        contents, arrays = loaded
+        self._check_identity(contents.pop("run", ()))
+        try:
+            state = TrainState.from_json(contents)
+        except TypeError as error:
+            raise CheckpointError(
+                f"the checkpoint is of another version of this program ({error}); expected its "
+                "own; use that version or --resume=never"
+            ) from error
+        kinds = {"variables": {}, "optimizer": {}, **vars(KeptWeights())}
+        for name, array in arrays.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise CheckpointError(
+                    f"the checkpoint holds numbers in {name} that are not finite; expected those "
+                    "of a run, which saves none; use --resume=never"
+                )
+            kind, _, rest = name.partition("/")
+            kinds[kind][rest] = array
+        self._classifier.assign(kinds.pop("variables"), self._paths)
+        state.slots, state.weights = kinds.pop("optimizer"), KeptWeights(**kinds)
+        self._check_frozen(state.progress.phase_hashes)
+        self.saved_step = state.position.global_step
+        return state
+
+    def _check_identity(self, recorded):
+        if other := sorted(set(self._directory.with_defaults(recorded)) ^ set(self._identity)):
+            raise CheckpointError(
+                f"the checkpoint is of another run, which differs in {', '.join(other[:5])}; "
+                "expected this run's; put it back or use --resume=never"
+            )
+
+    def _check_frozen(self, hashes):
+        saved = set(self._paths)
+        unchanged = {p: v for p, v in self._classifier.variables.items() if p not in saved}
+        different = [
+            path
+            for path, value in audit.hash_variables(unchanged).items()
+            if hashes.get(path, value) != value
+        ]
+        if different:
+            raise CheckpointError(
+                f"{len(different)} frozen variables are not those the run began with "
+                f"({different[0]}); expected the same pretrained weights; restore them or use "
+                "--resume=never"
+            )

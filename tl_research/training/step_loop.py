@@ -1,0 +1,172 @@
+"""Runs a training step many times inside one `tf.function`.
+
+What a step is given comes from `batch.batches`; what steps add up to, the loss scale of float16 and
+what the audit asks for, is kept in `totals`; XLA compiles what can be compiled here. The step
+itself is `steps.TrainStep`.
+"""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from tl_research.errors import UserError
+from tl_research.optim import loss_scale
+from tl_research.training.batch import EpochInputs, batches
+from tl_research.training.compiler import compile_errors
+from tl_research.training.totals import Totals, norms_of
+
+
+class StepLoop:
+    """Takes steps on the rows of batches until there are no more or one is not finite.
+
+    In float16 a step that is not finite is skipped, and the call ends when too many were
+    (`tl_research.optim.loss_scale`). Made in the scope of a `tf.distribute` strategy, each replica
+    takes its rows of every batch.
+
+    Args:
+        classifier: A `Classifier` with this phase's layers open.
+        optimizer: A `GroupedOptimizer` over the trainable variables.
+        source: Where the tensors at the boundary come from.
+        objective: See `tl_research.training.objective`.
+        rate_at: Returns the base learning rate of a step in the phase, an int64 tensor.
+        xla: Whether the step, all but augmentation and the draws of dropout, is compiled with XLA.
+
+    Attributes:
+        labels: Of all training examples, a tensor.
+        variables: `tf.Variable`s of the optimizer, in its order.
+        traces: How often it was traced.
+        graph: The `tf.Graph` of one step, once it was.
+    """
+
+    def __init__(
+        self,
+        classifier,
+        optimizer,
+        source,
+        objective,
+        rate_at: Callable[[tf.Tensor], tf.Tensor],
+        *,
+        xla: bool = False,
+    ):
+        self.classifier, self.optimizer, self.source = classifier, optimizer, source
+        self.objective, self._rate_at, self._xla = objective, rate_at, xla
+        self._scaled = classifier.compute_dtype == "float16"
+        self.labels = tf.constant(source.examples.labels)
+        self.variables = [variable.value for variable in optimizer.variables]
+        self._step = self.step
+        if tf.distribute.has_strategy():  # XLA compiles what each replica does for itself
+            self.gradients = self._compiled(self.gradients)
+        else:
+            on_one = self._compiled(lambda batch, *rest: self.step(lambda: batch, *rest))
+            self._step = lambda batch_of, *rest: on_one(batch_of(), *rest)
+        self._totals = Totals(optimizer, objective)
+        self._call = tf.function(self._run)
+        self.traces, self.graph = 0, None
+
+    def _compiled(self, function):
+        return tf.function(function, jit_compile=True) if self._xla else function
+
+    def __call__(
+        self, epoch: EpochInputs, first, count, global_step, phase_step, streamed=None, scaling=None
+    ) -> dict[str, tf.Tensor]:
+        """Takes up to `count` steps.
+
+        Args:
+            epoch: Its batches, views, and what images are blended with.
+            first: Row of its batches to begin with.
+            count: Rows to take.
+            global_step: Steps taken so far; decides dropout.
+            phase_step: Steps taken in this phase; decides the learning rate.
+            streamed: What the source's `stream` yields for the rows from `first` on,
+                [count or more, ...], if it is streamed.
+            scaling: The state of the loss scale, numbers, as `loss_scale.initial` returns it and
+                by default; of float16 only.
+
+        Returns:
+            dict of float32 tensors over the steps taken: steps, the step's `sums` (weighted by
+            example), gradient_norm_sum [groups], gradient_peak [variables] (largest norm, after
+            clipping), moved [variables] (1 where it did, else 0), learning_rate (of the last step,
+            before multipliers), finite (0 if the call ended with a step that was not),
+            largest_rate, update_ratio [groups] (norm of what the steps changed over that of the
+            weights, divided by the number of steps). In float16 also skipped_steps, which count
+            among the steps but not among those that the other numbers are of (only a loss that is
+            finite does), and the state of the loss scale after them.
+        """
+        if self._scaled:
+            scaling = scaling or loss_scale.initial()
+            scaling = {name: tf.constant(value, tf.float32) for name, value in scaling.items()}
+        rows = [tf.constant(number, tf.int32) for number in (first, count)]
+        steps = [tf.constant(number, tf.int64) for number in (global_step, phase_step)]
+        return self._call(epoch, *rows, *steps, streamed, scaling if self._scaled else None)
+
+    def prepare(self, epoch: EpochInputs, streamed=None) -> None:
+        """Traces, compiles, and takes one step that is undone again.
+
+        Args:
+            epoch, streamed: As of a call.
+
+        Raises:
+            CompileError: If XLA cannot compile it.
+        """
+        changing = [variable.value for variable in self.classifier.variables.values()]
+        values = [variable.numpy() for variable in changing]
+        slots = self.optimizer.state()
+        with compile_errors(self.classifier, self._xla):
+            self(epoch, 0, 1, 0, 0, streamed)
+        for variable, value in zip(changing, values):
+            variable.assign(value)
+        self.optimizer.load_state(slots)
+
+    def _run(self, epoch, first, count, global_step, phase_step, streamed, scaling):
+        self.traces += 1  # runs while tracing only
+        before = [tf.identity(variable) for variable in self.variables]
+
+        def body(done, totals):
+            row, step = first + done, tf.cast(done, tf.int64)
+            if streamed is None:
+                rows = self.source.lookup(epoch.indices[row], epoch.view)
+            else:
+                rows = tf.nest.map_structure(lambda rows: rows[done], streamed)
+            self.graph = tf.compat.v1.get_default_graph()
+            batch_of = batches(self, epoch, row, rows, global_step + step)
+            rate = self._rate_at(phase_step + step)
+            metrics = self._step(batch_of, rate, totals.get("loss_scale"))
+            return done + 1, self._totals.added(totals, metrics, rate, scaling)
+
+        _, totals = tf.while_loop(
+            lambda done, totals: (done < count) & (totals["finite"] > 0),
+            body,
+            (tf.constant(0), self._totals.zeros(scaling)),
+            parallel_iterations=1,
+        )
+        changes = norms_of([variable - old for variable, old in zip(self.variables, before)])
+        norms = tf.maximum(
+            self._totals.of_groups(norms_of(self.variables)), 1e-12
+        )  # biases begin at 0
+        applied = totals["steps"] - totals.get("skipped_steps", 0.0)
+        return {
+            **totals,
+            "update_ratio": self._totals.of_groups(changes) / norms / tf.maximum(applied, 1.0),
+            "moved": tf.maximum(totals["moved"], tf.sign(changes)),
+        }
+
+    def check(self, losses: tf.Tensor, batch) -> None:
+        """Raises UserError unless there is one loss for each image: others would broadcast."""
+        shape = getattr(losses, "shape", None)
+        if shape != batch.weights.shape:
+            raise UserError(
+                f"{type(self.objective).__name__}: received losses "
+                f"{losses if shape is None else shape}; expected one for each image, "
+                f"{batch.weights.shape}; correct its loss"
+            )
+
+    def applied(self, gradients, rate: tf.Tensor) -> tf.Tensor:
+        """Applies gradients; returns float32 [variables], 1 where it shows here what moved."""
+        if {"sgd", "adam", "adamw", "rmsprop"}.issuperset(self.optimizer.kinds):
+            self.optimizer.apply(gradients, rate)
+            return tf.zeros([len(gradients)])
+        # Lion's steps are of one size: after two of them a variable may be where it was before a
+        # call. Of optimizers of the user's nothing is known.
+        before = [tf.identity(variable) for variable in self.variables]
+        self.optimizer.apply(gradients, rate)
+        return tf.sign(norms_of([after - old for after, old in zip(self.variables, before)]))

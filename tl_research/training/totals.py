@@ -1,0 +1,62 @@
+"""What the steps of a call add up to: sums, and the evidence that the audit asks for."""
+
+import tensorflow as tf
+
+from tl_research.optim import loss_scale
+
+
+class Totals:
+    """Totals over steps, as `StepLoop.__call__` returns them.
+
+    Args:
+        optimizer: The `GroupedOptimizer` of the steps.
+        objective: Their `Objective`.
+    """
+
+    def __init__(self, optimizer, objective):
+        self._optimizer, self._objective = optimizer, objective
+
+    def zeros(self, scaling: dict | None) -> dict[str, tf.Tensor]:
+        """Returns the totals before the first step."""
+        scalars = ("steps", "loss_sum", "examples", "learning_rate", "largest_rate")
+        totals = {name: tf.zeros([]) for name in (*scalars, *self._objective.counted)}
+        totals["gradient_norm_sum"] = tf.zeros([len(self._optimizer.groups)])
+        zeros = tf.zeros([len(self._optimizer.variables)])
+        totals |= {"gradient_peak": zeros, "moved": zeros}
+        totals["finite"] = tf.ones([])
+        return totals | {"skipped_steps": tf.zeros([]), **scaling} if scaling else totals
+
+    def added(self, totals: dict, metrics: dict, rate, scaling: dict | None) -> dict:
+        """Returns the totals with those of one more step."""
+        applied = finite = tf.cast(metrics["finite"], tf.float32)
+        norms, more = metrics["norms"], {}
+        if scaling:
+            norms = tf.where(metrics["finite"], norms, 0.0)
+            more = loss_scale.update({name: totals[name] for name in scaling}, metrics["finite"])
+            finite = tf.cast(more["skipped_in_a_row"] < loss_scale.MAX_SKIPPED, tf.float32)
+            more["skipped_steps"] = totals["skipped_steps"] + finite - applied
+        sums = {name: metrics[name] for name in ("loss_sum", "examples", *self._objective.counted)}
+        sums |= {"gradient_norm_sum": self.of_groups(norms), "steps": finite}
+        peaks = {
+            "gradient_peak": self._optimizer.clipped(norms),
+            "moved": metrics["moved"],
+            "largest_rate": applied * rate,
+        }
+        return {
+            **{name: totals[name] + value for name, value in sums.items()},
+            **{name: tf.maximum(totals[name], value) for name, value in peaks.items()},
+            **more,
+            "finite": finite,
+            "learning_rate": rate,
+        }
+
+    def of_groups(self, norms: tf.Tensor) -> tf.Tensor:
+        """Returns float32 [groups], the norm of each group's variables, from [variables]."""
+        sizes = [len(group.paths) for group in self._optimizer.groups]
+        return tf.stack([tf.norm(part) for part in tf.split(norms, sizes)])
+
+
+def norms_of(tensors) -> tf.Tensor:
+    """Returns float32 [N], the norm of each; tf.norm would write all squares to memory first."""
+    losses = [tf.nn.l2_loss(tf.cast(tensor, tf.float32)) for tensor in tensors]
+    return tf.sqrt(2.0 * tf.stack(losses))
