@@ -1,6 +1,6 @@
 """Focal loss: images that are answered well count less (Lin et al. 2017, arXiv:1708.02002, eq. 5).
 
-    python train.py --flagfile=flowers.flags --extension=examples/focal_loss.py
+    python train.py --flagfile=flowers.flags --label_smoothing=0 --extension=examples/focal_loss.py
 
 The loss of an image whose class has the probability p is -alpha (1 - p)^gamma log p: with
 --class_weights=balanced alpha is the weight of its class, else 1. Evaluation, early stopping and

@@ -31,6 +31,17 @@ def test_loss_is_that_of_the_formula(class_weights, alpha):
     np.testing.assert_allclose(received, expected, rtol=1e-5)
 
 
+def test_command_of_the_header_follows_the_recipe():
+    """flowers.flags smooths labels, which the command has to take back."""
+    with open(PATH) as file:
+        (command,) = (line for line in file if line.startswith("    python train.py"))
+    with open(os.path.join(os.path.dirname(PATH), "..", "flowers.flags")) as file:
+        recipe = [line.strip() for line in file if line.startswith("--")]
+    flags = dict(flag[2:].split("=", 1) for flag in [*recipe, *command.split()[2:]])
+    settings = {name: flags[name] for name in flags if name not in ("flagfile", "extension")}
+    assert _made(**settings).label_smoothing == 0
+
+
 def test_smoothed_labels_are_refused():
     with pytest.raises(UserError, match="--label_smoothing=0.1 with _Focal, which does not follow"):
         _made(label_smoothing=0.1)
