@@ -196,6 +196,9 @@ def test_numbers_of_epoch_ends_are_columns_and_may_be_selected_by(settings, tmp_
 
     def epoch_ends(run, row, logits):
         assert logits.shape == (len(run.validation), 3)
+        # Also where it is tried before training all columns are there, and numbers.
+        gap = (row["val_loss"] - row["train_loss"]) / row["epoch"]
+        assert isinstance(gap, float) and row["seconds"] > 0 and row["learning_rate"] > 0
         return {"lateness_error": -row["epoch"], "val_loss_again": row["val_loss"]}
 
     parts = extension.Extension(epoch_ends=epoch_ends)

@@ -496,11 +496,6 @@ def test_label_smoothing_formula():
     )
 
 
-def test_balanced_weights_make_classes_count_alike():
-    weights = objective.balanced_weights(np.array([0, 1, 1, 1, 2, 2]), 3)
-    np.testing.assert_allclose(weights, [6 / 3 / 1, 6 / 3 / 3, 6 / 3 / 2])
-
-
 @pytest.mark.parametrize("batch_size", [4, 16])
 def test_evaluation_counts_every_example_once_in_order(classifier, make_examples, batch_size):
     examples = make_examples(10)

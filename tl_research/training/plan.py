@@ -132,9 +132,10 @@ class Plan:
         by, labels = self.config.select_by, self.validation.labels
         logits = np.zeros((len(labels), self.classifier.num_classes), np.float32)
         found = {f"val_{n}": v for n, v in self.objective.evaluate(logits, labels).items()}
-        trained = dict.fromkeys(f"train_{n}" for n in ("loss", *self.objective.counted.values()))
-        row = {"phase": self.phases[0].name, "epoch": 0, "step": 0, **trained, **found}
-        row |= {"images_per_second": 0.0, "seconds": 0.0, "learning_rate": 0.0}
+        counted, phase = self.objective.counted.values(), self.phases[0]
+        trained = {f"train_{name}": 1.0 for name in ("loss", *counted)}
+        row = {"phase": phase.name, "epoch": 1, "step": self.steps_per_epoch, **trained, **found}
+        row |= {"images_per_second": 1.0, "seconds": 1.0, "learning_rate": phase.learning_rate}
         known = (*found, *self.own_numbers(row, logits))
         if by not in known:
             raise UserError(
