@@ -12,7 +12,7 @@ def test_what_raises_outside_the_loop_loses_no_finished_step(run, assert_equal_r
     fails = set()
 
     def epoch_ends(run, row, logits):
-        if row["epoch"] in fails:
+        if row["epoch"] in fails and logits.any():  # not the trial before training
             raise ArithmeticError("epoch_ends")
         return {"score": row["epoch"] / 10}
 
