@@ -90,6 +90,13 @@ class Config:
         "packaged weights",
         choices=("stop", "embedded"),
     )
+    data_audit: str = setting(
+        "on",
+        "before training, ask a closed-form head which labels are in doubt and which images look "
+        "alike: report/data_audit.csv",
+        choices=("on", "off"),
+        may_change=True,
+    )
     on_bad_image: str = setting(
         "error",
         "skip: train without the files that cannot be decoded; either way they stand in "

@@ -30,7 +30,7 @@ from tl_research.extension import Extension
 from tl_research.files import storage_errors
 from tl_research.models import backbones
 from tl_research.models.classifier import Classifier
-from tl_research.reporting import figures, pages, plan_text, results
+from tl_research.reporting import data_report, figures, pages, plan_text, results
 from tl_research.reporting.epoch_bar import EpochBar
 from tl_research.reporting.recorder import Recorder
 from tl_research.reporting.summaries import Summaries
@@ -44,7 +44,7 @@ from tl_research.training.evaluation import EvalStep
 from tl_research.training.events import Observer
 from tl_research.training.plan import Plan
 from tl_research.training.resume import Resume
-from tl_research.training.state import TrainState
+from tl_research.training.state import TrainState, timed
 
 
 def run(
@@ -71,6 +71,7 @@ def run(
             print(f"{place.directory.path} is finished", file=sys.stderr)
             return _report(config, place.directory, place.directory.results)
         ready = prepare(place, started)
+        _audit_data(ready)
         observers = (ready.recorder, EpochBar(config.batch_size), *observers)
         loop.fit(ready.plan, ready.state, resume=ready.resume, observers=observers)
         return _finish(ready, started)
@@ -300,6 +301,16 @@ def _write_run_json(place, precision, plan, substitutions):
         shutil.copyfile(place.parts.file, place.directory.file("extension.py"))
 
 
+def _audit_data(ready):
+    """Audits the images before anything is trained on them; a resumed run did."""
+    plan, past = ready.plan, ready.state.past
+    if past.data_audit is None:
+        with timed(ready.state, "features"):
+            past.data_audit = data_report.report(
+                plan, ready.data, ready.place.directory, ready.summaries
+            )
+
+
 def _finish(ready, started):
     """Reads the test images once, exports the model and writes the results; returns these."""
     plan, state, directory = ready.plan, ready.state, ready.place.directory
@@ -356,6 +367,7 @@ def _results(ready):
         "phases": past.finished,
         "selected_phase": past.selected["phase"] if past.selected else None,
         "test": past.test,
+        **past.data_audit,
         "classes": list(ready.data.classes),
         "substitutions": list(map(dataclasses.asdict, ready.substitutions)),
         "precision": ready.precision,

@@ -104,6 +104,35 @@ def worst_mistakes(answer, logits, examples, classes):
     return pictures.draw_mistakes(examples.images(worst).numpy() if rows else (), captions)
 
 
+def doubtful(rows, images):
+    """Returns a picture, uint8 [H, W, 3], of the images whose labels are most in doubt.
+
+    Args:
+        rows: Of `data_audit.DataAudit`, as many as images.
+        images: uint8 [N, h, w, 3].
+    """
+    captions = [
+        pictures.caption(row["path"], row["label"], row["suggested_label"], float(row["doubt"]))
+        for row in rows
+    ]
+    return pictures.draw_mistakes(images, captions)
+
+
+def data_audited(summaries, rows, picture, lines):
+    """Shows what the audit of the images found.
+
+    Args:
+        summaries: `Summaries`.
+        rows: The first of `data_audit.DataAudit`.
+        picture: Of `doubtful`.
+        lines: What was printed.
+    """
+    columns = list(rows[0])
+    table = pictures.markdown_table(columns, [[row[name] for name in columns] for row in rows])
+    summaries.text("train", "data_audit", "\n\n".join([*lines, table]), 0)
+    summaries.image("train", "data_audit", picture, 0)
+
+
 def run_ends(summaries, step, config, selected, test):
     """Writes the settings and final numbers of the run, so that HParams compares it with others."""
     final = {f"final/test_{name}": of for name, of in test.items() if type(of) is float}

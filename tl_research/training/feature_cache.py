@@ -5,8 +5,10 @@ each phase reads.
 import dataclasses
 import math
 
+import numpy as np
 import tensorflow as tf
 
+from tl_research.data import pipeline
 from tl_research.errors import UserError
 from tl_research.progress_bar import progress_bar
 from tl_research.training import features
@@ -61,12 +63,14 @@ class FeatureCache:
         on_disk = config.feature_cache == "disk"
         self._storage = features.Storage(directory if on_disk else None, dtype)
         self.views = views
-        self._examples = {"train": train, "validation": validation}
-        self._views = {"train": self.views, "validation": features.Views(config.seed, 0, False)}
+        plain = features.Views(config.seed, 0, False)
+        self._examples = {"train": train, "validation": validation, "plain": train}
+        self._views = {"train": views, "validation": plain, "plain": plain}
         self.plan = self._decide(dtype or classifier.graph.dtype(boundary[0]), on_disk)
         self._num_views = {
             "train": 0 if self.plan.live else self.plan.views,
             "validation": int(self.plan.validation),
+            "plain": 0,
         }
         self._kept = {}
 
@@ -138,3 +142,30 @@ class FeatureCache:
         return features.derive_features(
             self._classifier, self._kept[side], boundary, self._config.batch_size, self._storage
         )
+
+    def pooled(self, side: str) -> np.ndarray:
+        """Returns float32 [N, d], what the head is given of each image as it is, not augmented,
+        averaged over places or tokens.
+
+        Args:
+            side: `train` or `validation`.
+        """
+        boundary, batch_size = self._classifier.head_boundary, self._config.batch_size
+        if side == "train" and (self.views.augmented or not self._num_views[side]):
+            side = "plain"
+        if self._num_views[side]:
+            source = self.source(side, boundary)
+        else:
+            with progress_bar(f"features of {side} images") as progress:
+                live = self.live_source(side, boundary)
+                source = features.compute_features(live, 1, batch_size, progress)
+        compute = tf.function(lambda rows: _pooled(source.compute(source.rows(rows))))
+        count = len(source.examples)
+        batches, _ = pipeline.make_batches(np.arange(count), batch_size)
+        return np.concatenate([compute(tf.constant(rows)).numpy() for rows in batches])[:count]
+
+
+def _pooled(tensors):
+    """Returns float32 [B, d] of a list of tensors [B, ..., c], averaged and side by side."""
+    means = [tf.reduce_mean(tf.cast(t, tf.float32), range(1, len(t.shape) - 1)) for t in tensors]
+    return tf.concat(means, axis=1)

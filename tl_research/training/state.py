@@ -63,6 +63,8 @@ class History:
     # the phases of `results.json`
     finished: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # rows of `metrics.csv`
+    # what the audit of the images adds to `results.json`, once it was made
+    data_audit: dict[str, Any] | None = None
     test: dict[str, Any] | None = None  # the test metrics, once they were read
     # wall time by kind of work, in earlier processes of this run too
     run_seconds: dict[str, float] = dataclasses.field(

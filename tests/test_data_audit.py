@@ -1,0 +1,88 @@
+"""What the audit of the images says, on features whose faults are known."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from tl_research import data_audit
+
+
+@pytest.fixture
+def found():
+    """An audit of 40 images in two classes far apart, with faults planted.
+
+    Image 0 has the label of the other class; 39, of validation, is 38 again.
+    """
+    random = np.random.default_rng(0)
+    labels = np.arange(40) // 20
+    features = random.normal(size=(40, 64)) + 12 * np.eye(2, 64)[labels]
+    features[39] = features[38] + 1e-3
+    labels[0] = 1
+    sides = np.array(["train"] * 30 + ["validation"] * 10)
+    names = [f"{i}.jpg" for i in range(40)]
+    return data_audit.examine(features, labels, sides, names, ("cat", "dog"))
+
+
+def test_a_wrong_label_is_doubted_most(found):
+    assert found.order[0] == 0
+    row = found.rows[0]
+    assert (row["path"], row["side"], row["label"]) == ("0.jpg", "train", "dog")
+    assert row["suggested_label"] == "cat" and float(row["doubt"]) > 0.98
+    doubts = [float(row["doubt"]) for row in found.rows]
+    assert doubts == sorted(doubts, reverse=True) and doubts[1] < 0.5
+    assert sorted(found.order) == list(range(40))
+    assert found.summary["data_audit"]["suspects"] == 1
+
+
+def test_near_copies_are_named(found):
+    assert found.near_pairs == [(38, 39)]
+    rows = {row["path"]: row for row in found.rows}
+    assert rows["38.jpg"]["near_copy_of"] == "39.jpg"
+    assert rows["39.jpg"]["near_copy_of"] == "38.jpg"
+    assert float(rows["39.jpg"]["distance"]) < 1e-4 and rows["5.jpg"]["near_copy_of"] == ""
+    audited = found.summary["data_audit"]
+    assert (audited["near_copies_across_sides"], audited["contradictions"]) == (0, 0)
+
+
+def test_pairs_across_sides_and_classes_are_counted():
+    random = np.random.default_rng(0)
+    features = random.normal(size=(12, 64))
+    features[6], features[7] = features[0], features[1]  # 6 has another class than 0, 7 than 1
+    sides = np.array(["train"] * 7 + ["validation"] * 5)  # 0 and 6 are on one side
+    labels = np.arange(12) // 6
+    found = data_audit.examine(features, labels, sides, list(map(str, range(12))), ("a", "b"))
+    assert found.near_pairs == [(0, 6), (1, 7)]
+    assert found.summary["data_audit"]["near_copies_across_sides"] == 1
+    assert found.summary["data_audit"]["contradictions"] == 2
+
+
+def test_cross_validation_counts_what_was_left_out(found):
+    measured = found.summary["cross_validation"]
+    assert measured["n"] == 40 and measured["accuracy"] == 39 / 40  # image 0 is the one
+    assert measured["standard_error"] == pytest.approx(np.sqrt(39 / 40 / 40 / 40))
+
+
+def test_lines_name_the_worst(found):
+    lines = data_audit.describe(found, "report/data_audit.csv")
+    assert "accuracy 0.9750 (standard error 0.0247)" in lines[0]
+    assert lines[1].startswith("data audit: 1 label in doubt; most of all 0.jpg (cat?), ")
+    assert lines[2] == (
+        "data audit: 1 pair of images that look alike, 0 on two sides, 0 in two classes"
+    )
+
+
+def test_test_images_are_added_once_and_sorted(found, tmp_path):
+    path = str(tmp_path / "data_audit.csv")
+    data_audit.write(path, found.rows)
+    shares = np.array([[0.999, 0.001], [0.3, 0.7]])
+    for _ in range(2):
+        data_audit.add_test(path, shares, np.array([1, 1]), ("x.jpg", "y.jpg"), ("cat", "dog"))
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 42
+    added = {row["path"]: row for row in rows if row["side"] == "test"}
+    assert added["x.jpg"]["suggested_label"] == "cat" and added["x.jpg"]["doubt"] == "0.9990"
+    assert added["y.jpg"]["suggested_label"] == "dog" and added["y.jpg"]["doubt"] == "0.3000"
+    doubts = [float(row["doubt"]) for row in rows]
+    assert doubts == sorted(doubts, reverse=True)

@@ -1,0 +1,160 @@
+"""What the images of a run say about its labels: which are in doubt, and which look alike.
+
+Judged from pooled features of the images as they are, by the pretrained backbone. NumPy only;
+nothing is moved or removed. Test images are not looked at before they were read.
+"""
+
+import csv
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tl_research import closed_form, metrics
+from tl_research.files import csv_text, write_atomically
+
+Array = np.ndarray
+COLUMNS = ("path", "side", "label", "suggested_label", "doubt", "near_copy_of", "distance")
+# An image of another class is this probable or more, by the head of all other images.
+_SUSPECT = 0.9
+# 1 - cosine of features. Of the flower photographs 24 pairs are as near, all of one scene; those
+# that were encoded again at 90 % of their size are within 0.08, cropped by 5 % within 0.23.
+# python benchmarks/data_audit.py --figures=distances
+_NEAR = 0.1
+_NAMED = 3  # in a line
+_ROWS = 1024  # of the matrix of distances at a time
+COPIES = 3  # of the features, in float64, that `examine` holds at a time
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DataAudit:
+    """What was found about training and validation images."""
+
+    rows: list[dict[str, Any]]  # of `data_audit.csv`, largest doubt first
+    order: Array  # int [N], the place of each row's image among those given
+    near_pairs: list[tuple[int, int]]  # places of images that look alike
+    summary: dict[str, Any]  # the entries `cross_validation` and `data_audit` of `results.json`
+
+
+def examine(
+    features: Array, labels: Array, sides: Array, names: Sequence[str], classes: Sequence[str]
+) -> DataAudit:
+    """Returns what the features of training and validation images say about their labels.
+
+    Args:
+        features: float32 [N, d].
+        labels: int [N].
+        sides: str [N], side of the split.
+        names: N, as in `split.json`.
+        classes: K names.
+    """
+    head = closed_form.solve(features, labels, len(classes))
+    shares, suggested = metrics.softmax(head.left_out), head.left_out.argmax(axis=1)
+    own = shares[np.arange(len(labels)), labels]
+    nearest, distances, pairs = _neighbors(features)
+    order = np.argsort(own, kind="stable")
+    rows = [
+        {
+            "path": names[i],
+            "side": sides[i],
+            "label": classes[labels[i]],
+            "suggested_label": classes[suggested[i]],
+            "doubt": f"{1 - own[i]:.4f}",
+            "near_copy_of": names[nearest[i]] if distances[i] <= _NEAR else "",
+            "distance": f"{distances[i]:.4f}",
+        }
+        for i in order
+    ]
+    return DataAudit(
+        rows=rows,
+        order=order,
+        near_pairs=pairs,
+        summary={
+            "cross_validation": _cross_validation(head, labels),
+            "data_audit": {
+                "suspects": int(((shares.max(axis=1) >= _SUSPECT) & (suggested != labels)).sum()),
+                "near_copies_across_sides": sum(sides[i] != sides[j] for i, j in pairs),
+                "contradictions": sum(bool(labels[i] != labels[j]) for i, j in pairs),
+            },
+        },
+    )
+
+
+def _cross_validation(head, labels):
+    """Returns what leaving each image out measured; the only image of a class is not counted."""
+    counted = np.isfinite(head.left_out).all(axis=1)
+    loss, accuracy = metrics.loss_and_accuracy(head.left_out[counted], labels[counted])
+    count = int(counted.sum())
+    return {
+        "accuracy": accuracy,
+        "standard_error": float(np.sqrt(accuracy * (1 - accuracy) / count)),
+        "loss": loss,
+        "n": count,
+        "method": f"leave-one-out, closed-form head (LDA, shrinkage {head.shrinkage:g})",
+    }
+
+
+def _neighbors(features):
+    """Returns the nearest other image of each [N], its distance [N], and the near pairs."""
+    units = np.asarray(features, np.float32) - np.mean(features, axis=0, dtype=np.float64)
+    units = (units / np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1e-12)).astype("f4")
+    nearest, distances, pairs = [], [], []
+    for first in range(0, len(units), _ROWS):
+        cosines = units[first : first + _ROWS] @ units.T
+        places = np.arange(len(cosines))
+        cosines[places, first + places] = -2.0  # itself
+        nearest.append(cosines.argmax(axis=1))
+        distances.append(1 - cosines[places, nearest[-1]])
+        found = np.argwhere(cosines >= 1 - _NEAR) + (first, 0)
+        pairs += [(int(i), int(j)) for i, j in found if i < j]
+    return np.concatenate(nearest), np.maximum(np.concatenate(distances), 0.0), pairs
+
+
+def describe(audit: DataAudit, path: str) -> list[str]:
+    """Returns three lines for a terminal; `path` is where the rows are."""
+    measured, found = audit.summary["cross_validation"], audit.summary["data_audit"]
+    count, pairs = found["suspects"], len(audit.near_pairs)
+    worst = ", ".join(f"{row['path']} ({row['suggested_label']}?)" for row in audit.rows[:_NAMED])
+    return [
+        f"data audit: a closed-form head, each of {measured['n']:,} training and validation images "
+        f"left out once: accuracy {measured['accuracy']:.4f} (standard error "
+        f"{measured['standard_error']:.4f}), loss {measured['loss']:.4f}",
+        f"data audit: {count} label{'s' * (count != 1)} in doubt; most of all {worst}; see {path}",
+        f"data audit: {pairs} pair{'s' * (pairs != 1)} of images that look alike, "
+        f"{found['near_copies_across_sides']} on two sides, {found['contradictions']} in two "
+        "classes",
+    ]
+
+
+def write(path: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes `data_audit.csv`; raises StorageError."""
+    write_atomically(path, csv_text(COLUMNS, rows))
+
+
+def add_test(path: str, shares: Array, labels: Array, names: Sequence[str], classes) -> None:
+    """Adds the test images, judged by the trained model, to the rows that are there.
+
+    Args:
+        path: Of `data_audit.csv`.
+        shares: float [N, K], the model's probabilities.
+        labels: int [N].
+        names: N, as in `split.json`.
+        classes: K names.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["side"] != "test"]
+    rows += [
+        {
+            "path": name,
+            "side": "test",
+            "label": classes[label],
+            "suggested_label": classes[share.argmax()],
+            "doubt": f"{1 - share[label]:.4f}",
+        }
+        for name, label, share in zip(names, labels, shares)
+    ]
+    write(path, sorted(rows, key=lambda row: -float(row["doubt"])))

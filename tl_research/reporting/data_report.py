@@ -1,0 +1,93 @@
+"""Audits the images of a run before it trains: `data_audit.csv` and `.png`, TensorBoard, lines."""
+
+import os
+from typing import Any
+
+import numpy as np
+
+from tl_research import data_audit
+from tl_research.data.dataset import Dataset
+from tl_research.data.pipeline import Examples
+from tl_research.files import storage_errors
+from tl_research.reporting import pages, pictures
+from tl_research.reporting.summaries import Summaries
+from tl_research.run.directory import RunDirectory
+from tl_research.training.plan import Plan
+
+_CSV = ("report", "data_audit.csv")
+_SHOWN = 32
+
+
+def report(
+    plan: Plan, data: Dataset, directory: RunDirectory, summaries: Summaries
+) -> dict[str, Any]:
+    """Audits training and validation images; returns what that adds to `results.json`.
+
+    Raises:
+        StorageError: If the report cannot be written.
+    """
+    if why := _why_not(plan, data):
+        print(f"data audit: {why}", flush=True)
+        return {"cross_validation": None, "data_audit": None}
+    sides = {"train": data.train, "validation": data.validation}
+    audit = data_audit.examine(
+        np.concatenate([plan.cache.pooled(side) for side in sides]),
+        np.concatenate([examples.labels for examples in sides.values()]),
+        np.repeat(list(sides), [len(examples) for examples in sides.values()]),
+        data.train.names + data.validation.names,
+        data.classes,
+    )
+    path, shown = directory.file(*_CSV), audit.rows[:_SHOWN]
+    picture = pages.doubtful(shown, _images(sides.values(), audit.order[:_SHOWN]))
+    with storage_errors(path):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(directory.file("report", "data_audit.png"), "wb") as file:
+            file.write(pictures.png(picture))
+    data_audit.write(path, audit.rows)
+    lines = data_audit.describe(audit, path)
+    print("\n".join(lines), flush=True)
+    pages.data_audited(summaries, shown, picture, lines)
+    return audit.summary
+
+
+def _why_not(plan, data):
+    """Returns why the images are not audited, or None."""
+    if plan.config.data_audit == "off":
+        return "off (--data_audit=off)"
+    if plan.objective.answer.name != "class":
+        return "only of labels that are classes"
+    count = len(data.train) + len(data.validation)
+    width = sum(plan.classifier.graph.shape(name)[-1] for name in plan.classifier.head_boundary)
+    needed = 8 * data_audit.COPIES * count * width
+    if needed > plan.config.cache_bytes:
+        return (
+            f"left out: {count:,} images x {width:,} features need {needed / 2**30:.1f} GiB and "
+            f"--cache_bytes allows {plan.config.cache_bytes / 2**30:.1f}"
+        )
+    return None
+
+
+def _images(sides, places):
+    """Returns a list of uint8 [h, w, 3], the images at these places of the sides in a row."""
+    images = []
+    for place in places:
+        for examples in sides:
+            if place < len(examples):
+                images.append(np.asarray(examples.images([place])[0]))
+                break
+            place -= len(examples)
+    return images
+
+
+def add_test(directory: RunDirectory, test: Examples, shares: np.ndarray, classes) -> None:
+    """Adds the test images, once they were read, to the table of an audited run.
+
+    Args:
+        directory: The run's.
+        test: The images.
+        shares: float [N, K], the trained model's probabilities.
+        classes: K names.
+    """
+    path = directory.file(*_CSV)
+    if os.path.exists(path):
+        data_audit.add_test(path, shares, test.labels, test.names, classes)
