@@ -165,6 +165,11 @@ class Config:
     dropout: float = setting(
         0.2, "share of the pooled features dropped before the dense layer", low=0, high=0.95
     )
+    head_init: str = setting(
+        "random",
+        "lda: the head starts as the shrinkage linear discriminant analysis of the training images",
+        choices=("random", "lda"),
+    )
     preprocessing: str = setting(
         "auto",
         "auto: what the backbone was trained on; another one to show what that does",

@@ -353,6 +353,7 @@ def _illustrate(ready):
         os.makedirs(report, exist_ok=True)
         if past.history:
             figures.save_curves(directory.file("report", "curves.png"), past.history)
+        if past.selected:
             logits = state.weights.logits["selected"]
             answer = ready.plan.objective.answer
             figures.save_mistakes(report, answer, logits, data.validation, data.classes)
@@ -367,6 +368,7 @@ def _results(ready):
         "phases": past.finished,
         "selected_phase": past.selected["phase"] if past.selected else None,
         "test": past.test,
+        "head_start": past.head_start,
         **past.data_audit,
         "classes": list(ready.data.classes),
         "substitutions": list(map(dataclasses.asdict, ready.substitutions)),

@@ -28,7 +28,7 @@ def lr_find(config, extension=None):
         {phase name: suggested base rate}.
     """
     from tl_research import experiment  # imports TensorFlow, which --help need not wait for
-    from tl_research.training import loop, phase
+    from tl_research.training import head_start, loop, phase
     from tl_research.training.compiler import memory_errors
 
     last = max((i for i, phase in enumerate(config.phase_plan) if phase.epochs), default=None)
@@ -48,6 +48,7 @@ def lr_find(config, extension=None):
                 "another --workdir"
             )
         tell = loop.teller((ready.recorder,))
+        head_start.make(plan, state, tell)
         for index in plan.left(state):
             with memory_errors(config, f"phase {plan.phases[index].name}"):
                 setup = phase.prepare(plan, index, state, tell)

@@ -130,7 +130,7 @@ def data_audited(summaries, rows, picture, lines):
     columns = list(rows[0])
     table = pictures.markdown_table(columns, [[row[name] for name in columns] for row in rows])
     summaries.text("train", "data_audit", "\n\n".join([*lines, table]), 0)
-    summaries.image("train", "data_audit", picture, 0)
+    summaries.image("train", "labels_in_doubt", picture, 0)
 
 
 def run_ends(summaries, step, config, selected, test):

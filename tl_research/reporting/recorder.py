@@ -14,6 +14,7 @@ from tl_research.training.events import (
     CallEnded,
     EpochEnded,
     Event,
+    HeadStarted,
     PhaseBegan,
     PhaseEnded,
     StepsCompiled,
@@ -37,6 +38,7 @@ class Recorder:
         self._classes, self._validation = data.classes, data.validation
         self._recent_losses = collections.deque(maxlen=101)  # of the last calls in this phase
         self._told = {
+            HeadStarted: self._head_started,
             PhaseBegan: self._phase_began,
             StepsCompiled: self._steps_compiled,
             CallEnded: self._call_ended,
@@ -46,6 +48,17 @@ class Recorder:
 
     def __call__(self, event: Event) -> None:
         self._told[type(event)](event)
+
+    def _head_started(self, event):
+        found = event.result
+        numbers = ", ".join(f"{name} {found[name]:.4f}" for name in event.measured)
+        print(
+            f"start: closed-form head (LDA, shrinkage {found['shrinkage']:g}, temperature "
+            f"{found['temperature']:.3g}): {numbers}",
+            flush=True,
+        )
+        for name in event.measured:
+            self._summaries.scalar("validation", name.removeprefix("val_"), found[name], 0)
 
     def _phase_began(self, event):
         self._recent_losses.clear()

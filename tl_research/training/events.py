@@ -16,6 +16,14 @@ from tl_research.optim.param_groups import ParamGroup
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class HeadStarted:
+    """The head of a new run was solved in closed form, and measured."""
+
+    result: dict[str, float]  # `head_start` of `results.json`
+    measured: tuple[str, ...]  # names of the metrics in it
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class PhaseBegan:
     """The layers of a phase are open; its features and steps are next."""
 
@@ -85,5 +93,5 @@ class PhaseEnded:
     kept: dict[str, Any] | None  # best of the phases before, if that is better
 
 
-Event = PhaseBegan | StepsCompiled | CallEnded | EpochEnded | PhaseEnded
+Event = HeadStarted | PhaseBegan | StepsCompiled | CallEnded | EpochEnded | PhaseEnded
 Observer = Callable[[Event], None]

@@ -72,7 +72,7 @@ class FeatureCache:
             "validation": int(self.plan.validation),
             "plain": 0,
         }
-        self._kept = {}
+        self._kept, self._pooled = {}, {}
 
     def _decide(self, dtype, on_disk):
         config, shapes = self._config, tuple(map(self._classifier.graph.shape, self._boundary))
@@ -145,11 +145,16 @@ class FeatureCache:
 
     def pooled(self, side: str) -> np.ndarray:
         """Returns float32 [N, d], what the head is given of each image as it is, not augmented,
-        averaged over places or tokens.
+        averaged over places or tokens; computed at first use.
 
         Args:
             side: `train` or `validation`.
         """
+        if side not in self._pooled:
+            self._pooled[side] = self._compute_pooled(side)
+        return self._pooled[side]
+
+    def _compute_pooled(self, side):
         boundary, batch_size = self._classifier.head_boundary, self._config.batch_size
         if side == "train" and (self.views.augmented or not self._num_views[side]):
             side = "plain"

@@ -1,5 +1,6 @@
 """The explicit loop: phases, epochs, calls. Holds no maths, no file format and no text.
 
+solve the head in closed form, if asked for
 for each phase that is left:
     open its layers, make its optimizer; find its sources, compile its steps
     until its epochs are over, or the best one is too long ago:
@@ -13,7 +14,7 @@ end with the best weights of all phases
 import contextlib
 from collections.abc import Callable, Sequence
 
-from tl_research.training import audit, epoch, progress, selection
+from tl_research.training import audit, epoch, head_start, progress, selection
 from tl_research.training.compiler import memory_errors
 from tl_research.training.events import CallEnded, Event, Observer
 from tl_research.training.phase import PhaseSetup, prepare
@@ -38,6 +39,7 @@ def fit(
             `tl_research.errors`.
     """
     tell = teller(observers)
+    head_start.make(plan, state, tell)
     for index in plan.left(state):
         with memory_errors(plan.config, f"phase {plan.phases[index].name}"):
             train_phase(prepare(plan, index, state, tell), state, resume, tell)

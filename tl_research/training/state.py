@@ -65,6 +65,8 @@ class History:
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # rows of `metrics.csv`
     # what the audit of the images adds to `results.json`, once it was made
     data_audit: dict[str, Any] | None = None
+    # of a head solved in closed form: how, and what its validation metrics were
+    head_start: dict[str, float] | None = None
     test: dict[str, Any] | None = None  # the test metrics, once they were read
     # wall time by kind of work, in earlier processes of this run too
     run_seconds: dict[str, float] = dataclasses.field(

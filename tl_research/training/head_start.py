@@ -1,0 +1,77 @@
+"""The closed-form start of the head, `--head_init=lda`, which counts as the best weights so far."""
+
+from collections.abc import Callable
+
+import keras
+
+from tl_research import closed_form
+from tl_research.errors import UserError
+from tl_research.models.classifier import Classifier
+from tl_research.training.events import Event, HeadStarted
+from tl_research.training.plan import Plan
+from tl_research.training.state import TrainState, timed
+
+
+def make(plan: Plan, state: TrainState, tell: Callable[[Event], None]) -> None:
+    """Solves the head of a new run that asks for it, and selects it until an epoch is better.
+
+    Training images decide it; validation images measure it.
+
+    Args:
+        plan: What all phases share.
+        state: Changed in place.
+        tell: Tells observers.
+
+    Raises:
+        UserError: If the head is not one dense layer on pooled features, or its logits are not
+            those of classes.
+    """
+    if plan.config.head_init != "lda" or state.past.head_start is not None:
+        return
+    if plan.objective.answer.name != "class":
+        raise UserError(
+            f"--head_init=lda with labels for a {plan.objective.answer.name}; expected one class "
+            "for each image; use --head_init=random",
+            "head_init",
+        )
+    dense = _dense(plan.classifier)
+    with timed(state, "features"):
+        train, validation = (plan.cache.pooled(side) for side in ("train", "validation"))
+        head = closed_form.solve(train, plan.train.labels, plan.classifier.num_classes)
+    dense.kernel.assign(head.kernel)
+    dense.bias.assign(head.bias)
+    logits = validation @ dense.kernel.numpy() + dense.bias.numpy()
+    found = plan.objective.evaluate(logits, plan.validation.labels)
+    found = {f"val_{name}": value for name, value in found.items()}
+    if plan.config.select_by not in found:
+        raise UserError(
+            f"--head_init=lda with --select_by={plan.config.select_by}, which the start is not "
+            f"measured by; expected one of {', '.join(found)}; use --head_init=random",
+            "head_init",
+        )
+    solved = {"shrinkage": head.shrinkage, "temperature": head.temperature, **found}
+    state.past.head_start = solved
+    state.past.selected = {"phase": "start", "epoch": 0, **found}
+    state.weights.selected = plan.classifier.values(plan.saved_paths)
+    state.weights.logits = {"selected": logits}
+    tell(HeadStarted(solved, tuple(found)))
+
+
+def _dense(classifier: Classifier) -> keras.layers.Dense:
+    """Returns the one layer of the head that trains, on pooled features [B, d]."""
+    layers = [layer for layer in classifier.head.layers if layer.trainable_variables]
+    shapes = [classifier.graph.shape(name) for name in classifier.head_boundary]
+    dense = layers[0]
+    if (
+        len(layers) == len(shapes) == 1
+        and type(dense) is keras.layers.Dense
+        and (dense.use_bias, dense.activation) == (True, keras.activations.linear)
+        and tuple(shapes[0]) == dense.kernel.shape[:1]
+    ):
+        return dense
+    named = ", ".join(layer.name for layer in layers)
+    raise UserError(
+        f"--head_init=lda with a head whose layers with weights are {named}; expected one dense "
+        "layer, with a bias, on pooled features; use --head_init=random",
+        "head_init",
+    )
