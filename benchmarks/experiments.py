@@ -7,14 +7,17 @@ accuracies in one table.
 
 Each row is a `train.py --seeds` of its own in DIR/<row>. A seed that is finished is only read, one
 that was interrupted is resumed, so the same command goes on where it stopped. The table has all
-seeds of a row that are finished, those of earlier commands too. "Against the first" are differences
-of the row from the first row over the seeds that both have, in points of accuracy and in percent of
-the loss.
+seeds of a row that are finished, those of earlier commands too. Below the first row stand the
+others, best first by "against the first": the mean of their differences from it in validation
+accuracy, in points, seed by seed over those that both have, with its standard error in brackets,
+and the difference of the mean losses in percent. Less than two standard errors, or fewer than three
+seeds, are "within noise".
 """
 
 import dataclasses
 import glob
 import json
+import math
 import os
 import re
 import shlex
@@ -92,20 +95,12 @@ def _finished(place):
 
 
 def table(rows):
-    """Returns the rows as a Markdown table of means, with the values of each seed in brackets."""
-
-    def cell(values, digits=3):
-        mean = f"{statistics.mean(values):.{digits}f}"
-        return (
-            mean
-            if len(values) == 1
-            else f"{mean} ({', '.join(f'{value:.{digits}f}' for value in values)})"
-        )
-
-    def mean(runs, metric, chosen):
-        return statistics.mean(seeds.selected(runs[seed])[metric] for seed in chosen)
-
-    first = next(iter(rows.values()))
+    """Returns the rows as a Markdown table of means, with the values of each seed in brackets; the
+    first row, then the others by their gain over it.
+    """
+    first, *others = rows.items()
+    against = {row: _against(runs, first[1]) for row, runs in others}
+    others = sorted(others, key=lambda item: against[item[0]][0], reverse=True)
     lines = [
         (
             "| flags | seeds | validation accuracy | validation loss | against the first | test "
@@ -113,19 +108,35 @@ def table(rows):
         ),
         "|---|---|---|---|---|---|---|",
     ]
-    for row, runs in rows.items():
+    for row, runs in (first, *others):
         values = {name: of["values"] for name, of in seeds.summarize(runs.values()).items()}
-        against, both = "", sorted(set(runs) & set(first))
-        if runs is not first and both:
-            points = 100 * (mean(runs, "val_accuracy", both) - mean(first, "val_accuracy", both))
-            percent = 100 * (mean(runs, "val_loss", both) / mean(first, "val_loss", both) - 1)
-            against = f"{points:+.1f} points, {percent:+.1f} %"
         lines.append(
-            f"| `{row}` | {', '.join(map(str, runs))} | {cell(values['val_accuracy'])} | "
-            f"{cell(values['val_loss'])} | {against} | {cell(values['test_accuracy'])} | "
-            f"{statistics.mean(values['seconds']):.0f} |"
+            f"| `{row}` | {', '.join(map(str, runs))} | {_cell(values['val_accuracy'])} | "
+            f"{_cell(values['val_loss'])} | {against[row][1] if row in against else ''} | "
+            f"{_cell(values['test_accuracy'])} | {statistics.mean(values['seconds']):.0f} |"
         )
     return "\n".join(lines)
+
+
+def _cell(values):
+    """Returns the mean and, of several values, each of them."""
+    each = ", ".join(f"{value:.3f}" for value in values)
+    return each if len(values) == 1 else f"{statistics.mean(values):.3f} ({each})"
+
+
+def _against(runs, first):
+    """Returns (mean gain in points of validation accuracy, or -inf; what is said of it)."""
+    both = sorted(set(runs) & set(first))
+    if not both:
+        return -math.inf, ""
+    pairs = [(seeds.selected(runs[seed]), seeds.selected(first[seed])) for seed in both]
+    gains = [100 * (one["val_accuracy"] - other["val_accuracy"]) for one, other in pairs]
+    losses, others = zip(*((one["val_loss"], other["val_loss"]) for one, other in pairs))
+    gain, percent = statistics.mean(gains), 100 * (sum(losses) / sum(others) - 1)
+    error = statistics.stdev(gains) / math.sqrt(len(both)) if len(both) > 1 else math.inf
+    spread = f" ({error:.1f})" if len(both) > 1 else ""
+    noise = ", within noise" if len(both) < 3 or abs(gain) < 2 * error else ""
+    return gain, f"{gain:+.1f}{spread} points, {percent:+.1f} %{noise}"
 
 
 def main():

@@ -63,7 +63,14 @@ def test_set_of_classes():
     assert report["n"] == 2 and report["ci95"] == pytest.approx([0.0945, 0.9055], abs=1e-4)
     sun = report["per_class"]["sun"]
     assert (sun["support"], sun["predicted"], sun["precision"], sun["recall"]) == (2, 1, 1.0, 0.5)
-    assert answer.summary(report).endswith("accuracy 0.5000, macro_f1 0.5556 of 2 images")
+    assert "accuracy 0.5000, macro_f1 0.5556, log_loss 0.7215" in answer.summary(report)
+    # of six things said one has probability 0.5, and is right, five have 0.75, and three are
+    assert report["expected_calibration_error"] == pytest.approx((0.5 + 5 * (0.75 - 0.6)) / 6)
+    calibrated = answer.report(logits, labels, classes, 0.5)  # 0.9 instead of 0.75
+    assert (calibrated["temperature"], calibrated["loss"]) == (0.5, report["loss"])
+    losses = -np.log([[0.9, 0.9, 0.5], [0.9, 0.1, 0.1]])
+    assert calibrated["log_loss"] == pytest.approx(losses.mean())
+    assert calibrated["expected_calibration_error"] == pytest.approx((0.5 + 5 * (0.9 - 0.6)) / 6)
     assert answer.confusion(logits, labels) is None
 
 

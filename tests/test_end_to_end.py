@@ -105,6 +105,7 @@ def test_results_have_the_keys_of_the_contract(trained):
         "phases",
         "selected_phase",
         "test",
+        "calibration",
         "classes",
         "substitutions",
         "precision",
@@ -280,7 +281,8 @@ def test_flags_leave_out_the_place_of_the_run(trained, place):
 
 def test_checkpoints_figure_and_event_files_are_there_and_nothing_half_written(trained):
     run, _, _ = trained
-    assert (run / "report" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("curves.png", "calibration.png"):
+        assert (run / "report" / name).read_bytes().startswith(b"\x89PNG")
     assert len(os.listdir(run / "checkpoints")) == 2
     assert len(os.listdir(run / "train")) == len(os.listdir(run / "validation")) == 1
     assert not [
@@ -361,6 +363,13 @@ def test_exported_model_gives_the_recorded_predictions_in_another_process(traine
     test = _json(run / "results.json")["test"]
     assert (predicted.argmax(axis=1) == labels).mean() == pytest.approx(test["accuracy"])
     assert -log_p[np.arange(len(labels)), labels].mean() == pytest.approx(test["loss"], rel=1e-3)
+    calibration = _json(run / "results.json")["calibration"]
+    temperature = _json(run / "export" / "calibration.json")["temperature"]
+    assert temperature == calibration["temperature"] and calibration["reason"] is None
+    assert calibration["log_loss_before"] == test["loss"]
+    shares = np.exp(predicted / temperature)
+    shares = shares[np.arange(len(labels)), labels] / shares.sum(axis=1)
+    assert -np.log(shares).mean() == pytest.approx(calibration["log_loss_after"], rel=1e-3)
 
 
 @pytest.fixture(scope="module")

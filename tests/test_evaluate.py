@@ -31,8 +31,10 @@ def _results(run):
 
 def test_validation_report_repeats_what_selected_the_weights(finished_run, capsys):
     before = _results(finished_run)
+    os.remove(os.path.join(finished_run, "export", "calibration.json"))  # as of an older version
     report = evaluate(EvaluateConfig(run=finished_run))
     (phase,) = before["phases"]
+    assert report["temperature"] == 1.0
     assert report["accuracy"] == phase["val_accuracy"] and report["log_loss"] == pytest.approx(
         phase["val_loss"], rel=1e-5
     )
@@ -98,7 +100,21 @@ def test_every_reading_of_the_test_images_is_counted_and_said(finished_run, caps
         report["accuracy"] == before["test"]["accuracy"]
         and report["ci95"] == before["test"]["ci95"]
     )
+    calibration = before["calibration"]
+    assert report["temperature"] == calibration["temperature"] != 1.0
+    after = [calibration[name] for name in ("ece_after", "log_loss_after")]
+    found = [report[name] for name in ("expected_calibration_error", "log_loss")]
+    assert found == pytest.approx(after, rel=1e-4)
     assert _results(finished_run) == {**before, "test": {**before["test"], "reads": 3}}
+
+
+@pytest.mark.parametrize("wrong", ['{"temperature": 0}', '{"temperature": "1"}', "[]", "{}"])
+def test_temperature_that_is_none_is_exit_8(finished_run, wrong):
+    with open(os.path.join(finished_run, "export", "calibration.json"), "w") as file:
+        file.write(wrong)
+    with pytest.raises(RunDirectoryError, match="cannot be read") as error:
+        TrainedRun(finished_run)
+    assert error.value.exit_code == 8
 
 
 def test_changed_images_are_an_error_and_count_no_reading(finished_run):

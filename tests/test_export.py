@@ -20,6 +20,7 @@ from tl_research.evaluate import EvaluateConfig, evaluate
 from tl_research.export import ExportConfig, export
 
 _SIZES = ((20, 50), (32, 32), (64, 64))
+_TEMPERATURE = 0.2
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +31,22 @@ def images():
     ]
 
 
+@pytest.fixture
+def calibrated_run(finished_run):
+    """A finished run whose temperature is clearly not 1."""
+    with open(os.path.join(finished_run, "export", "calibration.json"), "w") as file:
+        json.dump({"temperature": _TEMPERATURE}, file)
+    return finished_run
+
+
 def _expected(run, images):
-    """[N, K]: the probabilities of the Keras model, from pixels resized here."""
+    """[N, K]: the calibrated probabilities of the Keras model, from pixels resized here."""
     model = keras.saving.load_model(os.path.join(run, "export", "model.keras"), compile=False)
     return np.concatenate(
-        [tf.nn.softmax(model(np.round(tf.image.resize(image, (32, 32))))) for image in images]
+        [
+            tf.nn.softmax(model(np.round(tf.image.resize(image, (32, 32)))) / _TEMPERATURE)
+            for image in images
+        ]
     )
 
 
@@ -53,18 +65,19 @@ print(json.dumps(answers))
 
 
 def test_saved_model_answers_images_of_any_size_without_our_package(
-    finished_run, images, tmp_path, capsys
+    calibrated_run, images, tmp_path, capsys
 ):
     files = {
-        path: os.stat(os.path.join(finished_run, "export", path)).st_mtime_ns
+        path: os.stat(os.path.join(calibrated_run, "export", path)).st_mtime_ns
         for path in ("model.keras", "classes.json")
     }
-    assert export(ExportConfig(run=finished_run, format="saved_model")) == {
-        "saved_model": os.path.join(finished_run, "export", "saved_model")
+    assert export(ExportConfig(run=calibrated_run, format="saved_model")) == {
+        "saved_model": os.path.join(calibrated_run, "export", "saved_model")
     }
     for path, time in files.items():
-        assert os.stat(os.path.join(finished_run, "export", path)).st_mtime_ns == time
-    assert sorted(os.listdir(os.path.join(finished_run, "export"))) == [
+        assert os.stat(os.path.join(calibrated_run, "export", path)).st_mtime_ns == time
+    assert sorted(os.listdir(os.path.join(calibrated_run, "export"))) == [
+        "calibration.json",
         "classes.json",
         "model.keras",
         "saved_model",
@@ -83,7 +96,13 @@ def test_saved_model_answers_images_of_any_size_without_our_package(
         np.save(paths[-1], image)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-c", _SERVE, os.path.join(finished_run, "export", "saved_model"), *paths],
+        [
+            sys.executable,
+            "-c",
+            _SERVE,
+            os.path.join(calibrated_run, "export", "saved_model"),
+            *paths,
+        ],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -91,7 +110,7 @@ def test_saved_model_answers_images_of_any_size_without_our_package(
     )
     assert done.returncode == 0, done.stderr
     *single, pair = json.loads(done.stdout.splitlines()[-1])
-    expected = _expected(finished_run, images)
+    expected = _expected(calibrated_run, images)
     np.testing.assert_allclose(
         [probabilities[0] for probabilities, _ in single], expected, atol=1e-4
     )
@@ -109,6 +128,7 @@ def test_batchnorm_augmentation_and_dropout_are_gone(finished_run):
         ["ant", "bee", "cat"],
         32,
         None,
+        1.0,
     )
     graph = module.serve.get_concrete_function().graph.as_graph_def()
     operations = [node.op for node in graph.node] + [
@@ -119,11 +139,11 @@ def test_batchnorm_augmentation_and_dropout_are_gone(finished_run):
     assert operations.count("ReadVariableOp") == 2  # the head's
 
 
-def test_litert_file_answers_images_of_any_size(finished_run, images):
-    path = export(ExportConfig(run=finished_run, format="litert"))["litert"]
+def test_litert_file_answers_images_of_any_size(calibrated_run, images):
+    path = export(ExportConfig(run=calibrated_run, format="litert"))["litert"]
     serve = tf.lite.Interpreter(path).get_signature_runner()
     answers = [serve(images=image) for image in images]
-    expected = _expected(finished_run, images)
+    expected = _expected(calibrated_run, images)
     np.testing.assert_allclose(
         [answer["probabilities"][0] for answer in answers], expected, atol=1e-2
     )
@@ -146,7 +166,12 @@ def test_artefact_that_differs_is_deleted_and_the_one_before_stays(finished_run,
     ) as error:
         export(ExportConfig(run=finished_run, format="saved_model"))
     assert error.value.exit_code == 6
-    assert sorted(os.listdir(folder)) == ["classes.json", "model.keras", "saved_model"]
+    assert sorted(os.listdir(folder)) == [
+        "calibration.json",
+        "classes.json",
+        "model.keras",
+        "saved_model",
+    ]
     assert os.stat(os.path.join(folder, "saved_model", "saved_model.pb")).st_mtime_ns == before
 
 
@@ -167,6 +192,7 @@ def test_format_that_is_not_there_is_exit_1_and_one_that_cannot_hold_the_model_e
     with pytest.raises(ExportError, match=r"litert cannot hold this model \(no such operation\)"):
         export(ExportConfig(run=finished_run, format="litert"))
     assert sorted(os.listdir(os.path.join(finished_run, "export"))) == [
+        "calibration.json",
         "classes.json",
         "model.keras",
     ]

@@ -1,9 +1,10 @@
-"""`python -m tl_research.predict`: the probabilities of the saved model, in order, whatever else
-lies among the images.
+"""`python -m tl_research.predict`: the calibrated probabilities of the saved model, in order,
+whatever else lies among the images.
 """
 
 import csv
 import io
+import json
 import os
 import subprocess
 import sys
@@ -26,7 +27,10 @@ def _expected(run, path):
     logits = keras.saving.load_model(os.path.join(run, "export", "model.keras"), compile=False)(
         resized
     ).numpy()
-    return keras.ops.softmax(logits).numpy()[0]
+    with open(os.path.join(run, "results.json")) as file:
+        temperature = json.load(file)["calibration"]["temperature"]
+    assert abs(temperature - 1) > 0.1
+    return keras.ops.softmax(logits / temperature).numpy()[0]
 
 
 def test_images_of_any_size_get_the_probabilities_of_the_saved_model(finished_run, tmp_path):

@@ -44,12 +44,10 @@ def test_summary_has_mean_range_and_students_interval():
         summary["val_accuracy"]["min"],
         summary["val_accuracy"]["max"],
     ) == (0.7, 0.9)
-    # 0.8 +- 4.3027 * 0.1 / sqrt(3)
-    assert summary["val_accuracy"]["ci95"] == pytest.approx(
-        [0.8 - 0.248416, 0.8 + 0.248416], abs=1e-5
-    )
+    # 0.8 - 4.3027 * 0.1 / sqrt(3), and 1.048 is no accuracy
+    assert summary["val_accuracy"]["ci95"] == pytest.approx([0.8 - 0.248416, 1.0], abs=1e-5)
     assert summary["test_accuracy"]["ci95"] == [0.8, 0.8] and summary["seconds"]["mean"] == 8.0
-    assert "| val_accuracy | 0.8 | 0.7-0.9 | 0.5516-1.048 |" in seeds.table(summary)
+    assert "| val_accuracy | 0.8 | 0.7-0.9 | 0.5516-1 |" in seeds.table(summary)
 
 
 def test_what_a_seed_does_not_have_is_left_out():
@@ -61,8 +59,29 @@ def test_what_a_seed_does_not_have_is_left_out():
     assert set(seeds.summarize([without, _contents(0.9, 0.7)])) == {"test_accuracy", "seconds"}
 
 
-def test_one_value_has_no_interval_and_many_that_of_the_normal_distribution():
-    assert metrics.student_interval([0.5]) is None
+def test_calibration_is_summarized_where_every_seed_has_it():
+    found = {"temperature": 1.5, "reason": None, "ece_after": 0.01}
+    others = [{**_contents(0.9, 0.8), "calibration": {**found, "ece_after": e}} for e in (0, 0.05)]
+    runs = [{**_contents(0.9, 0.8), "calibration": found}, *others]
+    summary = seeds.summarize(runs)
+    assert summary["temperature"]["mean"] == 1.5 and "reason" not in summary
+    # 0.02 -+ 4.3027 * 0.026458 / sqrt(3)
+    assert summary["ece_after"]["ci95"] == pytest.approx([0.0, 0.085725], abs=1e-5)
+    assert "temperature" not in seeds.summarize([*runs, _contents(0.9, 0.8)])
+
+
+def test_interval_of_a_loss_is_not_cut_at_1():
+    runs = [_contents(0.9, 0.8) for _ in range(3)]
+    for contents, loss in zip(runs, (0.1, 1.0, 1.9)):
+        contents["test"]["loss"] = loss
+    assert seeds.summarize(runs)["test_loss"]["ci95"][1] == pytest.approx(1 + 4.3027 * 0.9 / 3**0.5)
+
+
+def test_one_or_two_values_have_no_interval_and_many_that_of_the_normal_distribution():
+    assert metrics.student_interval([0.5]) is metrics.student_interval([0.5, 0.6]) is None
+    assert "| test_accuracy | 0.7 | 0.6-0.8 |  |" in seeds.table(
+        seeds.summarize([_contents(0.9, 0.6), _contents(0.9, 0.8)])
+    )
     low, high = metrics.student_interval([0.0, 1.0] * 50)
     assert high - low == pytest.approx(2 * 1.96 * 0.502519 / 10, rel=1e-5)
 

@@ -21,12 +21,14 @@ class Answer:
     Attributes:
         name: By which it is found.
         labels: Their form.
+        has_probabilities: Whether outputs are probabilities.
         predicted: Columns of `predict` before those of the outputs.
         columns: Of `rows`, before those of the outputs.
     """
 
     name: str
     labels: str
+    has_probabilities = True
     predicted = ("class", "probability")
     columns = ("true", "predicted", "probability", "true_probability", "loss")
 
@@ -94,6 +96,12 @@ class OneClass(Answer):
         """Returns how probable an answer is by the output [K] for its image."""
         return output[answer]
 
+    def certainty(self, logits: Array, labels: Array) -> tuple[Array, Array]:
+        """Returns (float64 [M], how probable each thing said is by itself; bool [M], whether it is
+        right), one of each image, or of each class of a set.
+        """
+        return self.outputs(logits).max(axis=1), np.argmax(logits, axis=1) == labels
+
     def text(self, answer, classes: Sequence[str]) -> str:
         """Returns what an answer or label is called."""
         return classes[answer]
@@ -107,10 +115,17 @@ class OneClass(Answer):
         loss, accuracy = metrics.loss_and_accuracy(logits, labels)
         return {"loss": loss, "accuracy": accuracy}
 
-    def report(self, logits: Array, labels: Array, classes: Sequence[str]) -> dict[str, Any]:
-        """Returns what `evaluate` writes: a JSON value, but for NaN."""
-        numbers, confusion = metrics.report(logits, labels)
-        return {**numbers, "per_class": dict(zip(classes, metrics.per_class(confusion)))}
+    def report(
+        self, logits: Array, labels: Array, classes: Sequence[str], temperature: float = 1.0
+    ) -> dict[str, Any]:
+        """Returns what `evaluate` writes: a JSON value, but for NaN.
+
+        Log loss and calibration error are of logits divided by the temperature; all else is as
+        without it.
+        """
+        numbers, confusion = metrics.report(metrics.scaled(logits, temperature), labels)
+        per_class = dict(zip(classes, metrics.per_class(confusion)))
+        return {**numbers, "temperature": temperature, "per_class": per_class}
 
     def summary(self, report):
         top = "".join(
@@ -121,7 +136,8 @@ class OneClass(Answer):
             f"({round(report['accuracy'] * report['n'])}/{report['n']}), 95% interval "
             f"{report['ci95'][0]:.3f}-{report['ci95'][1]:.3f}; balanced "
             f"{report['balanced_accuracy']:.4f}{top}; log loss {report['log_loss']:.4f}; expected "
-            f"calibration error {report['expected_calibration_error']:.4f}"
+            f"calibration error {report['expected_calibration_error']:.4f}, both at temperature "
+            f"{report['temperature']:.4g}"
         )
 
 
@@ -148,6 +164,10 @@ class SetOfClasses(Answer):
     def probability(self, output, answer):
         return np.where(answer, output, 1 - output).prod()
 
+    def certainty(self, logits, labels):
+        outputs = self.outputs(logits).ravel()
+        return np.maximum(outputs, 1 - outputs), self.decided(outputs) == labels.ravel()
+
     def text(self, answer, classes):
         return ";".join(name for name, there in zip(classes, answer) if there)
 
@@ -159,17 +179,28 @@ class SetOfClasses(Answer):
             "macro_f1": metrics.macro_f1(metrics.per_class_of_sets(labels, answers)),
         }
 
-    def report(self, logits, labels, classes):
+    def report(self, logits, labels, classes, temperature=1.0):
         found, count = self.measured(logits, labels), len(labels)
         rows = metrics.per_class_of_sets(labels, self.decided(self.outputs(logits)))
         interval = metrics.wilson_interval(round(found["accuracy"] * count), count)
-        return {"n": count, **found, "ci95": interval, "per_class": dict(zip(classes, rows))}
+        calibrated = metrics.scaled(logits, temperature)
+        error = metrics.expected_calibration_error(*self.certainty(calibrated, labels))
+        return {
+            "n": count,
+            **found,
+            "log_loss": float(self.losses(calibrated, labels).mean()),
+            "expected_calibration_error": error,
+            "temperature": temperature,
+            "ci95": interval,
+            "per_class": dict(zip(classes, rows)),
+        }
 
 
 class Number(Answer):
     """A number: it is the one logit, [N, 1]."""
 
     name, labels = "number", "float32 [N]"
+    has_probabilities = False
     predicted = ()
     columns = ("true", "predicted", "error", "loss")
 
@@ -202,7 +233,7 @@ class Number(Answer):
             "mean_absolute_error": float(np.sqrt(losses).mean()),
         }
 
-    def report(self, logits, labels, classes):
+    def report(self, logits, labels, classes, temperature=1.0):
         interval = metrics.normal_interval(np.sqrt(self.losses(logits, labels)))
         found = self.measured(logits, labels)
         return {"n": len(labels), **found, "mean_absolute_error_ci95": interval}

@@ -9,12 +9,13 @@ import os
 import shutil
 import tempfile
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tl_research import quiet
+from tl_research import metrics, quiet
 from tl_research.data import image_check
 from tl_research.errors import ExportError, UserError
 from tl_research.files import storage_errors
@@ -53,6 +54,18 @@ def save_keras(classifier, data, directory):
         "images",
         flush=True,
     )
+
+
+def save_temperature(calibration: dict[str, Any] | None, directory) -> None:
+    """Writes the temperature beside the Keras model, whose logits it divides.
+
+    Args:
+        calibration: Of `results.json`; of None nothing is written.
+        directory: The open `RunDirectory`.
+    """
+    if calibration:
+        path = os.path.join("export", "calibration.json")
+        directory.write_json(path, {"temperature": calibration["temperature"]})
 
 
 def _saved(classifier, images, path):
@@ -117,23 +130,23 @@ def _remove(path):
         os.remove(path)
 
 
-def _served_class(logits, classes):
+def _served_class(logits, classes, temperature):
     names = tf.constant(list(map(os.fsencode, classes)))
     best = tf.gather(names, tf.argmax(logits, axis=1))
-    return {"probabilities": tf.nn.softmax(logits), "class": best}
+    return {"probabilities": tf.nn.softmax(logits / temperature), "class": best}
 
 
 # By kind of answer: what is served of logits [B, K], its outputs and, of one class, its name.
 _SERVED = {
     "class": _served_class,
-    "set": lambda logits, classes: {"probabilities": tf.sigmoid(logits)},
-    "number": lambda logits, classes: {"number": logits[:, 0]},
+    "set": lambda logits, classes, temperature: {"probabilities": tf.sigmoid(logits / temperature)},
+    "number": lambda logits, classes, temperature: {"number": logits[:, 0]},
 }
 
 
-def serving_module(model, answer, classes, image_size, batch_size):
+def serving_module(model, answer, classes, image_size, batch_size, temperature):
     """Returns a module whose `serve` takes uint8 images of any size and returns what is served of a
-    kind of answer.
+    kind of answer, with probabilities of logits divided by the temperature.
     """
     logits, module = folded_logits(model), tf.Module()
 
@@ -143,18 +156,18 @@ def serving_module(model, answer, classes, image_size, batch_size):
     def serve(images):
         # Cast first: LiteRT resizes no integers.
         pixels = image_check.resized(tf.cast(images, tf.float32), image_size)
-        return _SERVED[answer.name](logits(pixels), classes)
+        return _SERVED[answer.name](logits(pixels), classes, temperature)
 
     module.serve, module.captured = serve, serve.get_concrete_function().variables
     return module
 
 
-def write_saved_model(model, answer, classes, image_size, path):
+def write_saved_model(model, answer, classes, image_size, temperature, path):
     """Writes a SavedModel directory.
 
     Returns a function from uint8 [1, H, W, 3] to what it answers, read from there.
     """
-    module = serving_module(model, answer, classes, image_size, None)
+    module = serving_module(model, answer, classes, image_size, None, temperature)
     with quiet.dropped_stderr():
         tf.saved_model.save(module, path, signatures=module.serve)
         serve = tf.saved_model.load(path).signatures["serving_default"]
@@ -163,7 +176,7 @@ def write_saved_model(model, answer, classes, image_size, path):
     }
 
 
-def write_litert(model, answer, classes, image_size, path):
+def write_litert(model, answer, classes, image_size, temperature, path):
     """Writes a LiteRT (TensorFlow Lite) file; returns what `write_saved_model` does.
 
     Raises:
@@ -175,7 +188,7 @@ def write_litert(model, answer, classes, image_size, path):
             f"--format=litert with TensorFlow {tf.__version__}, which has no tf.lite; expected its "
             "converter; install tensorflow 2.21 or leave litert out"
         )
-    module = serving_module(model, answer, classes, image_size, 1)
+    module = serving_module(model, answer, classes, image_size, 1, temperature)
     try:
         with quiet.dropped_stderr():
             content = tf.lite.TFLiteConverter.from_concrete_functions(
@@ -205,7 +218,7 @@ FORMATS = {
 }
 
 
-def save_for_serving(name, model, data, directory, image_size, answer):
+def save_for_serving(name, model, data, directory, image_size, answer, temperature):
     """Writes one of `FORMATS` beside the Keras model and compares it with that, on validation
     images at their own sizes.
 
@@ -216,6 +229,7 @@ def save_for_serving(name, model, data, directory, image_size, answer):
         directory: The open `RunDirectory`.
         image_size: Height and width that the model takes.
         answer: The kind of `answers.ANSWERS` that it gives.
+        temperature: What its logits are divided by.
 
     Returns:
         (path, what the comparison gave, function from uint8 [1, H, W, 3] to the model's answers,
@@ -233,10 +247,11 @@ def save_for_serving(name, model, data, directory, image_size, answer):
     )
     count = min(NUM_COMPARED, len(data.validation))
     images = tf.cast(data.validation.images(range(count)), tf.float32)
-    expected = answer.outputs(model.predict(images, batch_size=32, verbose=0))
+    logits = model.predict(images, batch_size=32, verbose=0)
+    expected = answer.outputs(metrics.scaled(logits, temperature))
     try:
         with storage_errors(path):
-            serve = write(model, answer, data.classes, image_size, temporary)
+            serve = write(model, answer, data.classes, image_size, temperature, temporary)
         images = [data.validation.original(index)[None] for index in range(count)]
         answers = [serve(image) for image in images]
         key = next(name for name in answers[0] if name != "class")

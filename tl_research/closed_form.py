@@ -11,7 +11,8 @@ import dataclasses
 
 import numpy as np
 
-from tl_research import metrics
+from tl_research import calibration, metrics
+from tl_research.answers import ANSWERS
 
 Array = np.ndarray
 SHRINKAGES = (0.01, 0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.97)
@@ -54,20 +55,9 @@ def _judged(space, shrinkage, labels):
     """Returns (log loss, temperature, logits) of leaving each image out."""
     logits = space.left_out_logits(shrinkage)
     counted = np.isfinite(logits).all(axis=1)  # not the only image of a class
-    temperature = fit_temperature(logits[counted], labels[counted])
+    temperature, _ = calibration.fit(ANSWERS["class"], logits[counted], labels[counted])
     loss = metrics.losses(logits[counted] / temperature, labels[counted]).mean()
     return loss, temperature, logits
-
-
-def fit_temperature(logits, labels):
-    low, high = np.log(1e-3), np.log(1e3)
-    rows = np.arange(len(labels))
-    for _ in range(50):
-        middle = (low + high) / 2
-        shares = metrics.softmax(logits * np.exp(middle))
-        slope = ((shares * logits).sum(axis=1) - logits[rows, labels]).mean()
-        low, high = (low, middle) if slope > 0 else (middle, high)
-    return float(np.exp(-middle))
 
 
 class _Space:

@@ -4,16 +4,17 @@
 
 Writes to DIR/report/<side>/: report.json (accuracy, balanced accuracy, top-k, log loss,
 calibration, with 95 % intervals; of sets of classes and of numbers what suits those), mistakes.csv
-(largest loss first), predictions.csv and, of classes, per_class.csv and confusion.csv. Each reading
-of the test images is counted in `test.reads` of DIR/results.json. The last line of stdout is
-`RESULT ` and report.json.
+(largest loss first), predictions.csv and, of classes, per_class.csv and confusion.csv.
+Probabilities and log losses are of logits divided by the run's `temperature`. Each reading of the
+test images is counted in `test.reads` of DIR/results.json. The last line of stdout is `RESULT ` and
+report.json.
 """
 
 import dataclasses
 import json
 import os
 
-from tl_research import cli
+from tl_research import cli, metrics
 from tl_research.config import ToolConfig
 from tl_research.files import csv_text, storage_errors
 from tl_research.settings import setting
@@ -60,14 +61,15 @@ def evaluate(config):
                 "is no longer measured by it"
             )
         logits = trained.predict_logits(classifier, examples, config.batch_size)
-        numbers = run.answer.report(logits, examples.labels, run.classes)
+        numbers = run.answer.report(logits, examples.labels, run.classes, run.temperature)
+        calibrated = metrics.scaled(logits, run.temperature)
         confusion = run.answer.confusion(logits, examples.labels)
         report = results.without_nan({**report, **numbers})
         with storage_errors(directory.file("report", config.side)):
             os.makedirs(directory.file("report", config.side), exist_ok=True)
         texts = {
             "report.json": json.dumps(report, indent=1, allow_nan=False) + "\n",
-            **_tables(run, examples, logits, confusion, numbers.get("per_class")),
+            **_tables(run, examples, calibrated, confusion, numbers.get("per_class")),
         }
         for name, text in texts.items():
             directory.write_text(os.path.join("report", config.side, name), text)

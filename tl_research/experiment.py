@@ -21,7 +21,7 @@ quiet.import_tensorflow()
 
 import tensorflow as tf
 
-from tl_research import __version__, artefacts, distribution
+from tl_research import __version__, artefacts, calibration, distribution, metrics
 from tl_research import extension as extension_lib
 from tl_research.config import Config
 from tl_research.data import dataset
@@ -316,10 +316,11 @@ def _finish(ready, started):
     plan, state, directory = ready.plan, ready.state, ready.place.directory
     final = plan.classifier.in_float32()  # what is saved, and so what the test number is of
     if state.past.test is None:
-        state.past.test = _test(plan, final, ready.data.test)
+        _read_test(ready, final)
         ready.resume.save(state)  # from here on an interruption does not read the images again
     ready.place.replicas.close()  # what is left computes in each process for itself
     artefacts.save_keras(final, ready.data, directory)
+    artefacts.save_temperature(state.past.calibration, directory)
     summary = _results(ready)
     _illustrate(ready)
     seconds = {"total": time.perf_counter() - started, "data": ready.data_seconds}
@@ -329,19 +330,35 @@ def _finish(ready, started):
     for substitution in ready.substitutions:
         print(f"note: {substitution.text}", flush=True)
     print(results.test_line(state.past.test), flush=True)
+    if state.past.calibration:
+        print(results.calibration_line(state.past.calibration), flush=True)
     return _report(plan.config, directory, summary)
 
 
-def _test(plan, classifier, examples):
-    """Returns the test metrics; called once, after everything was selected on validation."""
+def _read_test(ready, classifier):
+    """Keeps the test metrics, and what the temperature of the validation images is worth there;
+    called once, after everything was selected on validation.
+    """
+    plan, state, examples = ready.plan, ready.state, ready.data.test
     classifier.unfreeze("0%")
     views = features.Views(plan.config.seed, 0, False)
     source = features.LiveSource(classifier, examples, classifier.boundary(), views)
     evaluate = plan.compiler.prepared(
         lambda xla: EvalStep(classifier, source, plan.config.batch_size, xla)
     )
-    found = plan.objective.evaluate(evaluate(), examples.labels)
-    return results.with_interval({**dict(sorted(found.items())), "n": len(examples)})
+    logits = evaluate()
+    found = plan.objective.evaluate(logits, examples.labels)
+    numbers = {**dict(sorted(found.items())), "n": len(examples)}
+    validation = (state.weights.logits.get("selected"), plan.validation.labels)
+    state.past.test = results.with_interval(numbers)
+    state.past.calibration, state.past.reliability = calibration.of_run(
+        plan.objective.answer, validation, (logits, examples.labels)
+    )
+    if state.past.data_audit["data_audit"]:
+        shares = plan.objective.answer.outputs(
+            metrics.scaled(logits, state.past.calibration["temperature"])
+        )
+        data_report.add_test(ready.place.directory, examples, shares, ready.data.classes)
 
 
 def _illustrate(ready):
@@ -357,7 +374,11 @@ def _illustrate(ready):
             logits = state.weights.logits["selected"]
             answer = ready.plan.objective.answer
             figures.save_mistakes(report, answer, logits, data.validation, data.classes)
+        if past.reliability:
+            figures.save_reliability(directory.file("report", "calibration.png"), past.reliability)
     summaries.text("train", "test", results.test_line(past.test), step)
+    if past.calibration:
+        summaries.text("train", "calibration", results.calibration_line(past.calibration), step)
     pages.run_ends(summaries, step, ready.plan.config, past.selected, past.test)
     summaries.close()
 
@@ -370,6 +391,7 @@ def _results(ready):
         "test": past.test,
         "head_start": past.head_start,
         **past.data_audit,
+        "calibration": past.calibration,
         "classes": list(ready.data.classes),
         "substitutions": list(map(dataclasses.asdict, ready.substitutions)),
         "precision": ready.precision,

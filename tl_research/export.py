@@ -3,10 +3,11 @@
     python -m tl_research.export --run=DIR --format=saved_model,litert
 
 Writes DIR/export/saved_model/ and DIR/export/model.tflite, beside model.keras. Each takes uint8
-images [B, H, W, 3] of any size (litert: one at a time) and returns `probabilities` [B, K] and the
-best `class` [B], a name; of sets of classes it returns `probabilities` alone, of numbers `number`
-[B]. Resizing and preprocessing are inside, augmentation is gone, BatchNorm is folded. Each is
-compared with model.keras on validation images and deleted, with exit code 6, if it differs.
+images [B, H, W, 3] of any size (litert: one at a time) and returns `probabilities` [B, K],
+calibrated, and the best `class` [B], a name; of sets of classes it returns `probabilities` alone,
+of numbers `number` [B]. Resizing and preprocessing are inside, augmentation is gone, BatchNorm is
+folded. Each is compared with model.keras on validation images and deleted, with exit code 6, if it
+differs.
 """
 
 import dataclasses
@@ -49,7 +50,7 @@ def export(config):
         model, data = run.load_model(config.extension), run.load_data(config.extension)
         for name in config.format:
             path, parity, serve, image = artefacts.save_for_serving(
-                name, model, data, directory, run.config.image_size, run.answer
+                name, model, data, directory, run.config.image_size, run.answer, run.temperature
             )
             paths[name] = path
             print(

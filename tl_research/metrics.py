@@ -2,12 +2,18 @@
 
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 _TOP = (1, 2, 3, 5)
 _BINS = 15
+
+
+def scaled(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Returns float64 [N, K], float32 logits divided by a temperature; unequal ones stay so."""
+    return np.float64(logits) / temperature
 
 
 def softmax(logits):
@@ -100,19 +106,30 @@ def ranks(logits, labels):
     return ((logits > true) | ((logits == true) & before)).sum(axis=1)
 
 
-def expected_calibration_error(confidence, correct, bins=_BINS):
-    """Returns the mean distance between confidence and accuracy, in bins of equal width (Guo et al.
-    2017, arXiv:1706.04599).
+def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = _BINS) -> np.ndarray:
+    """Returns float64 [M, 3]: how many examples each bin has, of those that have any, their mean
+    confidence, and their accuracy.
 
     Args:
-        confidence: float [N], the probability of the predicted class.
-        correct: bool [N], whether it is the true one.
-        bins: Number of bins of (0, 1].
+        confidence: float [N], the probability of what was said.
+        correct: bool [N], whether that is right.
+        bins: Number of bins of equal width in (0, 1].
     """
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    # of the bins' sums
-    gaps = np.bincount(place, weights=correct.astype(float) - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(confidence))
+    counts = np.bincount(place, minlength=bins)
+    sums = [np.bincount(place, of, bins) for of in (confidence, correct.astype(float))]
+    means = [of[counts > 0] / counts[counts > 0] for of in sums]
+    return np.stack([counts[counts > 0], *means], axis=1)
+
+
+def expected_calibration_error(
+    confidence: np.ndarray, correct: np.ndarray, bins: int = _BINS
+) -> float:
+    """Returns the mean distance between the confidence and accuracy of an example's bin (Guo et al.
+    2017, arXiv:1706.04599); the arguments are those of `reliability`.
+    """
+    counts, confidences, accuracies = reliability(confidence, correct, bins).T
+    return float((counts * np.abs(accuracies - confidences)).sum() / counts.sum())
 
 
 def report(logits, labels):
@@ -176,10 +193,9 @@ def wilson_interval(correct, total):
     return max(0.0, min(share, center - half)), min(1.0, max(share, center + half))
 
 
-# Quantiles 0.975 of Student's t for 1, 2, ... degrees of freedom; that of the normal distribution
+# Quantiles 0.975 of Student's t for 2, 3, ... degrees of freedom; that of the normal distribution
 # beyond.
 _STUDENT = (
-    12.7062,
     4.3027,
     3.1824,
     2.7764,
@@ -212,12 +228,21 @@ _STUDENT = (
 )
 
 
-def student_interval(values):
-    """Returns [low, high], the 95 % interval of the mean of independent values, or None of fewer
-    than two (Student 1908).
+def student_interval(
+    values: Sequence[float], low: float = -math.inf, high: float = math.inf
+) -> list[float] | None:
+    """Returns [low, high], the 95 % interval of the mean of independent values (Student 1908), or
+    None of fewer than three: that of two is twelve times as wide as their standard error.
+
+    Args:
+        values: Numbers.
+        low: The smallest that the mean can be.
+        high: The largest. What an interval has beyond such a bound holds no possible mean, so that
+            it is right as often without.
     """
-    if len(values) < 2:
+    if len(values) < 3:
         return None
-    quantile = _STUDENT[len(values) - 2] if len(values) - 2 < len(_STUDENT) else 1.96
+    quantile = _STUDENT[len(values) - 3] if len(values) - 3 < len(_STUDENT) else 1.96
     half = quantile * statistics.stdev(values) / math.sqrt(len(values))
-    return [statistics.mean(values) - half, statistics.mean(values) + half]
+    mean = statistics.mean(values)
+    return [max(low, mean - half), min(high, mean + half)]

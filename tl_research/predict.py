@@ -2,8 +2,8 @@
 
     python -m tl_research.predict --run=DIR IMAGE|DIR... [--csv=FILE]
 
-Prints one CSV row for each image: path, class, its probability, then the probability of each class
-(or path, classes, ...; or path and the number, by what the run was trained to answer).
+Prints one CSV row for each image: path, class, its probability, then the probability of each class,
+calibrated (or path, classes, ...; or path and the number, by what the run was trained to answer).
 Folders are searched for images, also deeper ones. What cannot be used is named on stderr and left
 out; if nothing can be used, the exit code is 2.
 """
@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 
-from tl_research import cli
+from tl_research import cli, metrics
 from tl_research.config import ToolConfig
 from tl_research.errors import DataError, UserError
 from tl_research.files import escaped, storage_errors
@@ -72,7 +72,7 @@ def predict(config, places):
             good = [pixels for _, _, pixels in batch if pixels is not None]
             if good:  # filled up, so that all batches have one shape
                 logits = classifier(np.stack(good + good[-1:] * (batch_size - len(good))))
-                outputs = iter(run.answer.outputs(logits))
+                outputs = iter(run.answer.outputs(metrics.scaled(logits, run.temperature)))
             for path, reason, _ in batch:
                 yield path, reason, None if reason else next(outputs)
 

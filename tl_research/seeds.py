@@ -5,6 +5,7 @@ Imports no TensorFlow.
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import statistics
@@ -128,13 +129,20 @@ def selected(contents):
     )
 
 
+_SHARES = {"accuracy", "f1", "ece"}  # words in names of what is never outside 0 to 1
+
+
 def summarize(runs):
     """Returns {metric: {"mean", "min", "max", "ci95", "values"}} over the contents of several
     `results.json`, where all have it.
 
-    The interval is Student's for the mean over seeds; with separate splits it covers those too.
-    None for a single seed.
+    The interval is Student's for the mean over seeds, that of a share cut at 0 and 1; with separate
+    splits it covers those too. None for one or two seeds.
     """
+
+    def limits(name):
+        return (0.0, 1.0) if _SHARES & set(name.split("_")) else (-math.inf, math.inf)
+
     runs = list(runs)
     values = {
         f"val_{name}": [selected(contents).get(f"val_{name}") for contents in runs]
@@ -142,13 +150,16 @@ def summarize(runs):
     }
     names = [name for name, value in runs[0]["test"].items() if isinstance(value, float)]
     values |= {f"test_{name}": [contents["test"].get(name) for contents in runs] for name in names}
+    calibrations = [contents.get("calibration") or {} for contents in runs]
+    names = [name for name, value in calibrations[0].items() if isinstance(value, float)]
+    values |= {name: [found.get(name) for found in calibrations] for name in names}
     values["seconds"] = [contents["seconds"]["total"] for contents in runs]
     return {
         name: {
             "mean": statistics.mean(numbers),
             "min": min(numbers),
             "max": max(numbers),
-            "ci95": metrics.student_interval(numbers),
+            "ci95": metrics.student_interval(numbers, *limits(name)),
             "values": numbers,
         }
         for name, numbers in values.items()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 
 from tl_research import quiet
@@ -34,6 +35,8 @@ class TrainedRun:
         results: The contents of `results.json`.
         classes: Names in the order of the labels.
         answer: The kind of `answers.ANSWERS` that it gives.
+        temperature: What logits are divided by before they are made probabilities; 1 of runs that
+            have none.
 
     Raises:
         RunDirectoryError: If that is no finished run of this version.
@@ -58,6 +61,7 @@ class TrainedRun:
             self.classes = tuple(self.results["classes"])
             with open(self.file("run.json")) as file:
                 self.answer = ANSWERS[json.load(file).get("answer", "class")]  # of older runs
+            self.temperature = self._temperature()
         except (OSError, ValueError, KeyError, TypeError, UserError) as error:
             raise RunDirectoryError(
                 f"--run={path} cannot be read ({error}); expected a run of this version"
@@ -65,6 +69,16 @@ class TrainedRun:
 
     def file(self, *names):
         return os.path.join(self.path, *names)
+
+    def _temperature(self):
+        path = self.file("export", "calibration.json")
+        if not os.path.isfile(path):
+            return 1.0
+        with open(path) as file:
+            temperature = json.load(file)["temperature"]
+        if not (isinstance(temperature, (int, float)) and 0.0 < temperature < math.inf):
+            raise ValueError(f"{path}: temperature {temperature!r} is no number above 0")
+        return temperature
 
     def load_data(self, extension=None):
         """Returns the `Dataset` of the run, checked against its `split.json`.

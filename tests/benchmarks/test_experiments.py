@@ -19,7 +19,7 @@ def _result(accuracy, loss, test, seconds=10.0):
     }
 
 
-def test_table_has_means_of_the_selected_phase_against_the_first_row():
+def test_table_has_means_of_the_selected_phase():
     rows = {
         "--a=1": {0: _result(0.9, 0.4, 0.8), 1: _result(0.8, 0.6, 0.7, 30.0)},
         "--a=2": {1: _result(0.84, 0.3, 0.9)},
@@ -30,7 +30,35 @@ def test_table_has_means_of_the_selected_phase_against_the_first_row():
             "| `--a=1` | 0, 1 | 0.850 (0.900, 0.800) | 0.500 (0.400, 0.600) |  | 0.750 (0.800, "
             "0.700) | 20 |"
         ),
-        "| `--a=2` | 1 | 0.840 | 0.300 | +4.0 points, -50.0 % | 0.900 | 10 |",
+        "| `--a=2` | 1 | 0.840 | 0.300 | +4.0 points, -50.0 %, within noise | 0.900 | 10 |",
+    ]
+
+
+def _row(*accuracies, loss=0.5):
+    return {seed: _result(accuracy, loss, 0.8) for seed, accuracy in enumerate(accuracies)}
+
+
+def test_rows_are_ranked_by_paired_differences_with_their_standard_error():
+    rows = {
+        "first": _row(0.90, 0.80, 0.70),
+        # differences -1, -2, -3 points: mean -2, standard error 1 / sqrt(3) = 0.58
+        "worse": _row(0.89, 0.78, 0.67, loss=0.6),
+        # 0, 2, 1: mean 1, the same standard error, 0.58 x 2 > 1
+        "perhaps": _row(0.90, 0.82, 0.71),
+        # 2, 3, 4: though its own accuracies scatter by 9 points
+        "better": _row(0.92, 0.83, 0.74, loss=0.4),
+        # 9 and 9 points, of two seeds
+        "two": _row(0.99, 0.89),
+        "none": {7: _result(0.99, 0.5, 0.8)},
+    }
+    lines = [line.split(" | ") for line in experiments.table(rows).splitlines()[2:]]
+    assert [(line[0].strip("| `"), line[4].strip()) for line in lines] == [
+        ("first", ""),
+        ("two", "+9.0 (0.0) points, +0.0 %, within noise"),
+        ("better", "+3.0 (0.6) points, -20.0 %"),
+        ("perhaps", "+1.0 (0.6) points, +0.0 %, within noise"),
+        ("worse", "-2.0 (0.6) points, +20.0 %"),
+        ("none", ""),
     ]
 
 

@@ -68,6 +68,14 @@ def test_run_and_tools_answer_with_sets(tiny_run, labels, tmp_path, read_json, c
     assert not (place / "report" / "confusion.png").exists()
     capsys.readouterr()
 
+    calibration = results["calibration"]
+    temperature = calibration["temperature"]
+    assert calibration["reason"] is None and report["temperature"] == temperature != 1.0
+    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64) / temperature))
+    calibrated = -np.log(np.where(truth, probabilities, 1 - probabilities)).mean()
+    found = (report["loss"], report["log_loss"])
+    assert found == pytest.approx((loss, calibrated), rel=1e-4) and calibrated < loss
+
     images = [str(tmp_path / "many" / path) for path in paths[:3]]
     run, predictions = predict(PredictConfig(run=str(place)), images)
     for (_, _, outputs), expected in zip(predictions, probabilities):

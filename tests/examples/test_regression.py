@@ -53,6 +53,8 @@ def test_run_and_tools_answer_with_numbers(tiny_run, numbers, tmp_path, read_jso
     assert phase["val_mean_absolute_error"] == pytest.approx(np.abs(errors).mean(), rel=1e-4)
     assert phase["val_loss"] == pytest.approx((errors**2).mean(), rel=1e-4)
 
+    assert results["calibration"] is None and not (place / "export" / "calibration.json").exists()
+
     report = evaluate(EvaluateConfig(run=str(place), extension=PATH))
     assert report["mean_absolute_error"] == pytest.approx(np.abs(errors).mean(), rel=1e-4)
     with open(place / "report" / "validation" / "mistakes.csv") as file:

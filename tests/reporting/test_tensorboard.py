@@ -212,6 +212,7 @@ def test_each_plugin_has_its_data(run, ask):
 
     # Figures.
     assert sorted(os.listdir(directory / "one" / "report")) == [
+        "calibration.png",
         "confusion.png",
         "curves.png",
         "worst_mistakes.png",

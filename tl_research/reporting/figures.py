@@ -1,11 +1,14 @@
 """Figures of a finished run, as PNG."""
 
 import os
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")  # no screen is needed, or looked for
 import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
 
 from tl_research.reporting import pages, pictures
 
@@ -72,6 +75,31 @@ def save_mistakes(directory, answer, logits, examples, classes):
     for name, picture in drawn.items():
         with open(os.path.join(directory, name), "wb") as file:
             file.write(pictures.png(picture))
+
+
+def save_reliability(path: str, drawn: dict[str, Any]) -> None:
+    """Draws how often what the network said of the test images is right, by how probable it called
+    that: with its own probabilities and with those of the fitted temperature.
+
+    Args:
+        path: PNG file to write.
+        drawn: Of `calibration.of_run`.
+    """
+    figure = Figure(figsize=(4.5, 4.5), layout="constrained")
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], color="gray", linestyle="--", linewidth=1)
+    for when in ("before", "after"):
+        counts, confidences, accuracies = np.transpose(drawn[when])
+        (line,) = axis.plot(confidences, accuracies, linewidth=1, label=f"{when} calibration")
+        sizes = 10 + 200 * counts / counts.sum()
+        axis.scatter(confidences, accuracies, sizes, color=line.get_color(), alpha=0.6)
+    axis.set(
+        xlabel="mean probability of what is said, in bins",
+        ylabel="share that is right (size: images)",
+        title=f"reliability on {drawn['n']} test images",
+    )
+    axis.legend()
+    figure.savefig(path, dpi=120)
 
 
 def save_learning_rates(path, rows, suggested):

@@ -1,6 +1,7 @@
 """Numbers of a run: the test metrics, intervals."""
 
 import math
+from typing import Any
 
 from tl_research import metrics
 
@@ -27,6 +28,16 @@ def test_line(test):
         f"({round(test['accuracy'] * test['n'])}/{test['n']}), 95% interval "
         f"{test['ci95'][0]:.3f}-{test['ci95'][1]:.3f}, {numbers}; {text}"
     )
+
+
+def calibration_line(found: dict[str, Any]) -> str:
+    """Returns what is said of `calibration` of `results.json`."""
+    numbers = ", ".join(
+        f"{name} {found[f'{key}_before']:.4f} before and {found[f'{key}_after']:.4f} after"
+        for name, key in (("expected calibration error", "ece"), ("log loss", "log_loss"))
+    )
+    reason = f" ({found['reason']})" if found["reason"] else ", fitted on validation"
+    return f"calibration: temperature {found['temperature']:.4g}{reason}; of the test: {numbers}"
 
 
 def without_nan(value):

@@ -68,6 +68,9 @@ class History:
     # of a head solved in closed form: how, and what its validation metrics were
     head_start: dict[str, float] | None = None
     test: dict[str, Any] | None = None  # the test metrics, once they were read
+    # what `calibration.of_run` found then
+    calibration: dict[str, Any] | None = None
+    reliability: dict[str, Any] | None = None
     # wall time by kind of work, in earlier processes of this run too
     run_seconds: dict[str, float] = dataclasses.field(
         default_factory=lambda: {"features": 0.0, "train": 0.0, "evaluate": 0.0}
