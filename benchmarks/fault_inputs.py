@@ -202,7 +202,6 @@ def _odd_images(i, draw):
         "random.jpg": seed.bytes(draw.randint(1, 900)),
         "page.jpg": b"\n" * i + b"<!DOCTYPE html><html></html>",
         "drawing.png": b'<svg xmlns="x">' + b" " * i + b"</svg>",
-        "scan.jpg": _encoded("TIFF", image),
         "text.png": b"not an image\n" * (i + 1),
         "phone.jpg": b"\0\0\0\x18ftypheic" + bytes(50 + i),
         "cut.jpg": jpeg[: draw.randint(30, len(jpeg) - 10)],
@@ -216,7 +215,6 @@ def _odd_images(i, draw):
         "huge.png": png_claiming(20000 + i, draw.choice([20000, 60000])),
         "huge.gif": gif_claiming(12000 + i, 60000),
         "solid.gif": gif_of_frames(8000, 8000 + i, 1),
-        "frames.gif": gif_of_frames(2000, 2000, 40 + i),
     }
     good = {
         "print.jpg": _encoded("JPEG", image.convert("CMYK")),
@@ -226,6 +224,8 @@ def _odd_images(i, draw):
         "alpha.png": _encoded("PNG", image.convert("RGBA")),
         "grey.png": _encoded("PNG", image.convert("L")),
         "moving.gif": _encoded("GIF", frames[0], save_all=True, append_images=frames[1:]),
+        "frames.gif": gif_of_frames(2000, 2000, 40 + i),
+        "scan.jpg": _encoded("TIFF", image),
         "bitmap.jpg": bmp,
         "trailing.jpg": jpeg + seed.bytes(50),
         "dot.png": _encoded("PNG", image.resize((1, 1))),

@@ -20,7 +20,8 @@ _FLOWERS = os.environ.get("TL_RESEARCH_FLOWERS")
 pytestmark = pytest.mark.skipif(
     not _FLOWERS, reason="TL_RESEARCH_FLOWERS does not name the folder of the photographs"
 )
-_COUNTS = {"daisy": 633, "dandelion": 898, "roses": 641, "sunflowers": 699, "tulips": 799}
+# without the one photograph that is among the roses and the tulips
+_COUNTS = {"daisy": 633, "dandelion": 898, "roses": 640, "sunflowers": 699, "tulips": 798}
 
 
 def test_all_photographs_are_used_and_split_by_their_contents(tmp_path):
@@ -29,6 +30,12 @@ def test_all_photographs_are_used_and_split_by_their_contents(tmp_path):
     ) as directory:
         data = dataset.load(Config(data_dir=_FLOWERS, image_size=16), directory)
         files = directory.read_json("split.json")["files"]
+    assert (tmp_path / "run" / "bad_images.csv").read_text().splitlines()[1:] == [
+        "roses/15922772266_1167a06620.jpg,"
+        '"stands in class tulips too, as tulips/15922772266_1167a06620.jpg"',
+        "tulips/15922772266_1167a06620.jpg,"
+        '"stands in class roses too, as roses/15922772266_1167a06620.jpg"',
+    ]
     assert (
         data.classes == tuple(_COUNTS)
         and collections.Counter(file["class"] for file in files) == _COUNTS

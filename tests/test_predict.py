@@ -64,7 +64,9 @@ def test_folder_with_bad_images_prints_a_row_for_each_good_one(finished_run, tmp
     for number, name in enumerate(("a.png", "deep/c,d.png", "e.png")):
         os.link(os.path.join(photos, "bee", f"{number:02d}.png"), folder / name)
     (folder / "b.jpg").write_text("no image")
-    (folder / "notes.txt").write_text("no image by its name")
+    (folder / "notes.txt").write_text("no image")
+    (folder / "deep" / "notes.txt").write_text("no image")
+    (folder / "outside.png").symlink_to(os.path.join(photos, "ant", "00.png"))
     done = _run(f"--run={finished_run}", str(folder), "--batch_size=2")
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
@@ -78,9 +80,25 @@ def test_folder_with_bad_images_prints_a_row_for_each_good_one(finished_run, tmp
         assert row["class"] == max(
             ("ant", "bee", "cat"), key=lambda name: float(row[name])
         ) and float(row[row["class"]]) == float(row["probability"])
-    named, counted = done.stderr.splitlines()
+    named, linked, counted, others = done.stderr.splitlines()
     assert named == f"{folder}/b.jpg: no known image format named .jpg"
-    assert counted.startswith("3 images in ") and counted.endswith("s, 1 could not be used")
+    assert linked.startswith(f"{folder}/outside.png: link that leaves the data directory")
+    assert counted.startswith("3 images in ") and counted.endswith("s, 2 could not be used")
+    assert others == "2 other files are not used: 2 .txt"
+
+
+def test_photograph_of_a_phone_gets_the_probabilities_of_the_upright_one(finished_run, tmp_path):
+    upright = np.random.RandomState(0).randint(0, 255, (40, 30, 3), np.uint8)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # stored a quarter counterclockwise
+    PIL.Image.fromarray(upright).save(tmp_path / "upright.png")
+    PIL.Image.fromarray(np.rot90(upright)).save(tmp_path / "turned.png", exif=exif)
+    names = ("upright.png", "turned.png")
+    _, predictions = predict(
+        PredictConfig(run=finished_run), [str(tmp_path / name) for name in names]
+    )
+    (_, _, expected), (_, _, received) = predictions
+    np.testing.assert_array_equal(received, expected)
 
 
 def test_file_of_rows_is_written_whole_and_nothing_usable_is_exit_2(finished_run, tmp_path):
@@ -108,12 +126,12 @@ def test_only_a_few_batches_are_in_memory_at_once(finished_run, tmp_path, monkey
     photo = os.path.join(os.path.dirname(finished_run), "photos", "ant", "00.png")
     taken = []
 
-    def paths(places):
+    def images(places, others):
         for number in range(1000):
             taken.append(number)
-            yield photo
+            yield photo, None
 
-    monkeypatch.setattr(tool, "image_files", paths)
+    monkeypatch.setattr(tool, "image_files", images)
     _, predictions = predict(PredictConfig(run=finished_run, batch_size=4), [photo])
     next(predictions)
     assert len(taken) <= 4 + 4 * 4 + 1

@@ -99,8 +99,8 @@ class Config:
     )
     on_bad_image: str = setting(
         "error",
-        "skip: train without the files that cannot be decoded; either way they stand in "
-        "bad_images.csv",
+        "skip: train without the files that cannot be decoded or that stand in two classes; either "
+        "way they are listed in bad_images.csv",
         choices=("error", "skip"),
     )
     split: tuple[float, ...] = setting(

@@ -20,8 +20,8 @@ COLUMNS = ("path", "side", "label", "suggested_label", "doubt", "near_copy_of", 
 _SUSPECT = 0.9
 # 1 - cosine of features. Of the flower photographs 24 pairs are as near, all of one scene; those
 # that were encoded again at 90 % of their size are within 0.08, cropped by 5 % within 0.23.
-# python benchmarks/data_audit.py --figures=distances
-_NEAR = 0.1
+# python benchmarks/data_audit.py --dataset=tf_flowers --data_dir=PHOTOS
+NEAR = 0.1
 _NAMED = 3  # in a line
 _ROWS = 1024  # of the matrix of distances at a time
 COPIES = 3  # of the features, in float64, that `examine` holds at a time
@@ -61,7 +61,7 @@ def examine(
             "label": classes[labels[i]],
             "suggested_label": classes[suggested[i]],
             "doubt": f"{1 - own[i]:.4f}",
-            "near_copy_of": names[nearest[i]] if distances[i] <= _NEAR else "",
+            "near_copy_of": names[nearest[i]] if distances[i] <= NEAR else "",
             "distance": f"{distances[i]:.4f}",
         }
         for i in order
@@ -106,7 +106,7 @@ def _neighbors(features):
         cosines[places, first + places] = -2.0  # itself
         nearest.append(cosines.argmax(axis=1))
         distances.append(1 - cosines[places, nearest[-1]])
-        found = np.argwhere(cosines >= 1 - _NEAR) + (first, 0)
+        found = np.argwhere(cosines >= 1 - NEAR) + (first, 0)
         pairs += [(int(i), int(j)) for i, j in found if i < j]
     return np.concatenate(nearest), np.maximum(np.concatenate(distances), 0.0), pairs
 

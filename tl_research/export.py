@@ -6,8 +6,8 @@ Writes DIR/export/saved_model/ and DIR/export/model.tflite, beside model.keras. 
 images [B, H, W, 3] of any size (litert: one at a time) and returns `probabilities` [B, K],
 calibrated, and the best `class` [B], a name; of sets of classes it returns `probabilities` alone,
 of numbers `number` [B]. Resizing and preprocessing are inside, augmentation is gone, BatchNorm is
-folded. Each is compared with model.keras on validation images and deleted, with exit code 6, if it
-differs.
+folded; EXIF orientation is left to the caller (`PIL.ImageOps.exif_transpose`). Each is compared
+with model.keras on validation images and deleted, with exit code 6, if it differs.
 """
 
 import dataclasses

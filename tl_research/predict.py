@@ -21,6 +21,7 @@ import time
 
 from tl_research import cli, metrics
 from tl_research.config import ToolConfig
+from tl_research.data.walk import images_below, others_text
 from tl_research.errors import DataError, UserError
 from tl_research.files import escaped, storage_errors
 from tl_research.settings import setting
@@ -39,7 +40,7 @@ class PredictConfig(ToolConfig):
     batch_size: int = setting(32, "images at a time", low=1)
 
 
-def predict(config, places):
+def predict(config, places, others=None):
     """Returns (`TrainedRun`, an iterator of (path, reason why it cannot be used or None, outputs of
     the run's kind of answer, float64 [K], or None)).
 
@@ -48,6 +49,7 @@ def predict(config, places):
     Args:
         config: `PredictConfig`.
         places: Paths of images and of folders that hold some.
+        others: A `collections.Counter` for the files in the folders that are no images.
 
     Raises:
         RunDirectoryError: If `config.run` is no finished run.
@@ -65,7 +67,8 @@ def predict(config, places):
 
     run = trained.TrainedRun(config.run)
     classifier, batch_size = run.load_classifier(config.extension), config.batch_size
-    images = _load(image_files(places), run.config.image_size, 4 * batch_size)
+    others = collections.Counter() if others is None else others
+    images = _load(image_files(places, others), run.config.image_size, 4 * batch_size)
 
     def predictions():
         while batch := list(itertools.islice(images, batch_size)):
@@ -79,37 +82,39 @@ def predict(config, places):
     return run, predictions()
 
 
-def image_files(places):
-    from tl_research.data import catalog
+def image_files(places, others):
+    """Yields (path, why it must not be opened or None) of the images that are named or in folders.
 
+    Args:
+        places: Paths of images and folders.
+        others: A `collections.Counter` of the files in the folders that are no images.
+    """
     for place in places:
         if not os.path.isdir(place):
-            yield place
+            yield place, None
             continue
-        for folder, folders, names in os.walk(place):
-            folders.sort()
-            yield from (
-                os.path.join(folder, name) for name in sorted(names) if catalog.is_image_name(name)
-            )
+        for _, path, reason in images_below(place, [os.path.realpath(place)], others):
+            yield path, reason
 
 
-def _load(paths, image_size, ahead):
-    """Yields (path, why it cannot be used or None, pixels or None) in the order of `paths`."""
-    from tl_research.data import image_check
+def _load(images, image_size, ahead):
+    """Yields (path, why it cannot be used or None, pixels or None) in the order of `images`, which
+    are as of `image_files`.
+    """
+    from tl_research.data.decoding import BadImage, load_pixels
+    from tl_research.data.image_check import resize_image
 
-    decode = image_check.make_decoder(image_size)
-
-    def load(path):
+    def load(path, reason):
         try:
-            return path, None, image_check.load_image(path, decode)[0]
-        except image_check.BadImage as error:
+            return path, reason, None if reason else resize_image(load_pixels(path), image_size)
+        except BadImage as error:
             return path, str(error), None
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         waiting = collections.deque()
         try:
-            for path in paths:
-                waiting.append(pool.submit(load, path))
+            for path, reason in images:
+                waiting.append(pool.submit(load, path, reason))
                 if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:
@@ -144,11 +149,8 @@ def main(places):
         raise UserError(
             "no images are named; expected paths of images or folders; add them after --run"
         )
-    (run, predictions), started, counts = (
-        predict(config, places),
-        time.perf_counter(),
-        collections.Counter(),
-    )
+    started, counts, others = time.perf_counter(), collections.Counter(), collections.Counter()
+    run, predictions = predict(config, places, others)
     with _output(config.csv) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["path", *run.answer.predicted, *run.classes])
@@ -167,6 +169,8 @@ def main(places):
         f"{counts[True]} images in {seconds:.1f} s, {counts[False]} could not be used",
         file=sys.stderr,
     )
+    if others:
+        print(others_text(others), file=sys.stderr)
     if not counts[True]:
         raise DataError(
             f"none of {counts[False]} images can be used; expected at least one; see the reasons "

@@ -1,5 +1,6 @@
 """Folders to files: what counts, what is refused, which side is fixed."""
 
+import collections
 import hashlib
 import http.server
 import os
@@ -14,7 +15,7 @@ import zipfile
 import pytest
 
 from tl_research import errors
-from tl_research.data import catalog, drawn_flowers
+from tl_research.data import catalog, drawn_flowers, walk
 
 
 def make(root, *names):
@@ -53,10 +54,10 @@ def test_classes_are_sorted_folders_and_files_are_sorted_by_name(tmp_path):
     assert [file.label for file in found.files] == [0, 0, 0, 1, 1, 1]
     assert {file.side for file in found.files} == {None}
     assert found.files[1].path == str(tmp_path / "a/deep/x.jpg/0.gif")
-    assert (found.ignored, found.refused, found.warnings) == (0, (), ())
+    assert (found.others, found.refused, found.warnings) == ({}, (), ())
 
 
-def test_junk_and_other_suffixes_are_ignored_and_counted(tmp_path):
+def test_other_files_are_counted_by_suffix(tmp_path):
     make(
         tmp_path,
         "a/1.jpg",
@@ -72,7 +73,43 @@ def test_junk_and_other_suffixes_are_ignored_and_counted(tmp_path):
     )
     found = find(tmp_path)
     assert names(found) == ["a/1.jpg", "b/1.jpg"]
-    assert found.ignored == 8
+    assert found.others == {
+        "hidden or system": 5,
+        ".txt": 2,
+        ".jpg beside the class folders": 1,
+    }
+    assert walk.others_text(found.others) == (
+        "8 other files are not used: 5 hidden or system, 2 .txt, 1 .jpg beside the class folders"
+    )
+
+
+def test_text_on_other_files_is_short_and_readable():
+    assert walk.others_text(collections.Counter({".\udcff": 1})) == (
+        "1 other file is not used: 1 .\\xff"
+    )
+    many = collections.Counter({f".{i}": i for i in range(1, 9)})
+    assert walk.others_text(many) == (
+        "36 other files are not used: 8 .8, 7 .7, 6 .6, 5 .5, 4 .4, 3 more kinds"
+    )
+
+
+def test_image_is_known_by_its_first_bytes_where_its_suffix_says_nothing(tmp_path):
+    starts = {
+        "photo": b"\xff\xd8\xff\xe0",
+        "shot.jpg_large": b"\x89PNG\r\n",
+        "phone.tmp": b"\0\0\0\x18ftypheic",
+        "film.mov": b"\0\0\0\x14ftypqt  ",
+        "table.csv": b"a,b\n",
+        "raw.cr3": b"",  # a kind that is named, if it cannot be read
+    }
+    make(tmp_path, "b/1.jpg", *(f"a/{name}" for name in starts))
+    for name, start in starts.items():
+        (tmp_path / "a" / name).write_bytes(start + bytes(60 if start else 0))
+    os.mkfifo(tmp_path / "a/pipe.txt")
+    (tmp_path / "a/away.txt").symlink_to(tmp_path / "nowhere")
+    found = find(tmp_path)
+    assert names(found) == ["a/phone.tmp", "a/photo", "a/raw.cr3", "a/shot.jpg_large", "b/1.jpg"]
+    assert found.others == {".mov": 1, ".csv": 1, ".txt": 2} and found.refused == ()
 
 
 def test_names_that_are_not_utf8_travel(tmp_path):
@@ -133,7 +170,7 @@ def test_unreadable_folders(tmp_path, monkeypatch):
             raise PermissionError(13, "Permission denied")
         return scandir(path)
 
-    monkeypatch.setattr(catalog.os, "scandir", refuse)
+    monkeypatch.setattr(walk.os, "scandir", refuse)
     found = find(tmp_path)
     assert names(found) == ["a/1.jpg", "b/1.jpg"]
     assert found.refused == (("a/locked/", "unreadable folder: Permission denied"),)
@@ -285,9 +322,8 @@ def test_tf_flowers_from_a_mirror(tmp_path, mirror, monkeypatch):
     )
     monkeypatch.setitem(catalog.ARCHIVES, "tf_flowers", ours)
     found = catalog.find_images("tf_flowers", download_dir=str(cache), base_url=mirror.url)
-    assert (
-        len(found.files) == 3670 and found.classes == drawn_flowers.CLASSES and found.ignored == 1
-    )
+    assert len(found.files) == 3670 and found.classes == drawn_flowers.CLASSES
+    assert found.others == {".txt": 1}
     assert names(found)[0] == "daisy/0.jpg"
     archive.unlink()
     os.remove(found.files[0].path)  # cached: no server is asked, but the count is checked

@@ -1,13 +1,16 @@
-"""What of the images is trained on."""
+"""What of the images is trained on, and what is said of the others."""
 
+import csv
 import json
+import os
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from tl_research.config import Config
 from tl_research.data import dataset
-from tl_research.errors import UserError
+from tl_research.errors import DataError, UserError
 from tl_research.run.directory import RunDirectory
 
 
@@ -69,3 +72,101 @@ def test_class_share_that_cannot_be_is_one_line(load):
         with pytest.raises(UserError, match="--class_share"):
             load(class_share=(wrong,))
     assert json.dumps(Config(class_share=("a=b=0.5",)).class_shares) == '{"a=b": 0.5}'
+
+
+@pytest.fixture
+def photos(write_images, tmp_path):
+    return write_images(tmp_path / "photos", count=8, size=16)
+
+
+@pytest.fixture
+def load_photos(photos, tmp_path):
+    """A function that loads the photographs and returns (`Dataset`, {path: reason} of the bad)."""
+
+    def load(dataset_name="directory", **settings):
+        config = Config(
+            dataset=dataset_name,
+            data_dir=photos,
+            image_size=16,
+            workdir=str(tmp_path / "run"),
+            resume="never",
+            **settings,
+        )
+        with RunDirectory(config) as directory:
+            data = dataset.load(config, directory)
+        return data, _listed(tmp_path / "run")
+
+    return load
+
+
+def _listed(run):
+    with open(run / "bad_images.csv") as file:
+        return {row["path"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def _names(data):
+    sides = (data.train, data.validation, data.test)
+    return {name for side in sides for name in side.names}
+
+
+def _write_raw(photos, count):
+    for i in range(count):
+        with open(os.path.join(photos, "ant", f"{i}.dng"), "wb") as file:
+            file.write(b"II*\0" + bytes(60 + i))
+
+
+def test_one_image_in_two_classes_is_an_error_that_names_both(load_photos, photos, tmp_path):
+    other_bytes = PIL.Image.open(os.path.join(photos, "ant", "03.png"))
+    other_bytes.save(os.path.join(photos, "cat", "same.bmp"))
+    reasons = {
+        "ant/03.png": "stands in class cat too, as cat/same.bmp",
+        "cat/same.bmp": "stands in class ant too, as ant/03.png",
+    }
+    with pytest.raises(DataError) as error:
+        load_photos()
+    for name, reason in reasons.items():
+        assert f"{name} ({reason})" in str(error.value)
+    assert error.value.exit_code == 2 and _listed(tmp_path / "run") == reasons
+    # of a named data set nobody can correct that
+    for settings in ({"on_bad_image": "skip"}, {"dataset_name": "tf_flowers"}):
+        data, listed = load_photos(**settings)
+        assert listed == reasons and len(_names(data)) == 23 and not _names(data) & set(reasons)
+        note = "2 images stand in two classes; left out, see bad_images.csv"
+        assert note in data.notes
+
+
+def test_duplicate_is_listed_by_its_pixels(load_photos, photos, tmp_path):
+    PIL.Image.open(os.path.join(photos, "ant", "03.png")).save(
+        os.path.join(photos, "ant", "copy.bmp")
+    )
+    data, listed = load_photos()
+    assert listed == {} and len(_names(data)) == 25
+    with open(tmp_path / "run" / "duplicates.csv") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["path"], row["equals"]) == ("ant/copy.bmp", "ant/03.png")
+    assert "1 images equal another one, see duplicates.csv; equal images share a side" in data.notes
+
+
+@pytest.mark.parametrize("count, warns", [(2, False), (3, True), (24, True)])
+def test_photographs_that_cannot_be_read_are_counted_and_left_out(
+    load_photos, photos, capsys, count, warns
+):
+    _write_raw(photos, count)
+    data, listed = load_photos()
+    line = f"{count} camera raw photographs cannot be read: convert them to JPEG"
+    assert line in data.notes and len(_names(data)) == 24
+    reason = "camera raw photograph, which cannot be read: convert them to JPEG"
+    assert listed == {f"ant/{i}.dng": reason for i in range(count)}
+    assert (f"warning: {line}" in capsys.readouterr().err) == warns
+
+
+def test_photographs_that_cannot_be_read_stop_the_run_where_they_outnumber_the_others(
+    load_photos, photos
+):
+    _write_raw(photos, 25)
+    with pytest.raises(
+        DataError,
+        match="25 of 49 images are of kinds that cannot be read, which outnumber the 24 that can: "
+        "25 camera raw photographs cannot be read: convert them to JPEG",
+    ):
+        load_photos(on_bad_image="skip")

@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 
 from tl_research.data import catalog as catalog_lib
-from tl_research.data import image_check
+from tl_research.data import decoding, image_check
 from tl_research.files import csv_text
 
 
@@ -35,7 +35,7 @@ def _check(paths, image_size=16, keep=1 << 30, refused=(), **kwargs):
     files = tuple(
         catalog_lib.ImageFile(str(path), os.path.basename(path), 0, None) for path in paths
     )
-    catalog = catalog_lib.Catalog(("a",), files, 0, tuple(refused), ())
+    catalog = catalog_lib.Catalog(("a",), files, {}, tuple(refused), ())
     return image_check.check_images(catalog, image_size, 0, keep_pixels_bytes=keep, **kwargs)
 
 
@@ -52,7 +52,7 @@ def test_pixels_equal_those_of_keras_within_rounding(tmp_path):
         (tmp_path / f"class{label}").mkdir()
         for i, (height, width) in enumerate(sizes):
             image = PIL.Image.fromarray(_pixels(height, width, i))
-            kind = ("png", "jpg", "bmp", "gif")[(i + label) % 4]
+            kind = ("png", "bmp", "gif")[(i + label) % 3]
             image.save(tmp_path / f"class{label}" / f"{i}.{kind}")
     theirs = keras.utils.image_dataset_from_directory(
         tmp_path,
@@ -80,15 +80,17 @@ def test_each_bad_kind_is_named_with_its_reason(tmp_path):
         "random__jpg": (np.random.RandomState(0).bytes(500), "no known image format named .jpg"),
         "page__jpg": (b"\n<!DOCTYPE html><html></html>", "HTML or XML text named .jpg"),
         "drawing__png": (b'<svg xmlns="x"></svg>', "SVG text named .png"),
-        "phone__jpg": (b"\0\0\0\x18ftypheic" + bytes(50), "HEIC image named .jpg"),
-        "scan__jpg": (_bytes("TIFF"), "TIFF image; expected JPEG, PNG, GIF, BMP or WebP"),
+        "phone__jpg": (b"\0\0\0\x18ftypheic" + bytes(50), "damaged HEIC image"),
+        "range__tif": (_bytes("TIFF", PIL.Image.new("F", (8, 8))), "32-bit samples, of no known"),
         "half__jpg": (jpeg[: len(jpeg) // 2], "truncated JPEG"),
         "tail__jpg": (jpeg[:-2], "truncated JPEG"),
-        "cut__png": (png[: len(png) // 2], "cannot be decoded: Invalid PNG data"),
-        "crc__png": (bytes(flipped), "cannot be decoded: Invalid PNG data"),
-        "cut__gif": (_bytes("GIF")[:-400], "cannot be decoded: Invalid GIF data"),
-        "cut__bmp": (_bytes("BMP")[:500], "cannot be decoded: Input size should match"),
-        "cut__webp": (_bytes("WEBP")[:100], "damaged WebP image"),
+        "cut__png": (png[: len(png) // 2], "truncated PNG"),
+        "crc__png": (bytes(flipped), "cannot be decoded: broken PNG file (bad header checksum"),
+        "cut__gif": (_bytes("GIF")[:-400], "truncated GIF"),
+        "cut__bmp": (_bytes("BMP")[:500], "truncated BMP"),
+        "cut__tif": (_bytes("TIFF")[:500], "truncated TIFF"),
+        "cut__webp": (_bytes("WEBP")[:100], "cannot be decoded: could not create decoder"),
+        "cut__avif": (_bytes("AVIF")[:-100], "truncated AVIF"),
         "header__gif": (_bytes("GIF")[:9], "damaged GIF image"),
         "sound__webp": (b"RIFF\0\0\0\0WAVEfmt " + bytes(50), "no known image format named .webp"),
         "car__bmp": (b"BMW 320i, of 1985", "no known image format named .bmp"),
@@ -118,7 +120,7 @@ def test_each_bad_kind_is_named_with_its_reason(tmp_path):
     )
     assert checked.good.tolist() == [len(bad), len(bad) + 1]
     # The rows that are left belong to the files that are left.
-    expected = image_check.make_decoder(16)(png).numpy()
+    expected = image_check.resized(_pixels(40, 30), 16)
     np.testing.assert_array_equal(checked.pixels[0], expected)
     assert (
         checked.sha256s[0] == hashlib.sha256(png).hexdigest()
@@ -160,7 +162,7 @@ def test_unusual_but_whole_images_are_good(tmp_path):
         "animated; the first frame is used": 1,
         "named as another format; decoded by content": 2,
         "not in 8-bit RGB; converted, without alpha": 9,  # with the two GIFs
-        "rotated by EXIF, which is ignored": 1,
+        "rotated by EXIF; turned upright": 1,
     }
     assert checked.smallest == (1, 1)
     names = [path.name for path in paths]
@@ -201,7 +203,6 @@ def test_pipe_does_not_hang(tmp_path):
         ("a.gif", fault_inputs.gif_claiming(60000, 60000)),
         ("a.png", fault_inputs.png_claiming(30000, 30000)),
         ("a.gif", fault_inputs.gif_of_frames(8000, 8000, 1)),
-        ("a.gif", fault_inputs.gif_of_frames(1000, 1000, 100)),
     ],
 )
 def test_huge_header_is_refused_before_anything_is_allocated(tmp_path, name, content):
@@ -213,27 +214,8 @@ def test_huge_header_is_refused_before_anything_is_allocated(tmp_path, name, con
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
 
 
-def test_pixels_of_a_gif_are_those_of_all_its_frames(tmp_path):
-    frames = [PIL.Image.fromarray(_pixels(20, 30, i)) for i in range(5)]
-    for palette in (None, PIL.Image.fromarray(_pixels(20, 30)).convert("P").getpalette()):
-        content = _bytes(
-            "GIF",
-            frames[0],
-            save_all=True,
-            append_images=frames[1:],
-            disposal=1,
-            palette=palette,
-            comment=b"x" * 300,
-        )
-        assert image_check.gif_pixels(content) == 5 * 20 * 30
-        assert image_check.gif_pixels(content[:-1]) == 5 * 20 * 30
-        for end in range(11, len(content), 97):
-            assert 0 <= image_check.gif_pixels(content[:end]) <= 5 * 20 * 30
-    assert image_check.gif_pixels(fault_inputs.gif_of_frames(40, 50, 7)) == 7 * 40 * 50
-
-
 def test_limit_is_on_the_number_of_pixels(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_check, "MAX_PIXELS", 1200)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 1200)
     paths = _write(
         tmp_path,
         fits__png=_bytes("PNG", PIL.Image.new("RGB", (40, 30))),

@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 
-from tl_research.data import image_check, pipeline
+from tl_research.data import catalog, image_check, pipeline
 from tl_research.errors import DataError
 
 
@@ -91,17 +91,30 @@ def test_images_and_draws_of_an_example_do_not_depend_on_the_batch_size(
 
 @pytest.fixture
 def files(tmp_path):
-    paths = []
-    for i in range(7):
-        pixels = np.random.RandomState(i).randint(0, 256, (20 + i, 30, 3)).astype(np.uint8)
-        paths.append(str(tmp_path / f"{i}.{'jpg' if i % 2 else 'png'}"))
-        PIL.Image.fromarray(pixels).save(paths[-1])
+    """Paths of seven images of many kinds."""
+    pixels = [
+        np.random.RandomState(i).randint(0, 256, (20 + i, 30, 3)).astype(np.uint8) for i in range(7)
+    ]
+    images, turned = list(map(PIL.Image.fromarray, pixels)), PIL.Image.Exif()
+    turned[0x0112] = 6
+    images[2] = PIL.Image.fromarray(pixels[2][..., 0].astype(np.uint16) * 257)
+    images[3] = images[3].convert("CMYK")
+    images[4] = images[4].convert("P")
+    kinds = ("png", "jpg", "png", "jpg", "png", "webp", "gif")
+    paths = [str(tmp_path / f"{i}.{kind}") for i, kind in enumerate(kinds)]
+    for i, (image, path) in enumerate(zip(images, paths)):
+        image.save(path, **({"exif": turned} if i in (1, 5) else {}))
     return tuple(paths)
 
 
 def _examples(files, in_memory):
-    decode = image_check.make_decoder(16)
-    pixels = tf.stack([decode(tf.io.read_file(path)) for path in files]) if in_memory else None
+    pixels = None
+    if in_memory:
+        images = [catalog.ImageFile(path, path, 0, None) for path in files]
+        found = catalog.Catalog(("a",), tuple(images), {}, (), ())
+        pixels = tf.constant(
+            image_check.check_images(found, 16, 0, keep_pixels_bytes=1 << 30).pixels
+        )
     return pipeline.Examples(files, files, np.zeros(7, np.int32), 16, pixels)
 
 
@@ -120,7 +133,9 @@ def test_streamed_images_equal_those_in_memory_in_order(files):
 def test_image_that_is_gone_when_it_is_needed_is_named(files):
     os.remove(files[1])
     with pytest.raises(
-        DataError, match=f"image '{re.escape(files[1])}' was good when the run began"
+        DataError,
+        match=f"image '{re.escape(files[1])}' was good when the run began and cannot be read now "
+        r"\(No such file or directory\)",
     ):
         list(_examples(files, False).stream(np.array([[0, 1], [0, 0]])))
 

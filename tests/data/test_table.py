@@ -116,13 +116,46 @@ def test_run_does_not_go_on_with_other_pixels_labels_or_classes(load):
         load(Table(images[:-1], labels[:-1], CLASSES))
 
 
-def test_equal_images_share_a_side_whatever_their_labels(load):
+def test_equal_images_share_a_side_and_are_listed(load, tmp_path):
     images = _images()
     images[30:] = images[:30]
-    data, manifest = load(Table(images, (_labels() + (np.arange(60) >= 30)) % 3, CLASSES))
+    data, manifest = load(Table(images, _labels(), CLASSES))
     sides = _sides(manifest)
     assert all(sides[f"array/{i}"] == sides[f"array/{i + 30}"] for i in range(30))
-    assert "30 images equal another one; equal images share a side" in data.notes
+    assert (
+        "30 images equal another one, see duplicates.csv; equal images share a side" in data.notes
+    )
+    with open(tmp_path / "run" / "duplicates.csv") as file:
+        rows = {row["path"]: row for row in csv.DictReader(file)}
+    assert {name: row["equals"] for name, row in rows.items()} == {
+        f"array/{i + 30}": f"array/{i}" for i in range(30)
+    }
+    content = b"uint8 (20, 16, 3)\n" + images[31].tobytes()
+    assert rows["array/31"]["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_equal_images_may_have_other_numbers(load):
+    images = _images()
+    images[1] = images[0]
+    data, manifest = load(Table(images, np.arange(60, dtype=np.float32), ("age",)))
+    assert len(manifest["files"]) == 60
+    assert "1 images equal another one, see duplicates.csv; equal images share a side" in data.notes
+
+
+def test_arrays_in_two_classes_are_refused_or_left_out():
+    images, labels = _images(), _labels()
+    images[4] = images[0]
+    message = (
+        r"2 of 60 images stand in two classes: array/0 \(stands in class bee too, as array/4\)"
+    )
+    config = Config(image_size=16)
+    with pytest.raises(DataError, match=message):
+        Dataset.from_arrays(images, labels, CLASSES, config)
+    config = Config(image_size=16, on_bad_image="skip")
+    data = Dataset.from_arrays(images, labels, CLASSES, config)
+    sides = (data.train, data.validation, data.test)
+    kept = {name for side in sides for name in side.names}
+    assert kept == {f"array/{i}" for i in range(60)} - {"array/0", "array/4"}
 
 
 def test_arrays_that_do_not_fit_are_resized_for_every_batch(load):

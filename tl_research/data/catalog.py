@@ -1,10 +1,8 @@
 """Names to files: finds every image of a data set, its class, and the side it is bound to, without
 opening any.
 
-An image is a regular file in a class folder (or deeper) whose suffix
-`keras.utils.image_dataset_from_directory` takes, or `.webp`. Hidden and system files and other
-suffixes are ignored and counted. `--data_dir` and its class folders may be links; a link to a file
-must stay inside, and links to deeper folders are not followed: no walk runs in circles.
+An image is a file in a class folder or deeper that `tl_research.data.walk` takes for one.
+`--data_dir` and its class folders may be links.
 """
 
 import collections
@@ -17,11 +15,10 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from tl_research.data import download, drawn_flowers
+from tl_research.data import download, drawn_flowers, formats
+from tl_research.data.walk import count_other, images_below, is_inside, is_system_file
 from tl_research.errors import DataError
 
-_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
-_JUNK = ("thumbs.db", "desktop.ini", "__macosx")  # and every name that begins with a dot
 _SIDE_FOLDERS = ("train", "validation", "val", "valid", "test")
 
 
@@ -77,13 +74,13 @@ class ImageFile:
 class Catalog:
     """All images of a data set, sorted by name.
 
-    `ignored` counts files that are none by their names; `refused` lists (name, reason) of those
-    that cannot be read safely, which the image check reports as bad images.
+    `others` counts files that are none, by suffix; `refused` lists (name, reason) of those that
+    cannot be read safely, which the image check reports as bad images.
     """
 
     classes: tuple[str, ...]
     files: tuple[ImageFile, ...]
-    ignored: int
+    others: collections.Counter
     refused: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
 
@@ -120,7 +117,7 @@ def of_table(table: Table) -> Catalog:
     is_files = all(isinstance(image, (str, os.PathLike)) for image in table.images)
     named = (_named_files if is_files else _named_arrays)(table.images)
     files = [ImageFile(path, name, label, None) for (name, path), label in zip(named, labels)]
-    return Catalog(tuple(map(str, table.classes)), tuple(files), 0, (), ())
+    return Catalog(tuple(map(str, table.classes)), tuple(files), collections.Counter(), (), ())
 
 
 def _named_files(images):
@@ -222,15 +219,15 @@ def find_images(
             )
             if len(walk.files) == count:
                 raise DataError(
-                    f"class {name!r} has 0 images in {folder}; expected {', '.join(_SUFFIXES)} "
-                    "files; add some or remove the folder"
+                    f"class {name!r} has 0 images in {folder}; expected photographs; "
+                    "add some or remove the folder"
                 )
     if not data_dir:
         _check_counts(dataset, walk.files, root)
     return Catalog(
         tuple(classes),
         tuple(sorted(walk.files, key=lambda file: file.name)),
-        walk.ignored,
+        walk.others,
         tuple(sorted(walk.refused)),
         tuple(walk.warnings),
     )
@@ -314,7 +311,8 @@ class _Walk:
     """What was found so far."""
 
     def __init__(self):
-        self.files, self.refused, self.ignored, self.warnings = [], [], 0, []
+        self.files, self.refused, self.warnings = [], [], []
+        self.others = collections.Counter()
 
     def class_folders(self, folder, flag):
         """Returns the sorted names of the class folders of `folder`.
@@ -332,9 +330,11 @@ class _Walk:
         real = os.path.realpath(folder)
         names = []
         for entry in entries:
-            if _is_junk(entry.name) or not os.path.isdir(entry.path):
-                self.ignored += 1
-            elif entry.is_symlink() and _is_inside(real, os.path.realpath(entry.path)):
+            if is_system_file(entry.name) or not os.path.isdir(entry.path):
+                is_loose = formats.kind_by_suffix(entry.name)
+                where = " beside the class folders" if is_loose else ""
+                count_other(entry.name, self.others, where)
+            elif entry.is_symlink() and is_inside(real, os.path.realpath(entry.path)):
                 self.refused.append((entry.name, "link to a folder that holds the data directory"))
             else:
                 names.append(entry.name)
@@ -344,53 +344,8 @@ class _Walk:
         """Adds every image below a class folder."""
         # the class folder may itself be a link
         inside = (os.path.realpath(root), os.path.realpath(folder))
-        pending = [(folder, prefix)]
-        while pending:
-            folder, prefix = pending.pop()
-            try:
-                with os.scandir(folder) as entries:
-                    entries = list(entries)
-            except OSError as error:
-                self.refused.append((prefix, f"unreadable folder: {error.strerror}"))
-                continue
-            for entry in entries:
-                name = prefix + entry.name
-                if _is_junk(entry.name):
-                    self.ignored += 1
-                elif entry.is_dir(follow_symlinks=False):
-                    pending.append((entry.path, name + "/"))
-                elif entry.is_symlink() and os.path.isdir(entry.path):
-                    self.refused.append((name, "link to a folder: not followed"))
-                elif not is_image_name(entry.name):
-                    self.ignored += 1
-                elif reason := _refusal(entry, inside):
-                    self.refused.append((name, reason))
-                else:
-                    self.files.append(ImageFile(entry.path, name, label, side))
-
-
-def is_image_name(name):
-    """Returns whether a file of that name in a folder counts as an image."""
-    return not _is_junk(name) and name.lower().endswith(_SUFFIXES)
-
-
-def _is_junk(name):
-    return name.startswith(".") or name.lower() in _JUNK
-
-
-def _is_inside(path, folder):
-    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
-
-
-def _refusal(entry, inside):
-    """Returns why a directory entry must not be opened as an image, or None."""
-    if entry.is_symlink():
-        target = os.path.realpath(entry.path)
-        if not any(_is_inside(target, folder) for folder in inside):
-            return f"link that leaves the data directory: {target}"
-        if not os.path.exists(target):
-            return f"dangling link to {target}"
-        return None if os.path.isfile(target) else "not a regular file"
-    if not entry.is_file(follow_symlinks=False):  # opening a FIFO would wait for ever
-        return "not a regular file"
-    return None
+        for name, path, reason in images_below(folder, inside, self.others):
+            if reason:
+                self.refused.append((prefix + name, reason))
+            else:
+                self.files.append(ImageFile(path, prefix + name, label, side))

@@ -1,7 +1,9 @@
 """From a data set's name to its three sides, checked, decoded and written down."""
 
+import collections
 import dataclasses
 import os
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,9 +11,11 @@ import tensorflow as tf
 
 from tl_research.config import Config
 from tl_research.data import catalog as catalog_lib
-from tl_research.data import image_check, split
+from tl_research.data import duplicates, image_check, split
 from tl_research.data.catalog import Table
+from tl_research.data.decoding import UnreadableKind
 from tl_research.data.pipeline import Examples
+from tl_research.data.walk import others_text
 from tl_research.errors import DataError, UserError, suggestion
 from tl_research.files import csv_text, write_atomically
 from tl_research.progress_bar import progress_bar
@@ -42,13 +46,14 @@ class Dataset:
         """
         catalog = catalog_lib.of_table(Table(images, labels, classes))
         checked = _check(catalog, config)
+        _refuse(catalog, checked, config)
         return _divided(catalog, checked, _split(catalog, checked, config), config)
 
 
 def load(config: Config, directory, load_catalog: Callable | None = None) -> Dataset:
     """Returns the images that `config` names, or those that an extension's `load_catalog` gives.
 
-    Writes `bad_images.csv` and `split.json` to the run directory.
+    Writes `bad_images.csv`, `duplicates.csv` and `split.json` to the run directory.
 
     Raises:
         DataError: If images are missing, unreadable or bad, or the split written down earlier does
@@ -57,7 +62,13 @@ def load(config: Config, directory, load_catalog: Callable | None = None) -> Dat
     """
     catalog = catalog_lib.of_table(load_catalog(config)) if load_catalog else _find(config)
     checked = _check(catalog, config)
-    _report_bad(catalog, checked, config, directory.file("bad_images.csv"))
+    _write_lists(catalog, checked, directory)
+    # the labels of a named data set its user cannot correct
+    is_own = bool(load_catalog) or config.dataset == "directory"
+    see = f"see {directory.file('bad_images.csv')}, "
+    _refuse(catalog, checked, config, allow_contradictory=not is_own, see=see)
+    if 10 * len(checked.unreadable) > len(catalog.files):
+        print("warning: " + "; ".join(_unreadable_kinds(checked)), file=sys.stderr)
     found = _split(catalog, checked, config)
     _record(catalog, checked, found, config, directory.file("split.json"))
     return _divided(catalog, checked, found, config)
@@ -85,17 +96,61 @@ def _check(catalog, config):
         )
 
 
-def _report_bad(catalog, checked, config, path):
-    """Writes `bad_images.csv`; raises DataError if there are any, unless they are to be skipped."""
-    rows = [{"path": name, "reason": reason} for name, reason in checked.bad]
-    write_atomically(path, csv_text(("path", "reason"), rows))
-    if checked.bad and config.on_bad_image == "error":
-        named = "; ".join(f"{name} ({reason})" for name, reason in checked.bad[:5])
+def _write_lists(catalog, checked, directory):
+    """Writes `bad_images.csv`, all that is left out, and `duplicates.csv`."""
+    unreadable = [(name, str(UnreadableKind(kind))) for name, kind in checked.unreadable]
+    bad = sorted([*checked.bad, *unreadable, *checked.contradictory])
+    rows = [{"path": name, "reason": reason} for name, reason in bad]
+    write_atomically(directory.file("bad_images.csv"), csv_text(("path", "reason"), rows))
+    equal = _duplicates(catalog, checked)
+    text = csv_text(("path", "equals", "sha256"), equal)
+    write_atomically(directory.file("duplicates.csv"), text)
+
+
+def _duplicates(catalog, checked):
+    names = [catalog.files[index].name for index in checked.good]
+    return duplicates.duplicates(names, checked.pixel_sha256s)
+
+
+def _refuse(catalog, checked, config, *, allow_contradictory=False, see=""):
+    """Raises DataError where the images are not to be trained on as they are.
+
+    That is where more photographs are of kinds that cannot be read than can be; or, unless they are
+    to be skipped, where some are bad or stand in two classes.
+    """
+    total = len(catalog.files) + len(catalog.refused)
+    if len(checked.unreadable) > len(checked.good):
+        kinds = "; ".join(_unreadable_kinds(checked))
         raise DataError(
-            f"{len(checked.bad)} of {len(catalog.files) + len(catalog.refused)} images cannot be "
-            f"used: {named}; expected all of them; see {path}, remove them or add "
-            "--on_bad_image=skip"
+            f"{len(checked.unreadable)} of {total} images are of kinds that cannot be read, which "
+            f"outnumber the {len(checked.good)} that can: {kinds}; expected most to be readable"
         )
+    if config.on_bad_image == "skip":
+        return
+    if checked.bad:
+        raise DataError(
+            f"{len(checked.bad)} of {total} images cannot be used: {_first(checked.bad)}; expected "
+            f"all of them; {see}remove them or add --on_bad_image=skip"
+        )
+    if checked.contradictory and not allow_contradictory:
+        raise DataError(
+            f"{len(checked.contradictory)} of {total} images stand in two classes: "
+            f"{_first(checked.contradictory)}; expected each in one; {see}remove them from the "
+            "wrong class, or add --on_bad_image=skip to leave them out of both"
+        )
+
+
+def _first(reasons):
+    return "; ".join(f"{name} ({reason})" for name, reason in reasons[:5])
+
+
+def _unreadable_kinds(checked):
+    """Returns a line on each kind of photographs that cannot be read."""
+    kinds = collections.Counter(kind for _, kind in checked.unreadable)
+    return [
+        f"{count} {kind.name} photograph{'s' * (count > 1)} cannot be read: {kind.remedy}"
+        for kind, count in kinds.most_common()
+    ]
 
 
 def _split(catalog, checked, config):
@@ -160,12 +215,20 @@ def _divided(catalog, checked, found, config):
 def _notes(catalog, checked, found, image_size):
     """Returns a list of lines on the images that a user should see."""
     notes = [*catalog.warnings, *found.warnings]
-    if found.num_duplicates:
-        notes.append(f"{found.num_duplicates} images equal another one; equal images share a side")
-    if catalog.ignored:
-        notes.append(f"{catalog.ignored} files ignored that are no images by their names")
+    if equal := len(_duplicates(catalog, checked)):
+        notes.append(
+            f"{equal} images equal another one, see duplicates.csv; equal images share a side"
+        )
+    if catalog.others:
+        notes.append(others_text(catalog.others))
+    notes += _unreadable_kinds(checked)
     if checked.bad:
         notes.append(f"{len(checked.bad)} bad images left out, see bad_images.csv")
+    if checked.contradictory:
+        notes.append(
+            f"{len(checked.contradictory)} images stand in two classes; left out, see "
+            "bad_images.csv"
+        )
     notes += [f"{count} images are {trait}" for trait, count in checked.traits.items()]
     if checked.smallest and min(checked.smallest) < image_size:
         notes.append(f"the smallest image has {checked.smallest[0]} x {checked.smallest[1]} pixels")

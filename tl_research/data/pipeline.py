@@ -9,7 +9,8 @@ from zlib import crc32
 import numpy as np
 import tensorflow as tf
 
-from tl_research.data.image_check import decode_image, make_decoder
+from tl_research.data.decoding import BadImage, load_pixels
+from tl_research.data.image_check import resized
 from tl_research.errors import DataError
 
 _PREFETCHED = 8  # batches decoded ahead: two calls of the loop
@@ -78,11 +79,8 @@ class Examples:
         Raises:
             DataError: If an image that was good when the run began cannot be read any more.
         """
-        decode, read = make_decoder(self.image_size), self._reader()
-        dataset = tf.data.Dataset.from_tensor_slices(np.reshape(indices, -1))
-        dataset = dataset.map(
-            lambda index: decode(read(index)),
-            num_parallel_calls=os.cpu_count(),
+        dataset = tf.data.Dataset.from_tensor_slices(np.reshape(indices, -1)).map(
+            self._decoded, num_parallel_calls=os.cpu_count()
         )
         options = tf.data.Options()
         # its thread can hold up the end of an epoch for as long as the epoch took
@@ -97,29 +95,29 @@ class Examples:
             try:
                 yield next(batches)
             except tf.errors.OpError as error:
-                gone = next(
-                    (self.names[i] for i in row if not os.path.isfile(self.paths[i])),
-                    "one of " + self.names[row[0]],
-                )
+                name, reason = self._what_is_bad(row, error)
                 raise DataError(
-                    f"image {gone!a} was good when the run began and cannot be read now "
-                    f"({error.message[:80]}); expected files that stay as they are; put it back "
-                    "and start again"
+                    f"image {name!a} was good when the run began and cannot be read now "
+                    f"({reason}); expected files that stay as they are; put it back and start again"
                 ) from error
 
-    def _reader(self):
-        """Returns a function from a place, a tensor, to what `make_decoder` decodes."""
-        if isinstance(self.paths[0], str):
-            paths = tf.constant([os.fsencode(path) for path in self.paths])
-            return lambda index: tf.io.read_file(tf.gather(paths, index))
-        return lambda index: tf.ensure_shape(
-            tf.numpy_function(self.paths.__getitem__, [index], tf.uint8), [None, None, 3]
-        )
+    def _decoded(self, index):
+        """Returns uint8 [image_size, image_size, 3] at a place, a tensor."""
+        image = tf.numpy_function(lambda index: load_pixels(self.paths[index]), [index], tf.uint8)
+        return tf.cast(resized(tf.ensure_shape(image, [None, None, 3]), self.image_size), tf.uint8)
+
+    def _what_is_bad(self, row, error):
+        """Returns the name of the image of a batch that cannot be read, and why."""
+        for index in row:
+            try:
+                load_pixels(self.paths[index])
+            except BadImage as reason:
+                return self.names[index], reason
+        return f"one of {self.names[row[0]]}", error.message[:80]
 
     def original(self, index: int) -> np.ndarray:
-        """Returns uint8 [H, W, 3], an image before it was resized."""
-        read = self._reader()(index)
-        return (decode_image(read) if read.dtype == tf.string else read).numpy()
+        """Returns uint8 [H, W, 3], an image upright and before it was resized."""
+        return load_pixels(self.paths[index])
 
     def images(self, indices):
         """Returns uint8 [n, image_size, image_size, 3]."""

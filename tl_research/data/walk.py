@@ -1,0 +1,104 @@
+"""Finds the images in a folder and below it, and counts what else lies there.
+
+A file is an image by its suffix or, where that says nothing, by its first bytes. Hidden and system
+files are none. A link to a file must stay inside, and links to deeper folders are not followed: no
+walk runs in circles.
+"""
+
+import collections
+import os
+from collections.abc import Iterator, Sequence
+
+from tl_research.data import formats
+from tl_research.files import escaped
+
+_SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx")  # and every name that begins with a dot
+_HIDDEN = "hidden or system"
+_NUM_NAMED = 5  # kinds of other files in a text
+
+
+def images_below(
+    folder: str, inside: Sequence[str], others: collections.Counter
+) -> Iterator[tuple[str, str, str | None]]:
+    """Yields (name from `folder`, path, why it must not be opened or None) of every image, those of
+    a folder by name before those of deeper ones.
+
+    Args:
+        folder: Where the walk begins.
+        inside: Real paths of folders that links to files must not leave.
+        others: Counts, by suffix, the files that are no images.
+    """
+    pending = [(folder, "")]
+    while pending:
+        folder, prefix = pending.pop()
+        try:
+            with os.scandir(folder) as entries:
+                entries = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            yield prefix, folder, f"unreadable folder: {error.strerror}"
+            continue
+        deeper = []
+        for entry in entries:
+            name = prefix + entry.name
+            if is_system_file(entry.name):
+                count_other(entry.name, others)
+            elif entry.is_dir(follow_symlinks=False):
+                deeper.append((entry.path, name + "/"))
+            elif entry.is_symlink() and os.path.isdir(entry.path):
+                yield name, entry.path, "link to a folder: not followed"
+            else:
+                refusal = _refusal(entry, inside)
+                if formats.kind_by_suffix(entry.name) or (not refusal and _is_image(entry.path)):
+                    yield name, entry.path, refusal
+                else:
+                    count_other(entry.name, others)
+        pending += reversed(deeper)
+
+
+def is_system_file(name: str) -> bool:
+    """Returns whether a file or folder of that name is hidden or of the operating system."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES
+
+
+def is_inside(path: str, folder: str) -> bool:
+    """Returns whether a real path is a folder or lies in it."""
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def count_other(name: str, others: collections.Counter, where: str = "") -> None:
+    """Counts a file that is not used; `where` it lies goes with its suffix."""
+    kind = (formats.suffix_of(name) or "without a suffix") + where
+    others[_HIDDEN if is_system_file(name) else kind] += 1
+
+
+def others_text(others: collections.Counter) -> str:
+    """Returns how many files that are no images there are, of which suffixes."""
+    total = others.total()
+    named = [f"{count} {suffix}" for suffix, count in others.most_common(_NUM_NAMED)]
+    if len(others) > _NUM_NAMED:
+        named.append(f"{len(others) - _NUM_NAMED} more kinds")
+    files = "1 other file is" if total == 1 else f"{total} other files are"
+    return escaped(f"{files} not used: {', '.join(named)}")
+
+
+def _is_image(path):
+    """Returns whether the first bytes of a regular file are those of a photograph."""
+    try:
+        with open(path, "rb") as file:
+            return formats.kind_by_content(file.read(formats.SNIFFED_BYTES), path) is not None
+    except OSError:
+        return False
+
+
+def _refusal(entry, inside):
+    """Returns why a directory entry must not be opened as an image, or None."""
+    if entry.is_symlink():
+        target = os.path.realpath(entry.path)
+        if not any(is_inside(target, folder) for folder in inside):
+            return f"link that leaves the data directory: {target}"
+        if not os.path.exists(target):
+            return f"dangling link to {target}"
+        return None if os.path.isfile(target) else "not a regular file"
+    if not entry.is_file(follow_symlinks=False):  # opening a FIFO would wait for ever
+        return "not a regular file"
+    return None
