@@ -76,9 +76,9 @@ def _check_images(good, odd, answer):
         )
         for folder in (good, odd)
     ]
-    image_check.check_images(listed[0], 16, 0, keep_pixels_bytes=1 << 30)
+    image_check.check_images(listed[0], 16, keep_pixels_bytes=1 << 30)
     before = _megabytes()
-    image_check.check_images(listed[1], 16, 0, keep_pixels_bytes=1 << 30)
+    image_check.check_images(listed[1], 16, keep_pixels_bytes=1 << 30)
     write_atomically(answer, json.dumps(_megabytes() - before))
 
 

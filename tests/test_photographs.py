@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 _COUNTS = {"daisy": 633, "dandelion": 898, "roses": 640, "sunflowers": 699, "tulips": 798}
 
 
-def test_all_photographs_are_used_and_split_by_their_contents(tmp_path):
+def test_all_photographs_are_used_and_split_in_shares_of_each_class(tmp_path):
     with RunDirectory(
         Config(data_dir=_FLOWERS, image_size=16, workdir=str(tmp_path / "run"))
     ) as directory:
@@ -45,19 +45,14 @@ def test_all_photographs_are_used_and_split_by_their_contents(tmp_path):
     )
     sides = collections.defaultdict(set)
     for file in files:
-        sides[file["sha256"]].add(file["side"])
+        sides[file["group"] or file["path"]].add(file["side"])
     assert all(len(found) == 1 for found in sides.values())
-    for file in files[::50]:
-        with open(os.path.join(_FLOWERS, file["path"]), "rb") as opened:
-            fraction = split.split_fraction(0, opened.read())
-        assert file["side"] == (
-            "train" if fraction < 0.8 else "validation" if fraction < 0.9 else "test"
-        )
-    # Of a binomial distribution, within five standard deviations.
-    assert all(
-        abs(len(getattr(data, side)) - share * 3670) < 5 * (share * (1 - share) * 3670) ** 0.5
-        for side, share in zip(split.SIDES, (0.8, 0.1, 0.1))
-    )
+    assert 20 <= len({file["group"] for file in files if file["group"]}) <= 40
+    # within an image, or a group of up to three, of each class
+    for name, count in _COUNTS.items():
+        of_class = collections.Counter(file["side"] for file in files if file["class"] == name)
+        for side, share in zip(split.SIDES, (0.8, 0.1, 0.1)):
+            assert abs(of_class[side] - share * count) < 3
 
 
 def test_recipe_learns_from_a_few_photographs_and_names_what_it_learned(tmp_path, capsys):

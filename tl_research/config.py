@@ -103,9 +103,14 @@ class Config:
         "way they are listed in bad_images.csv",
         choices=("error", "skip"),
     )
+    leave_out: str | None = setting(
+        None,
+        "a CSV file with a path column, names as in split.json: the run is without these images",
+        path="absolute",
+    )
     split: tuple[float, ...] = setting(
         (0.8, 0.1, 0.1),
-        "fractions of the images for training, validation and test",
+        "fractions of each class's images for training, validation and test",
         above=0,
         high=1,
     )

@@ -81,7 +81,7 @@ class TrainedRun:
         return temperature
 
     def load_data(self, extension=None):
-        """Returns the `Dataset` of the run, checked against its `split.json`.
+        """Returns the `Dataset` of the run, on the sides that its `split.json` records.
 
         Args:
             extension: The file whose `load_catalog` gives the images, if one did.
@@ -107,7 +107,7 @@ class TrainedRun:
         if any(substitution.what == "dataset" for substitution in substitutions):
             config = dataclasses.replace(config, dataset=DATASET)
         try:
-            return dataset.load(config, self, load_catalog)
+            return dataset.load_recorded(config, self.file("split.json"), load_catalog)
         except DataError as error:
             raise DataError(
                 f"{error}; if the images were moved, say so once: "

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -18,16 +19,20 @@ from tl_research.run.directory import RunDirectory
 def load(write_images, tmp_path):
     photos = write_images(tmp_path / "photos", count=40, size=16)
 
-    def load(**settings):
+    def load(begun=False, **settings):
         config = Config(
-            dataset="directory",
-            data_dir=photos,
-            image_size=16,
-            workdir=str(tmp_path / "run"),
-            resume="never",
-            **settings,
+            **{
+                "dataset": "directory",
+                "data_dir": photos,
+                "image_size": 16,
+                "workdir": str(tmp_path / "run"),
+                "resume": "never",
+                **settings,
+            }
         )
         with RunDirectory(config) as directory:
+            if begun:
+                directory.write_json("run.json", {})  # so that the split binds
             return dataset.load(config, directory), directory.read_json("split.json")
 
     return load
@@ -170,3 +175,84 @@ def test_photographs_that_cannot_be_read_stop_the_run_where_they_outnumber_the_o
         "25 camera raw photographs cannot be read: convert them to JPEG",
     ):
         load_photos(on_bad_image="skip")
+
+
+def test_each_class_is_split_in_its_shares_and_near_copies_share_a_side(load, tmp_path):
+    data, _ = load()
+    for side, count in (("train", 32), ("validation", 4), ("test", 4)):
+        assert np.bincount(getattr(data, side).labels).tolist() == [count] * 3
+    bees = tmp_path / "photos" / "bee"
+    for i in range(12):  # of each nearly the same picture
+        with PIL.Image.open(bees / f"{i:02d}.png") as image:
+            other = PIL.Image.fromarray(np.asarray(image) // 2 * 2)
+        other.save(bees / f"{i:02d}.bmp")
+    shutil.copy(bees / "20.png", bees / "20-copy.png")
+    data, manifest = load()
+    sides, groups = (
+        {file["path"]: file[key] for file in manifest["files"]} for key in ("side", "group")
+    )
+    for i in range(12):
+        one, other = f"bee/{i:02d}.png", f"bee/{i:02d}.bmp"
+        assert sides[one] == sides[other] and groups[one] == groups[other] is not None
+    sha256 = {file["path"]: file["sha256"] for file in manifest["files"]}
+    assert groups["bee/00.png"] == min(sha256["bee/00.png"], sha256["bee/00.bmp"])[:16]
+    assert len(set(groups.values())) == 14 and groups["bee/30.png"] is None
+    assert "1 images equal another one, see duplicates.csv; equal images share a side" in data.notes
+    assert "12 groups of near-copies; those of a group share a side" in data.notes
+
+
+def test_images_are_left_out_and_recorded(load, tmp_path):
+    path = tmp_path / "doubtful.csv"
+    path.write_text("path,doubt\nbee/03.png,0.9\nant/00.png,0.8\n")
+    settings = dict(leave_out=str(path), begun=True)
+    data, manifest = load(**settings)
+    assert manifest["left_out"] == ["ant/00.png", "bee/03.png"] and len(manifest["files"]) == 118
+    used = {*data.train.names, *data.validation.names, *data.test.names}
+    assert len(used) == 118 and not used & set(manifest["left_out"])
+    assert "2 images left out, as --leave_out says" in data.notes
+    assert load(**settings, resume="auto")[1] == manifest
+    path.write_text("path\nbee/03.png\nant/01.png\n")
+    with pytest.raises(DataError, match=r"other images than split.json: ant/00.png, ant/01.png;"):
+        load(**settings, resume="auto")
+    path.write_text("path\nbee/99.png\n")
+    with pytest.raises(DataError, match=r"names 1 files that are no images .*\(bee/99.png\)"):
+        load(**settings)
+    images = np.random.RandomState(0).randint(0, 256, (30, 16, 16, 3)).astype(np.uint8)
+    path.write_text("path\narray/7\n")
+    config = Config(leave_out=str(path), image_size=16)
+    table = dataset.Dataset.from_arrays(images, np.arange(30) % 3, "abc", config)
+    names = table.train.names + table.validation.names + table.test.names
+    assert len(names) == 29 and "array/7" not in names
+
+
+def test_finished_run_keeps_the_sides_that_its_split_records(load, tmp_path):
+    path = tmp_path / "out.csv"
+    path.write_text("path\ncat/00.png\n")
+    _, manifest = load(leave_out=str(path))
+    path.unlink()
+    manifest["fractions"] = [0.5, 0.3, 0.2]
+    for file in manifest["files"]:  # as another rule would have it
+        file["side"] = {"0": "validation", "1": "test"}.get(file["path"][-5], "train")
+    split_json = tmp_path / "split.json"
+    config = Config(dataset="directory", data_dir=str(tmp_path / "photos"), image_size=16)
+
+    def recorded(**changes):
+        split_json.write_text(json.dumps({**manifest, **changes}))
+        return dataset.load_recorded(config, str(split_json))
+
+    data = recorded()
+    assert {name[-5] for name in data.validation.names} == {"0"} and len(data.validation) == 11
+    assert {name[-5] for name in data.test.names} == {"1"} and len(data.test) == 12
+    assert len(data.train) == 96
+    with pytest.raises(DataError, match=r"1 added \(cat/00.png\)"):
+        recorded(left_out=[])
+    del manifest["left_out"]  # by an earlier version
+    (tmp_path / "photos" / "cat" / "00.png").unlink()
+    for file in manifest["files"]:
+        del file["group"]
+    assert recorded().test.names == data.test.names
+    with pytest.raises(DataError, match="made with classes"):
+        recorded(classes=["ant", "bee", "dog"])
+    manifest["files"][5]["sha256"] = "0" * 64
+    with pytest.raises(DataError, match=r"1 changed \(ant/05.png\)"):
+        recorded()

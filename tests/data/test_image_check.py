@@ -36,7 +36,7 @@ def _check(paths, image_size=16, keep=1 << 30, refused=(), **kwargs):
         catalog_lib.ImageFile(str(path), os.path.basename(path), 0, None) for path in paths
     )
     catalog = catalog_lib.Catalog(("a",), files, {}, tuple(refused), ())
-    return image_check.check_images(catalog, image_size, 0, keep_pixels_bytes=keep, **kwargs)
+    return image_check.check_images(catalog, image_size, keep_pixels_bytes=keep, **kwargs)
 
 
 def _write(directory, **contents):
@@ -64,7 +64,7 @@ def test_pixels_equal_those_of_keras_within_rounding(tmp_path):
     )
     theirs = np.stack([image for image, _ in theirs.as_numpy_iterator()])
     catalog = catalog_lib.find_images("directory", data_dir=str(tmp_path), download_dir="")
-    checked = image_check.check_images(catalog, 24, 0, keep_pixels_bytes=1 << 30)
+    checked = image_check.check_images(catalog, 24, keep_pixels_bytes=1 << 30)
     assert checked.bad == [] and checked.pixels.dtype == np.uint8
     np.testing.assert_allclose(checked.pixels, theirs, rtol=0, atol=0.501)
     assert np.ptp(theirs) > 200
@@ -124,7 +124,7 @@ def test_each_bad_kind_is_named_with_its_reason(tmp_path):
     np.testing.assert_array_equal(checked.pixels[0], expected)
     assert (
         checked.sha256s[0] == hashlib.sha256(png).hexdigest()
-        and len(checked.pixels) == len(checked.fractions) == 2
+        and len(checked.pixels) == len(checked.thumbnails) == 2
     )
 
 

@@ -112,9 +112,7 @@ def _examples(files, in_memory):
     if in_memory:
         images = [catalog.ImageFile(path, path, 0, None) for path in files]
         found = catalog.Catalog(("a",), tuple(images), {}, (), ())
-        pixels = tf.constant(
-            image_check.check_images(found, 16, 0, keep_pixels_bytes=1 << 30).pixels
-        )
+        pixels = tf.constant(image_check.check_images(found, 16, keep_pixels_bytes=1 << 30).pixels)
     return pipeline.Examples(files, files, np.zeros(7, np.int32), 16, pixels)
 
 

@@ -142,6 +142,7 @@ _MAY_NOT_CHANGE = {
     "dataset": "tf_flowers",
     "if_offline": "embedded",
     "on_bad_image": "skip",
+    "leave_out": "/doubtful.csv",
     "split": (0.6, 0.2, 0.2),
     "split_seed": 1,
     "image_size": 64,

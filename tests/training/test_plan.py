@@ -82,7 +82,7 @@ def test_mixup_trains_live_and_says_why(train):
         classes=("a", "b", "c"),
         train=trained.plan.train,
         validation=trained.plan.validation,
-        test=(),
+        test=trained.plan.validation,
         notes=(),
     )
     lines = describe_run(trained.plan, data, "float32", [])

@@ -3,21 +3,18 @@
 import collections
 import dataclasses
 import os
-import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from tl_research.config import Config
+from tl_research.data import admission, image_check, left_out, manifest, near_copies, split
 from tl_research.data import catalog as catalog_lib
-from tl_research.data import duplicates, image_check, split
 from tl_research.data.catalog import Table
-from tl_research.data.decoding import UnreadableKind
 from tl_research.data.pipeline import Examples
 from tl_research.data.walk import others_text
-from tl_research.errors import DataError, UserError, suggestion
-from tl_research.files import csv_text, write_atomically
+from tl_research.errors import UserError, suggestion
 from tl_research.progress_bar import progress_bar
 
 
@@ -44,10 +41,11 @@ class Dataset:
         Raises:
             DataError: If they are no such table.
         """
-        catalog = catalog_lib.of_table(Table(images, labels, classes))
-        checked = _check(catalog, config)
-        _refuse(catalog, checked, config)
-        return _divided(catalog, checked, _split(catalog, checked, config), config)
+        catalog, _ = _chosen(catalog_lib.of_table(Table(images, labels, classes)), config)
+        admitted = admission.admit(catalog, _check(catalog, config))
+        admission.refuse(admitted, config)
+        found = _split(catalog, admitted.images, config)
+        return _divided(catalog, admitted, found, config)
 
 
 def load(config: Config, directory, load_catalog: Callable | None = None) -> Dataset:
@@ -60,21 +58,52 @@ def load(config: Config, directory, load_catalog: Callable | None = None) -> Dat
             not fit them.
         UnreachableError: If a download cannot be reached.
     """
-    catalog = catalog_lib.of_table(load_catalog(config)) if load_catalog else _find(config)
+    catalog, names = _chosen(_find(config, load_catalog), config)
     checked = _check(catalog, config)
-    _write_lists(catalog, checked, directory)
+    admitted = admission.admit(catalog, checked)
+    admission.write(admitted, directory)
     # the labels of a named data set its user cannot correct
     is_own = bool(load_catalog) or config.dataset == "directory"
-    see = f"see {directory.file('bad_images.csv')}, "
-    _refuse(catalog, checked, config, allow_contradictory=not is_own, see=see)
-    if 10 * len(checked.unreadable) > len(catalog.files):
-        print("warning: " + "; ".join(_unreadable_kinds(checked)), file=sys.stderr)
-    found = _split(catalog, checked, config)
-    _record(catalog, checked, found, config, directory.file("split.json"))
-    return _divided(catalog, checked, found, config)
+    admission.refuse(admitted, config, is_own, f"see {directory.file('bad_images.csv')}, ")
+    found = _split(catalog, admitted.images, config)
+    _record(catalog, admitted.images, found, names, config, directory.file("split.json"))
+    return _divided(catalog, admitted, found, config)
 
 
-def _find(config):
+def load_recorded(
+    config: Config, manifest_path: str, load_catalog: Callable | None = None
+) -> Dataset:
+    """Returns the images of a finished run, on the sides that its `split.json` records, by whatever
+    rule they were chosen.
+
+    Raises:
+        DataError: If images are missing, or are others than those of the run.
+        UnreachableError: If a download cannot be reached.
+    """
+    known = manifest.read(manifest_path)
+    catalog = left_out.without(_find(config, load_catalog), known.get("left_out", ()))
+    names = {entry["path"] for entry in known["files"]}
+    admitted = admission.admit(catalog, _check(catalog, config), also=names)
+    now = _entries(catalog, admitted.images)
+    manifest.check_same(known, {"classes": list(catalog.classes), "files": now})
+    recorded = {entry["path"]: entry for entry in known["files"]}
+    found = split.Split(
+        tuple(recorded[entry["path"]]["side"] for entry in now),
+        tuple(recorded[entry["path"]].get("group") for entry in now),
+        (),
+    )
+    return _divided(catalog, admitted, found, config)
+
+
+def _chosen(catalog, config):
+    """Returns (the catalog without what `--leave_out` names, those names)."""
+    names = left_out.read_names(config.leave_out, catalog) if config.leave_out else []
+    return left_out.without(catalog, names), names
+
+
+def _find(config, load_catalog):
+    if load_catalog:
+        return catalog_lib.of_table(load_catalog(config))
     return catalog_lib.find_images(
         config.dataset,
         data_dir=config.data_dir,
@@ -90,67 +119,9 @@ def _check(catalog, config):
         return image_check.check_images(
             catalog,
             config.image_size,
-            config.split_seed,
             keep_pixels_bytes=config.cache_pixels,
             progress=progress,
         )
-
-
-def _write_lists(catalog, checked, directory):
-    """Writes `bad_images.csv`, all that is left out, and `duplicates.csv`."""
-    unreadable = [(name, str(UnreadableKind(kind))) for name, kind in checked.unreadable]
-    bad = sorted([*checked.bad, *unreadable, *checked.contradictory])
-    rows = [{"path": name, "reason": reason} for name, reason in bad]
-    write_atomically(directory.file("bad_images.csv"), csv_text(("path", "reason"), rows))
-    equal = _duplicates(catalog, checked)
-    text = csv_text(("path", "equals", "sha256"), equal)
-    write_atomically(directory.file("duplicates.csv"), text)
-
-
-def _duplicates(catalog, checked):
-    names = [catalog.files[index].name for index in checked.good]
-    return duplicates.duplicates(names, checked.pixel_sha256s)
-
-
-def _refuse(catalog, checked, config, *, allow_contradictory=False, see=""):
-    """Raises DataError where the images are not to be trained on as they are.
-
-    That is where more photographs are of kinds that cannot be read than can be; or, unless they are
-    to be skipped, where some are bad or stand in two classes.
-    """
-    total = len(catalog.files) + len(catalog.refused)
-    if len(checked.unreadable) > len(checked.good):
-        kinds = "; ".join(_unreadable_kinds(checked))
-        raise DataError(
-            f"{len(checked.unreadable)} of {total} images are of kinds that cannot be read, which "
-            f"outnumber the {len(checked.good)} that can: {kinds}; expected most to be readable"
-        )
-    if config.on_bad_image == "skip":
-        return
-    if checked.bad:
-        raise DataError(
-            f"{len(checked.bad)} of {total} images cannot be used: {_first(checked.bad)}; expected "
-            f"all of them; {see}remove them or add --on_bad_image=skip"
-        )
-    if checked.contradictory and not allow_contradictory:
-        raise DataError(
-            f"{len(checked.contradictory)} of {total} images stand in two classes: "
-            f"{_first(checked.contradictory)}; expected each in one; {see}remove them from the "
-            "wrong class, or add --on_bad_image=skip to leave them out of both"
-        )
-
-
-def _first(reasons):
-    return "; ".join(f"{name} ({reason})" for name, reason in reasons[:5])
-
-
-def _unreadable_kinds(checked):
-    """Returns a line on each kind of photographs that cannot be read."""
-    kinds = collections.Counter(kind for _, kind in checked.unreadable)
-    return [
-        f"{count} {kind.name} photograph{'s' * (count > 1)} cannot be read: {kind.remedy}"
-        for kind, count in kinds.most_common()
-    ]
 
 
 def _split(catalog, checked, config):
@@ -160,34 +131,42 @@ def _split(catalog, checked, config):
     return split.assign_sides(
         [file.name for file in files],
         [file.label if is_class else 0 for file in files],
-        checked.fractions.tolist(),
         checked.sha256s,
+        near_copies.groups(checked.thumbnails, checked.sha256s),
         [file.side for file in files],
         catalog.classes if is_class else ("all images",),
         config.split,
-    )
-
-
-def _record(catalog, checked, found, config, path):
-    """Writes `split.json`, or compares it with the one that is there."""
-    files = [catalog.files[index] for index in checked.good]
-    manifest = split.make_manifest(
         config.split_seed,
-        config.split,
-        catalog.classes,
-        [file.name for file in files],
-        [file.label for file in files],
-        checked.sha256s,
-        found.sides,
     )
+
+
+def _entries(catalog, checked):
+    """Returns what `split.json` has of each good image, without its side."""
+    files = [catalog.files[index] for index in checked.good]
+    is_class = catalog.labels_are_classes
+    return [
+        {
+            "path": file.name,
+            "class": catalog.classes[file.label] if is_class else file.label,
+            "sha256": sha256,
+        }
+        for file, sha256 in zip(files, checked.sha256s)
+    ]
+
+
+def _record(catalog, checked, found, names, config, path):
+    """Writes `split.json`, or compares it with the one that is there."""
+    entries = _entries(catalog, checked)
+    now = manifest.make(config.split_seed, config.split, catalog.classes, entries, found, names)
     if os.path.exists(path):
-        split.check_manifest(path, manifest)
+        manifest.check(path, now)
     else:
-        split.write_manifest(path, manifest)
+        manifest.write(path, now)
 
 
-def _divided(catalog, checked, found, config):
-    """Returns the `Dataset` of the good images, divided as they were split."""
+def _divided(catalog, admitted, found, config):
+    """Returns the `Dataset` of the admitted images, divided as they were split."""
+    checked = admitted.images
     files = [catalog.files[index] for index in checked.good]
     kind = np.int32 if catalog.labels_are_classes else np.float32
     labels, sides = np.array([file.label for file in files], kind), np.array(found.sides)
@@ -203,7 +182,7 @@ def _divided(catalog, checked, found, config):
             None if checked.pixels is None else tf.constant(checked.pixels[rows]),
         )
 
-    notes = _notes(catalog, checked, found, config.image_size)
+    notes = _notes(catalog, admitted, found, config.image_size)
     notes += [
         f"{np.count_nonzero(labels[rows['train']] == catalog.classes.index(name))} training images "
         f"of {name} kept by --class_share"
@@ -212,27 +191,30 @@ def _divided(catalog, checked, found, config):
     return Dataset(catalog.classes, *(examples(rows[side]) for side in split.SIDES), tuple(notes))
 
 
-def _notes(catalog, checked, found, image_size):
+def _notes(catalog, admitted, found, image_size):
     """Returns a list of lines on the images that a user should see."""
+    checked = admitted.images
     notes = [*catalog.warnings, *found.warnings]
-    if equal := len(_duplicates(catalog, checked)):
+    if equal := len(admitted.duplicates):
         notes.append(
             f"{equal} images equal another one, see duplicates.csv; equal images share a side"
         )
+    if num_groups := len(_near_copies(checked.pixel_sha256s, found.groups)):
+        notes.append(f"{num_groups} groups of near-copies; those of a group share a side")
     if catalog.others:
         notes.append(others_text(catalog.others))
-    notes += _unreadable_kinds(checked)
-    if checked.bad:
-        notes.append(f"{len(checked.bad)} bad images left out, see bad_images.csv")
-    if checked.contradictory:
-        notes.append(
-            f"{len(checked.contradictory)} images stand in two classes; left out, see "
-            "bad_images.csv"
-        )
+    notes += admitted.notes
     notes += [f"{count} images are {trait}" for trait, count in checked.traits.items()]
     if checked.smallest and min(checked.smallest) < image_size:
         notes.append(f"the smallest image has {checked.smallest[0]} x {checked.smallest[1]} pixels")
     return notes
+
+
+def _near_copies(pixel_sha256s, groups):
+    """Returns those groups whose images are not all equal."""
+    contents = {(group, sha256) for group, sha256 in zip(groups, pixel_sha256s) if group}
+    counts = collections.Counter(group for group, _ in contents)
+    return [group for group, count in counts.items() if count > 1]
 
 
 def _kept(rows, labels, sha256s, catalog, shares):

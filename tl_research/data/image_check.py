@@ -10,12 +10,12 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 import tensorflow as tf
 
-from tl_research.data import decoding, duplicates, split
+from tl_research.data import decoding, near_copies, split
 from tl_research.data.catalog import Catalog
 from tl_research.data.formats import Kind
 
@@ -29,15 +29,28 @@ class CheckedImages:
     good: np.ndarray  # int64 [N], places of the good files in the catalog
     sha256s: tuple[str, ...]  # SHA-256 of each file's bytes, hexadecimal
     pixel_sha256s: tuple[str, ...]  # of its type, shape and upright pixels before resizing
-    fractions: np.ndarray  # float64 [N], see `tl_research.data.split`
+    thumbnails: np.ndarray  # uint8 [N, 16, 16, 3], see `tl_research.data.near_copies`
     # uint8 [N, image_size, image_size, 3], or None where they were not to be kept
     pixels: np.ndarray | None
-    # [(name, reason)] of all other files, sorted by name, unless they are in the next two
+    # [(name, reason)] of all other files, sorted by name, but for those in the next
     bad: list[tuple[str, str]]
     unreadable: list[tuple[str, Kind]]  # photographs of a kind that cannot be read
-    contradictory: list[tuple[str, str]]  # [(name, reason)] of whole images in two classes
     traits: dict  # {what is said of good files that are not as one might think: how many they are}
     smallest: tuple[int, int] | None  # (width, height) of the good file with the fewest pixels
+
+    def without(self, rows: Collection[int]) -> "CheckedImages":
+        """Returns this without some of the good files."""
+        if not rows:
+            return self
+        kept = np.setdiff1d(np.arange(len(self.good)), list(rows))
+        return dataclasses.replace(
+            self,
+            good=self.good[kept],
+            sha256s=tuple(self.sha256s[row] for row in kept),
+            pixel_sha256s=tuple(self.pixel_sha256s[row] for row in kept),
+            thumbnails=self.thumbnails[kept],
+            pixels=None if self.pixels is None else self.pixels[kept],
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +59,7 @@ class _Good:
 
     sha256: str
     pixel_sha256: str
-    fraction: float
+    thumbnail: np.ndarray
     traits: tuple[str, ...]
     size: tuple[int, int]  # width, height
 
@@ -72,7 +85,6 @@ def resize_image(image: np.ndarray, image_size: int) -> np.ndarray:
 def check_images(
     catalog: Catalog,
     image_size: int,
-    split_seed: int,
     *,
     keep_pixels_bytes: int,
     progress: Callable = lambda done, total: None,
@@ -82,7 +94,6 @@ def check_images(
     Args:
         catalog: The images to check.
         image_size: Height and width, in pixels, that they are resized to.
-        split_seed: Of the fractions.
         keep_pixels_bytes: Resized pixels are kept where they fit in so many bytes.
         progress: Is called with the number of files that were checked and that there are.
     """
@@ -101,7 +112,7 @@ def check_images(
         return _Good(
             split.content_sha256(content),
             pixel_sha256(upright),
-            split.split_fraction(split_seed, content),
+            near_copies.thumbnail(upright),
             traits,
             (upright.shape[1], upright.shape[0]),
         )
@@ -138,31 +149,24 @@ def _load(image):
 
 def _gathered(catalog, results, pixels):
     """Returns the `CheckedImages` of what was found for each file of a catalog."""
-    files, bad, unreadable, whole = catalog.files, list(catalog.refused), [], []
+    files, bad, unreadable, good = catalog.files, list(catalog.refused), [], []
     for index, (file, result) in enumerate(zip(files, results)):
         if isinstance(result, _Good):
-            whole.append(index)
+            good.append(index)
         elif isinstance(result, decoding.UnreadableKind):
             unreadable.append((file.name, result.kind))
         else:
             bad.append((file.name, str(result)))
-    reasons = {}
-    if catalog.labels_are_classes:
-        reasons = duplicates.contradictory(
-            [files[i] for i in whole], [results[i].pixel_sha256 for i in whole], catalog.classes
-        )
-    good = [index for row, index in enumerate(whole) if row not in reasons]
     found = [results[index] for index in good]
     traits = collections.Counter(trait for result in found for trait in result.traits)
     return CheckedImages(
         np.array(good, np.int64),
         tuple(result.sha256 for result in found),
         tuple(result.pixel_sha256 for result in found),
-        np.array([result.fraction for result in found], np.float64),
+        np.array([result.thumbnail for result in found], np.uint8).reshape(-1, 16, 16, 3),
         pixels[good] if pixels is not None and len(good) < len(files) else pixels,
         sorted(bad),
         unreadable,
-        [(files[whole[row]].name, reason) for row, reason in sorted(reasons.items())],
         dict(sorted(traits.items())),
         min((result.size for result in found), key=lambda size: size[0] * size[1], default=None),
     )

@@ -1,35 +1,33 @@
-"""Which side of the split a file stands on, and `split.json`, which records it.
+"""Which side of the split a file stands on.
 
-The rule: a file's fraction is the first 8 bytes of SHA-256(split seed, newline, content) over 2^64,
-and it falls into train, validation or test by the cumulative split. So equal contents share a side,
-and one file more moves no other.
+The rule: equal images and near-copies are a group, which shares a side. Within each class the
+groups are ranked by the SHA-256 of (split seed, newline, smallest content hash of the group) and
+cut where the numbers of images are nearest to the shares, with at least one group on each side. So
+an image more moves at most one group across each cut of its own class, unless it joins groups. A
+group in several classes is ranked in the first of them. Groups with more images than the smallest
+side is to have are ranked before the others, for training. Where near-copies make one group of a
+class that is larger than its largest side, or leave fewer groups than sides, as those of a fixed
+camera do, only equal images are groups.
 
-The one exception: where a class would leave a side empty, the content of that class whose fraction
-is nearest to the side's interval goes there (of two equally near the smaller SHA-256), with all its
-copies, of whatever class, unless that empties another side of a class. Classes take their turn in
-order, and their sides in the order train, validation, test.
-
-The images of a held-out directory are halved class by class: of its contents in the order of their
-fractions the first half is for validation, the rest for test.
+The images of a held-out directory are cut in the same way into halves, for validation and test.
 """
 
 import collections
 import dataclasses
 import hashlib
-import json
+import itertools
 
 from tl_research.errors import DataError
-from tl_research.files import write_atomically
 
 SIDES = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A side for each file, how many files equal an earlier one, and what a user should know."""
+    """A side for each file, the group that it shares it with, and what a user should know."""
 
     sides: tuple[str, ...]
-    num_duplicates: int
+    groups: tuple[str | None, ...]  # None for a file that shares it with no other
     warnings: tuple[str, ...]
 
 
@@ -38,199 +36,172 @@ def content_sha256(content):
     return hashlib.sha256(content).hexdigest()
 
 
-def split_fraction(seed, content):
-    """Returns the number in [0, 1] that decides the side of a file with these bytes."""
-    return (
-        int.from_bytes(hashlib.sha256(f"{seed}\n".encode() + content).digest()[:8], "big") / 2**64
-    )
-
-
-def assign_sides(names, labels, file_fractions, sha256s, fixed_sides, classes, fractions):
+def assign_sides(names, labels, contents, groups, fixed_sides, classes, fractions, seed):
     """Returns the `Split` of the files.
 
     Args:
-        names, labels, file_fractions, sha256s: One entry per file: name, place in `classes`,
-            `split_fraction`, and `content_sha256`.
+        names, labels, contents, groups: One entry per file: name, place in `classes`, content hash,
+            and the smallest one of its group.
         fixed_sides: One entry per file: a side, 'heldout' (validation or test), or None (the split
             decides).
         classes: Names of the classes.
         fractions: Train, validation and test, in sum 1.
+        seed: Another one draws another split.
 
     Raises:
         DataError: If a class cannot have an image on every side.
     """
-    sides = list(fixed_sides)
-    # rounding must not leave a gap at 1
-    lows = (0.0, fractions[0], fractions[0] + fractions[1], float("inf"))
-    _decide(sides, dict(zip(SIDES, zip(lows, lows[1:]))), labels, file_fractions, sha256s, classes)
-    _halve(sides, labels, file_fractions, sha256s)
+    divisions = {None: (SIDES, fractions), "heldout": (SIDES[1:], (0.5, 0.5))}
+    scenes = {
+        (side, label)
+        for side, (_, shares) in divisions.items()
+        for label in _scenes(side, shares, fixed_sides, labels, contents, groups)
+    }
+    groups = [
+        content if (side, label) in scenes else group
+        for side, label, content, group in zip(fixed_sides, labels, contents, groups)
+    ]
+    _check_groups(fixed_sides, labels, groups, classes)
+    side_of = {}
+    for side, (choices, shares) in divisions.items():
+        counts = _counts(side, fixed_sides, labels, groups)
+        side_of[side] = _cut_all(counts, choices, shares, seed)
+    sides = [
+        side_of[side][group] if side in side_of else side
+        for side, group in zip(fixed_sides, groups)
+    ]
+    sizes = collections.Counter(groups)
+    return Split(
+        tuple(sides),
+        tuple(group[:16] if sizes[group] > 1 else None for group in groups),
+        (
+            *(
+                f"most images of {printable(classes[label])} are near-copies, as of a fixed "
+                "camera; they are split as different images"
+                for _, label in sorted(scenes, key=lambda scene: scene[1])
+            ),
+            *_leaks(names, groups, sides),
+            *_empty_sides(labels, sides, classes),
+        ),
+    )
 
-    places = collections.defaultdict(list)
-    for i, sha256 in enumerate(sha256s):
-        places[sha256].append(i)
-    leaks = [found for found in places.values() if len({sides[i] for i in found}) > 1]
-    warnings = []
+
+def _scenes(side, shares, sides, labels, contents, groups):
+    """Returns the classes whose near-copies on `side` leave too little to be cut to `shares`."""
+    found = collections.defaultdict(list)
+    for s, label, content, group in zip(sides, labels, contents, groups):
+        if s == side:
+            found[label].append((content, group))
+    scenes = []
+    for label, images in found.items():
+        sizes = collections.Counter(group for _, group in images)
+        fits = max(sizes.values()) <= max(shares) * len(images)
+        can_split = len({content for content, _ in images}) > len(sizes)
+        if can_split and not (fits and len(sizes) >= len(shares)):
+            scenes.append(label)
+    return scenes
+
+
+def _counts(side, sides, labels, groups):
+    """Returns {class: {group: its images of the class}} of the files on `side`, a group in the
+    first of its classes.
+    """
+    files = [(label, group) for s, label, group in zip(sides, labels, groups) if s == side]
+    first = {}
+    for label, group in files:
+        first[group] = min(label, first.get(group, label))
+    counts = {label: collections.Counter() for label, _ in sorted(files)}
+    for label, group in files:
+        if label == first[group]:
+            counts[label][group] += 1
+    return counts
+
+
+def _check_groups(sides, labels, groups, classes):
+    """Raises DataError if a class that is to be split has too few groups."""
+    undecided = {(label, group) for s, label, group in zip(sides, labels, groups) if s is None}
+    for label, count in sorted(collections.Counter(label for label, _ in undecided).items()):
+        if count < len(SIDES):
+            raise DataError(
+                f"class {classes[label]!r} has {count} different images; expected {len(SIDES)} or "
+                "more, one for each of train, validation and test; add images or remove the class"
+            )
+
+
+def _cut_all(counts, choices, shares, seed):
+    """Returns {group: its side} of all classes."""
+    side_of = {}
+    for label, sizes in counts.items():
+        large = max(1.0, min(shares) * sum(sizes.values()))
+        ranked = sorted(sizes, key=lambda group: (sizes[group] <= large, _rank(seed, group)))
+        cuts = _cuts([sizes[group] for group in ranked], shares, later=label % 2 == 0)
+        for side, start, end in zip(choices, cuts, cuts[1:]):
+            side_of.update(dict.fromkeys(ranked[start:end], side))
+    return side_of
+
+
+def _rank(seed, group):
+    return hashlib.sha256(f"{seed}\n{group}".encode()).digest()
+
+
+def _cuts(sizes, shares, later):
+    """Returns where ranked groups are cut: [0, ..., number of groups].
+
+    Args:
+        sizes: Images of each group.
+        shares: Of the images, in sum 1.
+        later: Which of two cuts is taken that are equally near to the shares. Classes take turns,
+            so that many small ones do not lack the same side.
+    """
+    ends = [0, *itertools.accumulate(sizes)]
+    least = int(len(sizes) >= len(shares))  # groups on each side
+    cuts = [0]
+    for left, share in zip(range(len(shares) - 1, 0, -1), itertools.accumulate(shares)):
+        allowed = range(cuts[-1] + least, len(sizes) - left * least + 1)
+        # rounded, as 0.7 + 0.1 is not 0.8
+        distances = {k: round(abs(ends[k] - share * ends[-1]), 6) for k in allowed}
+        least_distance = min(distances.values())
+        nearest = [k for k in allowed if distances[k] == least_distance]
+        cuts.append(nearest[-1 if later else 0])
+    return [*cuts, len(sizes)]
+
+
+def _leaks(names, groups, sides):
+    """Yields a warning if images of one group stand on several sides, of given directories."""
+    members = collections.defaultdict(list)
+    for name, group, side in zip(names, groups, sides):
+        members[group].append((name, side))
+    leaks = [found for found in members.values() if len({side for _, side in found}) > 1]
     if leaks:
         examples = "; ".join(
-            " = ".join(_printable(names[i]) for i in found[:2]) for found in leaks[:3]
+            " = ".join(printable(name) for name, _ in found[:2]) for found in leaks[:3]
         )
-        warnings.append(
-            f"{len(leaks)} images stand on more than one side, since the given directories share "
-            f"them ({examples}); accuracies on them are too good"
+        yield (
+            f"{len(leaks)} images stand on more than one side, as they are or nearly so, since the "
+            f"given directories share them ({examples}); accuracies on them are too good"
         )
+
+
+def _empty_sides(labels, sides, classes):
+    """Yields warnings of classes without an image on a side.
+
+    Raises:
+        DataError: If a class cannot be learned, or a side has no image at all.
+    """
+    there = collections.defaultdict(set)
+    for label, side in zip(labels, sides):
+        there[side].add(label)
     for side in SIDES:
-        there = {label for label, s in zip(labels, sides) if s == side}
-        empty = [_printable(name) for label, name in enumerate(classes) if label not in there]
-        # a class that cannot be learned, or nothing to measure with
-        if empty and (side == "train" or not there):
+        empty = [printable(name) for label, name in enumerate(classes) if label not in there[side]]
+        if empty and (side == "train" or not there[side]):
             raise DataError(
                 f"no {side} images of {', '.join(empty[:5])}; expected some; add some or remove "
                 "the class"
             )
         if empty:
-            warnings.append(f"no {side} images of {', '.join(empty[:5])}")
-    return Split(tuple(sides), len(sha256s) - len(places), tuple(warnings))
+            yield f"no {side} images of {', '.join(empty[:5])}"
 
 
-def _decide(sides, intervals, labels, file_fractions, sha256s, classes):
-    """Replaces None in `sides` by the keys of `intervals`."""
-    contents = collections.defaultdict(dict)  # class -> content -> its fraction
-    classes_of = collections.defaultdict(set)  # content -> its classes
-    side_of = {}
-    for label, fraction, sha256, side in zip(labels, file_fractions, sha256s, sides):
-        if side is None:
-            contents[label][sha256] = fraction
-            classes_of[sha256].add(label)
-            side_of[sha256] = next(s for s, (_, high) in intervals.items() if fraction < high)
-    counts = collections.Counter(
-        (c, side_of[sha256]) for sha256 in side_of for c in classes_of[sha256]
-    )
-    for label, found in sorted(contents.items()):
-        if len(found) < len(intervals):
-            raise DataError(
-                f"class {classes[label]!r} has {len(found)} different images; expected "
-                f"{len(intervals)} or more, one for each of train, validation and test; add images "
-                "or remove the class"
-            )
-        for side, interval in intervals.items():
-            if not counts[label, side] and not _move(
-                side, interval, found, side_of, classes_of, counts
-            ):
-                raise DataError(
-                    f"class {classes[label]!r} has no image for {side} that another class can "
-                    "spare; equal images share a side; remove the copies or add images"
-                )
-    sides[:] = [side or side_of[sha256] for side, sha256 in zip(sides, sha256s)]
-
-
-def _move(side, interval, found, side_of, classes_of, counts):
-    """Moves to `side` the nearest of the contents `found` that no class lacks then, if any."""
-    low, high = interval
-    movable = [
-        (max(low - fraction, fraction - high), sha256)
-        for sha256, fraction in found.items()
-        if all(counts[label, side_of[sha256]] > 1 for label in classes_of[sha256])
-    ]
-    if movable:
-        sha256 = min(movable)[1]
-        for label in classes_of[sha256]:
-            counts[label, side_of[sha256]] -= 1
-            counts[label, side] += 1
-        side_of[sha256] = side
-    return bool(movable)
-
-
-def _halve(sides, labels, file_fractions, sha256s):
-    """Replaces 'heldout' in `sides` by validation and test, for half of each class's contents.
-
-    Odd ones take turns.
-    """
-    contents = collections.defaultdict(set)  # class -> (fraction, content)
-    for label, fraction, sha256, side in zip(labels, file_fractions, sha256s, sides):
-        if side == "heldout":
-            contents[label].add((fraction, sha256))
-    side_of, lead = {}, 0  # how many more contents of odd classes went to validation than to test
-    for label in sorted(contents):
-        ordered = [sha256 for _, sha256 in sorted(contents[label])]
-        num_validation, odd = divmod(len(ordered), 2)
-        if odd and lead <= 0:
-            num_validation += 1
-        lead += (1 if lead <= 0 else -1) * odd
-        # some stand in a class before too
-        left = num_validation - sum(side_of.get(sha256) == "validation" for sha256 in ordered)
-        for sha256 in ordered:
-            if sha256 not in side_of:
-                side_of[sha256] = "validation" if left > 0 else "test"
-                left -= 1
-    for i, side in enumerate(sides):
-        if side == "heldout":
-            sides[i] = side_of[sha256s[i]]
-
-
-def make_manifest(seed, fractions, classes, names, labels, sha256s, sides):
-    """Returns the content of `split.json`, files in the order of their names.
-
-    A label that is no place in `classes` stands there as it is.
-    """
-    named = [classes[label] if isinstance(label, int) else label for label in labels]
-    files = [
-        {"path": name, "class": label, "sha256": sha256, "side": side}
-        for name, label, sha256, side in zip(names, named, sha256s, sides)
-    ]
-    return {
-        "seed": seed,
-        "fractions": list(fractions),
-        "classes": list(classes),
-        "files": sorted(files, key=lambda file: file["path"]),
-    }
-
-
-def write_manifest(path, manifest):
-    """Writes `split.json`, one file a line, under its own name only once it is complete.
-
-    Raises:
-        StorageError: If it cannot be written.
-    """
-    head = json.dumps({key: value for key, value in manifest.items() if key != "files"})
-    text = head[:-1] + ', "files": [\n' + ",\n".join(map(json.dumps, manifest["files"])) + "\n]}\n"
-    write_atomically(path, text)
-
-
-def check_manifest(path, manifest):
-    """Compares what was found with the `split.json` at `path`.
-
-    Raises:
-        DataError: If they differ, naming up to five files, or if it cannot be read.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            known = json.load(file)
-        before = {entry["path"]: entry for entry in known["files"]}
-        settings = {key: known[key] for key in ("seed", "fractions", "classes")}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(
-            f"cannot read {path} ({error!r}); expected a split; take a new --workdir"
-        ) from error
-    for key, value in settings.items():
-        if value != manifest[key]:
-            raise DataError(
-                f"split.json was made with {key} {value}, now it is {manifest[key]}; take a new "
-                "--workdir"
-            )
-    now = {entry["path"]: entry for entry in manifest["files"]}
-    differences = {
-        "missing": [name for name in before if name not in now],
-        "added": [name for name in now if name not in before],
-        "changed": [name for name in before if name in now and before[name] != now[name]],
-    }
-    if any(differences.values()):
-        counts = ", ".join(f"{len(names)} {kind}" for kind, names in differences.items() if names)
-        examples = ", ".join(_printable(name) for name in sum(differences.values(), [])[:5])
-        raise DataError(
-            f"split.json does not match the images: {counts} ({examples}); "
-            "restore the files or take a new --workdir"
-        )
-
-
-def _printable(name):
+def printable(name):
+    """Returns a file's name on one line, with escapes for what cannot be shown."""
     return name if name.isprintable() else ascii(name)[1:-1]

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tl_research.config import lower_is_better
 from tl_research.models.classifier import what_differs
+from tl_research.reporting.split_text import describe_split
 
 
 def describe_cache(plan):
@@ -65,6 +66,7 @@ def describe_run(plan, data, precision, substitutions):
         *_replicas(config),
         f"data: {sum(counts.values())} images in {len(data.classes)} classes ({listed}) at "
         f"{config.image_size} px",
+        *describe_split(data),
         *(f"data: {line}" for line in data.notes),
         f"model: {classifier.spec.name}, weights {weights}, {classifier.graph.num_folded} "
         f"BatchNorm layers folded; precision {precision}, XLA {xla}",

@@ -1,0 +1,63 @@
+"""Images that `--leave_out` names: a CSV file with a `path` column, of names as in `split.json`."""
+
+import csv
+import dataclasses
+
+from tl_research.data.catalog import Catalog
+from tl_research.errors import DataError
+from tl_research.files import escaped
+
+
+def read_names(path: str, catalog: Catalog) -> list[str]:
+    """Returns the names of the images that the file at `path` names.
+
+    Raises:
+        DataError: If it cannot be read, has no such column, or names what is no image.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            columns = rows.fieldnames or ()
+            paths = [row["path"] for row in rows if row["path"]] if "path" in columns else None
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(
+            f"--leave_out={path} cannot be read ({error}); expected a CSV file; correct it"
+        ) from error
+    if paths is None:
+        raise DataError(
+            f"--leave_out={path} has the columns {', '.join(columns) or 'none'}; expected one "
+            "that is called path; name it in the first line"
+        )
+    # as our own CSV files write them
+    names = {escaped(name): name for name in _all_names(catalog)}
+    if unknown := sorted(set(paths) - set(names)):
+        raise DataError(
+            f"--leave_out={path} names {len(unknown)} files that are no images of this data set "
+            f"({', '.join(unknown[:5])}); expected names as in split.json, such as "
+            f"{min(names)}; correct them"
+        )
+    return sorted({names[path] for path in paths})
+
+
+def _all_names(catalog):
+    return [file.name for file in catalog.files] + [name for name, _ in catalog.refused]
+
+
+def without(catalog: Catalog, names: list[str]) -> Catalog:
+    """Returns a catalog without the images of these names, of which it warns.
+
+    Raises:
+        DataError: If no image is left.
+    """
+    if not names:
+        return catalog
+    gone = set(names)
+    files = tuple(file for file in catalog.files if file.name not in gone)
+    if not files:
+        raise DataError("--leave_out names every image; expected some to stay; shorten it")
+    return dataclasses.replace(
+        catalog,
+        files=files,
+        refused=tuple(entry for entry in catalog.refused if entry[0] not in gone),
+        warnings=(*catalog.warnings, f"{len(gone)} images left out, as --leave_out says"),
+    )

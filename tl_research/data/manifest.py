@@ -1,0 +1,126 @@
+"""`split.json`: which images a run has, their content, sides and groups; checked on later runs."""
+
+import json
+
+from tl_research.data.split import printable
+from tl_research.errors import DataError
+from tl_research.files import write_atomically
+
+
+def make(seed, fractions, classes, entries, found, left_out):
+    """Returns the content of `split.json`, files in the order of their names.
+
+    Args:
+        seed, fractions, classes: As of `split.assign_sides`.
+        entries: {"path", "class", "sha256"} of each file, where a label that is no class stands as
+            it is.
+        found: The `split.Split` of the files.
+        left_out: Names of the images that `--leave_out` names.
+    """
+    files = [
+        {**entry, "side": side, "group": group}
+        for entry, side, group in zip(entries, found.sides, found.groups)
+    ]
+    return {
+        "seed": seed,
+        "fractions": list(fractions),
+        "classes": list(classes),
+        "left_out": list(left_out),
+        "files": sorted(files, key=lambda file: file["path"]),
+    }
+
+
+def write(path, manifest):
+    """Writes `split.json`, one file a line, under its own name only once it is complete.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    head = json.dumps({key: value for key, value in manifest.items() if key != "files"})
+    text = head[:-1] + ', "files": [\n' + ",\n".join(map(json.dumps, manifest["files"])) + "\n]}\n"
+    write_atomically(path, text)
+
+
+def read(path):
+    """Returns the content of the `split.json` at `path`.
+
+    One of an earlier version has neither "left_out" nor the "group" of a file.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            known = json.load(file)
+        whole = {"seed", "fractions", "classes"} <= known.keys() and all(
+            {"path", "class", "sha256", "side"} <= entry.keys() for entry in known["files"]
+        )
+        if not whole:
+            raise ValueError("it lacks entries")
+        return known
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"cannot read {path} ({error!r}); expected a split; take a new --workdir"
+        ) from error
+
+
+def check(path, manifest):
+    """Compares what was found with the `split.json` at `path`.
+
+    Raises:
+        DataError: If they differ, naming up to five files, or if it cannot be read.
+    """
+    known = read(path)
+    if "left_out" not in known:
+        raise DataError(
+            f"{path} is of an earlier version, which split by another rule; expected this "
+            "version's; start anew with --resume=never, or finish the run with the version that "
+            "began it"
+        )
+    check_same(known, manifest)
+
+
+def check_same(known, found):
+    """Compares what `found` has of a manifest with the one that is known.
+
+    Raises:
+        DataError: If they differ, naming up to five files.
+    """
+    for key in ("seed", "fractions", "classes"):
+        if key in found and known[key] != found[key]:
+            raise DataError(
+                f"split.json was made with {key} {known[key]}, now it is {found[key]}; take a new "
+                "--workdir"
+            )
+    left_out = set(known.get("left_out", ()))
+    if others := sorted(left_out ^ set(found.get("left_out", left_out))):
+        raise DataError(
+            f"--leave_out names other images than split.json: {_examples(others)}; restore the "
+            "file or take a new --workdir"
+        )
+    _check_files(known["files"], found["files"])
+
+
+def _check_files(before, now):
+    before, now = ({entry["path"]: entry for entry in entries} for entries in (before, now))
+    differences = {
+        "missing": [name for name in before if name not in now],
+        "added": [name for name in now if name not in before],
+        "changed": [
+            name
+            for name in before
+            if name in now
+            and any(before[name][key] != now[name][key] for key in before[name].keys() & now[name])
+        ],
+    }
+    if any(differences.values()):
+        counts = ", ".join(f"{len(names)} {kind}" for kind, names in differences.items() if names)
+        raise DataError(
+            "split.json does not match the images: "
+            f"{counts} ({_examples(sum(differences.values(), []))}); "
+            "restore the files or take a new --workdir"
+        )
+
+
+def _examples(names):
+    return ", ".join(map(printable, names[:5]))

@@ -1,0 +1,165 @@
+"""Which images are the same picture in other bytes: encoded anew, resized, brighter, cropped a
+little, or taken a moment later. No backbone is asked, so that all of them share one split.
+
+A picture is kept as a thumbnail and compared by the cosine transform of it, in two steps:
+
+1. Candidates are pairs whose lowest frequencies, in color, correlate: one matrix product.
+2. Of a candidate one picture's gray thumbnail is moved and scaled to fit the other's, by two
+   Gauss-Newton steps. A near-copy is a pair whose details, the frequencies above the lowest,
+   correlate then: different pictures of one kind agree in the lowest alone.
+
+Mirrored pictures are no near-copies; those without details only where thumbnails are equal.
+`python benchmarks/near_copies.py --data_dir=DIR` measures what the thresholds find, and draws it.
+"""
+
+import itertools
+
+import numpy as np
+import PIL.Image
+
+THUMBNAIL_SIZE = 16
+CANDIDATE_CORRELATION, COPY_CORRELATION = 0.84, 0.94
+_LOWEST = 6  # frequencies of a candidate's comparison, per axis
+_FIT_FREQUENCIES = (8, 12)  # of each Gauss-Newton step: coarse first, or it takes a wrong slope
+_DETAILS_FROM = 5  # the lowest frequency of a detail
+_NOISE = 1.0  # levels of 255 per pixel of a thumbnail; weaker details prove nothing
+_BLOCK = 1024  # images, or pairs, at once: their products stay in the processor's cache
+_GRAY = np.array([0.299, 0.587, 0.114])
+
+
+def thumbnail(pixels: np.ndarray) -> np.ndarray:
+    """Returns what near-copies are found by: uint8 [16, 16, 3] of an image, uint8 [H, W, 3]."""
+    size = (THUMBNAIL_SIZE, THUMBNAIL_SIZE)
+    resample = PIL.Image.Resampling.LANCZOS
+    return np.asarray(PIL.Image.fromarray(pixels).resize(size, resample, reducing_gap=3.0))
+
+
+def groups(thumbnails: np.ndarray, contents: list[str] | tuple[str, ...]) -> tuple[str, ...]:
+    """Returns a name for the group of each image: equal for equal images and near-copies.
+
+    Args:
+        thumbnails: uint8 [N, 16, 16, 3].
+        contents: A hash of each image's content, hexadecimal; equal ones are one group.
+
+    Returns:
+        The smallest of the contents of each image's group, whatever the order of the images.
+    """
+    parents = {content: content for content in contents}
+
+    def smallest(content):
+        while parents[content] != content:
+            parents[content] = content = parents[parents[content]]
+        return content
+
+    first = {}
+    equal = [(first.setdefault(t.tobytes(), i), i) for i, t in enumerate(thumbnails)]
+    for i, j in itertools.chain(equal, pairs(thumbnails)):
+        low, high = sorted((smallest(contents[i]), smallest(contents[j])))
+        parents[high] = low
+    return tuple(map(smallest, contents))
+
+
+def pairs(thumbnails: np.ndarray) -> np.ndarray:
+    """Returns int64 [P, 2], the near-copies among uint8 [N, 16, 16, 3]; their time grows with N**2:
+    a minute for 100,000.
+    """
+    found = [np.zeros((0, 2), np.int64)]
+    for candidates in _candidates(thumbnails):
+        for start in range(0, len(candidates), _BLOCK):
+            chosen = candidates[start : start + _BLOCK]
+            a, b = (_transform(thumbnails[chosen[:, k]] @ _GRAY) for k in range(2))
+            alike = np.maximum(_fitted(a, b), _fitted(b, a))
+            found.append(chosen[alike > COPY_CORRELATION])
+    return np.concatenate(found)
+
+
+def _candidates(thumbnails):
+    """Yields int64 [C, 2], pairs i < j whose lowest frequencies correlate, for a block of i."""
+    frequency = np.arange(_LOWEST)
+    # larger shapes have more energy; this weighs a little against it
+    weights = np.sqrt(np.hypot(frequency[:, None], frequency))
+    colors = [_transform(thumbnails[..., c])[:, :_LOWEST, :_LOWEST] * weights for c in range(3)]
+    vectors = np.stack(colors, 1).reshape(-1, 3 * _LOWEST**2)
+    vectors = _unit(vectors).astype(np.float32)
+    blocks = [vectors[start : start + _BLOCK] for start in range(0, len(vectors), _BLOCK)]
+    for row, block in enumerate(blocks):
+        found = []
+        for column, other in enumerate(blocks[row:], row):
+            alike = np.flatnonzero(block @ other.T > CANDIDATE_CORRELATION)
+            i, j = np.divmod(alike, len(other))
+            found.append(np.stack([i + row * _BLOCK, j + column * _BLOCK], 1))
+        found = np.concatenate(found)
+        yield found[found[:, 0] < found[:, 1]]
+
+
+def _fitted(moved, fixed):
+    """Returns float64 [P], how the details of two pictures correlate once the first is moved and
+    scaled to fit the second.
+
+    Args:
+        moved, fixed: float64 [P, 16, 16], cosine transforms.
+    """
+    at = _POINTS * 2 - 1  # from -1 to 1 across a thumbnail
+    scale_shift = np.tile([1.0, 0.0, 1.0, 0.0], (len(moved), 1))  # of rows, then of columns
+    for count in _FIT_FREQUENCIES:
+        (rows, d_rows), (columns, d_columns) = _sampling(scale_shift, count)
+        low = moved[:, :count, :count]
+        image, d_y, d_x = (
+            y @ low @ x.transpose(0, 2, 1)
+            for y, x in ((rows, columns), (d_rows, columns), (rows, d_columns))
+        )
+        target = _BASIS[:, :count] @ fixed[:, :count, :count] @ _BASIS[:, :count].T
+        terms = [image, d_y * at[:, None], d_y, d_x * at, d_x]
+        terms = _centered(np.stack(terms, 1).reshape(len(moved), len(terms), -1))
+        target = _centered(target.reshape(len(moved), -1, 1), axis=1)
+        normal = terms @ terms.transpose(0, 2, 1) + 0.1 * np.eye(terms.shape[1])
+        solved = np.linalg.solve(normal, terms @ target)[..., 0]
+        gain = np.maximum(solved[:, :1], 0.3)  # the other's contrast; a negative is no copy
+        scale_shift += np.clip(solved[:, 1:] / gain, -0.1, 0.1)
+    (rows, _), (columns, _) = _sampling(scale_shift, THUMBNAIL_SIZE)
+    moved = _details(rows @ moved @ columns.transpose(0, 2, 1))
+    return np.sum(moved * _details(_BASIS @ fixed @ _BASIS.T), 1)
+
+
+def _basis(frequencies, points):
+    """Returns (cosines, their derivatives by 2 * points - 1), [..., len(points), frequencies]."""
+    frequency = np.arange(frequencies)
+    angles = np.pi * points[..., None] * frequency
+    norms = np.where(frequency == 0, 1.0, np.sqrt(2.0))
+    return np.cos(angles) * norms, np.sin(angles) * norms * frequency * (-np.pi / 2)
+
+
+_POINTS = (np.arange(THUMBNAIL_SIZE) + 0.5) / THUMBNAIL_SIZE
+_BASIS = _basis(THUMBNAIL_SIZE, _POINTS)[0]
+_LOW_BASIS = _BASIS[:, :_DETAILS_FROM]
+_KEEP_LOW = _LOW_BASIS @ _LOW_BASIS.T / THUMBNAIL_SIZE
+
+
+def _transform(images):
+    """Returns float64 [N, 16, 16], the cosine transform of images [N, 16, 16]."""
+    return _BASIS.T @ images @ _BASIS / THUMBNAIL_SIZE**2
+
+
+def _sampling(scale_shift, frequencies):
+    """Returns `_basis` at the rows, and at the columns, of pictures that are moved and scaled."""
+    at = _POINTS * 2 - 1
+    scales, shifts = scale_shift[:, ::2, None], scale_shift[:, 1::2, None]
+    return [_basis(frequencies, (at * scales[:, k] + shifts[:, k] + 1) / 2) for k in range(2)]
+
+
+def _details(images):
+    """Returns [P, 196], the details of images [P, 16, 16] without their edge, of norm 1 unless they
+    are weak.
+    """
+    inner = (images - _KEEP_LOW @ images @ _KEEP_LOW)[:, 1:-1, 1:-1]
+    return _unit(_centered(inner.reshape(len(images), -1)), _NOISE)
+
+
+def _centered(values, axis=-1):
+    return values - values.mean(axis, keepdims=True)
+
+
+def _unit(vectors, least=1e-6):
+    """Returns vectors [N, D] of norm 1, those weaker than `least` in each place of less."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.maximum(norms, least * vectors.shape[1] ** 0.5)
