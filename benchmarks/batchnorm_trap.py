@@ -89,6 +89,9 @@ class Settings:
             epochs=epochs,
             unfreeze=unfreeze,
             learning_rate=learning_rate,
+            lr_schedule="constant",
+            warmup=0,
+            label_smoothing=0,
             patience=0,
             augment_views=0,
         )

@@ -224,7 +224,7 @@ def _odd_images(i, draw):
         "alpha.png": _encoded("PNG", image.convert("RGBA")),
         "grey.png": _encoded("PNG", image.convert("L")),
         "moving.gif": _encoded("GIF", frames[0], save_all=True, append_images=frames[1:]),
-        "frames.gif": gif_of_frames(2000, 2000, 40 + i),
+        "frames.gif": gif_of_frames(500, 500, 40 + i),
         "scan.jpg": _encoded("TIFF", image),
         "bitmap.jpg": bmp,
         "trailing.jpg": jpeg + seed.bytes(50),

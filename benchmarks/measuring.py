@@ -187,6 +187,8 @@ def our_steps(
         unfreeze=(unfreeze,),
         patience=(0,),
         learning_rate=(learning_rate or own_rate,),
+        lr_schedule=("constant",),
+        warmup=(0,),
     )
     groups = make_param_groups(classifier.trainable_variables(), {}, list(classifier.variables))
     step = TrainStep(

@@ -161,6 +161,9 @@ def run_ours(settings, backbone, seed, workdir):
         f"--augment_views={settings.augment_views}",
         f"--epochs={settings.epochs}",
         "--learning_rate=1e-3,1e-5",
+        "--lr_schedule=constant",
+        "--warmup=0",
+        "--label_smoothing=0",
         # seconds are of one process
         f"--batch_size={settings.batch_size}",
         "--patience=0",

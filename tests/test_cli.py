@@ -54,7 +54,8 @@ def test_helpshort_answers_within_a_second_and_lists_the_settings():
 @pytest.mark.parametrize(
     "arguments, parts",
     [
-        (["--epocs=3"], ["'epocs'", "Did you mean: epochs"]),
+        (["--epocs=3"], ["--epocs is no flag", "did you mean epochs?"]),
+        (["--warmup_steps=276"], ["--warmup_steps is no flag", "did you mean warmup?"]),
         (["epochs=3"], ["'epochs=3' is not a flag", "did you mean --epochs=3?"]),
         (["--batch_size=many"], ["batch_size=many"]),
         (["--optimizer=adm"], ["adm", "adamw"]),

@@ -69,7 +69,8 @@ def test_imports_neither_tensorflow_nor_absl():
         ("split", "0.8,0.1,0.2", "sum to 1"),
         ("split", "0.9,0.1,0", "above 0"),
         ("epochs", "1,2,3", "--epochs=1,2,3 has 3 entries; expected 1 or 2"),
-        ("warmup_steps", "1,2,3", "has 3 entries"),
+        ("warmup", "0.1,0.2,0.3", "has 3 entries"),
+        ("warmup", 1, "at most 0.99"),
         ("phases", "head,head", "repeats a name"),
         ("phases", "head,fine/tune", "'fine/tune'"),
         ("augment", "flop", "did you mean flip"),
@@ -100,21 +101,38 @@ def test_one_entry_serves_all_phases():
         unfreeze="0%",
         learning_rate=0.5,
         patience="4",
-        warmup_steps=(0, 5, 6),
+        warmup=(0, 0.5, 0.6),
         lr_schedule="constant,constant,cosine",
     ).phase_plan
     assert [dataclasses.astuple(phase) for phase in plan] == [
         ("a", 1, "0%", 0.5, 4, 0, "constant"),
-        ("b", 2, "0%", 0.5, 4, 5, "constant"),
-        ("c", 3, "0%", 0.5, 4, 6, "cosine"),
+        ("b", 2, "0%", 0.5, 4, 0.5, "constant"),
+        ("c", 3, "0%", 0.5, 4, 0.6, "cosine"),
     ]
 
 
 def test_default_plan_is_the_recipe():
     assert [dataclasses.astuple(phase) for phase in Config().phase_plan] == [
         ("head", 8, "0%", 1e-3, 0, 0, "constant"),
-        ("finetune", 10, "30%", 1e-5, 3, 0, "constant"),
+        ("finetune", 10, "30%", 3e-4, 3, 0.3, "cosine"),
     ]
+    assert Config().label_smoothing == 0.1 and Config().augment_views == 4
+
+
+def test_default_lists_fit_any_number_of_phases():
+    head, finetune = (dataclasses.astuple(phase)[1:] for phase in Config().phase_plan)
+    for phases, rows in {
+        "head": [head],
+        "all": [finetune],
+        "head,top,finetune": [head, finetune, finetune],
+        "warm,tune": [head, finetune],
+    }.items():
+        plan = Config(phases=phases).phase_plan
+        assert [dataclasses.astuple(phase)[1:] for phase in plan] == rows, phases
+    (only,) = Config(phases="head", epochs=3, warmup=0.5).phase_plan
+    assert (only.epochs, only.warmup, only.learning_rate) == (3, 0.5, 1e-3)
+    with pytest.raises(UserError, match="--epochs=8,9 has 2 entries; expected 1 or 3"):
+        Config(phases="a,b,c", epochs=(8, 9))
 
 
 def test_augmentation_factors():
@@ -188,6 +206,7 @@ def test_flags_that_a_run_wrote_give_its_config_again():
     assert Config.from_flags(config.to_flags()) == config and Config.from_flags("") == Config()
     with pytest.raises(UserError, match="'--no_such=1' is no setting of this version"):
         Config.from_flags("--no_such=1\n")
+    assert Config.from_flags("--warmup_steps=0,276\n--epochs=1,2\n") == Config(epochs=(1, 2))
 
 
 @pytest.mark.parametrize("value", ["5", "5:5", "7:5", "a:b", "-1:5", "1:2:3"])

@@ -13,18 +13,53 @@ from tl_research import experiment
 from tl_research.config import Config
 from tl_research.errors import UserError
 from tl_research.lr_find import lr_find
+from tl_research.reporting import figures
 from tl_research.training import lr_range_test
 from tl_research.training.events import CallEnded
 
+_STEP = np.arange(100)
+
+
+def _suggest(change):
+    """Returns what is suggested if the rates change the losses of batches, 3 on average, so."""
+    start_losses = 3 + np.random.RandomState(0).uniform(-1, 1, size=len(change))
+    rows = lr_range_test._rows(list(start_losses), start_losses + change)
+    return lr_range_test.suggest(list(rows))
+
 
 def test_suggestion_is_where_the_loss_falls_fastest():
-    # On a grid of factors 10, slopes between neighbours (central differences): 0, -0.1, -0.55,
-    # -0.5, 2 and 4, times 1 / ln 10.
-    rates, losses = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0], [1.0, 1.0, 0.8, -0.1, -0.2, 3.9]
-    assert lr_range_test.suggest(rates, losses) == 1e-3
-    assert lr_range_test.suggest(rates[:1], losses[:1]) == 1e-5 and np.isnan(
-        lr_range_test.suggest([], [])
+    # The fall is symmetric about its steepest point, step 50; behind it training diverges.
+    change = -0.5 * (1 + np.tanh((_STEP - 50) / 8)) + np.exp((_STEP - 85) / 4)
+    assert _suggest(change) == (pytest.approx(10 ** (-6 + 6 * 50 / 99)), "")
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (0.01 * _STEP, "falls by less than 10%"),
+        (0.1 * np.random.RandomState(1).normal(size=100), "falls by less than 10%"),
+        (np.exp(-_STEP / 5) - 1, "fastest at the lowest rates"),
+        (np.where(_STEP < 9, -0.1 * _STEP, 1e9), "fastest at the lowest rates"),
+        (-np.exp((_STEP - 99) / 5), "fastest at the highest rates"),
+        (np.zeros(0), "not finite"),
+    ],
+)
+def test_curve_without_a_steepest_point_is_refused(change, reason):
+    suggested, said = _suggest(change)
+    assert suggested is None and reason in said
+
+
+def test_axis_of_the_loss_ends_where_training_diverged(tmp_path, monkeypatch):
+    limits = []
+    monkeypatch.setattr(
+        figures.plt, "close", lambda figure: limits.append(figure.axes[0].get_ylim())
     )
+    rows = [
+        {"learning_rate": 10.0**-k, "loss": loss, "start_loss": 2.0, "smoothed_loss": loss}
+        for k, loss in ((3, 2.0), (2, 1.0), (1, 99.0))
+    ]
+    figures.save_learning_rates(tmp_path / "rates.png", rows, None)
+    assert limits == [(0, 4)]
 
 
 def test_run_inside_or_after_its_last_phase_is_refused_and_left_as_it_is(
@@ -89,15 +124,17 @@ def test_run_with_and_without_the_finder_end_with_equal_weights(
     without = experiment.run(Config(workdir=str(tmp_path / "without"), **settings))
     found = lr_find(Config(workdir=str(tmp_path / "with"), **settings))
     out = capsys.readouterr().out
-    assert set(found) == {"head", "finetune"} and all(1e-6 <= rate <= 1 for rate in found.values())
+    assert set(found) == {"head", "finetune"} and "Smith 2017" in out
     for phase, rate in found.items():
-        assert f"phase {phase}: suggested --learning_rate {rate:.2g}" in out and "Smith 2017" in out
+        text = f"suggested --learning_rate {rate:.2g}," if rate else "no rate is suggested: the"
+        assert f"phase {phase}: {text}" in out
         with open(tmp_path / "with" / "lr_find" / f"{phase}.csv") as file:
             rows = list(csv.DictReader(file))
-        assert list(rows[0]) == ["learning_rate", "loss", "smoothed_loss"] and float(
-            rows[0]["learning_rate"]
-        ) == pytest.approx(1e-6)
-        assert float(rows[0]["loss"]) == pytest.approx(float(rows[0]["smoothed_loss"]))
+        assert list(rows[0]) == ["learning_rate", "loss", "start_loss", "smoothed_loss"]
+        assert float(rows[0]["learning_rate"]) == pytest.approx(1e-6)
+        # nothing has been trained yet; then only the rates tell the two apart
+        assert rows[0]["loss"] == rows[0]["start_loss"]
+        assert float(rows[1]["loss"]) == pytest.approx(float(rows[1]["start_loss"]), rel=1e-2)
         assert len({row["loss"] for row in rows}) > 2
         assert (tmp_path / "with" / "lr_find" / f"{phase}.png").read_bytes().startswith(b"\x89PNG")
     assert not os.path.exists(tmp_path / "with" / "results.json")

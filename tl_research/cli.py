@@ -13,7 +13,7 @@ from absl import app, flags
 
 from tl_research import flagfile, settings
 from tl_research.config import Config
-from tl_research.errors import Interrupted, UserError
+from tl_research.errors import Interrupted, UserError, suggestion
 from tl_research.signals import Signals
 
 # the program that calls define_flags is the one whose --helpshort lists them
@@ -140,6 +140,9 @@ def parse(argv, takes=False):
         rest = flags.FLAGS([argv[0], *arguments])
     except UserError as error:
         sys.exit(fail(error, error.exit_code))
+    except flags.UnrecognizedFlagError as error:
+        near = suggestion(error.flagname, _names) or "; run with --helpshort for the flags"
+        sys.exit(fail(f"--{error.flagname} is no flag of this program{near}", 1))
     except (flags.Error, ValueError) as error:
         sys.exit(fail(f"{error}; run with --helpshort for the flags", 1))
     if len(rest) > 1 and not takes:

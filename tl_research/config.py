@@ -24,6 +24,8 @@ PREPROCESSINGS = ("auto", "raw", "tf", "caffe", "torch", "lite")
 # Factors mean what they mean in the Keras layer of the same name; flip is horizontal and takes
 # none.
 AUGMENTATIONS = ("flip", "rotation", "zoom", "translation", "brightness", "contrast")
+# Earlier versions wrote them; the tools on finished runs, which do not train, do without.
+_FORMER_SETTINGS = ("warmup_steps",)
 
 
 def lower_is_better(name):
@@ -40,13 +42,16 @@ class Phase:
     unfreeze: str
     learning_rate: float
     patience: int
-    warmup_steps: int
+    warmup: float
     lr_schedule: str = "constant"
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All settings of a run. Lists with one entry serve every phase.
+    """All settings of a run.
+
+    A list has an entry for each phase, or one that serves all. Of a default list the first of
+    several phases, or one named head, has the first entry, every other phase the last.
 
     Raises:
         UserError: If a value is of the wrong type, out of bounds, or contradicts another.
@@ -192,7 +197,12 @@ class Config:
     )
 
     # Fine-tuning
-    phases: tuple[str, ...] = setting(("head", "finetune"), "names of the phases, in order")
+    phases: tuple[str, ...] = setting(
+        ("head", "finetune"),
+        "names of the phases, in order; each has an entry in the lists that follow. Of a list left "
+        "at its default the first of several phases, or one named head, has the first entry, every "
+        "other phase the last",
+    )
     epochs: tuple[int, ...] = setting((8, 10), "epochs of each phase; 0 skips it", low=0)
     unfreeze: tuple[str, ...] = setting(
         ("0%", "30%"),
@@ -200,7 +210,7 @@ class Config:
         "a layer or block name (from there up), or all",
     )
     learning_rate: tuple[float, ...] = setting(
-        (1e-3, 1e-5), "base learning rate of each phase", above=0
+        (1e-3, 3e-4), "base learning rate of each phase", above=0
     )
     select_by: str = setting(
         "val_loss",
@@ -243,7 +253,11 @@ class Config:
         0.0, "largest global norm of all gradients together; 0 does not clip", low=0
     )
     label_smoothing: float = setting(
-        0.0, "probability spread over all classes in the training loss", low=0, high=0.9
+        0.1,
+        "probability spread over all classes in the training loss, where that is the "
+        "cross-entropy of classes",
+        low=0,
+        high=0.9,
     )
     class_weights: str = setting(
         "none",
@@ -259,12 +273,16 @@ class Config:
         high=0.99999,
     )
     lr_schedule: tuple[str, ...] = setting(
-        ("constant",),
+        ("constant", "cosine"),
         "of each phase, after warm-up; cosine falls to 0 at its end",
         choices=("constant", "cosine"),
     )
-    warmup_steps: tuple[int, ...] = setting(
-        (0,), "steps of linear warm-up at the start of each phase", low=0
+    warmup: tuple[float, ...] = setting(
+        (0.0, 0.3),
+        "share of the steps of each phase in which the rate rises linearly to its full value: in "
+        "whole steps, at most all but two",
+        low=0,
+        high=0.99,
     )
 
     # Loop
@@ -392,25 +410,25 @@ class Config:
                     "it",
                     "phases",
                 )
-        columns = {}
-        for name in (
-            "epochs",
-            "unfreeze",
-            "learning_rate",
-            "patience",
-            "warmup_steps",
-            "lr_schedule",
-        ):
-            values = getattr(self, name)
-            if len(values) not in (1, len(self.phases)):
-                raise UserError(
-                    f"--{name}={flag_text(values)} has {len(values)} entries; expected 1 or "
-                    f"{len(self.phases)}, one for each of --phases={flag_text(self.phases)}; add "
-                    "or remove entries",
-                    name,
-                )
-            columns[name] = values * len(self.phases) if len(values) == 1 else values
-        return tuple(Phase(name, *row) for name, row in zip(self.phases, zip(*columns.values())))
+        lists = ("epochs", "unfreeze", "learning_rate", "patience", "warmup", "lr_schedule")
+        columns = map(self._of_each_phase, lists)
+        return tuple(Phase(name, *row) for name, row in zip(self.phases, zip(*columns)))
+
+    def _of_each_phase(self, name):
+        """Returns the values of a list setting, one for each phase."""
+        values, count = getattr(self, name), len(self.phases)
+        if len(values) == count:
+            return values
+        if len(values) == 1:
+            return values * count
+        if values == getattr(Config, name):
+            first = values[:1] if count > 1 or self.phases == ("head",) else ()
+            return first + values[-1:] * (count - len(first))
+        raise UserError(
+            f"--{name}={flag_text(values)} has {len(values)} entries; expected 1 or {count}, one "
+            f"for each of --phases={flag_text(self.phases)}; add or remove entries",
+            name,
+        )
 
     @property
     def augmentation(self):
@@ -486,7 +504,7 @@ class Config:
 
     @classmethod
     def from_flags(cls, text):
-        """Returns the settings that `to_flags` wrote."""
+        """Returns the settings that `to_flags` wrote, in this version or an earlier one."""
         fields, values = {field.name: field for field in dataclasses.fields(cls)}, {}
         for line in text.splitlines():
             if line.startswith("#"):
@@ -494,6 +512,8 @@ class Config:
                     values["extension"] = "<not loaded>"
                 continue
             name, _, value = line.removeprefix("--").partition("=")
+            if name in _FORMER_SETTINGS:
+                continue
             if name not in fields:
                 raise UserError(f"{line!r} is no setting of this version; expected --name=value")
             if fields[name].metadata["repeated"]:

@@ -6,7 +6,8 @@ Takes the flags of train.py. Before the first step of a phase the base rate rise
 over 100 steps, each group keeping its multiplier; then weights, optimizer and position are put
 back, the phase is trained as it would have been, and the next one's turn comes. Before the last
 phase it ends: train.py with the same flags goes on in DIR as if nothing had been. Writes
-lr_find/<phase>.csv and .png, and suggests the rate at which the smoothed loss falls fastest.
+lr_find/<phase>.csv and .png, and suggests the rate at which the loss falls fastest, or says why
+there is none.
 """
 
 import os
@@ -25,7 +26,7 @@ def lr_find(config, extension=None):
     raises.
 
     Returns:
-        {phase name: suggested base rate}.
+        {phase name: suggested base rate, or None}.
     """
     from tl_research import experiment  # imports TensorFlow, which --help need not wait for
     from tl_research.training import head_start, loop, phase
@@ -60,23 +61,26 @@ def lr_find(config, extension=None):
 
 
 def _find(setup, state, directory):
-    """Writes and prints what a phase makes of rising rates; returns the suggested one."""
+    """Writes and prints what a phase makes of rising rates; returns the suggested one or None."""
     from tl_research.reporting import figures
     from tl_research.training import lr_range_test
 
     rows = lr_range_test.range_test(setup, state)
-    rates, losses = ([row[name] for row in rows] for name in ("learning_rate", "smoothed_loss"))
-    suggested = lr_range_test.suggest(rates, losses)
+    suggested, reason = lr_range_test.suggest(rows)
     path = directory.file("lr_find", setup.phase.name)
     with storage_errors(path):
         os.makedirs(directory.file("lr_find"), exist_ok=True)
         figures.save_learning_rates(f"{path}.png", rows, suggested)
-    columns = ("learning_rate", "loss", "smoothed_loss")
+    columns = ("learning_rate", "loss", "start_loss", "smoothed_loss")
     directory.write_text(f"lr_find/{setup.phase.name}.csv", csv_text(columns, rows))
+    found = (
+        f"suggested --learning_rate {suggested:.2g}, where the loss falls fastest"
+        if suggested
+        else f"no rate is suggested: {reason}"
+    )
     print(
-        f"phase {setup.phase.name}: suggested --learning_rate {suggested:.2g}, where the smoothed "
-        f"loss falls fastest (range test of Smith 2017, {len(rows)} of {len(lr_range_test.RATES)} "
-        f"rates); see {path}.csv",
+        f"phase {setup.phase.name}: {found} (range test of Smith 2017, {len(rows)} of "
+        f"{len(lr_range_test.RATES)} rates); see {path}.csv",
         flush=True,
     )
     return suggested

@@ -37,6 +37,7 @@ CHANGES = {
     "encoded": lambda image: encoded(image, 70),
     "resized": lambda image: image.resize((216, 180)),
     "half": lambda image: image.resize((120, 100), PIL.Image.Resampling.BICUBIC),
+    "enlarged": lambda image: image.resize((2400, 2000)),
     "square": lambda image: image.resize((224, 224)),
     "cropped": lambda image: cropped(image, 0.025, 0.025, 0.975, 0.975),
     "one edge": lambda image: cropped(image, 0.05, 0, 1, 1),
@@ -90,3 +91,15 @@ def test_pairs_are_found_across_blocks(monkeypatch):
     monkeypatch.setattr(near_copies, "_BLOCK", 4)
     assert sorted(near_copies.pairs(images).tolist()) == sorted(whole.tolist())
     assert len(whole) == 9
+
+
+def test_of_too_many_candidates_the_most_alike_are_compared(monkeypatch):
+    # one shape, and details of each its own
+    shape = np.array(picture(0).resize((16, 16)), np.int64)
+    details = np.random.RandomState(0).randint(-25, 26, (30, 16, 16, 3))
+    images = (shape + details).clip(0, 255).astype(np.uint8)
+    images = np.concatenate([images, np.minimum(images, 254)])  # nearly the same once more
+    assert sum(map(len, near_copies._candidates(images))) == 60 * 59 / 2
+    monkeypatch.setattr(near_copies, "_MOST_CANDIDATES", 100)
+    assert sum(map(len, near_copies._candidates(images))) == 100
+    assert sorted(near_copies.pairs(images).tolist()) == [[i, i + 30] for i in range(30)]

@@ -56,6 +56,7 @@ def test_loss_is_that_of_the_formula(tiny_run, teacher, tmp_path, read_json):
         "distillation.py",
         augment=("none",),
         dropout=0.0,
+        label_smoothing=0,
         epochs=(1, 0),
         learning_rate=(1e-9,),  # the weights stay as they are, so that all steps are of the same
     )

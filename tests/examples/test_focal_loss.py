@@ -43,8 +43,8 @@ def test_command_of_the_header_follows_the_recipe():
 
 
 def test_smoothed_labels_are_refused():
-    with pytest.raises(UserError, match="--label_smoothing=0.1 with _Focal, which does not follow"):
-        _made(label_smoothing=0.1)
+    with pytest.raises(UserError, match="--label_smoothing=0.2 with _Focal, which does not follow"):
+        _made(label_smoothing=0.2)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import tensorflow as tf
 from absl.testing import parameterized
 
+from tl_research.config import Phase
 from tl_research.optim import schedules
 
 
@@ -46,14 +47,28 @@ class LearningRateFactorTest(tf.test.TestCase, parameterized.TestCase):
             schedules.learning_rate_factor(tf.constant(0), 6, "linear", 0)
 
 
-class ClipWarmupTest(tf.test.TestCase):
-    def test_warmup_that_fits_is_kept_without_a_warning(self):
-        self.assertEqual(schedules.clip_warmup(6, 6), (6, None))
+class MakeScheduleTest(tf.test.TestCase, parameterized.TestCase):
+    @parameterized.parameters(
+        # share of warm-up, steps of the phase, rates at its steps; the base rate is 2
+        (0.3, 1, [2]),
+        (0.3, 2, [2, 1]),
+        (0.3, 3, [2, 2, 1]),
+        # round(0.4 x 6) = 2 steps of warm-up
+        (0.4, 6, [1, 2, 2, 1.7071068, 1, 0.2928932]),
+        # of 5 steps at most 3, however large the share
+        (0.99, 5, [2 / 3, 4 / 3, 2, 2, 1]),
+    )
+    def test_rate_reaches_its_base_and_comes_down_in_the_shortest_phase(
+        self, warmup, num_steps, expected
+    ):
+        phase = Phase("p", 1, "0%", 2.0, 0, warmup, "cosine")
+        rate_at = schedules.make_schedule(phase, num_steps)
+        self.assertAllClose([rate_at(step) for step in range(num_steps)], expected, atol=1e-6)
 
-    def test_longer_warmup_is_clipped_with_a_warning(self):
-        steps, warning = schedules.clip_warmup(7, 6)
-        self.assertEqual(steps, 6)
-        self.assertRegex(warning, "--warmup_steps=7 .* clipped to its 6 steps")
+    def test_recipe_of_the_flowers_warms_up_for_276_of_920_steps(self):
+        rate_at = schedules.make_schedule(Phase("p", 10, "30%", 1.0, 0, 0.3, "cosine"), 920)
+        self.assertAllClose([rate_at(step) for step in (0, 275, 276)], [1 / 276, 1, 1], rtol=1e-6)
+        self.assertLess(rate_at(277), 1)
 
 
 if __name__ == "__main__":

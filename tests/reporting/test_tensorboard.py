@@ -147,6 +147,7 @@ def test_each_plugin_has_its_data(run, ask):
         "audit",
         "input_statistics",
         "test",
+        "calibration",
     }
     assert [
         record["step"] for record in series("text/text", "one/train", "groups")
@@ -173,7 +174,7 @@ def test_each_plugin_has_its_data(run, ask):
     graphs = ask("plugin/graphs/info")["one/train"]["tags"]
     assert set(graphs) == {"step/head", "step/finetune"}
     for tag in graphs:
-        assert b"SparseSoftmaxCrossEntropyWithLogits" in ask(
+        assert b"SoftmaxCrossEntropyWithLogits" in ask(
             "plugin/graphs/graph", as_json=False, run="one/train", tag=tag, conceptual="false"
         )
 

@@ -65,7 +65,7 @@ def test_blended_image_has_both_losses_and_the_larger_part_counts():
 @pytest.mark.parametrize("kind", _LABELS)
 def test_training_counts_what_evaluation_measures(kind):
     labels = _LABELS[kind]
-    own = objectives.make(Config(), _train(labels))
+    own = objectives.make(Config(label_smoothing=0), _train(labels))
     assert own.answer.name == kind
     width = {"class": 3, "set": 2, "number": 1}[kind]
     logits = np.random.RandomState(1).normal(size=(3, width)).astype(np.float32)
@@ -89,7 +89,7 @@ def test_balanced_weights_make_classes_count_alike():
     "kind, settings",
     [
         ("number", {"min_test_accuracy": 0.5}),
-        ("number", {"label_smoothing": 0.1}),
+        ("number", {"label_smoothing": 0.2}),
         ("set", {"class_weights": "balanced"}),
     ],
 )
@@ -98,6 +98,13 @@ def test_setting_that_it_cannot_follow_is_refused(kind, settings):
     with pytest.raises(UserError, match=f"--{name}=.* does not follow it; expected") as error:
         objectives.make(Config(**settings), _train(_LABELS[kind]))
     assert error.value.flag == name
+
+
+@pytest.mark.parametrize("kind", ["number", "set"])
+def test_default_smoothing_is_of_classes_only(kind):
+    for settings in ({}, {"label_smoothing": 0}):
+        objectives.make(Config(**settings), _train(_LABELS[kind]))
+    assert objectives.make(Config(), _train(_LABELS["class"])).label_smoothing == 0.1
 
 
 def test_gate_of_whole_sets_is_followed():

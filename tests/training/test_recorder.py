@@ -11,7 +11,8 @@ from tl_research.training.step_loop import StepLoop
 def test_event_files_and_metrics_have_the_tags_and_columns_of_the_contract(
     run, metrics, events, tmp_path
 ):
-    run("run", steps_per_call=2, lr_multiplier=("head/=3",))
+    constant = {"lr_schedule": "constant", "warmup": 0}
+    run("run", steps_per_call=2, lr_multiplier=("head/=3",), **constant)
     train, validation = events("run", "train"), events("run", "validation")
     final = {
         f"final/{side}_{metric}"
@@ -38,6 +39,7 @@ def test_event_files_and_metrics_have_the_tags_and_columns_of_the_contract(
         "groups",
         "audit",
         "test",
+        "calibration",
         "first_batch",
         "input_statistics",
         "step/head",

@@ -243,7 +243,7 @@ def test_traced_once_over_epochs_of_calls_of_different_length(classifier, make_e
 
 def test_learning_rate_is_that_of_the_step_in_the_phase(classifier, make_examples):
     step = _make_step(
-        classifier, make_examples(9), rate=0.8, num_steps=8, warmup=4, schedule="cosine"
+        classifier, make_examples(9), rate=0.8, num_steps=8, warmup=0.5, schedule="cosine"
     )
     rates = [float(_call(step, [[0, 1]], done=done)["learning_rate"]) for done in range(8)]
     np.testing.assert_allclose(
@@ -404,7 +404,7 @@ def test_overflow_skips_the_step_of_all_groups_and_halves_the_scale(
         optimizer=optimizer,
         rate=0.8,
         num_steps=8,
-        warmup=4,
+        warmup=0.5,
         backbone_multiplier=0.25,
     )
     start, state = _values(classifier), step.optimizer.state()

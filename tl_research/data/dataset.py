@@ -39,7 +39,7 @@ class Dataset:
             config: What is said of the split, the size of images and `--class_share` holds here.
 
         Raises:
-            DataError: If they are no such table.
+            DataError: If they are no such table, or hold bad images or one in two classes.
         """
         catalog, _ = _chosen(catalog_lib.of_table(Table(images, labels, classes)), config)
         admitted = admission.admit(catalog, _check(catalog, config))

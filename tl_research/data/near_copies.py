@@ -18,20 +18,23 @@ import numpy as np
 import PIL.Image
 
 THUMBNAIL_SIZE = 16
+_ENOUGH_PIXELS = 512  # rows or columns; of a photograph with many more all would take 30 ms
 CANDIDATE_CORRELATION, COPY_CORRELATION = 0.84, 0.94
 _LOWEST = 6  # frequencies of a candidate's comparison, per axis
 _FIT_FREQUENCIES = (8, 12)  # of each Gauss-Newton step: coarse first, or it takes a wrong slope
 _DETAILS_FROM = 5  # the lowest frequency of a detail
 _NOISE = 1.0  # levels of 255 per pixel of a thumbnail; weaker details prove nothing
 _BLOCK = 1024  # images, or pairs, at once: their products stay in the processor's cache
+_MOST_CANDIDATES = 16 * _BLOCK  # of a block of images: X-rays, say, are all alike at first sight
 _GRAY = np.array([0.299, 0.587, 0.114])
 
 
 def thumbnail(pixels: np.ndarray) -> np.ndarray:
     """Returns what near-copies are found by: uint8 [16, 16, 3] of an image, uint8 [H, W, 3]."""
     size = (THUMBNAIL_SIZE, THUMBNAIL_SIZE)
-    resample = PIL.Image.Resampling.LANCZOS
-    return np.asarray(PIL.Image.fromarray(pixels).resize(size, resample, reducing_gap=3.0))
+    step = max(1, min(pixels.shape[:2]) // _ENOUGH_PIXELS)
+    image = PIL.Image.fromarray(np.ascontiguousarray(pixels[::step, ::step]))
+    return np.asarray(image.resize(size, PIL.Image.Resampling.LANCZOS, reducing_gap=3.0))
 
 
 def groups(thumbnails: np.ndarray, contents: list[str] | tuple[str, ...]) -> tuple[str, ...]:
@@ -53,7 +56,8 @@ def groups(thumbnails: np.ndarray, contents: list[str] | tuple[str, ...]) -> tup
 
     first = {}
     equal = [(first.setdefault(t.tobytes(), i), i) for i, t in enumerate(thumbnails)]
-    for i, j in itertools.chain(equal, pairs(thumbnails)):
+    different = np.array(list(first.values()), np.int64)
+    for i, j in itertools.chain(equal, different[pairs(thumbnails[different])]):
         low, high = sorted((smallest(contents[i]), smallest(contents[j])))
         parents[high] = low
     return tuple(map(smallest, contents))
@@ -61,7 +65,7 @@ def groups(thumbnails: np.ndarray, contents: list[str] | tuple[str, ...]) -> tup
 
 def pairs(thumbnails: np.ndarray) -> np.ndarray:
     """Returns int64 [P, 2], the near-copies among uint8 [N, 16, 16, 3]; their time grows with N**2:
-    a minute for 100,000.
+    40 s of a CPU core for 100,000.
     """
     found = [np.zeros((0, 2), np.int64)]
     for candidates in _candidates(thumbnails):
@@ -74,7 +78,9 @@ def pairs(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def _candidates(thumbnails):
-    """Yields int64 [C, 2], pairs i < j whose lowest frequencies correlate, for a block of i."""
+    """Yields int64 [C, 2], pairs i < j whose lowest frequencies correlate, for a block of i; of too
+    many those that do most.
+    """
     frequency = np.arange(_LOWEST)
     # larger shapes have more energy; this weighs a little against it
     weights = np.sqrt(np.hypot(frequency[:, None], frequency))
@@ -83,13 +89,19 @@ def _candidates(thumbnails):
     vectors = _unit(vectors).astype(np.float32)
     blocks = [vectors[start : start + _BLOCK] for start in range(0, len(vectors), _BLOCK)]
     for row, block in enumerate(blocks):
-        found = []
+        found, likeness = np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
         for column, other in enumerate(blocks[row:], row):
-            alike = np.flatnonzero(block @ other.T > CANDIDATE_CORRELATION)
+            products = (block @ other.T).ravel()
+            alike = np.flatnonzero(products > CANDIDATE_CORRELATION)
             i, j = np.divmod(alike, len(other))
-            found.append(np.stack([i + row * _BLOCK, j + column * _BLOCK], 1))
-        found = np.concatenate(found)
-        yield found[found[:, 0] < found[:, 1]]
+            indices = np.stack([i + row * _BLOCK, j + column * _BLOCK], 1)
+            is_pair = indices[:, 0] < indices[:, 1]
+            found = np.concatenate([found, indices[is_pair]])
+            likeness = np.concatenate([likeness, products[alike[is_pair]]])
+            if len(found) > _MOST_CANDIDATES:
+                most = np.argpartition(-likeness, _MOST_CANDIDATES)[:_MOST_CANDIDATES]
+                found, likeness = found[most], likeness[most]
+        yield found
 
 
 def _fitted(moved, fixed):

@@ -21,8 +21,7 @@ def learning_rate_factor(step, num_steps, schedule, warmup_steps):
         step: int tensor [], steps done in this phase.
         num_steps: Steps of the phase, int or int tensor [].
         schedule: `constant` or `cosine`.
-        warmup_steps: Steps of warm-up, at most `num_steps` (see `clip_warmup`), int or int tensor
-            []; 0 means none.
+        warmup_steps: Steps of warm-up, at most `num_steps`, int or int tensor []; 0 means none.
 
     Returns:
         float32 tensor [], no unit, in [0, 1].
@@ -50,23 +49,14 @@ def learning_rate_factor(step, num_steps, schedule, warmup_steps):
 def make_schedule(phase, num_steps):
     """Returns a function from the step in a phase, int tensor [], to its base learning rate.
 
+    However short the phase, two steps come after warm-up: one at the base rate, and one on which
+    cosine is below it.
+
     Args:
         phase: `tl_research.config.Phase`.
         num_steps: Steps of the whole phase.
     """
-    warmup_steps, _ = clip_warmup(phase.warmup_steps, num_steps)
+    warmup_steps = min(round(phase.warmup * num_steps), max(num_steps - 2, 0))
     return lambda step: (
         phase.learning_rate * learning_rate_factor(step, num_steps, phase.lr_schedule, warmup_steps)
-    )
-
-
-def clip_warmup(warmup_steps, num_steps):
-    """Returns (warm-up steps that fit into a phase of `num_steps` steps, a one-line warning or
-    None).
-    """
-    if warmup_steps <= num_steps:
-        return warmup_steps, None
-    return num_steps, (
-        f"--warmup_steps={warmup_steps} is longer than the phase; clipped to its {num_steps} "
-        "steps: only the last one takes the base learning rate."
     )

@@ -105,10 +105,12 @@ def save_reliability(path: str, drawn: dict[str, Any]) -> None:
 def save_learning_rates(path, rows, suggested):
     """Draws loss against learning rate, with the suggested rate marked.
 
+    The axis of the loss ends where training has clearly diverged.
+
     Args:
         path: PNG file to write.
         rows: dicts of learning_rate, loss and smoothed_loss.
-        suggested: A rate.
+        suggested: A rate, or None.
     """
     figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for name, style in (("loss", "."), ("smoothed_loss", "-")):
@@ -118,7 +120,10 @@ def save_learning_rates(path, rows, suggested):
             style,
             label=name.replace("_", " "),
         )
-    axis.axvline(suggested, color="gray", linestyle="--", label=f"suggested: {suggested:.2g}")
+    if suggested:
+        axis.axvline(suggested, color="gray", linestyle="--", label=f"suggested: {suggested:.2g}")
+    if rows and rows[0]["smoothed_loss"] > 0:
+        axis.set_ylim(0, 2 * rows[0]["smoothed_loss"])
     axis.set(xscale="log", xlabel="learning rate", ylabel="training loss")
     axis.legend()
     figure.savefig(path, dpi=120)

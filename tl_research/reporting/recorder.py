@@ -7,7 +7,6 @@ import sys
 import numpy as np
 
 from tl_research.files import csv_text
-from tl_research.optim import schedules
 from tl_research.reporting import pages
 from tl_research.reporting.plan_text import describe_phase
 from tl_research.training.events import (
@@ -67,9 +66,6 @@ class Recorder:
         pages.phase_begins(
             self._summaries, event.step, description, event.groups, event.phase.learning_rate
         )
-        _, warning = schedules.clip_warmup(event.phase.warmup_steps, event.num_steps)
-        if warning:
-            _warn(warning)
 
     def _steps_compiled(self, event):
         print(

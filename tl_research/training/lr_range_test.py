@@ -1,7 +1,7 @@
 """Tries rising learning rates on a phase that is ready to train, and leaves no trace of it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -13,28 +13,39 @@ from tl_research.training.state import TrainState
 RATES = np.geomspace(1e-6, 1.0, 100)
 _SMOOTHING = 0.9
 _DIVERGED = 4  # times the smallest smoothed loss
+_WINDOW = 13  # rates, a factor of 5 from first to last
+_LEAST_FALL = 0.1  # of the smoothed loss at the start
 
 
 def range_test(setup: PhaseSetup, state: TrainState) -> list[dict[str, float]]:
-    """Returns dicts of learning_rate, loss and smoothed_loss, until the loss explodes.
+    """Returns dicts of learning_rate, loss, start_loss and smoothed_loss, until the loss explodes.
 
-    Smith 2017, arXiv:1506.01186, section 3.3. Every step is undone.
+    Smith 2017, arXiv:1506.01186, section 3.3; but what each batch loses with the weights of the
+    start, with the same augmentation and dropout, is measured too: `start_loss`. The difference is
+    what the rates did. Batches differ by more than that in fine-tuning. `smoothed_loss` is the
+    moving average of the differences, above the mean start_loss. Every step is undone.
     """
-    classifier = setup.plan.classifier
-    values, slots = classifier.values(classifier.variables), setup.optimizer.state()
-    rows = list(_losses(setup, state))
-    classifier.assign(values)
-    setup.optimizer.load_state(slots)
+    plan, optimizer = setup.plan, setup.optimizer
+    values, slots = plan.classifier.values(plan.classifier.variables), optimizer.state()
+    rate = tf.Variable(0.0)
+    step = plan.step_maker(optimizer, setup.source, lambda step: rate)(plan.compiler.xla)
+
+    def undo():
+        plan.classifier.assign(values)
+        optimizer.load_state(slots)
+
+    start_losses = list(_losses(setup, state, step, rate, np.zeros_like(RATES)))
+    undo()
+    rows = list(_rows(start_losses, _losses(setup, state, step, rate, RATES)))
+    undo()
     return rows
 
 
-def _losses(setup, state) -> Iterator[dict[str, float]]:
-    rate, source = tf.Variable(0.0), setup.source
-    make = setup.plan.step_maker(setup.optimizer, source, lambda step: rate)
-    step = make(setup.plan.compiler.xla)
-    average, smallest, scaling = 0.0, math.inf, state.scaling
+def _losses(setup, state, step, rate, rates) -> Iterator[float]:
+    """Takes a step at each rate and yields its loss, until one is not finite."""
+    source, scaling = setup.source, state.scaling
     inputs = epoch_inputs(setup.plan, source, state.position.epoch + 1)
-    for number, value in enumerate(RATES):
+    for number, value in enumerate(rates):
         rate.assign(value)
         row = number % len(inputs.indices)
         streamed = None
@@ -46,25 +57,48 @@ def _losses(setup, state) -> Iterator[dict[str, float]]:
         # In float16 a step whose loss is not finite is skipped.
         if not totals["finite"] or not totals["examples"]:
             return
-        loss = float(totals["loss_sum"] / totals["examples"])
-        average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
-        smoothed = average / (1 - _SMOOTHING ** (number + 1))
-        yield {"learning_rate": float(value), "loss": loss, "smoothed_loss": smoothed}
+        yield float(totals["loss_sum"] / totals["examples"])
+
+
+def _rows(start_losses: list[float], losses: Iterable[float]) -> Iterator[dict[str, float]]:
+    average, smallest = 0.0, math.inf
+    for number, (rate, start_loss, loss) in enumerate(zip(RATES, start_losses, losses)):
+        average = _SMOOTHING * average + (1 - _SMOOTHING) * (loss - start_loss)
+        smoothed = float(np.mean(start_losses)) + average / (1 - _SMOOTHING ** (number + 1))
+        yield {
+            "learning_rate": float(rate),
+            "loss": loss,
+            "start_loss": start_loss,
+            "smoothed_loss": smoothed,
+        }
         smallest = min(smallest, smoothed)
         if smoothed > _DIVERGED * smallest:
             return
 
 
-def suggest(rates: list[float], losses: list[float]) -> float:
-    """Returns the rate at which the loss falls fastest per factor of the rate.
+def suggest(rows: list[dict[str, float]]) -> tuple[float | None, str]:
+    """Returns (the rate at which the loss falls fastest, "") or (None, why there is none).
 
-    Where it never falls, that is the first.
+    A line is fitted to the loss, less start_loss, over the logarithm of the rate in each window of
+    a factor of 5 up to the lowest smoothed loss, behind which training diverges. The middle of the
+    window with the steepest line is the answer.
 
     Args:
-        rates: Rising.
-        losses: Smoothed, one for each rate.
+        rows: What `range_test` returns.
     """
-    if len(rates) < 2:
-        return rates[0] if rates else math.nan
-    slopes = np.gradient(losses, np.log(rates))
-    return rates[int(np.argmin(slopes))]
+    if not rows:
+        return None, "the loss is not finite"
+    smoothed = [row["smoothed_loss"] for row in rows]
+    lowest = int(np.argmin(smoothed))
+    if smoothed[0] - smoothed[lowest] < _LEAST_FALL * abs(smoothed[0]):
+        return None, f"the loss falls by less than {_LEAST_FALL:.0%} before it rises"
+    rates = np.log([row["learning_rate"] for row in rows])
+    changes = np.array([row["loss"] - row["start_loss"] for row in rows])
+    ends = range(_WINDOW, max(lowest + 2, _WINDOW + 1))
+    windows = [slice(end - _WINDOW, end) for end in ends]
+    slopes = [np.polyfit(rates[window], changes[window], 1)[0] for window in windows]
+    steepest = windows[int(np.argmin(slopes))]
+    if steepest.start == 0 or steepest.stop == len(RATES):
+        edge = "lowest" if steepest.start == 0 else "highest"
+        return None, f"the loss falls fastest at the {edge} rates that are tried"
+    return rows[steepest.start + _WINDOW // 2]["learning_rate"], ""

@@ -15,7 +15,7 @@ class Objective:
     Attributes:
         answer: The kind of `answers.ANSWERS` that labels and logits are of.
         counted: {what `count` adds up: what the mean of it over the training images is called}.
-        refused: Settings that it does not follow: they must have their defaults.
+        refused: Settings that it does not follow: they must have their defaults, or be 0.
         identity: Lines that a run must share with its checkpoints, for what it reads besides.
     """
 

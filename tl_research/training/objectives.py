@@ -62,7 +62,8 @@ def make(config, train, make_own: Callable | None = None) -> Objective:
             f"Objective whose answer is that; derive it from {kinds[kind].__name__}"
         )
     for setting in objective.refused:
-        if (value := getattr(config, setting)) != getattr(type(config), setting):
+        value = getattr(config, setting)
+        if value and value != getattr(type(config), setting):
             raise UserError(
                 f"--{setting}={value} with {name}, which does not follow it; expected its "
                 "default; leave it out",

@@ -1,0 +1,160 @@
+"""How near the suggestions of `lr_find` are to the best rate of a small sweep.
+
+    python benchmarks/lr_find.py --data_dir=PHOTOS --output_json=FILE
+
+For each seed and number of training images, both phases of the default recipe: the range test and
+its suggestion, then a few epochs of the phase at each rate of a grid of half decades, from the same
+weights. The best rate has the lowest validation loss, on photographs that are not trained on.
+"""
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import tempfile
+import time
+
+import numpy as np
+
+from tl_research import cli
+from tl_research.config import Config
+from tl_research.errors import UserError
+from tl_research.files import write_atomically
+from tl_research.settings import check_fields, setting
+
+_SWEEP = tuple(10.0 ** (exponent / 2) for exponent in range(-10, -1))  # 1e-5 to 1e-1
+_HELD_OUT = 80  # photographs of each class; half are validation images
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The flags of this benchmark."""
+
+    data_dir: str | None = setting(None, "one folder per class; must be given", path="absolute")
+    backbone: str = setting("EfficientNetLite0", "a name from tl_research/models/backbones.py")
+    image_size: int = setting(96, "height and width in pixels that images are resized to")
+    images: tuple[int, ...] = setting((400, 10000), "training images, at most", low=10)
+    seeds: tuple[int, ...] = setting((0, 1, 2), "of the run and of the photographs", low=0)
+    epochs: int = setting(3, "of each phase at each rate of the sweep", low=1)
+    output_json: str | None = setting(None, "file for all numbers; None writes none")
+
+    def __post_init__(self):
+        check_fields(self)
+        if not self.data_dir:
+            raise UserError(
+                "--data_dir is missing; expected one folder of photographs per class; add "
+                "--data_dir=DIR"
+            )
+
+
+def measure(settings):
+    """Yields a dict for each phase of each run: its range test, and the validation loss of each
+    rate of the sweep.
+    """
+    for images in settings.images:
+        for seed in settings.seeds:
+            with tempfile.TemporaryDirectory() as place:
+                _copy_photographs(settings.data_dir, place, images, seed)
+                for row in _measure_run(settings, seed, place):
+                    yield {"images": images, "seed": seed, **row}
+
+
+def _copy_photographs(data_dir, place, images, seed):
+    """Makes `place`/validation and `place`/train, disjoint random choices of each class."""
+    classes = sorted(entry.name for entry in os.scandir(data_dir) if entry.is_dir())
+    for name in classes:
+        files = sorted(os.listdir(os.path.join(data_dir, name)))
+        random.Random(seed).shuffle(files)
+        end = _HELD_OUT + images // len(classes)
+        for side, chosen in (
+            ("validation", files[:_HELD_OUT]),
+            ("train", files[_HELD_OUT:end]),
+        ):
+            os.makedirs(os.path.join(place, side, name))
+            for file in chosen:
+                shutil.copy(os.path.join(data_dir, name, file), os.path.join(place, side, name))
+
+
+def _measure_run(settings, seed, place):
+    """Yields a dict for each phase of one run."""
+    from tl_research import experiment
+    from tl_research.training import loop, lr_range_test, phase
+
+    config = Config(
+        dataset="directory",
+        data_dir=os.path.join(place, "train"),
+        validation_dir=os.path.join(place, "validation"),
+        backbone=settings.backbone,
+        image_size=settings.image_size,
+        seed=seed,
+        workdir=os.path.join(place, "run"),
+    )
+    with experiment.opened(config) as opened:
+        ready = experiment.prepare(opened, time.perf_counter())
+        tell = loop.teller((ready.recorder,))
+        for index in ready.plan.left(ready.state):
+            setup = phase.prepare(ready.plan, index, ready.state, tell)
+            rows = lr_range_test.range_test(setup, ready.state)
+            losses = _sweep(setup, ready.state, settings.epochs)
+            yield {"phase": setup.phase.name, "range_test": rows, "validation_losses": losses}
+            if index == 0:
+                loop.train_phase(setup, ready.state, ready.resume, tell)
+
+
+def _sweep(setup, state, epochs):
+    """Returns the validation loss after `epochs` of the phase at each rate; leaves no trace."""
+    import tensorflow as tf
+
+    from tl_research.optim import schedules
+    from tl_research.training.batch import epoch_inputs
+
+    plan, optimizer, source = setup.plan, setup.optimizer, setup.source
+    classifier, steps = plan.classifier, plan.steps_per_epoch
+    values, slots = classifier.values(classifier.variables), optimizer.state()
+    factor = schedules.make_schedule(
+        dataclasses.replace(setup.phase, learning_rate=1.0), epochs * steps
+    )
+    rate, losses = tf.Variable(0.0), []
+    step = plan.step_maker(optimizer, source, lambda taken: rate * factor(taken))(plan.compiler.xla)
+    for each in _SWEEP:
+        rate.assign(each)
+        for epoch in range(epochs):
+            inputs = epoch_inputs(plan, source, epoch + 1)
+            step(inputs, 0, steps, epoch * steps, epoch * steps, None, state.scaling)
+        found = plan.objective.evaluate(setup.evaluate(), plan.validation.labels)
+        losses.append(found["loss"])
+        classifier.assign(values)
+        optimizer.load_state(slots)
+    return losses
+
+
+def table(rows):
+    """Returns the measured rows as a Markdown table."""
+    from tl_research.training import lr_range_test
+
+    lines = ["| images | seed | phase | suggested | best of the sweep | factor |", "|" + "---|" * 6]
+    for row in rows:
+        suggested, reason = lr_range_test.suggest(row["range_test"])
+        best = _SWEEP[int(np.nanargmin(row["validation_losses"]))]
+        factor = f"{suggested / best:.2g}" if suggested else ""
+        lines.append(
+            f"| {row['images']} | {row['seed']} | {row['phase']} | "
+            f"{f'{suggested:.1e}' if suggested else reason} | {best:.1e} | {factor} |"
+        )
+    return "\n".join(lines)
+
+
+def main():
+    settings = cli.config_from_flags(Settings)
+    rows = []
+    for row in measure(settings):
+        rows.append(row)
+        if settings.output_json:
+            write_atomically(settings.output_json, json.dumps(rows, indent=1) + "\n")
+    print(table(rows), flush=True)
+
+
+if __name__ == "__main__":
+    cli.define_flags(Settings)
+    cli.run(main)
