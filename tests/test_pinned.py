@@ -62,9 +62,10 @@ _COMMON = {
     "augment_views": 2,
     "precision": "float32",
     "xla": "off",
+    "data_audit": "off",
 }
 _FORMS = {
-    "cached": {"feature_cache": "memory", "checkpoint_every_steps": 2},
+    "cached": {"feature_cache": "memory", "checkpoint_every_steps": 2, "data_audit": "on"},
     "live": {"feature_cache": "off", "augment_views": 0},
     "streamed": {"feature_cache": "off", "cache_pixels": 0},
     "float16": {"precision": "mixed_float16"},

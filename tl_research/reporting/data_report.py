@@ -26,9 +26,12 @@ def report(
     Raises:
         StorageError: If the report cannot be written.
     """
+    nothing = {"cross_validation": None, "data_audit": None}
+    if plan.config.data_audit == "off":
+        return nothing
     if why := _why_not(plan, data):
         print(f"data audit: {why}", flush=True)
-        return {"cross_validation": None, "data_audit": None}
+        return nothing
     sides = {"train": data.train, "validation": data.validation}
     audit = data_audit.examine(
         np.concatenate([plan.cache.pooled(side) for side in sides]),
@@ -51,9 +54,7 @@ def report(
 
 
 def _why_not(plan, data):
-    """Returns why the images are not audited, or None."""
-    if plan.config.data_audit == "off":
-        return "off (--data_audit=off)"
+    """Returns why the images cannot be audited, or None."""
     if plan.objective.answer.name != "class":
         return "only of labels that are classes"
     count = len(data.train) + len(data.validation)
