@@ -56,7 +56,7 @@ def measure(settings):
     }
     num_classes = len(os.listdir(os.path.join(settings.folders, "train")))
     model = measuring.fit_model(config, "head", num_classes)
-    head = _train(model, sides, config.epochs[0])
+    head, first = _train(model, sides, config.epochs[0], STARTED)
     dense = model.layers[-1].get_weights()
     shared = time.perf_counter() - STARTED
     for column in settings.columns.split(","):
@@ -69,7 +69,8 @@ def measure(settings):
         start = time.perf_counter()
         copied_recipe.open_top(base_model)
         copied_recipe.compile_model(model, measuring.PHASES["finetune"][1])
-        selected = finetune = _train(model, sides, config.epochs[1])
+        finetune, more = _train(model, sides, config.epochs[1], start - shared)
+        selected = finetune
         if finetune["val_loss"] >= head["val_loss"]:  # as ours: the best of both phases
             selected = head
             model.set_weights(before)
@@ -80,24 +81,37 @@ def measure(settings):
             **selected,
             "selected_phase": "head" if selected is head else "finetune",
             "phases": {"head": head, "finetune": finetune},
+            "history": first + more,
             "test_loss": loss,
             "test_accuracy": accuracy,
         }
 
 
-def _train(model, sides, epochs):
-    """Trains all epochs and restores the weights of the best; returns their validation metrics."""
+def _train(model, sides, epochs, started):
+    """Trains all epochs and restores the weights of the best.
+
+    Returns:
+        (its validation metrics, those of each epoch with the seconds since `started`).
+    """
     # never stops: it restores
     best = keras.callbacks.EarlyStopping(patience=epochs, restore_best_weights=True)
+    times = []
+    clock = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: times.append(time.perf_counter() - started)
+    )
     history = model.fit(
         sides["train"],
         validation_data=sides["validation"],
         epochs=epochs,
         verbose=0,
-        callbacks=[best],
+        callbacks=[best, clock],
     ).history
-    epoch = min(range(epochs), key=history["val_loss"].__getitem__)
-    return {name: history[name][epoch] for name in ("val_loss", "val_accuracy")}
+    rows = [
+        {"seconds": seconds, "val_loss": loss, "val_accuracy": accuracy}
+        for seconds, loss, accuracy in zip(times, history["val_loss"], history["val_accuracy"])
+    ]
+    best = min(rows, key=lambda row: row["val_loss"])
+    return {name: best[name] for name in ("val_loss", "val_accuracy")}, rows
 
 
 def main():

@@ -8,9 +8,9 @@ some seeds.
 stops early; the weights with the lowest validation loss are restored after each phase, those of the
 head if fine-tuning was no better. Columns:
 
-    fit         as everybody writes it (`copied_recipe.py`), images read by
-    `image_dataset_from_directory` fit held    the same with BatchNorm statistics really held ours
-    `train.py` with `--augment_views` views, features cached
+    fit         as everybody writes it (`copied_recipe.py`), read by `image_dataset_from_directory`
+    fit held    the same with BatchNorm statistics really held
+    ours        `train.py` with `--augment_views` views, features cached
 
 Each seed has a split of its own, that of our run: `fit` gets the same files. A run of ours is a
 process of its own, and so are both columns of `fit` together: they share the head, which is the
@@ -114,7 +114,8 @@ def measure(settings):
                     }
                 )
             if missing := [column for column in _COLUMNS if column not in (*done, "ours")]:
-                for row in run_fit(settings, backbone, seed, place, missing):
+                split = os.path.join(place, "ours", "split.json")
+                for row in run_fit(settings, backbone, seed, place, split, missing):
                     add({**key, **row})
     return rows
 
@@ -169,7 +170,7 @@ def run_ours(settings, backbone, seed, workdir):
         "--patience=0",
         "--resume=never",
     ]
-    _finish(_start(command, stdout=subprocess.DEVNULL))
+    run_quietly(command)
     with open(os.path.join(workdir, "results.json")) as file:
         results = json.load(file)
     phases = {
@@ -188,13 +189,21 @@ def run_ours(settings, backbone, seed, workdir):
     }
 
 
-def run_fit(settings, backbone, seed, place, columns):
+def run_fit(settings, backbone, seed, place, split_path, columns):
     """Runs `fit_recipe.py` on the files of each side of our split.
 
     Yields what it writes of each column, when it does.
+
+    Args:
+        settings: What the flags of that program have.
+        backbone: NAME@SIZE.
+        seed: Of weights, order, augmentation and dropout.
+        place: A directory, for links to the images.
+        split_path: `split.json` of a run of ours.
+        columns: Of `fit_recipe.COLUMNS`.
     """
     folders = os.path.join(place, "images")
-    with open(os.path.join(place, "ours", "split.json")) as file:
+    with open(split_path) as file:
         split = json.load(file)
     shutil.rmtree(folders, ignore_errors=True)
     for entry in split["files"]:
@@ -219,6 +228,11 @@ def run_fit(settings, backbone, seed, place, columns):
         if line.startswith("{"):
             yield json.loads(line)
     _finish(process)
+
+
+def run_quietly(command):
+    """Runs a Python program to its end; raises UserError if that is not exit code 0."""
+    _finish(_start(command, stdout=subprocess.DEVNULL))
 
 
 def _start(command, **options):

@@ -63,7 +63,7 @@ def test_what_is_measured_is_written_at_once_and_not_measured_again(tmp_path, mo
         calls.append(("ours", seed))
         return {"seconds": 1.0}
 
-    def fit(settings, backbone, seed, place, columns):
+    def fit(settings, backbone, seed, place, split_path, columns):
         calls.append((*columns, seed))
         yield {"column": columns[0], "seconds": 2.0}
         if seed == 1 and len(columns) == 2:
@@ -111,7 +111,8 @@ print(json.dumps({"column": flags["columns"], "sides": sides}))
 """)
     monkeypatch.setattr(recipe_vs_fit, "HERE", str(tmp_path))
     settings = _settings(tmp_path)
-    (row,) = recipe_vs_fit.run_fit(settings, "Tiny@16", 0, str(place), ["fit held"])
+    split = str(place / "ours" / "split.json")
+    (row,) = recipe_vs_fit.run_fit(settings, "Tiny@16", 0, str(place), split, ["fit held"])
     photographs = tmp_path / "photographs" / "ant"
     sides = {"train": ["0.jpg", "1.jpg"], "validation": ["2.jpg"], "test": ["3.jpg"]}
     assert row == {
@@ -140,3 +141,7 @@ def test_fit_charges_both_columns_the_head_and_keeps_the_better_phase(
         losses = {name: phase["val_loss"] for name, phase in row["phases"].items()}
         assert row["val_loss"] == min(losses.values()) == losses[row["selected_phase"]]
         assert row["seconds"] > 0 and 0 <= row["test_accuracy"] <= 1
+        times = [epoch["seconds"] for epoch in row["history"]]
+        assert len(times) == 3 and times == sorted(times) and times[-1] < row["seconds"]
+        assert row["val_loss"] == min(epoch["val_loss"] for epoch in row["history"])
+    assert rows[0]["history"][:2] == rows[1]["history"][:2]

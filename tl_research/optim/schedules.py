@@ -10,9 +10,9 @@ def learning_rate_factor(step, num_steps, schedule, warmup_steps):
 
     With t = `step`, T = `num_steps`, W = `warmup_steps`:
 
-        t < W:                (t + 1) / W                                  (linear; the last warm-up
-        step has factor 1) t >= W, constant:     1 t >= W, cosine:       (1 + cos(pi (t - W) / (T -
-        W))) / 2          (1 at t = W, 0 at t = T)
+        t < W:             (t + 1) / W, linear; the last step of warm-up has factor 1
+        t >= W, constant:  1
+        t >= W, cosine:    (1 + cos(pi (t - W) / (T - W))) / 2, 1 at t = W and 0 at t = T
 
     Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5; here one cycle without restarts, to 0.
     Warm-up: Goyal et al. 2017, arXiv:1706.02677, section 2.2.

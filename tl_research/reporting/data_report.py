@@ -41,7 +41,7 @@ def report(
         data.classes,
     )
     path, shown = directory.file(*_CSV), audit.rows[:_SHOWN]
-    picture = pages.doubtful(shown, _images(sides.values(), audit.order[:_SHOWN]))
+    picture = pages.doubtful(shown, _images(data.train, data.validation, audit.order[:_SHOWN]))
     with storage_errors(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(directory.file("report", "data_audit.png"), "wb") as file:
@@ -68,16 +68,14 @@ def _why_not(plan, data):
     return None
 
 
-def _images(sides, places):
-    """Returns a list of uint8 [h, w, 3], the images at these places of the sides in a row."""
-    images = []
-    for place in places:
-        for examples in sides:
-            if place < len(examples):
-                images.append(np.asarray(examples.images([place])[0]))
-                break
-            place -= len(examples)
-    return images
+def _images(train, validation, places):
+    """Returns a list of uint8 [h, w, 3], the images at these places of both sides in a row."""
+    found = {}
+    for examples, first in ((train, 0), (validation, len(train))):
+        here = [place for place in places if first <= place < first + len(examples)]
+        if here:
+            found |= zip(here, examples.images([place - first for place in here]).numpy())
+    return [found[place] for place in places]
 
 
 def add_test(directory: RunDirectory, test: Examples, shares: np.ndarray, classes) -> None:

@@ -1,0 +1,44 @@
+"""When a user has which accuracy, from histories written down by hand."""
+
+import time_to_accuracy
+
+
+def _row(column, seed, history, test=0.9):
+    history = [{"seconds": at, "val_accuracy": value} for at, value in history]
+    return {
+        "column": column,
+        "seed": seed,
+        "history": history,
+        "val_accuracy": history[-1]["val_accuracy"],
+        "test_accuracy": test,
+    }
+
+
+ROWS = [
+    _row("instant", 0, [(20, 0.92)]),
+    _row("instant", 1, [(30, 0.90)], test=0.8),
+    _row("fit", 0, [(100, 0.8), (300, 0.91), (500, 0.91)]),
+    _row("fit", 1, [(100, 0.8), (600, 0.94)]),
+]
+
+
+def test_seconds_are_those_of_the_first_time():
+    history = ROWS[2]["history"]
+    assert time_to_accuracy.seconds_to(history, 0.8) == 100
+    assert time_to_accuracy.seconds_to(history, 0.9) == 300
+    assert time_to_accuracy.seconds_to(history, 0.95) is None
+
+
+def test_table_counts_seeds_and_compares_those_that_both_reach():
+    lines = time_to_accuracy.table(ROWS, 0.92).splitlines()
+    assert lines[0] == "| | what fit ends with | plus 2 points | 0.92 | validation | test |"
+    assert lines[2:] == [
+        "| instant | 20 s (1 of 2), 15.0 x (15.0-15.0) | never (0 of 2) | 20 s (1 of 2) | 0.910 | "
+        "0.850 |",
+        "| fit | 450 s (2 of 2) | never (0 of 2) | 600 s (1 of 2) | 0.925 | 0.900 |",
+    ]
+
+
+def test_picture_is_drawn(tmp_path):
+    time_to_accuracy.draw(str(tmp_path / "figure.png"), ROWS)
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
