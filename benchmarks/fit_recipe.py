@@ -38,7 +38,7 @@ class Settings:
     )
     backbone: str = setting("EfficientNetLite0", "NAME@SIZE")
     columns: str = setting(",".join(COLUMNS), "which to measure")
-    weights: str = setting("none", "imagenet or none; EfficientNetLite0 has its own")
+    weights: str = setting("none", "imagenet or none; EfficientNetLite has its own")
     epochs: str = setting("8,10", "of the head and of fine-tuning; at least 1")
     batch_size: int = setting(32, "images a step")
     seed: int = setting(0, "decides initial weights, order, augmentation and dropout")

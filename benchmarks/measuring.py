@@ -54,8 +54,8 @@ def make_config(settings, name, size, **more):
     same = {
         key: value for key, value in vars(settings).items() if key in Config.__dataclass_fields__
     }
-    # its weights come in a package
-    same["weights"] = "imagenet" if name == "EfficientNetLite0" else settings.weights
+    # their weights come in packages
+    same["weights"] = "imagenet" if name.startswith("EfficientNetLite") else settings.weights
     config = Config(
         **{"precision": "float32", **same, "backbone": name, "image_size": size, **more}
     )

@@ -56,7 +56,7 @@ class Settings:
         path="absolute",
     )
     backbones: str = setting("EfficientNetLite0@224,MobileNetV2@160", "NAME@SIZE, a list")
-    weights: str = setting("none", "imagenet or none; EfficientNetLite0 has its own")
+    weights: str = setting("none", "imagenet or none; EfficientNetLite has its own")
     precision: str = setting(
         "auto",
         "of our runs, as of train.py; fit is always float32",
@@ -141,8 +141,8 @@ def _read(settings):
 
 
 def _weights(settings, backbone):
-    # its weights come in a package
-    return "imagenet" if backbone.startswith("EfficientNetLite0@") else settings.weights
+    # their weights come in packages
+    return "imagenet" if backbone.startswith("EfficientNetLite") else settings.weights
 
 
 def run_ours(settings, backbone, seed, workdir):

