@@ -58,7 +58,7 @@ def pooled(config, classifier, examples):
     """Returns float32 [N, d], what the head is given of images that are not augmented."""
     views = features.Views(config.seed, 0, False)
     live = features.LiveSource(classifier, examples, classifier.head_boundary, views)
-    return features.compute_features(live, 1, config.batch_size).tensors[0].numpy()
+    return features.compute_features(live, config.batch_size).kept(0)[0].numpy()
 
 
 def exchanged(labels, count, num_classes, seed):

@@ -154,11 +154,8 @@ def _steps(settings, name, size, images, kind, tf_config):
             schedules.make_schedule(phase, settings.steps),
         )
         order = pipeline.epoch_order(config.seed, 1, len(source.examples))
-        epoch = EpochInputs(
-            *map(
-                tf.constant, (*pipeline.make_batches(order, config.batch_size), source.draws(0), 0)
-            )
-        )
+        parts = (*pipeline.make_batches(order, config.batch_size), source.of_view(0), 0)
+        epoch = EpochInputs(*tf.nest.map_structure(tf.constant, parts))
 
         def take(first, count):
             totals = step(epoch, first, count, first, first)

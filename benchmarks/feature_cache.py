@@ -92,7 +92,7 @@ def _measure_backbone(config, examples, num_classes, folder, rounds):
     for _ in range(rounds):
         clock = []  # of each batch
         filled = measuring.fill_cache(
-            config, classifier, examples, 1, lambda done, total: clock.append(time.perf_counter())
+            config, classifier, examples, lambda done, total: clock.append(time.perf_counter())
         )
         fills.append((clock[-1] - clock[0]) * len(clock) / (len(clock) - 1))
     rows = []

@@ -127,7 +127,7 @@ def measure_cell(settings, backbone, image_size, phase, kind, precision, xla):
     else:
         if kind == "cached":
             source = measuring.cached_source(
-                config, classifier, measuring.fill_cache(config, classifier, examples, 1)
+                config, classifier, measuring.fill_cache(config, classifier, examples)
             )
         epoch = measuring.our_epoch(config, phase, classifier, source, xla=xla)
     first = epoch()

@@ -134,7 +134,7 @@ def measure(settings):
             source = measuring.live_source(config, classifier, examples)
             if kind.startswith("cached"):
                 source = measuring.cached_source(
-                    config, classifier, measuring.fill_cache(config, classifier, examples, 1)
+                    config, classifier, measuring.fill_cache(config, classifier, examples)
                 )
             epochs[kind] = measuring.our_epoch(config, phase, classifier, source, same_batch=True)
             work[kind] = gflop_per_image(classifier, source)

@@ -2,6 +2,7 @@
 and the timing in turn.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -200,10 +201,11 @@ def our_steps(
         xla=xla,
     )
     indices, weights = pipeline.make_batches(np.arange(len(source.examples)), config.batch_size)
-    draws = source.draws(0)
+    of_view = source.of_view(0)
     if same_batch:
-        indices, draws = np.repeat(indices[:1], len(indices), axis=0), draws[:0]
-    epoch = EpochInputs(*map(tf.constant, (indices, weights, draws, 0)))
+        indices = np.repeat(indices[:1], len(indices), axis=0)
+        of_view = of_view if source.cached else of_view[:0]
+    epoch = EpochInputs(*tf.nest.map_structure(tf.constant, (indices, weights, of_view, 0)))
     return lambda **more: step(epoch, 0, len(indices), 0, 0, **more)
 
 
@@ -225,21 +227,27 @@ def live_source(config, classifier, examples, boundary=None):
     return features.LiveSource(classifier, examples, boundary or classifier.boundary(), views)
 
 
-def fill_cache(config, classifier, examples, num_views, progress=lambda done, total: None):
-    """Returns the `CachedSource` that a run fills from pixels, at the cheapest place before what
-    `classifier` has open.
+def fill_cache(config, classifier, examples, progress=lambda done, total: None):
+    """Returns the `CachedSource` that a run fills from pixels, with one view, at the cheapest place
+    before what `classifier` has open.
     """
-    views = features.Views(config.seed, num_views, bool(config.augmentation))
+    views = features.Views(config.seed, 1, bool(config.augmentation))
     boundary = classifier.graph.cheapest_boundary(classifier.boundary())
     live = features.LiveSource(classifier, examples, boundary, views)
-    return features.compute_features(live, num_views, config.batch_size, progress)
+    filled = features.compute_features(
+        live, config.batch_size, lambda view: contextlib.nullcontext(progress)
+    )
+    filled.kept(0)
+    return filled
 
 
 def cached_source(config, classifier, filled):
     """Returns what a phase trains on: features at, or before, its own boundary, from those that are
     kept.
     """
-    return features.derive_features(classifier, filled, classifier.boundary(), config.batch_size)
+    source = features.derive_features(classifier, filled, classifier.boundary(), config.batch_size)
+    source.kept(0)
+    return source
 
 
 class _EpochClock(keras.callbacks.Callback):

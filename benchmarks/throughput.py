@@ -113,7 +113,7 @@ def _our_epochs(config, phase, examples, num_classes):
     """
     classifier = measuring.make_classifier(config, phase, num_classes)
     source = measuring.live_source(config, classifier, examples)
-    draws = source.draws(0)
+    draws = source.of_view(0)
     indices, _ = pipeline.make_batches(range(len(examples)), config.batch_size)
 
     @tf.function

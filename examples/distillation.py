@@ -50,9 +50,9 @@ class _Distillation(CrossEntropy):
         source = plan.cache.live_source("train", plan.classifier.boundary())
         places = np.array_split(np.arange(len(plan.train)), plan.steps_per_epoch)
         for view in range(plan.cache.plan.views):
-            draws = source.draws(view)
+            draws = source.of_view(view)
             for row in places:
-                images = source.read(row, view, draws, plan.train.images(row))
+                images = source.read(row, draws, plan.train.images(row))
                 yield self._teach(images).numpy()
 
     def losses(self, logits, batch):

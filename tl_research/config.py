@@ -312,6 +312,13 @@ class Config:
         may_change=True,
         recorded=False,
     )
+    time_limit: float = setting(
+        0.0,
+        "seconds from the start of the program to the results: each phase is shortened to the "
+        "epochs that fit, and where features are cached the first epoch has the images as they "
+        "are; 0 does not",
+        low=0,
+    )
     checkpoint_every_steps: int = setting(
         0, "besides the epoch ends; 0 only there", low=0, may_change=True
     )

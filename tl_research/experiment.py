@@ -165,12 +165,12 @@ class Ready:
     recorder: Recorder
     precision: str
     substitutions: list[Substitution]
-    data_seconds: float
+    seconds: dict[str, float]  # of this process: until `prepare`, and of the data and the network
 
 
 def prepare(place: Place, started: float) -> Ready:
     """Returns a run with its data, network and plan, which is printed, and its state restored."""
-    directory, config = place.directory, place.config
+    directory, config, begun = place.directory, place.config, time.perf_counter()
     print(f"run directory: {os.path.realpath(directory.path)}", flush=True)
     recorded = directory.read_json("run.json") or {}
     precision, xla = environment.resolve_device(config, recorded)
@@ -180,8 +180,8 @@ def prepare(place: Place, started: float) -> Ready:
     data = _load_data(place, replacements)
     classifier = _make_classifier(place, data, replacements)
     config = _with_layers_of(classifier, config)
-    data_seconds = time.perf_counter() - started
-    plan = Plan(config, place.parts, classifier, data, directory, xla=xla)
+    seconds = {"start": begun - started, "data": time.perf_counter() - begun}
+    plan = Plan(config, place.parts, classifier, data, directory, xla=xla, started=started)
     plan.check()
     lines = plan_text.describe_run(plan, data, precision, replacements.used)
     print("\n".join(lines), flush=True)
@@ -210,13 +210,13 @@ def prepare(place: Place, started: float) -> Ready:
         recorder=recorder,
         precision=precision,
         substitutions=replacements.used,
-        data_seconds=data_seconds,
+        seconds=seconds,
     )
 
 
 def _where(plan, state):
     """Returns where a run goes on: its phase, epoch and step."""
-    phase = plan.phases[state.position.phase_index]
+    phase = plan.phase(state.position.phase_index, state)
     epoch = state.position.epoch + (not selection.over(state, phase))
     return f"phase {phase.name}, epoch {epoch}, step {state.position.global_step}"
 
@@ -316,15 +316,18 @@ def _finish(ready, started):
     plan, state, directory = ready.plan, ready.state, ready.place.directory
     final = plan.classifier.in_float32()  # what is saved, and so what the test number is of
     if state.past.test is None:
-        _read_test(ready, final)
+        with timed(state, "evaluate"):
+            _read_test(ready, final)
         ready.resume.save(state)  # from here on an interruption does not read the images again
     ready.place.replicas.close()  # what is left computes in each process for itself
-    artefacts.save_keras(final, ready.data, directory)
-    artefacts.save_temperature(state.past.calibration, directory)
+    with timed(state, "export"):
+        artefacts.save_keras(final, ready.data, directory)
+        artefacts.save_temperature(state.past.calibration, directory)
     summary = _results(ready)
-    _illustrate(ready)
-    seconds = {"total": time.perf_counter() - started, "data": ready.data_seconds}
-    summary["seconds"] = {**seconds, **state.past.run_seconds}
+    with timed(state, "figures"):
+        _illustrate(ready)
+    total = time.perf_counter() - started
+    summary["seconds"] = {"total": total, **ready.seconds, **state.past.run_seconds}
     summary = results.without_nan(summary)
     directory.write_json("results.json", summary)
     for substitution in ready.substitutions:
@@ -390,6 +393,9 @@ def _results(ready):
         "selected_phase": past.selected["phase"] if past.selected else None,
         "test": past.test,
         "head_start": past.head_start,
+        "time_limit": {"seconds": plan.config.time_limit, "epochs": past.time_limit}
+        if plan.config.time_limit
+        else None,
         **past.data_audit,
         "calibration": past.calibration,
         "classes": list(ready.data.classes),

@@ -57,6 +57,17 @@ class Signals:
         if self.number is not None:
             self._interrupt()
 
+    @contextlib.contextmanager
+    def released(self):
+        """Inside, within `held`, a signal is answered at once: nothing there must be whole."""
+        self._held = False
+        try:
+            if self.number is not None:
+                self._interrupt()
+            yield
+        finally:
+            self._held = True
+
     def _receive(self, number, frame):
         if self.number is not None:
             signal.signal(number, signal.SIG_DFL)

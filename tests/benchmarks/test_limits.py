@@ -18,7 +18,7 @@ def test_arithmetic_of_a_step_is_that_of_its_convolutions(tiny_backbone, make_ex
     live = limits.gflop_per_image(classifier, measuring.live_source(config, classifier, examples))
     assert live == pytest.approx(2e-9 * (block1 + 2 * block2 + 3 * block3))
     cached = measuring.cached_source(
-        config, classifier, measuring.fill_cache(config, classifier, examples, 1)
+        config, classifier, measuring.fill_cache(config, classifier, examples)
     )
     assert limits.gflop_per_image(classifier, cached) == pytest.approx(live - 2e-9 * block1)
 
@@ -62,7 +62,7 @@ def test_traffic_of_a_step_is_what_its_convolutions_read_and_write(tiny_backbone
     live = limits.bytes_per_image(classifier, measuring.live_source(config, classifier, examples))
     assert live == head + 4 * (block2 + 128 + 2 * block3 + 160)
     cached = measuring.cached_source(
-        config, classifier, measuring.fill_cache(config, classifier, examples, 1)
+        config, classifier, measuring.fill_cache(config, classifier, examples)
     )
     assert limits.bytes_per_image(classifier, cached) == live - 4 * block1
 

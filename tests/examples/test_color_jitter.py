@@ -53,8 +53,8 @@ def test_it_changes_no_number_of_the_others(tiny_backbone, make_examples):
         views = features.make_views(config, own)
         classifier = Classifier("Tiny", "none", 16, 3, augmentation=config.augmentation)
         source = features.LiveSource(classifier, make_examples(9), classifier.boundary(), views)
-        draws = source.draws(1)
-        read[augment] = draws, source.read(tf.range(9), 1, tf.constant(draws)).numpy()
+        draws = source.of_view(1)
+        read[augment] = draws, source.read(tf.range(9), tf.constant(draws)).numpy()
     (plain, expected), (more, received) = read.values()
     assert plain.shape == (9, len(COLUMNS)) and more.shape == (9, len(COLUMNS) + 3)
     np.testing.assert_array_equal(more[:, : len(COLUMNS)], plain)
@@ -95,17 +95,15 @@ def test_what_is_cached_is_what_live_steps_compute_from_memory_or_file(read, mak
     examples = make_examples(9)
     arrays = tuple(examples.pixels.numpy())
     live, streamed = read(examples), read(dataclasses.replace(examples, paths=arrays, pixels=None))
-    cached = features.compute_features(live, 2, 4)
+    cached = features.compute_features(live, 4)
     for view in (0, 1):
         rows = np.array([[7, 2, 2, 8]], np.int32)
-        draws = tf.constant(live.draws(view))
-        images = live.read(tf.constant(rows[0]), view, draws)
-        received = streamed.read(
-            tf.constant(rows[0]), view, draws, next(streamed.stream(rows, view))
-        )
+        draws = tf.constant(live.of_view(view))
+        images = live.read(tf.constant(rows[0]), draws)
+        received = streamed.read(tf.constant(rows[0]), draws, next(streamed.stream(rows, view)))
         np.testing.assert_array_equal(received, images)
         (expected,) = live.compute(images)
-        kept = cached.read(tf.constant(rows[0]), view, cached.draws(view))[0]
+        kept = cached.read(tf.constant(rows[0]), cached.of_view(view))[0]
         np.testing.assert_allclose(kept, expected, rtol=1e-5, atol=1e-5)
         assert np.abs(images.numpy() - examples.pixels.numpy()[rows[0]]).max() > 10
 

@@ -53,13 +53,13 @@ def take_steps(kind, rows, count=1, **kwargs):
     names, pixels = tuple(map(str, range(9))), tf.zeros([9, 16, 16, 3], tf.uint8)
     examples = Examples(names, names, np.arange(9, dtype=np.int32) % 3, 16, pixels)
     inputs, views = [tf.constant(_INPUTS)], Views(0, 0, False)
-    source = CachedSource(examples, classifier.boundary(), inputs, views)
+    source = CachedSource(examples, classifier.boundary(), lambda _: inputs, views, [tf.float32])
     optimizer = GroupedOptimizer(groups, "sgd", momentum=0.0)
     rate = tf.constant(0.5)
     step = kind(classifier, optimizer, source, CrossEntropy(), lambda _: rate, **kwargs)
     before = {path: variable.numpy() for path, variable in variables.items()}
     indices = tf.constant([rows], tf.int32)
-    epoch = EpochInputs(indices, tf.ones(indices.shape), tf.zeros([0, 7]), tf.constant(0))
+    epoch = EpochInputs(indices, tf.ones(indices.shape), inputs, tf.constant(0))
     totals = [step(epoch, 0, 1, number, number) for number in range(count)]
     after = {path: variable.numpy() for path, variable in variables.items()}
     return before, after, [{name: t.numpy() for name, t in each.items()} for each in totals]

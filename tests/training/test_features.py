@@ -1,5 +1,6 @@
 """Cached training is live training: the same numbers, computed once."""
 
+import contextlib
 import errno
 import os
 
@@ -59,7 +60,9 @@ def _losses(classifier, source, views, num_steps, num_examples=36, batch_size=8)
             pipeline.epoch_order(0, epoch, num_examples), batch_size
         )
         view = views.of_epoch(epoch)
-        inputs = EpochInputs(*map(tf.constant, (indices, weights, source.draws(view), view)))
+        inputs = EpochInputs(
+            *tf.nest.map_structure(tf.constant, (indices, weights, source.of_view(view), view))
+        )
         for row in range(len(indices)):
             totals = step(inputs, row, 1, len(losses), len(losses))
             losses.append(float(totals["loss_sum"] / totals["examples"]))
@@ -74,19 +77,16 @@ def test_losses_of_20_cached_steps_equal_live_ones(tiny_backbone, make_examples,
     expected = _losses(live, features.LiveSource(live, examples, live.boundary(), views), views, 20)
     cached = _classifier(unfreeze)
     base = features.LiveSource(cached, examples, ("block2_relu",), views)
-    stored = features.compute_features(base, 2, 8)
+    stored = features.compute_features(base, 8)
     source = features.derive_features(cached, stored, cached.boundary(), 8)
     assert source.boundary == cached.boundary() and source.cached and not source.streamed
     received = _losses(cached, source, views, 20)
     np.testing.assert_allclose(received, expected, rtol=1e-5)
     assert len(set(expected)) == 20
-    one_view = features.CachedSource(
-        examples, stored.stored, [stored.tensors[0][:36]] * 1, features.Views(0, 1, True)
-    )
     other = _classifier(unfreeze)
     without = _losses(
         other,
-        features.derive_features(other, one_view, other.boundary(), 8),
+        features.derive_features(other, stored, other.boundary(), 8),
         features.Views(0, 1, True),
         20,
     )
@@ -94,25 +94,34 @@ def test_losses_of_20_cached_steps_equal_live_ones(tiny_backbone, make_examples,
     assert np.abs(np.array(without[5:10]) / expected[5:10] - 1).max() > 1e-4
 
 
-def _fetch(source, *arguments):
-    return source.compute(source.read(*arguments))
+def _fetch(source, rows, view, streamed=None):
+    return source.compute(source.read(rows, source.of_view(view), streamed))
 
 
-def test_features_lie_view_by_view_in_the_order_of_the_examples(tiny_backbone, make_examples):
+def test_a_view_is_computed_when_it_is_first_used(tiny_backbone, make_examples):
     examples, views, classifier = make_examples(11), features.Views(7, 3, True), _classifier()
     seen = []
+
+    @contextlib.contextmanager
+    def bar(view):
+        yield lambda *counts: seen.append((view, *counts))
+
     source = features.LiveSource(classifier, examples, ("block1_relu", "block2_relu"), views)
-    cached = features.compute_features(source, 3, 4, lambda *counts: seen.append(counts))
-    first, second = cached.tensors
-    assert first.shape == (33, 8, 8, 6) and second.shape == (33, 4, 4, 8)
-    assert seen == [(done, 9) for done in range(1, 10)]
+    cached = features.compute_features(source, 4, bar)
+    later = features.derive_features(classifier, cached, ("block2_bn",), 4)
+    assert seen == []
+    first, second = cached.kept(2)
+    assert first.shape == (11, 8, 8, 6) and second.shape == (11, 4, 4, 8)
+    cached.of_view(2)
+    later.of_view(2)
+    assert seen == [(2, done, 3) for done in range(1, 4)]
     images = classifier.augmentation.apply_draws(
         examples.pixels, tf.constant(pipeline.augmentation_draws(7, 2, 11, 7))
     )
     expected = classifier.frozen_part(("block2_relu",))(images)[0]
-    np.testing.assert_allclose(second[22:], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(second, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(
-        _fetch(cached, tf.constant([10, 3]), tf.constant(2), None)[1], tf.gather(second, [32, 25])
+        _fetch(cached, tf.constant([10, 3]), 2)[1], tf.gather(second, [10, 3])
     )
 
 
@@ -120,11 +129,12 @@ def test_filling_the_cache_again_gives_equal_bits(tiny_backbone, make_examples):
     examples, views = make_examples(11), features.Views(0, 2, True)
     first, second = (
         features.compute_features(
-            features.LiveSource(_classifier(), examples, ("block2_relu",), views), 2, 4
-        ).tensors[0]
+            features.LiveSource(_classifier(), examples, ("block2_relu",), views), 4
+        )
         for _ in range(2)
     )
-    np.testing.assert_array_equal(first, second)
+    for view in (1, 0):
+        np.testing.assert_array_equal(first.kept(view)[0], second.kept(view)[0])
 
 
 @pytest.mark.parametrize("boundary", [None, ("block2_bn",), ("block1_relu",)])
@@ -132,18 +142,16 @@ def test_derived_features_equal_recomputed_ones(tiny_backbone, make_examples, bo
     examples, views, classifier = make_examples(11), features.Views(0, 2, True), _classifier()
     boundary = boundary or classifier.head_boundary
     base = features.compute_features(
-        features.LiveSource(classifier, examples, ("block1_relu",), views), 2, 4
+        features.LiveSource(classifier, examples, ("block1_relu",), views), 4
     )
     derived = features.derive_features(classifier, base, boundary, 4)
     recomputed = features.compute_features(
-        features.LiveSource(classifier, examples, boundary, views), 2, 4
-    ).tensors
+        features.LiveSource(classifier, examples, boundary, views), 4
+    )
     for view in (0, 1):
         rows = tf.constant([10, 0, 5])
-        for received, expected in zip(_fetch(derived, rows, tf.constant(view), None), recomputed):
-            np.testing.assert_allclose(
-                received, tf.gather(expected, rows + 11 * view), rtol=1e-4, atol=1e-5
-            )
+        for received, expected in zip(_fetch(derived, rows, view), recomputed.kept(view)):
+            np.testing.assert_allclose(received, tf.gather(expected, rows), rtol=1e-4, atol=1e-5)
 
 
 def test_features_that_float16_cannot_hold_are_refused():
@@ -165,18 +173,16 @@ def test_derived_features_are_those_of_the_weights_of_now(tiny_backbone, make_ex
     """
     examples, views, classifier = make_examples(6), features.Views(0, 0, False), _classifier()
     base = features.compute_features(
-        features.LiveSource(classifier, examples, ("block2_relu",), views), 1, 4
+        features.LiveSource(classifier, examples, ("block2_relu",), views), 4
     )
-    features.derive_features(classifier, base, classifier.head_boundary, 4)
+    features.derive_features(classifier, base, classifier.head_boundary, 4).kept(0)
     kernel = classifier.variables["backbone/block3_conv/kernel"]
     kernel.assign(kernel * 2.0 + 0.1)
     derived = features.derive_features(classifier, base, classifier.head_boundary, 4)
     expected = features.compute_features(
-        features.LiveSource(classifier, examples, classifier.head_boundary, views), 1, 4
-    ).tensors[0]
-    np.testing.assert_allclose(
-        _fetch(derived, tf.range(6), tf.constant(0), None)[0], expected, rtol=1e-4, atol=1e-5
-    )
+        features.LiveSource(classifier, examples, classifier.head_boundary, views), 4
+    ).kept(0)[0]
+    np.testing.assert_allclose(_fetch(derived, tf.range(6), 0)[0], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(None, 0), ("float16", 1e-3), ("bfloat16", 8e-3)])
@@ -191,20 +197,19 @@ def test_features_on_disk_and_in_fewer_bits_are_those_in_memory(
     live = features.LiveSource(classifier, examples, ("block1_relu",), views)
     storage = features.Storage(str(tmp_path) if on_disk else None, dtype)
     expected = features.derive_features(
-        classifier, features.compute_features(live, 2, 4), ("block2_bn",), 4
+        classifier, features.compute_features(live, 4), ("block2_bn",), 4
     )
-    base = features.compute_features(live, 2, 4, storage=storage)
+    base = features.compute_features(live, 4, storage=storage)
     source = features.derive_features(classifier, base, ("block2_bn",), 4, storage)
+    (kept,) = base.kept(1)
+    assert kept.dtype == (dtype or "float32") and kept.shape == (11, 8, 8, 6)
     # the files have no names
     assert source.streamed == base.streamed == on_disk and not list(tmp_path.iterdir())
-    assert base.tensors[0].dtype == (dtype or "float32") and base.tensors[0].shape == (22, 8, 8, 6)
     rows = np.array([[10, 0, 5], [3, 3, 1]], np.int32)
     streamed = list(source.stream(rows, 1)) if on_disk else [None, None]
     for row, brought in zip(rows, streamed, strict=True):
         (received,), (wanted,) = (
-            _fetch(
-                each, tf.constant(row), tf.constant(1), None, brought if each is source else None
-            )
+            _fetch(each, tf.constant(row), 1, brought if each is source else None)
             for each in (source, expected)
         )
         assert received.dtype == tf.float32
@@ -220,5 +225,5 @@ def test_disk_without_room_is_a_storage_error(tiny_backbone, make_examples, tmp_
         _classifier(), make_examples(3), ("block1_relu",), features.Views(0, 1, True)
     )
     with pytest.raises(StorageError, match="No space left on device"):
-        features.compute_features(live, 1, 4, storage=features.Storage(str(tmp_path)))
+        features.compute_features(live, 4, storage=features.Storage(str(tmp_path))).kept(0)
     assert not list(tmp_path.iterdir())

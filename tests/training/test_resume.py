@@ -1,5 +1,6 @@
 """A resumed run is an unbroken one, wherever it was broken off, or it is refused."""
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -176,11 +177,12 @@ def test_signal_while_the_cache_is_filled_ends_the_run_at_once(run, monkeypatch)
         patch.setattr(
             features,
             "compute_features",
-            lambda source, views, size, progress, storage: compute(
+            lambda source, size, bar, storage=features.Storage(): compute(
                 source,
-                views,
                 size,
-                lambda done, total: signal.raise_signal(signal.SIGTERM),
+                lambda view: contextlib.nullcontext(
+                    lambda done, total: signal.raise_signal(signal.SIGTERM)
+                ),
                 storage,
             ),
         )

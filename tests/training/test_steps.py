@@ -52,7 +52,9 @@ def _make_step(
     source = (
         features.LiveSource(classifier, examples, boundary, views)
         if tensors is None
-        else features.CachedSource(examples, boundary, [tf.constant(tensors)], views)
+        else features.CachedSource(
+            examples, boundary, lambda _: [tf.constant(tensors)], views, [tf.float32]
+        )
     )
     rate_at = schedules.make_schedule(Phase("p", 1, "0%", rate, 0, warmup, schedule), num_steps)
     return kind(classifier, optimizer, source, loss or objective.CrossEntropy(), rate_at)
@@ -64,7 +66,7 @@ def _call(step, indices, weights=None, first=0, count=None, done=0, scale=None, 
         np.ones(indices.shape, np.float32) if weights is None else np.array(weights, np.float32)
     )
     epoch = EpochInputs(
-        tf.constant(indices), tf.constant(weights), tf.zeros([0, 7]), tf.constant(0), mix
+        tf.constant(indices), tf.constant(weights), step.source.of_view(0), tf.constant(0), mix
     )
     totals = step(
         epoch,

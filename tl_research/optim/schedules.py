@@ -54,9 +54,14 @@ def make_schedule(phase, num_steps):
 
     Args:
         phase: `tl_research.config.Phase`.
-        num_steps: Steps of the whole phase.
+        num_steps: Steps of the whole phase: a number, or a variable that may change between steps.
     """
-    warmup_steps = min(round(phase.warmup * num_steps), max(num_steps - 2, 0))
-    return lambda step: (
-        phase.learning_rate * learning_rate_factor(step, num_steps, phase.lr_schedule, warmup_steps)
-    )
+
+    def rate_at(step):
+        steps = tf.convert_to_tensor(num_steps, tf.int64)
+        share = tf.cast(tf.round(phase.warmup * tf.cast(steps, tf.float64)), tf.int64)
+        warmup_steps = tf.minimum(share, tf.maximum(steps - 2, 0))
+        factor = learning_rate_factor(step, steps, phase.lr_schedule, warmup_steps)
+        return phase.learning_rate * factor
+
+    return rate_at

@@ -76,7 +76,11 @@ def describe_run(plan, data, precision, substitutions):
         *(f"substitution: {substitution.text}" for substitution in substitutions),
     ]
     optimizer = "make_optimizer" if plan.parts.make_optimizer else config.optimizer
-    for phase in plan.phases:
+    trained = [phase for phase in plan.phases if phase.epochs]
+    if not trained:
+        start = "the closed-form start" if config.head_init == "lda" else "the random head"
+        lines.append(f"plan: nothing is trained; {start} is exported")
+    for phase in trained:
         better = "lower" if lower_is_better(config.select_by) else "higher"
         stop = f"early stop after {phase.patience} without a {better} {config.select_by}"
         lines.append(

@@ -16,6 +16,7 @@ from tl_research.training.events import (
     HeadStarted,
     PhaseBegan,
     PhaseEnded,
+    PhaseLaidOut,
     StepsCompiled,
 )
 
@@ -40,6 +41,7 @@ class Recorder:
             HeadStarted: self._head_started,
             PhaseBegan: self._phase_began,
             StepsCompiled: self._steps_compiled,
+            PhaseLaidOut: self._phase_laid_out,
             CallEnded: self._call_ended,
             EpochEnded: self._epoch_ended,
             PhaseEnded: self._phase_ended,
@@ -74,6 +76,18 @@ class Recorder:
             flush=True,
         )
         self._summaries.graph("train", f"step/{event.phase.name}", event.graph, event.step)
+
+    def _phase_laid_out(self, event):
+        name, asked = event.phase.name, event.phase.epochs
+        print(
+            f"time limit {event.seconds:g} s: "
+            + (
+                f"{name} shortened to {event.epochs} of {asked} epochs"
+                if event.epochs < asked
+                else f"all {asked} epochs of {name} fit"
+            ),
+            flush=True,
+        )
 
     def _call_ended(self, event):
         totals = event.totals

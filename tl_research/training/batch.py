@@ -15,7 +15,7 @@ class EpochInputs(NamedTuple):
 
     indices: tf.Tensor  # int32 [S, B], its batches
     weights: tf.Tensor  # float32 [S, B]: 1, or 0 for filling
-    draws: tf.Tensor  # of its view, as the source's `draws` returns them
+    of_view: Any  # as the source's `of_view` returns it: draws, or cached features
     view: tf.Tensor  # int32 scalar
     mix: Mix | None = None  # what images are blended with; of live sources only
 
@@ -63,7 +63,7 @@ def batches(step, epoch: EpochInputs, row, rows, global_step) -> Callable[[], Ba
             [indices, weights, rows, mask]
         )
         mix = epoch.mix and tf.nest.map_structure(lambda rows: tf.gather(rows, own), epoch.mix)
-        inputs = step.source.read(own, epoch.view, epoch.draws, own_rows, mix)
+        inputs = step.source.read(own, epoch.of_view, own_rows, mix)
         labels = tf.gather(step.labels, own)
         batch = Batch(inputs, labels, own_weights, count, own, epoch.view, global_step, own_mask)
         if mix is None:
@@ -85,7 +85,8 @@ def epoch_inputs(plan, source, epoch: int) -> EpochInputs:
     if views.mixing:
         draws = views.mixing.draws(config.seed, epoch, num_examples, config.image_size)
         mix = tf.nest.map_structure(tf.constant, draws)
-    return EpochInputs(*map(tf.constant, (indices, weights, source.draws(view), view)), mix)
+    parts = (indices, weights, source.of_view(view), view)
+    return EpochInputs(*tf.nest.map_structure(tf.constant, parts), mix)
 
 
 def first_batch(plan) -> tuple[tf.Tensor, tf.Tensor]:
@@ -95,7 +96,7 @@ def first_batch(plan) -> tuple[tf.Tensor, tf.Tensor]:
     row = tf.boolean_mask(epoch.indices[0], epoch.weights[0] > 0)
     mix = epoch.mix and tf.nest.map_structure(lambda of_all: tf.gather(of_all, row), epoch.mix)
     pixels = plan.train.images(row.numpy())
-    images = live.read(row, epoch.view, epoch.draws, pixels, mix)
+    images = live.read(row, epoch.of_view, pixels, mix)
     return images.numpy(), plan.classifier.preprocessing(images)
 
 

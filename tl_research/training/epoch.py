@@ -9,7 +9,7 @@ import numpy as np
 from tl_research.training.batch import epoch_inputs, stack
 from tl_research.training.phase import PhaseSetup
 from tl_research.training.resume import Resume
-from tl_research.training.state import TrainState
+from tl_research.training.state import TrainState, timed
 
 
 class Call(NamedTuple):
@@ -26,7 +26,8 @@ def calls(setup: PhaseSetup, state: TrainState, resume: Resume) -> Iterator[Call
     The caller adds it to the state before the next one: where to go on is read there, and where to
     end a call for a checkpoint that is due, or for the profiler.
     """
-    inputs = epoch_inputs(setup.plan, setup.source, state.position.epoch + 1)
+    with timed(state, "features"), resume.signals.released():
+        inputs = epoch_inputs(setup.plan, setup.source, state.position.epoch + 1)
     stream = None
     if setup.source.streamed:
         left = inputs.indices[state.position.epoch_step :].numpy()

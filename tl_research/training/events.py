@@ -49,6 +49,15 @@ class StepsCompiled:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class PhaseLaidOut:
+    """It was decided how many epochs of a phase `--time_limit` leaves room for."""
+
+    phase: Phase  # as it was asked for
+    epochs: int  # that it will have
+    seconds: float  # the limit
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class CallEnded:
     """A call of the compiled loop took steps."""
 
@@ -93,5 +102,7 @@ class PhaseEnded:
     kept: dict[str, Any] | None  # best of the phases before, if that is better
 
 
-Event = HeadStarted | PhaseBegan | StepsCompiled | CallEnded | EpochEnded | PhaseEnded
+Event = (
+    HeadStarted | PhaseBegan | StepsCompiled | PhaseLaidOut | CallEnded | EpochEnded | PhaseEnded
+)
 Observer = Callable[[Event], None]

@@ -2,8 +2,11 @@
 each phase reads.
 """
 
+import contextlib
 import dataclasses
 import math
+import time
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -51,7 +54,8 @@ class FeatureCache:
 
     Attributes:
         plan: `CachePlan`.
-        views: As given.
+        views: As given; with --time_limit, where features are kept, the images as they are first.
+        view_seconds: What the last computed view of the training images took, or 0.
 
     Raises:
         UserError: If what --feature_cache=memory asks for does not fit.
@@ -62,17 +66,23 @@ class FeatureCache:
         dtype = None if config.cache_dtype == "auto" else config.cache_dtype
         on_disk = config.feature_cache == "disk"
         self._storage = features.Storage(directory if on_disk else None, dtype)
-        self.views = views
-        plain = features.Views(config.seed, 0, False)
         self._examples = {"train": train, "validation": validation, "plain": train}
-        self._views = {"train": views, "validation": plain, "plain": plain}
-        self.plan = self._decide(dtype or classifier.graph.dtype(boundary[0]), on_disk)
-        self._num_views = {
-            "train": 0 if self.plan.live else self.plan.views,
-            "validation": int(self.plan.validation),
-            "plain": 0,
+        dtype = dtype or classifier.graph.dtype(boundary[0])
+        self.views = dataclasses.replace(
+            views, plain_first=bool(config.time_limit and config.augment_views and views.augmented)
+        )
+        self.plan = self._decide(dtype, on_disk)
+        if self.plan.live and self.views.plain_first:
+            self.views = views
+            self.plan = self._decide(dtype, on_disk)
+        plain = features.Views(config.seed, 0, False)
+        self._views = {"train": self.views, "validation": plain, "plain": plain}
+        self._cached = {
+            "train": not self.plan.live,
+            "validation": self.plan.validation,
+            "plain": False,
         }
-        self._kept, self._pooled = {}, {}
+        self._kept, self._pooled, self.view_seconds = {}, {}, 0.0
 
     def _decide(self, dtype, on_disk):
         config, shapes = self._config, tuple(map(self._classifier.graph.shape, self._boundary))
@@ -103,7 +113,10 @@ class FeatureCache:
             "off": asked == "off",
             "mixing": bool(plan.mixing),
             "fresh": augmented and not self._config.augment_views,
-            "would not pay": asked == "auto" and augmented and plan.views >= plan.epochs,
+            "would not pay": asked == "auto"
+            and augmented
+            and plan.views >= plan.epochs
+            and not self.views.plain_first,
             "too large": not plan.on_disk and plan.total_bytes > plan.allowed_bytes,
         }
         why = next((reason for reason, holds in reasons.items() if holds), None)
@@ -125,23 +138,37 @@ class FeatureCache:
     def source(self, side, boundary):
         """Returns the source of the tensors of a side, `train` or `validation`, at a boundary.
 
-        Raises:
-            StorageError: If the disk is full.
+        A view is computed when it is first used, which raises StorageError if the disk is full.
         """
-        if not self._num_views[side]:
+        if not self._cached[side]:
             return self.live_source(side, boundary)
         if side not in self._kept:
-            with progress_bar(f"features of {side}") as progress:
-                self._kept[side] = features.compute_features(
-                    self.live_source(side, self._boundary),
-                    self._num_views[side],
-                    self._config.batch_size,
-                    progress,
-                    self._storage,
-                )
+            self._kept[side] = features.compute_features(
+                self.live_source(side, self._boundary),
+                self._config.batch_size,
+                lambda view: self._bar(side, view),
+                self._storage,
+            )
         return features.derive_features(
             self._classifier, self._kept[side], boundary, self._config.batch_size, self._storage
         )
+
+    @contextlib.contextmanager
+    def _bar(self, side, view):
+        start = time.perf_counter()
+        with progress_bar(f"features of {side}, view {view + 1}") as progress:
+            yield progress
+        if side == "train":
+            self.view_seconds = time.perf_counter() - start
+
+    def are_new(self, epochs: Sequence[int]) -> list[bool]:
+        """Returns, for each of some epochs in a row, whether a view is computed before it."""
+        views = [self.views.of_epoch(epoch) for epoch in epochs]
+        source = self._kept.get("train")
+        return [
+            source is not None and not source.has(view) and view not in views[:number]
+            for number, view in enumerate(views)
+        ]
 
     def pooled(self, side: str) -> np.ndarray:
         """Returns float32 [N, d], what the head is given of each image as it is, not augmented,
@@ -156,18 +183,21 @@ class FeatureCache:
 
     def _compute_pooled(self, side):
         boundary, batch_size = self._classifier.head_boundary, self._config.batch_size
-        if side == "train" and (self.views.augmented or not self._num_views[side]):
+        augmented = self.views.augmented and not self.views.plain_first
+        if side == "train" and (augmented or not self._cached[side]):
             side = "plain"
-        if self._num_views[side]:
+        if self._cached[side]:
             source = self.source(side, boundary)
         else:
-            with progress_bar(f"features of {side} images") as progress:
-                live = self.live_source(side, boundary)
-                source = features.compute_features(live, 1, batch_size, progress)
-        compute = tf.function(lambda rows: _pooled(source.compute(source.rows(rows))))
+            live = self.live_source(side, boundary)
+            source = features.compute_features(
+                live, batch_size, lambda view: progress_bar(f"features of {side} images")
+            )
+        compute = tf.function(lambda tensors: _pooled(source.compute(tensors)))
         count = len(source.examples)
         batches, _ = pipeline.make_batches(np.arange(count), batch_size)
-        return np.concatenate([compute(tf.constant(rows)).numpy() for rows in batches])[:count]
+        pooled = [compute(source.rows(rows, view=0)).numpy() for rows in batches]
+        return np.concatenate(pooled)[:count]
 
 
 def _pooled(tensors):

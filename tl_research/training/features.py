@@ -6,6 +6,7 @@ computed once. The cache holds the tensors at the earliest boundary of all phase
 boundaries later derives its own from them.
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping
@@ -26,18 +27,24 @@ _LARGEST_FLOAT16 = 65504.0
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """Which augmented version of the images an epoch uses; 0 views: a fresh one every epoch."""
+    """Which augmented version of the images an epoch uses; 0 views: a fresh one every epoch.
+
+    With `plain_first` the first epoch has the images as they are, view 0.
+    """
 
     seed: int
     num_views: int
     augmented: bool
     operations: tuple[Operation, ...] = ()  # an extension's, which follow the built-in ones
     mixing: Mixing | None = None  # what blends the images in the end
+    plain_first: bool = False
 
     def of_epoch(self, epoch):
         """Returns the view of a global epoch, counted from 1."""
         if not self.augmented:
             return 0
+        if self.plain_first:
+            return 1 + (epoch - 2) % self.num_views if epoch > 1 else 0
         return (epoch - 1) % self.num_views if self.num_views else epoch - 1
 
     def used(self, num_epochs):
@@ -49,7 +56,7 @@ class Views:
 
         Those of the built-in operations stand first, then those of each other one.
         """
-        if not self.augmented:
+        if not self.augmented or (self.plain_first and view == 0):
             return np.zeros((0, len(COLUMNS)), np.float32)
         streams = [(len(COLUMNS), None), *((own.columns, own.name) for own in self.operations)]
         tables = [
@@ -144,9 +151,9 @@ class LiveSource:
         """Whether the caller has to bring what `stream` yields for each batch."""
         return self.examples.pixels is None
 
-    def draws(self, view):
-        """Returns what `read` needs for a view: float32 [N, columns], or [0, columns] for images as
-        they are.
+    def of_view(self, view):
+        """Returns what `lookup` and `read` need of a view: float32 [N, columns], the draws, or
+        [0, columns] for images as they are.
         """
         return self.views.draws(view, len(self.examples))
 
@@ -154,26 +161,25 @@ class LiveSource:
         """Yields what `read` needs as `streamed` for each row of `indices` [S, B]."""
         return self.examples.stream(indices)
 
-    def lookup(self, indices, view):
+    def lookup(self, indices, of_view):
         """Returns what `stream` would yield for one row, where it is in memory."""
         return tf.gather(self.examples.pixels, indices)
 
-    def read(self, indices, view, draws, streamed=None, mix=None):
+    def read(self, indices, of_view, streamed=None, mix=None):
         """Returns augmented images, float32 [B, H, W, 3]: what XLA need not compile.
 
         Args:
             indices: int32 [B], places of the examples.
-            view: Not used: the draws are those of the view.
-            draws: float32 [N, columns], or [0, columns] for images as they are.
+            of_view: What the method of that name returned: draws.
             streamed: uint8 [B, H, W, 3], the pixels; where they are in memory, they are looked up
                 by default.
             mix: `mixing.Mix` of these examples, or None.
         """
         images = self._augmented(
-            self.lookup(indices, view) if streamed is None else streamed, indices, draws
+            self.lookup(indices, of_view) if streamed is None else streamed, indices, of_view
         )
         if mix is not None:
-            others = self._augmented(self.lookup(mix.partners, view), mix.partners, draws)
+            others = self._augmented(self.lookup(mix.partners, of_view), mix.partners, of_view)
             images = self.views.mixing.blend(images, others, mix)
         return images
 
@@ -196,60 +202,53 @@ class CachedSource:
     Args:
         examples: `Examples`.
         stored: Names of the tensors kept.
-        tensors: List of [num_views * N, ...], one for each name: tensors or, on disk, `np.memmap`;
-            row `view * N + i` is example i.
+        fill: Returns those of a view, a list of [N, ...], one for each name: tensors or, on disk,
+            `np.memmap`. It is called when a view is first used.
         views: `Views`.
-        then: `FrozenPart` from `stored` to the boundary, or None where they are the same.
         dtypes: Types that the tensors are computed with, where they are kept in others.
+        streamed: Whether they are on disk.
+        then: `FrozenPart` from `stored` to the boundary, or None where they are the same.
     """
 
     cached = True
 
-    def __init__(self, examples, stored, tensors, views, then=None, dtypes=None):
-        self.examples, self.stored, self.tensors, self.views, self._then = (
-            examples,
-            tuple(stored),
-            tensors,
-            views,
-            then,
-        )
-        self.dtypes = dtypes or [tensor.dtype for tensor in tensors]
+    def __init__(self, examples, stored, fill, views, dtypes, *, streamed=False, then=None):
+        self.examples, self.stored, self.views, self.dtypes = examples, tuple(stored), views, dtypes
+        self.streamed, self._fill, self._then, self._kept = streamed, fill, then, {}
         self.boundary = then.outputs if then else self.stored
 
-    @property
-    def streamed(self):
-        """As of `LiveSource`: whether the features are on disk."""
-        return isinstance(self.tensors[0], np.memmap)
+    def kept(self, view):
+        """Returns the list of tensors [N, ...] of a view; they are computed at first use."""
+        if view not in self._kept:
+            self._kept[view] = self._fill(view)
+        return self._kept[view]
 
-    def draws(self, view):
-        """As `LiveSource.draws`: none, as what is kept was augmented."""
-        return np.zeros((0, len(COLUMNS)), np.float32)
+    def has(self, view):
+        """Returns whether a view was computed."""
+        return view in self._kept
+
+    def of_view(self, view):
+        """As `LiveSource.of_view`: the features, or nothing where they are streamed."""
+        return [] if self.streamed else self.kept(view)
 
     def stream(self, indices, view):
         """As `LiveSource.stream`."""
         for row in indices:
-            yield self._kept(view * len(self.examples) + row)
+            yield [tf.constant(tensor[row]) for tensor in self.kept(view)]
 
-    def lookup(self, indices, view):
+    def lookup(self, indices, of_view):
         """As `LiveSource.lookup`."""
-        return self._kept(tf.cast(view, tf.int32) * len(self.examples) + indices)
+        return [tf.gather(tensor, indices) for tensor in of_view]
 
-    def _kept(self, rows):
-        return [
-            tf.constant(tensor[rows]) if self.streamed else tf.gather(tensor, rows)
-            for tensor in self.tensors
-        ]
+    def rows(self, rows, view):
+        """Returns these rows of a view's tensors, in the types they are computed with."""
+        if self.streamed:
+            return self._cast(next(self.stream([rows], view)))
+        return self._cast(self.lookup(rows, self.kept(view)))
 
-    def rows(self, rows):
-        """Returns these rows of the kept tensors, in the types they are computed with."""
-        return self._cast(self._kept(rows))
-
-    def read(self, indices, view, draws, streamed=None, mix=None):
-        """As `LiveSource.read`, but returns the list of kept tensors.
-
-        Draws are not used, and nothing is mixed.
-        """
-        return self._cast(self.lookup(indices, view) if streamed is None else streamed)
+    def read(self, indices, of_view, streamed=None, mix=None):
+        """As `LiveSource.read`, but returns the list of kept tensors; nothing is mixed."""
+        return self._cast(self.lookup(indices, of_view) if streamed is None else streamed)
 
     def compute(self, tensors):
         """As `LiveSource.compute`."""
@@ -262,6 +261,11 @@ class CachedSource:
 Source = LiveSource | CachedSource
 
 
+@contextlib.contextmanager
+def _no_bar(view):
+    yield lambda done, total: None
+
+
 class Storage:
     """Where features are kept.
 
@@ -269,9 +273,13 @@ class Storage:
         directory: For memory-mapped files, or None to keep the features in memory.
         dtype: `float16` or `bfloat16` to keep them so, whatever they are computed with; None keeps
             that.
+
+    Attributes:
+        on_disk: Whether they are in files.
     """
 
     def __init__(self, directory=None, dtype=None):
+        self.on_disk = directory is not None
         self._directory, self._dtype = directory, dtype and tf.as_dtype(dtype).as_numpy_dtype
 
     def collect(self, parts, num_rows):
@@ -316,64 +324,62 @@ class Storage:
             return np.memmap(file, dtype, "w+", shape=shape)
 
 
-def compute_features(
-    source, num_views, batch_size, progress=lambda done, total: None, storage=Storage()
-):
-    """Fills a cache from a live source, in fixed order and padded batches, so that filling it again
-    gives equal bits.
+def compute_features(source, batch_size, bar=_no_bar, storage=Storage()):
+    """Returns a `CachedSource` of what a live source computes.
+
+    A view is computed when it is first used, in fixed order and padded batches: again, it gives
+    equal bits.
 
     Args:
         source: A `LiveSource`.
-        num_views: Number of views to compute.
         batch_size: Images at a time.
-        progress: Called with (batches done, batches in all).
-        storage: `Storage`.
-
-    Returns:
-        A `CachedSource`.
-
-    Raises:
-        StorageError: If the disk is full.
+        bar: Returns a context, for a view, in which a function is called with (batches done,
+            batches in all).
+        storage: `Storage`. Where the disk is full, the use of a view raises StorageError.
     """
-    examples, boundary = source.examples, source.boundary
-    fetch = tf.function(
-        lambda *arguments: source.compute(source.read(*arguments)), reduce_retracing=True
-    )
+    examples = source.examples
+    # Traced anew for images as they are, which have no draws.
+    fetch = tf.function(lambda *arguments: source.compute(source.read(*arguments)))
     indices, _ = pipeline.make_batches(np.arange(len(examples)), batch_size)
 
-    def parts():
-        for view in range(num_views):
-            draws = tf.constant(source.draws(view))
-            stream = source.stream(indices, view) if source.streamed else [None] * len(indices)
-            for number, (row, streamed) in enumerate(zip(indices, stream)):
-                tensors = fetch(tf.constant(row), tf.constant(view), draws, streamed)
-                # Cut short here: TensorFlow would copy every batch to do so.
-                yield [tensor.numpy()[: len(examples) - number * batch_size] for tensor in tensors]
-                progress(view * len(indices) + number + 1, num_views * len(indices))
+    def parts(view, progress):
+        draws = tf.constant(source.of_view(view))
+        stream = source.stream(indices, view) if source.streamed else [None] * len(indices)
+        for number, (row, streamed) in enumerate(zip(indices, stream)):
+            tensors = fetch(tf.constant(row), draws, streamed)
+            # Cut short here: TensorFlow would copy every batch to do so.
+            yield [tensor.numpy()[: len(examples) - number * batch_size] for tensor in tensors]
+            progress(number + 1, len(indices))
 
-    kept = storage.collect(parts(), num_views * len(examples))
-    return CachedSource(examples, boundary, kept, source.views, dtypes=source.dtypes)
+    def fill(view):
+        with bar(view) as progress:
+            return storage.collect(parts(view, progress), len(examples))
+
+    return CachedSource(
+        examples, source.boundary, fill, source.views, source.dtypes, streamed=storage.on_disk
+    )
 
 
 def derive_features(classifier, source, boundary, batch_size, storage=Storage()):
     """Returns a `CachedSource` for a later boundary: features at the cheapest place before it,
-    computed from earlier ones.
+    computed from the earlier ones of a view when that is first used.
     """
-    stored = classifier.graph.cheapest_boundary(boundary)
+    stored, fill, dtypes = classifier.graph.cheapest_boundary(boundary), source.kept, source.dtypes
     if stored != source.stored:
         frozen_part = tf.function(
             classifier.frozen_part(stored, inputs=source.stored), reduce_retracing=True
         )
-        count = len(source.tensors[0])
+        count = len(source.examples)
         rows, _ = pipeline.make_batches(np.arange(count), batch_size)
-        parts = ([tensor.numpy() for tensor in frozen_part(source.rows(row))] for row in rows)
-        tensors = storage.collect(parts, count)
-        source = CachedSource(
-            source.examples,
-            stored,
-            tensors,
-            source.views,
-            dtypes=[classifier.graph.dtype(name) for name in stored],
-        )
+
+        def fill(view):
+            parts = (
+                [tensor.numpy() for tensor in frozen_part(source.rows(row, view))] for row in rows
+            )
+            return storage.collect(parts, count)
+
+        dtypes = [classifier.graph.dtype(name) for name in stored]
     then = classifier.frozen_part(boundary, inputs=stored) if tuple(boundary) != stored else None
-    return CachedSource(source.examples, stored, source.tensors, source.views, then, source.dtypes)
+    return CachedSource(
+        source.examples, stored, fill, source.views, dtypes, streamed=storage.on_disk, then=then
+    )

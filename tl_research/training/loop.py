@@ -3,6 +3,7 @@
 solve the head in closed form, if asked for
 for each phase that is left:
     open its layers, make its optimizer; find its sources, compile its steps
+    shorten it to the time that is left, if there is a limit
     until its epochs are over, or the best one is too long ago:
         for each call of the compiled loop:     (many steps, see `step_loop`)
             add it to the state; tell observers; save if it is due; stop if a signal came
@@ -14,10 +15,10 @@ end with the best weights of all phases
 import contextlib
 from collections.abc import Callable, Sequence
 
-from tl_research.training import audit, epoch, head_start, progress, selection
+from tl_research.training import audit, epoch, head_start, progress, selection, time_limit
 from tl_research.training.compiler import memory_errors
 from tl_research.training.events import CallEnded, Event, Observer
-from tl_research.training.phase import PhaseSetup, prepare
+from tl_research.training.phase import PhaseSetup
 from tl_research.training.plan import Plan
 from tl_research.training.resume import Resume
 from tl_research.training.state import TrainState
@@ -42,7 +43,8 @@ def fit(
     head_start.make(plan, state, tell)
     for index in plan.left(state):
         with memory_errors(plan.config, f"phase {plan.phases[index].name}"):
-            train_phase(prepare(plan, index, state, tell), state, resume, tell)
+            if setup := time_limit.prepared(plan, index, state, tell):
+                train_phase(setup, state, resume, tell)
     plan.profiler.stop()
     selection.apply(plan, state)
 

@@ -4,6 +4,8 @@ import dataclasses
 import time
 from collections.abc import Callable
 
+import tensorflow as tf
+
 from tl_research.config import Phase
 from tl_research.models.classifier import num_parameters
 from tl_research.optim import schedules
@@ -35,6 +37,7 @@ class PhaseSetup:
     step: TrainStep
     evaluate: EvalStep
     steps_per_call: int
+    num_steps: int | tf.Variable  # that its schedule is laid out for
 
 
 def prepare(plan: Plan, index: int, state: TrainState, tell: Callable[[Event], None]) -> PhaseSetup:
@@ -46,7 +49,7 @@ def prepare(plan: Plan, index: int, state: TrainState, tell: Callable[[Event], N
         state: Changed in place: it gets the optimizer, and a new phase's progress.
         tell: Tells observers.
     """
-    start, phase, classifier = time.perf_counter(), plan.phases[index], plan.classifier
+    start, phase, classifier = time.perf_counter(), plan.phase(index, state), plan.classifier
     opened, is_resumed = _begin(plan, index, state)
     num_steps = plan.steps_per_epoch * phase.epochs
     began = PhaseBegan(
@@ -63,10 +66,15 @@ def prepare(plan: Plan, index: int, state: TrainState, tell: Callable[[Event], N
     with timed(state, "features"):
         boundary = classifier.boundary()
         source, validation = (plan.cache.source(side, boundary) for side in ("train", "validation"))
+        source.of_view(plan.cache.views.of_epoch(state.position.epoch + 1))
+        validation.of_view(0)
+    if plan.config.time_limit:  # which is known when the steps are compiled
+        num_steps = tf.Variable(num_steps, dtype=tf.int64)
     rate_at = schedules.make_schedule(phase, num_steps)
     before, steps_per_call = state.progress.seconds, _steps_per_call(plan, source)
     compiling = time.perf_counter()
-    step, evaluate = _compiled(plan, state, source, validation, rate_at, steps_per_call)
+    with timed(state, "compile"):
+        step, evaluate = _compiled(plan, state, source, validation, rate_at, steps_per_call)
     seconds = time.perf_counter() - compiling
     state.progress.compile_seconds += seconds
     tell(StepsCompiled(phase, began.step, seconds, plan.compiler.xla, step.graph))
@@ -80,6 +88,7 @@ def prepare(plan: Plan, index: int, state: TrainState, tell: Callable[[Event], N
         step=step,
         evaluate=evaluate,
         steps_per_call=steps_per_call,
+        num_steps=num_steps,
     )
 
 

@@ -1,6 +1,8 @@
 """What all phases of a run share, decided before the first one."""
 
+import dataclasses
 import inspect
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 import keras
@@ -36,10 +38,12 @@ class Plan:
         data: Images to train on, and those that select epochs and phases.
         directory: The open run directory.
         xla: Whether steps are compiled with XLA, where they can be.
+        started: `time.perf_counter()` when the program began; now, if it is not given.
 
     Attributes:
-        config, parts, classifier: As given.
+        config, parts, classifier, started: As given.
         train, validation: `Examples` of the data.
+        num_test: Test images, which are read in the end.
         phases: One `Phase` each, in order.
         steps_per_epoch: Batches of the training images.
         objective: What is minimized, counted and reported.
@@ -62,10 +66,12 @@ class Plan:
         directory: RunDirectory,
         *,
         xla: bool,
+        started: float | None = None,
     ):
         self.config, self.parts, self.classifier = config, parts, classifier
+        self.started = time.perf_counter() if started is None else started
         _check_step(parts.Step or TrainStep)
-        self.train, self.validation = data.train, data.validation
+        self.train, self.validation, self.num_test = data.train, data.validation, len(data.test)
         self.phases = config.phase_plan
         self.steps_per_epoch = -(-len(data.train) // config.batch_size)
         self.objective = objectives.make(config, data.train, parts.make_objective)
@@ -97,6 +103,12 @@ class Plan:
         trained = list(classifier.trainable_variables())
         classifier.unfreeze("0%")
         return boundary, trained
+
+    def phase(self, index: int, state: TrainState) -> Phase:
+        """Returns a phase, with the epochs that --time_limit left it once that was decided."""
+        phase = self.phases[index]
+        epochs = state.past.time_limit.get(phase.name, phase.epochs)
+        return dataclasses.replace(phase, epochs=epochs)
 
     def left(self, state: TrainState) -> Iterator[int]:
         """Yields the places of the phases that are left to train."""

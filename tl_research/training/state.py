@@ -67,14 +67,18 @@ class History:
     data_audit: dict[str, Any] | None = None
     # of a head solved in closed form: how, and what its validation metrics were
     head_start: dict[str, float] | None = None
+    # {phase: epochs that --time_limit left it}, of the phases that began
+    time_limit: dict[str, int] = dataclasses.field(default_factory=dict)
     test: dict[str, Any] | None = None  # the test metrics, once they were read
     # what `calibration.of_run` found then
     calibration: dict[str, Any] | None = None
     reliability: dict[str, Any] | None = None
     # wall time by kind of work, in earlier processes of this run too
-    run_seconds: dict[str, float] = dataclasses.field(
-        default_factory=lambda: {"features": 0.0, "train": 0.0, "evaluate": 0.0}
-    )
+    run_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        kinds = ("features", "compile", "train", "evaluate", "export", "figures")
+        self.run_seconds = dict.fromkeys(kinds, 0.0) | self.run_seconds  # older code had fewer
 
 
 @dataclasses.dataclass

@@ -5,6 +5,8 @@ what the audit asks for, is kept in `totals`; XLA compiles what can be compiled 
 itself is `steps.TrainStep`.
 """
 
+import contextlib
+import time
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -108,11 +110,29 @@ class StepLoop:
         Raises:
             CompileError: If XLA cannot compile it.
         """
+        with self._undone(), compile_errors(self.classifier, self._xla):
+            self(epoch, 0, 1, 0, 0, streamed)
+
+    def seconds(self, most: int, epoch: EpochInputs, streamed=None) -> float:
+        """Returns the seconds of a step, from up to 4 that are undone again.
+
+        Args:
+            most: Steps that a call may take.
+            epoch, streamed: As of a call.
+        """
+        count = min(4, most)
+        with self._undone():
+            start = time.perf_counter()
+            self(epoch, 0, count, 0, 0, streamed)["loss_sum"].numpy()
+            return (time.perf_counter() - start) / count
+
+    @contextlib.contextmanager
+    def _undone(self):
+        """At the end, weights and optimizer are as they were."""
         changing = [variable.value for variable in self.classifier.variables.values()]
         values = [variable.numpy() for variable in changing]
         slots = self.optimizer.state()
-        with compile_errors(self.classifier, self._xla):
-            self(epoch, 0, 1, 0, 0, streamed)
+        yield
         for variable, value in zip(changing, values):
             variable.assign(value)
         self.optimizer.load_state(slots)
@@ -124,7 +144,7 @@ class StepLoop:
         def body(done, totals):
             row, step = first + done, tf.cast(done, tf.int64)
             if streamed is None:
-                rows = self.source.lookup(epoch.indices[row], epoch.view)
+                rows = self.source.lookup(epoch.indices[row], epoch.of_view)
             else:
                 rows = tf.nest.map_structure(lambda rows: rows[done], streamed)
             self.graph = tf.compat.v1.get_default_graph()

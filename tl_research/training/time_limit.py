@@ -1,0 +1,102 @@
+"""Shortens the phases of a run to the epochs that `--time_limit` leaves room for.
+
+A phase is laid out before its first step, from what this machine was measured to need, so that its
+schedule comes down within it. The decision is part of the state: a resumed phase keeps it.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable
+
+from tl_research import distribution
+from tl_research.config import Phase
+from tl_research.training.batch import first_arguments
+from tl_research.training.events import Event, PhaseLaidOut
+from tl_research.training.phase import PhaseSetup, prepare
+from tl_research.training.plan import Plan
+from tl_research.training.state import TrainState
+
+# What the end of a run takes beside the test images (tracing, export and the check of it,
+# figures), in times of what compiling the steps of a phase took: measured, 2 to 2.5.
+_END = 2.5
+
+
+def prepared(
+    plan: Plan, index: int, state: TrainState, tell: Callable[[Event], None]
+) -> PhaseSetup | None:
+    """Returns a phase that is ready to train the epochs that there is time for.
+
+    Args:
+        plan: What all phases share.
+        index: Place of the phase.
+        state: Changed in place.
+        tell: Tells observers.
+
+    Returns:
+        The phase; None if no epoch of it fits, though something was selected before it.
+    """
+    limit = plan.config.time_limit
+    if not limit:
+        return prepare(plan, index, state, tell)
+    late = time.perf_counter() - plan.started >= limit and state.past.selected is not None
+    if max(distribution.of_all_workers(int(late))) and state.slots is None:
+        return _laid_out(plan.phases[index], 0, plan, state, tell)
+    setup = prepare(plan, index, state, tell)
+    if setup.is_resumed:
+        return setup
+    epochs = _epochs_that_fit(setup, state)
+    if state.past.selected is None:
+        epochs = max(epochs, 1)
+    epochs = min(distribution.of_all_workers(epochs))
+    phase = _laid_out(setup.phase, epochs, plan, state, tell)
+    if phase is None:
+        return None
+    setup.num_steps.assign(plan.steps_per_epoch * epochs)
+    return dataclasses.replace(setup, phase=phase)
+
+
+def _laid_out(phase, epochs, plan, state, tell) -> Phase | None:
+    """Records what was decided; returns the phase as it is now, or None without an epoch."""
+    state.past.time_limit[phase.name] = epochs
+    tell(PhaseLaidOut(phase, epochs, plan.config.time_limit))
+    return dataclasses.replace(phase, epochs=epochs) if epochs else None
+
+
+def _epochs_that_fit(setup, state) -> int:
+    """Returns how many epochs of a phase fit into its share of the time that is left.
+
+    Phases share it by their epochs, after the end of the run and their compilation are taken off.
+    """
+    plan, position, phase, cache = setup.plan, state.position, setup.phase, setup.plan.cache
+    arguments = first_arguments(plan, setup.source, position.epoch, setup.steps_per_call)
+    step, evaluation = (
+        setup.step.seconds(setup.steps_per_call, *arguments),
+        setup.evaluate.seconds(),
+    )
+    later = [other.epochs for other in plan.phases[position.phase_index + 1 :] if other.epochs]
+    image = cache.view_seconds / len(plan.train) + step / plan.config.batch_size
+    end = plan.num_test * image + (_END + len(later)) * state.progress.compile_seconds
+    left = plan.config.time_limit - (time.perf_counter() - plan.started) - end
+    epochs = range(position.epoch + 1, position.epoch + 1 + phase.epochs)
+    return epochs_within(
+        left * phase.epochs / (phase.epochs + sum(later)) - evaluation,  # of the best, once more
+        plan.steps_per_epoch * step + evaluation,
+        [cache.view_seconds * is_new for is_new in cache.are_new(epochs)],
+    )
+
+
+def epochs_within(seconds: float, epoch: float, before: Iterable[float]) -> int:
+    """Returns how many epochs end within some seconds.
+
+    Args:
+        seconds: There are.
+        epoch: Seconds of an epoch: its steps and its evaluation.
+        before: For each epoch, the seconds of what is computed before it.
+    """
+    count = 0
+    for extra in before:
+        seconds -= extra + epoch
+        if seconds < 0:
+            break
+        count += 1
+    return count
