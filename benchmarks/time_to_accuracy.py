@@ -42,7 +42,7 @@ class Settings:
     columns: str = setting("fit", "of fit: fit, or fit,fit held")
     epochs: str = setting("8,10", "of fit: of the head and of fine-tuning")
     batch_size: int = setting(32, "images a step")
-    weights: str = setting("none", "imagenet or none; EfficientNetLite0 has its own")
+    weights: str = setting("none", "imagenet or none; EfficientNetLite has its own")
     seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "of the run and of the split")
     target: float = setting(0.97, "the third accuracy")
     figure: str | None = setting(None, "file for the picture; None draws none")

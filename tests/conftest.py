@@ -178,6 +178,7 @@ def _trained_run(tmp_path_factory, write_images):
             epochs=(2, 0),
             augment=("none",),
             split=(0.4, 0.3, 0.3),
+            precision="float32",  # on every processor
             workdir=str(place / "run"),
         )
     )

@@ -104,6 +104,10 @@ def test_results_have_the_keys_of_the_contract(trained):
         "phases",
         "selected_phase",
         "test",
+        "head_start",
+        "time_limit",
+        "cross_validation",
+        "data_audit",
         "calibration",
         "classes",
         "substitutions",
@@ -142,7 +146,11 @@ def test_results_have_the_keys_of_the_contract(trained):
         )
     assert summary["phases"][0]["trainable_parameters"] == 1280 * 3 + 3
     assert set(summary["test"]) == {"accuracy", "loss", "n", "ci95", "reads"}
-    assert set(summary["seconds"]) == {"total", "data", "features", "train", "evaluate"}
+    seconds = dict(summary["seconds"])
+    kinds = {"start", "data", "features", "compile", "train", "evaluate", "export", "figures"}
+    total = seconds.pop("total")
+    assert set(seconds) == kinds and min(seconds.values()) > 0
+    assert 0.8 * total < sum(seconds.values()) < total
     assert (
         summary["classes"] == _CLASSES
         and summary["substitutions"] == []
@@ -392,6 +400,11 @@ def later(trained, place, run_train):
         ],
         "again": [*same, f"--workdir={run}"],
         "changed": [*same, "--seed=1", f"--workdir={run}"],
+        "instant": [
+            *same,
+            f"--flagfile={_ROOT}/recipes/instant.flags",
+            f"--workdir={place}/instant",
+        ],
     }
     return dict(zip(cases, run_train(*cases.values(), home=place)))
 
@@ -419,6 +432,18 @@ def test_changed_seed_in_the_directory_of_a_run_is_exit_7(later):
     code, stdout, stderr = later["changed"]
     assert code == 7 and stdout == "" and stderr.count("\n") == 1
     assert "was made with --seed=0, flags now say --seed=1" in stderr
+
+
+def test_instant_recipe_exports_the_closed_form_head(later, place):
+    code, stdout, stderr = later["instant"]
+    assert code == 0, stderr
+    assert "plan: nothing is trained; the closed-form start is exported\n" in stdout
+    assert "epochs" not in stdout.split("RESULT")[0] and "exported " in stdout
+    results = _json(place / "instant" / "results.json")
+    assert results["phases"] == [] and results["selected_phase"] == "start"
+    assert results["seconds"]["train"] == results["seconds"]["compile"] == 0
+    report = set(os.listdir(place / "instant" / "report"))
+    assert "confusion.png" in report and "curves.png" not in report
 
 
 def test_example_of_the_readme_runs(tmp_path, write_images, monkeypatch, capsys):

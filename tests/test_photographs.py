@@ -68,6 +68,7 @@ def test_recipe_learns_from_a_few_photographs_and_names_what_it_learned(tmp_path
             image_size=128,
             epochs=(8, 1),
             split=(0.6, 0.3, 0.1),
+            precision="float32",
             workdir=str(tmp_path / "run"),
         )
     )

@@ -336,8 +336,9 @@ class Config:
     # Precision
     precision: str = setting(
         "auto",
-        "auto: float32 on CPU, mixed_bfloat16 on a GPU from compute capability 8.0, mixed_float16 "
-        "on others",
+        "of training; validation, test and export are float32; auto: mixed_bfloat16 on a GPU from "
+        "compute capability 8.0, mixed_float16 on others; on a CPU mixed_bfloat16 where the "
+        "processor multiplies it and the backbone is known to gain, else float32",
         choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"),
     )
     xla: str = setting(

@@ -173,7 +173,7 @@ def prepare(place: Place, started: float) -> Ready:
     directory, config, begun = place.directory, place.config, time.perf_counter()
     print(f"run directory: {os.path.realpath(directory.path)}", flush=True)
     recorded = directory.read_json("run.json") or {}
-    precision, xla = environment.resolve_device(config, recorded)
+    precision, xla = environment.resolve_device(config, recorded, bool(place.parts.make_backbone))
     distribution.check_equal("precision and XLA", f"{precision}, {xla}")
     replacements = Replacements(config, recorded.get("substitutions"))
     features.make_views(config, place.parts.augmentations)  # a misspelt one should not wait
@@ -314,7 +314,8 @@ def _audit_data(ready):
 def _finish(ready, started):
     """Reads the test images once, exports the model and writes the results; returns these."""
     plan, state, directory = ready.plan, ready.state, ready.place.directory
-    final = plan.classifier.in_float32()  # what is saved, and so what the test number is of
+    plan.update_evaluated()
+    final = plan.evaluated  # what is saved, and so what the test number is of
     if state.past.test is None:
         with timed(state, "evaluate"):
             _read_test(ready, final)

@@ -30,6 +30,7 @@ def test_plan_of_the_cache_comes_from_sizes(train):
         cache = FeatureCache(
             config,
             trained.classifier,
+            trained.classifier,
             shared.train,
             shared.validation,
             boundary,

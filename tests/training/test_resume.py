@@ -68,7 +68,11 @@ def test_resumed_run_ends_as_an_unbroken_one(
 
 @pytest.mark.parametrize(
     "settings",
-    [{"ema_decay": 0.9, "class_weights": "balanced", "class_share": ("ant=0.5",)}, {"mixup": 0.4}],
+    [
+        {"ema_decay": 0.9, "class_weights": "balanced", "class_share": ("ant=0.5",)},
+        {"mixup": 0.4},
+        {"precision": "mixed_bfloat16"},
+    ],
 )
 def test_settings_for_research_are_resumed_bit_for_bit(
     run, broken, metrics, assert_equal_runs, settings

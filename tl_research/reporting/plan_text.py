@@ -12,8 +12,7 @@ from tl_research.reporting.split_text import describe_split
 
 def describe_cache(plan):
     """Returns the line that says which features are kept, and why; `plan` is a `CachePlan`."""
-    shape = " + ".join("x".join(map(str, shape)) for shape in plan.shapes)
-    what = f"{shape} {plan.dtype}, {plan.image_bytes / 1024:.0f} KiB an image"
+    what = _kept(plan.shapes, plan.dtype)
     total = plan.total_bytes / 2**30
     if plan.live is None:
         free = _free_memory()
@@ -32,8 +31,14 @@ def describe_cache(plan):
     }[plan.live]
     if plan.live == "off":
         return f"cache: {why}"
-    validation = f"cached ({what})" if plan.validation else "live"
-    return f"cache: training live, {why}; validation {validation}"
+    kept = f"cached ({_kept(plan.shapes, plan.validation_dtype)})"
+    return f"cache: training live, {why}; validation {kept if plan.validation else 'live'}"
+
+
+def _kept(shapes, dtype):
+    shape = " + ".join("x".join(map(str, shape)) for shape in shapes)
+    size = sum(map(math.prod, shapes)) * tf.as_dtype(dtype).size
+    return f"{shape} {dtype}, {size / 1024:.0f} KiB an image"
 
 
 def _free_memory():
@@ -61,7 +66,7 @@ def describe_run(plan, data, precision, substitutions):
     own = plan.parts.make_backbone and config.weights in ("imagenet", "none")
     weights = "its own" if own else config.weights
     listed = ", ".join(f"{side} {count}" for side, count in counts.items())
-    lines = [
+    return [
         f"device: {_device()}",
         *_replicas(config),
         f"data: {sum(counts.values())} images in {len(data.classes)} classes ({listed}) at "
@@ -70,25 +75,31 @@ def describe_run(plan, data, precision, substitutions):
         *(f"data: {line}" for line in data.notes),
         f"model: {classifier.spec.name}, weights {weights}, {classifier.graph.num_folded} "
         f"BatchNorm layers folded; precision {precision}, XLA {xla}",
-        describe_cache(plan.cache.plan),
+        *([describe_cache(plan.cache.plan)] if plan.cache.plan.epochs else []),
         *_unusual(plan, data.classes),
         *(what_differs(classifier) if plan.parts.make_backbone or plan.parts.make_head else ()),
         *(f"substitution: {substitution.text}" for substitution in substitutions),
+        *_phases(plan),
     ]
+
+
+def _phases(plan):
+    """Yields the line of each phase that trains, or one that none does."""
+    config = plan.config
     optimizer = "make_optimizer" if plan.parts.make_optimizer else config.optimizer
-    trained = [phase for phase in plan.phases if phase.epochs]
-    if not trained:
-        start = "the closed-form start" if config.head_init == "lda" else "the random head"
-        lines.append(f"plan: nothing is trained; {start} is exported")
-    for phase in trained:
-        better = "lower" if lower_is_better(config.select_by) else "higher"
+    better = "lower" if lower_is_better(config.select_by) else "higher"
+    for phase in plan.phases:
+        if not phase.epochs:
+            continue
         stop = f"early stop after {phase.patience} without a {better} {config.select_by}"
-        lines.append(
+        yield (
             f"plan: {phase.name}: up to {phase.epochs} epochs, unfreeze {phase.unfreeze}, "
             f"{optimizer} {phase.learning_rate:g} {phase.lr_schedule}, "
             f"{stop if phase.patience else 'no early stop'}"
         )
-    return lines
+    if not any(phase.epochs for phase in plan.phases):
+        start = "the closed-form start" if config.head_init == "lda" else "the random head"
+        yield f"plan: nothing is trained; {start} is exported"
 
 
 def _device():

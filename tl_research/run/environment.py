@@ -10,18 +10,24 @@ import tensorflow as tf
 
 from tl_research.errors import UserError
 
+# What multiplies bfloat16 itself, and the backbones whose steps it then makes faster in every round
+# of both phases: python benchmarks/precision.py --rounds=3 --backbones=...
+_BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}
+_FASTER_IN_BFLOAT16 = {"MobileNetV2", "EfficientNetLite0", "EfficientNetV2B0", "ResNet50"}
 
-def resolve_device(config, recorded: dict) -> tuple[str, bool]:
+
+def resolve_device(config, recorded: dict, own_backbone: bool = False) -> tuple[str, bool]:
     """Sets Keras' dtype policy; returns (precision, whether XLA is on), as resolved here.
 
     Args:
         config: `Config`.
         recorded: Contents of `run.json`: a resumed run goes on with what it began with.
+        own_backbone: Whether an extension's backbone takes the place of `config.backbone`.
     """
     gpus = tf.config.list_physical_devices("GPU")
     precision = recorded.get("precision", config.precision)
     if precision == "auto":
-        precision = _precision_of(gpus[0]) if gpus else "float32"
+        precision = _precision_of(gpus[0]) if gpus else _precision_on_cpu(config, own_backbone)
     if precision == "mixed_float16" and config.batchnorm == "training":
         raise UserError(
             "--batchnorm=training in mixed_float16, where a skipped step would move statistics; "
@@ -36,6 +42,34 @@ def _precision_of(gpu):
     details = tf.config.experimental.get_device_details(gpu)
     capable = details.get("compute_capability", (0, 0)) >= (8, 0)
     return "mixed_bfloat16" if capable else "mixed_float16"
+
+
+def _precision_on_cpu(config, own_backbone):
+    # Elsewhere than oneDNN steps in bfloat16 take many times as long.
+    onednn = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1").lower() not in ("0", "false")
+    measured = onednn and config.xla != "on" and not own_backbone  # as the table was filled
+    pays = measured and pays_in_bfloat16(config.backbone, _cpuinfo())
+    return "mixed_bfloat16" if pays else "float32"
+
+
+def pays_in_bfloat16(backbone: str, cpuinfo: str) -> bool:
+    """Returns whether a backbone trains faster in bfloat16 on a processor.
+
+    Args:
+        backbone: Its name.
+        cpuinfo: What /proc/cpuinfo says; only x86 lists `flags` there.
+    """
+    lines = (line.partition(":") for line in cpuinfo.splitlines())
+    flags = {flag for name, _, text in lines if name.strip() == "flags" for flag in text.split()}
+    return backbone in _FASTER_IN_BFLOAT16 and bool(flags & _BFLOAT16_FLAGS)
+
+
+def _cpuinfo():
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return file.read()
+    except OSError:  # not on Linux
+        return ""
 
 
 def versions() -> dict[str, str]:

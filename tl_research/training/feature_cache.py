@@ -22,8 +22,9 @@ class CachePlan:
     """Which features are kept."""
 
     shapes: tuple[tuple[int, ...], ...]  # of the tensors kept, for one image
-    dtype: str
-    image_bytes: int  # for one view of one image
+    dtype: str  # of the training images' features
+    validation_dtype: str  # of those of the validation images
+    image_bytes: int  # for one view of one training image
     views: int  # of each training image that the run uses
     epochs: int  # that it trains at most
     total_bytes: int  # for all views, and the validation images
@@ -46,7 +47,8 @@ class FeatureCache:
 
     Args:
         config: `tl_research.config.Config`.
-        classifier: A `Classifier`.
+        classifier: A `Classifier`, which computes the features of training images.
+        evaluated: It in float32, which computes those of validation images.
         train, validation: `Examples`.
         boundary: Before everything that any phase opens: what lies before it never changes.
         directory: For features on disk.
@@ -61,8 +63,11 @@ class FeatureCache:
         UserError: If what --feature_cache=memory asks for does not fit.
     """
 
-    def __init__(self, config, classifier, train, validation, boundary, directory, views):
-        self._config, self._classifier, self._boundary = config, classifier, boundary
+    def __init__(
+        self, config, classifier, evaluated, train, validation, boundary, directory, views
+    ):
+        self._config, self._boundary = config, boundary
+        self._classifiers = {"train": classifier, "validation": evaluated, "plain": classifier}
         dtype = None if config.cache_dtype == "auto" else config.cache_dtype
         on_disk = config.feature_cache == "disk"
         self._storage = features.Storage(directory if on_disk else None, dtype)
@@ -85,14 +90,21 @@ class FeatureCache:
         self._kept, self._pooled, self.view_seconds = {}, {}, 0.0
 
     def _decide(self, dtype, on_disk):
-        config, shapes = self._config, tuple(map(self._classifier.graph.shape, self._boundary))
+        config, evaluated = self._config, self._classifiers["validation"].graph
+        shapes = tuple(map(evaluated.shape, self._boundary))
+        validation_dtype = evaluated.dtype(self._boundary[0])
+        if config.cache_dtype != "auto":
+            validation_dtype = config.cache_dtype
         epochs = sum(phase.epochs for phase in config.phase_plan)
         views = self.views.used(epochs)
-        image_bytes = sum(map(math.prod, shapes)) * tf.as_dtype(dtype).size
-        validation_bytes = len(self._examples["validation"]) * image_bytes
+        numbers = sum(map(math.prod, shapes))
+        image_bytes = numbers * tf.as_dtype(dtype).size
+        validation_bytes = numbers * tf.as_dtype(validation_dtype).size
+        validation_bytes *= len(self._examples["validation"])
         plan = CachePlan(
             shapes=shapes,
             dtype=dtype,
+            validation_dtype=validation_dtype,
             image_bytes=image_bytes,
             views=views,
             epochs=epochs,
@@ -132,7 +144,7 @@ class FeatureCache:
     def live_source(self, side, boundary):
         """Returns the source of a side's tensors at a boundary that computes them in the step."""
         return features.LiveSource(
-            self._classifier, self._examples[side], boundary, self._views[side]
+            self._classifiers[side], self._examples[side], boundary, self._views[side]
         )
 
     def source(self, side, boundary):
@@ -149,8 +161,9 @@ class FeatureCache:
                 lambda view: self._bar(side, view),
                 self._storage,
             )
+        classifier, batch_size = self._classifiers[side], self._config.batch_size
         return features.derive_features(
-            self._classifier, self._kept[side], boundary, self._config.batch_size, self._storage
+            classifier, self._kept[side], boundary, batch_size, self._storage
         )
 
     @contextlib.contextmanager
@@ -174,6 +187,8 @@ class FeatureCache:
         """Returns float32 [N, d], what the head is given of each image as it is, not augmented,
         averaged over places or tokens; computed at first use.
 
+        Those of training images are computed in the precision of training, which is faster.
+
         Args:
             side: `train` or `validation`.
         """
@@ -182,7 +197,7 @@ class FeatureCache:
         return self._pooled[side]
 
     def _compute_pooled(self, side):
-        boundary, batch_size = self._classifier.head_boundary, self._config.batch_size
+        boundary, batch_size = self._classifiers[side].head_boundary, self._config.batch_size
         augmented = self.views.augmented and not self.views.plain_first
         if side == "train" and (augmented or not self._cached[side]):
             side = "plain"

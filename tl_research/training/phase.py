@@ -63,6 +63,7 @@ def prepare(plan: Plan, index: int, state: TrainState, tell: Callable[[Event], N
         num_steps=num_steps,
     )
     tell(began)
+    plan.update_evaluated()  # the frozen part that is made next has its weights for good
     with timed(state, "features"):
         boundary = classifier.boundary()
         source, validation = (plan.cache.source(side, boundary) for side in ("train", "validation"))
@@ -117,7 +118,7 @@ def _compiled(plan, state, source, validation, rate_at, steps_per_call):
     first = first_arguments(plan, source, state.position.epoch, steps_per_call)
     step, xla = compiler.prepared(make, *first), compiler.xla
     evaluate = compiler.prepared(
-        lambda xla: EvalStep(plan.classifier, validation, plan.config.batch_size, xla)
+        lambda xla: EvalStep(plan.evaluated, validation, plan.config.batch_size, xla)
     )
     if xla != compiler.xla:  # a resumed run would have neither
         step = compiler.prepared(make, *first)

@@ -42,6 +42,8 @@ class Plan:
 
     Attributes:
         config, parts, classifier, started: As given.
+        evaluated: `classifier` in float32, which all numbers but those of training are of: itself,
+            or a copy that `update_evaluated` keeps up with it.
         train, validation: `Examples` of the data.
         num_test: Test images, which are read in the end.
         phases: One `Phase` each, in order.
@@ -70,6 +72,7 @@ class Plan:
     ):
         self.config, self.parts, self.classifier = config, parts, classifier
         self.started = time.perf_counter() if started is None else started
+        self.evaluated = classifier.in_float32()
         _check_step(parts.Step or TrainStep)
         self.train, self.validation, self.num_test = data.train, data.validation, len(data.test)
         self.phases = config.phase_plan
@@ -82,7 +85,14 @@ class Plan:
         self.saved_paths = sorted({*trained, *statistics})
         views = make_views(config, parts.augmentations)
         self.cache = FeatureCache(
-            config, classifier, data.train, data.validation, boundary, directory.path, views
+            config,
+            classifier,
+            self.evaluated,
+            data.train,
+            data.validation,
+            boundary,
+            directory.path,
+            views,
         )
         if views.mixing and data.train.pixels is None:
             raise UserError(
@@ -109,6 +119,11 @@ class Plan:
         phase = self.phases[index]
         epochs = state.past.time_limit.get(phase.name, phase.epochs)
         return dataclasses.replace(phase, epochs=epochs)
+
+    def update_evaluated(self) -> None:
+        """Gives `evaluated` the weights that `classifier` has now."""
+        if self.evaluated is not self.classifier:
+            self.evaluated.assign(self.classifier.values(self.saved_paths))
 
     def left(self, state: TrainState) -> Iterator[int]:
         """Yields the places of the phases that are left to train."""

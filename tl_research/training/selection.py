@@ -103,6 +103,7 @@ def _row(setup, state, found) -> dict[str, Any]:
 
 def _evaluated(setup):
     """Returns (logits of the validation images, {`val_<name>`: number})."""
+    setup.plan.update_evaluated()
     logits = setup.evaluate()
     found = setup.plan.objective.evaluate(logits, setup.plan.validation.labels)
     return logits, {f"val_{name}": value for name, value in found.items()}
