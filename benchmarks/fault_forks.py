@@ -23,7 +23,7 @@ import tiny_network
 from tl_research import artefacts, experiment, files
 from tl_research.data import dataset
 from tl_research.run import checkpoints
-from tl_research.training import evaluation, features, loop, progress
+from tl_research.training import evaluation, features, loop, progress, time_limit
 
 FORKS = multiprocessing.get_context("fork")
 _TRAIN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "train.py")
@@ -31,9 +31,8 @@ _SECONDS = 120  # after which a case counts as hanging
 _PLACES = (  # of a run: where they are entered, and their names
     (experiment, "run", "run"),
     (dataset, "load", "data"),
-    (features, "compute_features", "cache"),
-    (features, "derive_features", "cache"),
-    (loop, "prepare", lambda plan, index, *_: plan.phases[index].name),
+    (features.Storage, "collect", "cache"),
+    (time_limit, "prepared", lambda plan, index, *_: plan.phases[index].name),
     (loop, "train_phase", lambda setup, *_: setup.phase.name),
     (evaluation.EvalStep, "__call__", "evaluation"),
     (checkpoints, "save", "save"),

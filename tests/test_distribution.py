@@ -96,7 +96,7 @@ def runs(tmp_path_factory, write_images):
     their run directories).
     """
     place = tmp_path_factory.mktemp("distribution")
-    photos = write_images(place / "photos", count=13, size=16)
+    photos = write_images(place / "photos", count=15, size=16)
     environment = {**os.environ, "PYTHONPATH": f"{_ROOT}:{_ROOT}/benchmarks"}
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT, str(place), photos],

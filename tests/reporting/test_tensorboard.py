@@ -145,6 +145,7 @@ def test_each_plugin_has_its_data(run, ask):
         "plan",
         "groups",
         "audit",
+        "data_audit",
         "input_statistics",
         "test",
         "calibration",
@@ -216,5 +217,7 @@ def test_each_plugin_has_its_data(run, ask):
         "calibration.png",
         "confusion.png",
         "curves.png",
+        "data_audit.csv",
+        "data_audit.png",
         "worst_mistakes.png",
     ]

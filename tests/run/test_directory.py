@@ -134,11 +134,13 @@ _MAY_CHANGE = {
     "workdir": None,
     "extension": "own.py",  # its contents may not, see tests/training/test_resume.py
     "profile_steps": "2:3",
+    "data_audit": "off",
     "seeds": (1, 2),
     "seeds_split": "same",
     "distribute": "mirrored",
 }
 _MAY_NOT_CHANGE = {
+    "time_limit": 60.0,
     "dataset": "tf_flowers",
     "if_offline": "embedded",
     "on_bad_image": "skip",
@@ -179,6 +181,7 @@ _MAY_NOT_CHANGE = {
     "xla": "on",
     "deterministic": True,
     "preprocessing": "caffe",
+    "head_init": "lda",
     "mixup": 0.2,
     "class_share": ("a=0.5",),
     "class_weights": "balanced",

@@ -6,14 +6,14 @@ import os
 
 def test_audit_of_the_images_stands_in_the_results_and_in_the_report(run, tmp_path, capsys):
     results = run("run", epochs=(1, 0))
-    assert results["cross_validation"]["n"] == 42  # 39 training and 3 validation images
+    assert results["cross_validation"]["n"] == 41  # 36 training and 5 validation images
     assert set(results["data_audit"]) == {"suspects", "near_copies_across_sides", "contradictions"}
     assert capsys.readouterr().out.count("data audit: ") == 3
     assert os.path.getsize(tmp_path / "run" / "report" / "data_audit.png") > 1000
     rows = (tmp_path / "run" / "report" / "data_audit.csv").read_text().splitlines()
     assert rows[0] == "path,side,label,suggested_label,doubt,near_copy_of,distance"
     sides = [row.split(",")[1] for row in rows[1:]]
-    assert {side: sides.count(side) for side in sides} == {"train": 39, "validation": 3, "test": 3}
+    assert {side: sides.count(side) for side in sides} == {"train": 36, "validation": 5, "test": 4}
 
 
 def test_audit_off(run, tmp_path, capsys):
@@ -29,4 +29,4 @@ def test_audit_is_made_once(run, broken, tmp_path):
     run("run", checkpoint_every_steps=2)
     assert not os.path.exists(tmp_path / "run" / "report" / "data_audit.csv")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["cross_validation"]["n"] == 42
+    assert results["cross_validation"]["n"] == 41

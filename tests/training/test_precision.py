@@ -21,7 +21,7 @@ from tl_research.reporting.recorder import Recorder
 from tl_research.reporting.summaries import Summaries
 from tl_research.run.directory import RunDirectory
 from tl_research.signals import Signals
-from tl_research.training import loop
+from tl_research.training import loop, time_limit
 from tl_research.training.plan import Plan
 from tl_research.training.resume import Resume
 from tl_research.training.state import TrainState
@@ -199,7 +199,7 @@ def test_what_xla_cannot_compile_ends_a_run_that_insists(train):
 
 
 def test_preparing_a_step_leaves_batch_statistics_where_they_were(train, monkeypatch):
-    moved, prepare = [], loop.prepare
+    moved, prepare = [], time_limit.prepare
 
     def values(classifier):
         return [variable.numpy() for variable in classifier.variables.values()]
@@ -211,7 +211,7 @@ def test_preparing_a_step_leaves_batch_statistics_where_they_were(train, monkeyp
         moved.extend((value != old).any() for value, old in zip(after, before))
         return setup
 
-    monkeypatch.setattr(loop, "prepare", spy)
+    monkeypatch.setattr(time_limit, "prepare", spy)
     _, state = train("float32", False, "on", "off", batchnorm="training")
     (ended,) = state.past.finished
     assert moved and not any(moved) and ended["audit"]["batchnorm_stats_changed"] == 4

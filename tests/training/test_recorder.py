@@ -36,6 +36,8 @@ def test_event_files_and_metrics_have_the_tags_and_columns_of_the_contract(
         "images_per_second",
         "waiting_for_data",
         "plan",
+        "data_audit",
+        "labels_in_doubt",
         "groups",
         "audit",
         "test",
@@ -105,7 +107,9 @@ def test_records_are_on_the_disk_before_the_checkpoint_that_follows_them(run, ev
     at, written, epochs, tags = zip(*found)
     assert at == written == (0, 2, 4, 5, 5, 6, 8, 10, 10)
     assert epochs == (0, 0, 0, 1, 1, 1, 1, 2, 2)
-    assert tags[0] == 5  # plan, first batch, input statistics, groups and the graph of the step
+    # plan, first batch, input statistics, the audit of the images and its picture, groups and the
+    # graph of the step
+    assert tags[0] == 7
 
 
 def test_fall_at_a_phase_switch_is_said_in_one_line(train, capsys):

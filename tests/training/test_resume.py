@@ -20,7 +20,7 @@ from tl_research.models import backbones
 from tl_research.optim import loss_scale
 from tl_research.run import checkpoints, directory
 from tl_research.signals import Signals
-from tl_research.training import epoch, evaluation, features, loop, selection
+from tl_research.training import evaluation, feature_cache, loop, selection
 from tl_research.training.resume import Resume
 
 STEPS = 5  # of 39 training images in batches of 8
@@ -69,7 +69,7 @@ def test_resumed_run_ends_as_an_unbroken_one(
 @pytest.mark.parametrize(
     "settings",
     [
-        {"ema_decay": 0.9, "class_weights": "balanced", "class_share": ("ant=0.5",)},
+        {"ema_decay": 0.9, "class_weights": "balanced", "class_share": ("ant=0.9",)},
         {"mixup": 0.4},
         {"precision": "mixed_bfloat16"},
     ],
@@ -174,27 +174,31 @@ def test_run_that_is_killed_again_and_again_makes_progress(broken, tmp_path):
         )
 
 
-def test_signal_while_the_cache_is_filled_ends_the_run_at_once(run, monkeypatch):
-    expected = run("unbroken", augment_views=1)
+@pytest.mark.parametrize("view", [0, 1])
+def test_signal_while_a_view_is_computed_ends_the_run_at_once(
+    run, monkeypatch, assert_equal_runs, view
+):
+    """View 0 before the first epoch, view 1 before the second; each has 5 batches."""
+    settings = {"augment_views": 2, "feature_cache": "memory"}
+    run("unbroken", **settings)
+    seen = []
+
+    def signalled(side, number):
+        def progress(done, total):
+            seen.append((side, number, done))
+            if (side, number) == ("train", view):
+                signal.raise_signal(signal.SIGTERM)
+
+        return contextlib.nullcontext(progress)
+
     with monkeypatch.context() as patch:
-        compute = features.compute_features
-        patch.setattr(
-            features,
-            "compute_features",
-            lambda source, size, bar, storage=features.Storage(): compute(
-                source,
-                size,
-                lambda view: contextlib.nullcontext(
-                    lambda done, total: signal.raise_signal(signal.SIGTERM)
-                ),
-                storage,
-            ),
-        )
-        patch.setattr(epoch, "calls", lambda *args: pytest.fail("trained after the signal"))
+        patch.setattr(feature_cache.FeatureCache, "_bar", lambda cache, *which: signalled(*which))
         with pytest.raises(Interrupted, match="interrupted by signal 15; ") as error:
-            run("broken", augment_views=1)
+            run("broken", **settings)
         assert error.value.exit_code == 143
-    assert run("broken", augment_views=1)["weights_sha256"] == expected["weights_sha256"]
+    assert seen[-1] == ("train", view, 1)
+    run("broken", **settings)
+    assert_equal_runs("unbroken", "broken")
 
 
 def test_test_images_are_read_once_though_the_run_ends_before_its_results(

@@ -67,15 +67,16 @@ def prepare(plan: Plan, index: int, state: TrainState, tell: Callable[[Event], N
     with timed(state, "features"):
         boundary = classifier.boundary()
         source, validation = (plan.cache.source(side, boundary) for side in ("train", "validation"))
-        source.of_view(plan.cache.views.of_epoch(state.position.epoch + 1))
         validation.of_view(0)
+        steps_per_call = _steps_per_call(plan, source)
+        first = first_arguments(plan, source, state.position.epoch, steps_per_call)
     if plan.config.time_limit:  # which is known when the steps are compiled
         num_steps = tf.Variable(num_steps, dtype=tf.int64)
     rate_at = schedules.make_schedule(phase, num_steps)
-    before, steps_per_call = state.progress.seconds, _steps_per_call(plan, source)
+    before = state.progress.seconds
     compiling = time.perf_counter()
     with timed(state, "compile"):
-        step, evaluate = _compiled(plan, state, source, validation, rate_at, steps_per_call)
+        step, evaluate = _compiled(plan, state, source, validation, rate_at, first)
     seconds = time.perf_counter() - compiling
     state.progress.compile_seconds += seconds
     tell(StepsCompiled(phase, began.step, seconds, plan.compiler.xla, step.graph))
@@ -112,10 +113,9 @@ def _begin(plan, index, state):
     return opened, False
 
 
-def _compiled(plan, state, source, validation, rate_at, steps_per_call):
+def _compiled(plan, state, source, validation, rate_at, first):
     """Returns the steps of training and of evaluation, compiled."""
     make, compiler = plan.step_maker(state.optimizer, source, rate_at), plan.compiler
-    first = first_arguments(plan, source, state.position.epoch, steps_per_call)
     step, xla = compiler.prepared(make, *first), compiler.xla
     evaluate = compiler.prepared(
         lambda xla: EvalStep(plan.evaluated, validation, plan.config.batch_size, xla)

@@ -84,15 +84,9 @@ class Plan:
         statistics = classifier.batchnorm_statistics() if config.batchnorm == "training" else ()
         self.saved_paths = sorted({*trained, *statistics})
         views = make_views(config, parts.augmentations)
+        sides = data.train, data.validation
         self.cache = FeatureCache(
-            config,
-            classifier,
-            self.evaluated,
-            data.train,
-            data.validation,
-            boundary,
-            directory.path,
-            views,
+            config, classifier, self.evaluated, *sides, boundary, directory.path, views
         )
         if views.mixing and data.train.pixels is None:
             raise UserError(
@@ -159,11 +153,7 @@ class Plan:
         by, labels = self.config.select_by, self.validation.labels
         logits = np.zeros((len(labels), self.classifier.num_classes), np.float32)
         found = {f"val_{n}": v for n, v in self.objective.evaluate(logits, labels).items()}
-        counted, phase = self.objective.counted.values(), self.phases[0]
-        trained = {f"train_{name}": 1.0 for name in ("loss", *counted)}
-        row = {"phase": phase.name, "epoch": 1, "step": self.steps_per_epoch, **trained, **found}
-        row |= {"images_per_second": 1.0, "seconds": 1.0, "learning_rate": phase.learning_rate}
-        known = (*found, *self.own_numbers(row, logits))
+        known = (*found, *self.own_numbers(_plausible_row(self, found), logits))
         if by not in known:
             raise UserError(
                 f"--select_by={by} is not measured; expected one of {', '.join(known)}"
@@ -235,6 +225,14 @@ class Plan:
             return step
 
         return make
+
+
+def _plausible_row(plan, found):
+    """Returns a row of `metrics.csv` that an epoch could have, with these validation metrics."""
+    counted, phase = plan.objective.counted.values(), plan.phases[0]
+    trained = {f"train_{name}": 1.0 for name in ("loss", *counted)}
+    row = {"phase": phase.name, "epoch": 1, "step": plan.steps_per_epoch, **trained, **found}
+    return row | {"images_per_second": 1.0, "seconds": 1.0, "learning_rate": phase.learning_rate}
 
 
 def _check_state(part, known):
