@@ -116,8 +116,8 @@ def draw(groups, path):
     sheet.crop((0, 0, size[0], (place // _COLUMNS + 1) * (_TILE + 12))).save(path)
 
 
-def main():
-    settings = cli.config_from_flags(Settings)
+def measure(settings):
+    """Prints the groups among the photographs, then what is found of planted copies."""
     files = catalog.find_images("directory", data_dir=settings.data_dir, download_dir=".").files
     paths = [file.path for file in files]
     thumbnails, seconds = _thumbnails(map(_opened, paths))
@@ -141,4 +141,4 @@ def main():
 
 if __name__ == "__main__":
     cli.define_flags(Settings)
-    cli.run(main)
+    cli.run(lambda: measure(cli.config_from_flags(Settings)))

@@ -6,10 +6,8 @@ import near_copies
 import numpy as np
 import PIL.Image
 
-from tl_research import cli
 
-
-def test_planted_copies_are_found_and_counted(tmp_path, capsys, monkeypatch):
+def test_planted_copies_are_found_and_counted(tmp_path, capsys):
     for label, name in enumerate(("ant", "bee")):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for i in range(6):
@@ -18,10 +16,10 @@ def test_planted_copies_are_found_and_counted(tmp_path, capsys, monkeypatch):
             pixels = np.random.RandomState(seed).randint(0, 256, (12, 12, 3)).astype(np.uint8)
             image = PIL.Image.fromarray(pixels).resize((120, 96), PIL.Image.Resampling.BICUBIC)
             image.save(tmp_path / "photos" / name / f"{i}.png")
-    cli.define_flags(near_copies.Settings)
     sheet = tmp_path / "groups.png"
-    cli.parse(["x", f"--data_dir={tmp_path}/photos", "--planted=5", f"--sheet={sheet}"])
-    near_copies.main()
+    near_copies.measure(
+        near_copies.Settings(data_dir=f"{tmp_path}/photos", planted=5, sheet=str(sheet))
+    )
     out = capsys.readouterr().out
     assert re.search(r"^12 photographs, .*\n1 groups of 2 photographs", out)
     rows = re.findall(r"^\| (.*) \| ([\d.]+) % \| (\d+) \|$", out, re.MULTILINE)

@@ -92,13 +92,18 @@ def suggest(rows: list[dict[str, float]]) -> tuple[float | None, str]:
     lowest = int(np.argmin(smoothed))
     if smoothed[0] - smoothed[lowest] < _LEAST_FALL * abs(smoothed[0]):
         return None, f"the loss falls by less than {_LEAST_FALL:.0%} before it rises"
+    steepest = _steepest_window(rows, lowest)
+    if steepest.start == 0 or steepest.stop == len(RATES):
+        edge = "lowest" if steepest.start == 0 else "highest"
+        return None, f"the loss falls fastest at the {edge} rates that are tried"
+    return rows[steepest.start + _WINDOW // 2]["learning_rate"], ""
+
+
+def _steepest_window(rows, lowest):
+    """Returns the slice of the rows up to the lowest loss in which a line falls fastest."""
     rates = np.log([row["learning_rate"] for row in rows])
     changes = np.array([row["loss"] - row["start_loss"] for row in rows])
     ends = range(_WINDOW, max(lowest + 2, _WINDOW + 1))
     windows = [slice(end - _WINDOW, end) for end in ends]
     slopes = [np.polyfit(rates[window], changes[window], 1)[0] for window in windows]
-    steepest = windows[int(np.argmin(slopes))]
-    if steepest.start == 0 or steepest.stop == len(RATES):
-        edge = "lowest" if steepest.start == 0 else "highest"
-        return None, f"the loss falls fastest at the {edge} rates that are tried"
-    return rows[steepest.start + _WINDOW // 2]["learning_rate"], ""
+    return windows[int(np.argmin(slopes))]
