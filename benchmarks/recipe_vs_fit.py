@@ -145,11 +145,22 @@ def _weights(settings, backbone):
     return "imagenet" if backbone.startswith("EfficientNetLite") else settings.weights
 
 
-def run_ours(settings, backbone, seed, workdir):
-    """Runs train.py; returns what `fit_recipe.py` writes of a column."""
+def run_train(settings, backbone, seed, workdir, flagfiles=(), more=()):
+    """Runs train.py anew; returns its `results.json`.
+
+    Args:
+        settings: With a dataset and a data_dir.
+        backbone: NAME@SIZE.
+        seed: Of the run and of the split.
+        workdir: The run directory.
+        flagfiles: That stand before all flags here, from the root of the project.
+        more: Flags behind them.
+    """
+    root = os.path.dirname(HERE)
     name, _, size = backbone.partition("@")
     command = [
-        os.path.join(os.path.dirname(HERE), "train.py"),
+        os.path.join(root, "train.py"),
+        *(f"--flagfile={os.path.join(root, path)}" for path in flagfiles),
         f"--workdir={workdir}",
         f"--dataset={settings.dataset}",
         f"--data_dir={settings.data_dir}",
@@ -157,6 +168,17 @@ def run_ours(settings, backbone, seed, workdir):
         f"--image_size={size}",
         f"--seed={seed}",
         f"--split_seed={seed}",
+        *more,
+        "--resume=never",
+    ]
+    _finish(_start(command, stdout=subprocess.DEVNULL))
+    with open(os.path.join(workdir, "results.json")) as file:
+        return json.load(file)
+
+
+def run_ours(settings, backbone, seed, workdir):
+    """Runs train.py; returns what `fit_recipe.py` writes of a column."""
+    more = [
         f"--weights={_weights(settings, backbone)}",
         f"--precision={settings.precision}",
         f"--augment_views={settings.augment_views}",
@@ -168,11 +190,8 @@ def run_ours(settings, backbone, seed, workdir):
         # seconds are of one process
         f"--batch_size={settings.batch_size}",
         "--patience=0",
-        "--resume=never",
     ]
-    run_quietly(command)
-    with open(os.path.join(workdir, "results.json")) as file:
-        results = json.load(file)
+    results = run_train(settings, backbone, seed, workdir, more=more)
     phases = {
         phase["name"]: {key: phase[key] for key in ("val_loss", "val_accuracy")}
         for phase in results["phases"]
@@ -228,11 +247,6 @@ def run_fit(settings, backbone, seed, place, split_path, columns):
         if line.startswith("{"):
             yield json.loads(line)
     _finish(process)
-
-
-def run_quietly(command):
-    """Runs a Python program to its end; raises UserError if that is not exit code 0."""
-    _finish(_start(command, stdout=subprocess.DEVNULL))
 
 
 def _start(command, **options):

@@ -80,25 +80,11 @@ def _place(settings, recipe, seed):
 
 def _ours(settings, recipe, seed):
     """Runs `train.py` with a recipe; returns its row."""
-    name, _, size = settings.backbone.partition("@")
-    workdir, root = _place(settings, recipe, seed), os.path.dirname(recipe_vs_fit.HERE)
-    more = [] if recipe == "flowers" else [f"--flagfile={root}/recipes/{recipe}.flags"]
-    command = [
-        os.path.join(root, "train.py"),
-        f"--flagfile={root}/flowers.flags",
-        *more,
-        f"--dataset={settings.dataset}",
-        f"--data_dir={settings.data_dir}",
-        f"--backbone={name}",
-        f"--image_size={size}",
-        f"--seed={seed}",
-        f"--split_seed={seed}",
-        f"--workdir={workdir}",
-        "--resume=never",
-    ]
-    recipe_vs_fit.run_quietly(command)
-    with open(os.path.join(workdir, "results.json")) as file:
-        results = json.load(file)
+    flagfiles = ["flowers.flags"]
+    if recipe != "flowers":
+        flagfiles.append(f"recipes/{recipe}.flags")
+    place = _place(settings, recipe, seed)
+    results = recipe_vs_fit.run_train(settings, settings.backbone, seed, place, flagfiles)
     chosen = next(
         (of for of in results["phases"] if of["name"] == results["selected_phase"]),
         results["head_start"],
