@@ -119,9 +119,7 @@ def _our_epochs(config, phase, examples, num_classes):
     @tf.function
     def read(row):
         return tf.reduce_sum(
-            classifier.augmentation.apply_draws(
-                tf.gather(examples.pixels, row), tf.gather(draws, row)
-            )
+            classifier.augmentation.apply_draws(examples.lookup(row), tf.gather(draws, row))
         )
 
     return {

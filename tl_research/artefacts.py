@@ -26,7 +26,7 @@ _NUM_TRIED = 4
 _TOLERANCE = 1e-3  # relative; rounding of folded against plain BatchNorm
 
 
-def save_keras(classifier, data, directory):
+def save_keras(classifier, data, directory, batch_size):
     """Saves the plain Keras model and the class names, and checks that it answers as the trained
     network does.
 
@@ -34,6 +34,7 @@ def save_keras(classifier, data, directory):
         classifier: The trained `Classifier`, in float32: the file is to serve anywhere.
         data: `Dataset`; the check is on its validation images.
         directory: The open `RunDirectory`.
+        batch_size: Images at a time of the check, that of training: no more memory is needed then.
 
     Raises:
         ExportError: If the logits of validation images differ; the file is removed.
@@ -41,12 +42,10 @@ def save_keras(classifier, data, directory):
     """
     path = directory.file("export", "model.keras")
     temporary = directory.file("export", f"model.tmp-{os.getpid()}.keras")
-    images = tf.cast(
-        data.validation.images(range(min(NUM_COMPARED, len(data.validation)))), tf.float32
-    )
+    images = data.validation.images(range(min(NUM_COMPARED, len(data.validation))))
     with storage_errors(path):
         os.makedirs(directory.file("export"), exist_ok=True)
-        expected, received = _saved(classifier, images, temporary)
+        expected, received = _saved(classifier, images, temporary, batch_size)
     difference = _keep_if_equal(temporary, path, expected, received, _TOLERANCE)
     directory.write_json(os.path.join("export", "classes.json"), list(data.classes))
     print(
@@ -68,13 +67,28 @@ def save_temperature(calibration: dict[str, Any] | None, directory) -> None:
         directory.write_json(path, {"temperature": calibration["temperature"]})
 
 
-def _saved(classifier, images, path):
+def _saved(classifier, images, path, batch_size):
     """Saves the Keras model; returns the logits of the network and of the model read from there."""
     classifier.model.save(path)
     boundary = classifier.boundary()
-    expected = classifier.logits(boundary, classifier.frozen_part(boundary)(images)).numpy()
+    frozen_part = classifier.frozen_part(boundary)
+    expected = _in_batches(
+        lambda batch: classifier.logits(boundary, frozen_part(batch)), images, batch_size
+    )
     loaded = keras.saving.load_model(path, compile=False)
-    return expected, loaded.predict(images, batch_size=32, verbose=0)
+    return expected, _in_batches(lambda batch: loaded(batch, training=False), images, batch_size)
+
+
+def _in_batches(compute, images, batch_size):
+    """Returns float32 [N, K], what a function of float32 images [B, S, S, 3] makes of uint8 ones,
+    compiled, which keeps of its intermediate results only what it still needs.
+    """
+    compiled = tf.function(
+        lambda batch: compute(tf.cast(batch, tf.float32)),
+        input_signature=[tf.TensorSpec([None, *images.shape[1:]], images.dtype)],
+    )
+    starts = range(0, len(images), batch_size)
+    return np.concatenate([compiled(images[i : i + batch_size]).numpy() for i in starts])
 
 
 def try_saving(classifier):
@@ -92,7 +106,8 @@ def try_saving(classifier):
     images = tf.constant(draw.uniform(0, 255, (_NUM_TRIED, size, size, 3)), tf.float32)
     with tempfile.TemporaryDirectory() as directory, storage_errors(directory):
         try:
-            expected, received = _saved(classifier, images, os.path.join(directory, "model.keras"))
+            path = os.path.join(directory, "model.keras")
+            expected, received = _saved(classifier, images, path, batch_size=1)
         except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
             why = str(error).rpartition("Exception encountered: ")[2].partition(". ")[0]
         else:
@@ -246,8 +261,8 @@ def save_for_serving(name, model, data, directory, image_size, answer, temperatu
         directory.file("export", f"{file}.tmp-{os.getpid()}"),
     )
     count = min(NUM_COMPARED, len(data.validation))
-    images = tf.cast(data.validation.images(range(count)), tf.float32)
-    logits = model.predict(images, batch_size=32, verbose=0)
+    images = data.validation.images(range(count))
+    logits = _in_batches(lambda batch: model(batch, training=False), images, batch_size)
     expected = answer.outputs(metrics.scaled(logits, temperature))
     try:
         with storage_errors(path):

@@ -198,7 +198,8 @@ def prepare(place: Place, started: float) -> Ready:
         summaries.text("train", "plan", "\n\n".join(lines), 0)
         resume.check_room()
     if not summaries.has("train", "first_batch", 0):
-        pages.first_batch(summaries, *batch.first_batch(plan), classifier.spec.preprocessing)
+        shown = batch.first_images(plan, pages.SHOWN)
+        pages.first_batch(summaries, *shown, classifier.spec.preprocessing)
     recorder = Recorder(config, plan.objective.answer, data, directory, summaries)
     return Ready(
         place=place,
@@ -322,7 +323,7 @@ def _finish(ready, started):
         ready.resume.save(state)  # from here on an interruption does not read the images again
     ready.place.replicas.close()  # what is left computes in each process for itself
     with timed(state, "export"):
-        artefacts.save_keras(final, ready.data, directory)
+        artefacts.save_keras(final, ready.data, directory, plan.config.batch_size)
         artefacts.save_temperature(state.past.calibration, directory)
     summary = _results(ready)
     with timed(state, "figures"):

@@ -55,7 +55,8 @@ def test_class_share_leaves_out_training_images_of_that_class_by_their_content(l
         name[:3] == "bee" for name in whole.train.names
     )
     np.testing.assert_array_equal(
-        half.train.pixels[-1], whole.train.pixels[whole.train.names.index(kept[-1])]
+        half.train.images([len(kept) - 1]),
+        whole.train.images([whole.train.names.index(kept[-1])]),
     )
     counts = np.bincount(half.train.labels)
     assert half.notes[-2:] == (

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
+from tl_research import in_place
 from tl_research.config import Config
 from tl_research.data import admission, image_check, left_out, manifest, near_copies, split
 from tl_research.data import catalog as catalog_lib
@@ -172,6 +173,7 @@ def _divided(catalog, admitted, found, config):
     labels, sides = np.array([file.label for file in files], kind), np.array(found.sides)
     rows = {side: np.flatnonzero(sides == side) for side in split.SIDES}
     rows["train"] = _kept(rows["train"], labels, checked.sha256s, catalog, config.class_shares)
+    pixels = None if checked.pixels is None else in_place.tensor_of(checked.pixels)
 
     def examples(rows):
         return Examples(
@@ -179,7 +181,8 @@ def _divided(catalog, admitted, found, config):
             tuple(files[row].path for row in rows),
             labels[rows],
             config.image_size,
-            None if checked.pixels is None else tf.constant(checked.pixels[rows]),
+            pixels,
+            None if pixels is None else tf.constant(rows, tf.int32),
         )
 
     notes = _notes(catalog, admitted, found, config.image_size)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection
 import numpy as np
 import tensorflow as tf
 
+from tl_research import in_place
 from tl_research.data import decoding, near_copies, split
 from tl_research.data.catalog import Catalog
 from tl_research.data.formats import Kind
@@ -39,7 +40,7 @@ class CheckedImages:
     smallest: tuple[int, int] | None  # (width, height) of the good file with the fewest pixels
 
     def without(self, rows: Collection[int]) -> "CheckedImages":
-        """Returns this without some of the good files."""
+        """Returns this without some of the good files; it takes over the pixels."""
         if not rows:
             return self
         kept = np.setdiff1d(np.arange(len(self.good)), list(rows))
@@ -49,7 +50,7 @@ class CheckedImages:
             sha256s=tuple(self.sha256s[row] for row in kept),
             pixel_sha256s=tuple(self.pixel_sha256s[row] for row in kept),
             thumbnails=self.thumbnails[kept],
-            pixels=None if self.pixels is None else self.pixels[kept],
+            pixels=None if self.pixels is None else in_place.kept_rows(self.pixels, kept),
         )
 
 
@@ -99,7 +100,7 @@ def check_images(
     """
     files = catalog.files
     keep = len(files) * image_size * image_size * 3 <= keep_pixels_bytes
-    pixels = np.zeros((len(files), image_size, image_size, 3), np.uint8) if keep else None
+    pixels = in_place.zeros((len(files), image_size, image_size, 3), np.uint8) if keep else None
 
     def check(index):
         """Returns `_Good`, or the `BadImage` that says why it is not."""
@@ -164,7 +165,7 @@ def _gathered(catalog, results, pixels):
         tuple(result.sha256 for result in found),
         tuple(result.pixel_sha256 for result in found),
         np.array([result.thumbnail for result in found], np.uint8).reshape(-1, 16, 16, 3),
-        pixels[good] if pixels is not None and len(good) < len(files) else pixels,
+        None if pixels is None else in_place.kept_rows(pixels, good),
         sorted(bad),
         unreadable,
         dict(sorted(traits.items())),

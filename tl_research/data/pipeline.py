@@ -64,8 +64,9 @@ class Examples:
     paths: tuple[str | np.ndarray, ...]  # [N] absolute, or the images themselves, uint8 [H, W, 3]
     labels: np.ndarray  # int32 [N]; of a `catalog.Table` also float32 [N, K] or [N]
     image_size: int  # height and width, in pixels
-    # uint8 tensor [N, image_size, image_size, 3], or None: then they are decoded for every batch
+    # uint8 tensor [M, image_size, image_size, 3], or None: then they are decoded for every batch
     pixels: tf.Tensor | None
+    rows: tf.Tensor | None = None  # int32 [N], their places in `pixels`; None where M is N
 
     def __len__(self):
         return len(self.labels)
@@ -101,6 +102,12 @@ class Examples:
                     f"({reason}); expected files that stay as they are; put it back and start again"
                 ) from error
 
+    def lookup(self, indices):
+        """Returns uint8 [n, image_size, image_size, 3], of an int tensor [n], from memory."""
+        return tf.gather(
+            self.pixels, indices if self.rows is None else tf.gather(self.rows, indices)
+        )
+
     def _decoded(self, index):
         """Returns uint8 [image_size, image_size, 3] at a place, a tensor."""
         image = tf.numpy_function(lambda index: load_pixels(self.paths[index]), [index], tf.uint8)
@@ -122,5 +129,5 @@ class Examples:
     def images(self, indices):
         """Returns uint8 [n, image_size, image_size, 3]."""
         if self.pixels is not None:
-            return tf.gather(self.pixels, list(indices))
+            return self.lookup(list(indices))
         return next(iter(self.stream([list(indices)])))

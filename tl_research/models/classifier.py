@@ -5,6 +5,8 @@ gets saved. `Classifier.frozen_part` and `Classifier.logits` run the network par
 begins (`tl_research.models.graph`), which is what the loop uses.
 """
 
+import decimal
+import fractions
 import functools
 import math
 import re
@@ -201,15 +203,7 @@ class Classifier:
         if what == "all":
             first = 0
         elif what.endswith("%"):
-            try:
-                share = float(what[:-1])
-            except ValueError:
-                share = -1.0
-            if not 0 <= share <= 100:
-                raise UserError(
-                    f"--unfreeze={what}; expected a share between 0% and 100%; correct it"
-                )
-            first = int(len(layers) * (1 - share / 100))
+            first = _num_frozen(what, len(layers))
         else:
             layer_starts = {layer.name: index for index, layer in reversed(list(enumerate(layers)))}
             # A block's name wins over that of a layer in it: InceptionV3's mixed7 is both, the
@@ -353,6 +347,22 @@ class Classifier:
             dropout_masks=dropout_mask,
         )
         return logits
+
+
+def _num_frozen(what, count):
+    """Returns how many of `count` layers stay frozen where the share `what`, N%, is opened: the
+    whole number at or below the exact product, as no product of floats would be.
+
+    Raises:
+        UserError: If it is no share.
+    """
+    try:
+        share = decimal.Decimal(what[:-1])
+        if share.is_finite() and 0 <= share <= 100:
+            return math.floor(count * (100 - fractions.Fraction(share)) / 100)
+    except decimal.InvalidOperation:
+        pass
+    raise UserError(f"--unfreeze={what}; expected a share between 0% and 100%; correct it")
 
 
 def num_parameters(variables):

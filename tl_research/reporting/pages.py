@@ -8,7 +8,7 @@ import tensorflow as tf
 from tl_research.models.preprocessing import RANGES
 from tl_research.reporting import pictures
 
-_SHOWN = 16
+SHOWN = 16
 
 
 def first_batch(summaries, images, inputs, mode):
@@ -17,12 +17,12 @@ def first_batch(summaries, images, inputs, mode):
 
     Args:
         summaries: `Summaries`.
-        images: float32 [B, H, W, 3] in 0..255, augmented.
-        inputs: [B, H, W, 3], preprocessed.
+        images: float32 [n, H, W, 3] in 0..255, the first of it, augmented.
+        inputs: [n, H, W, 3], preprocessed.
         mode: Of `Preprocessing`.
     """
     summaries.image(
-        "train", "first_batch", pictures.draw_grid(np.round(images[:_SHOWN]).astype(np.uint8)), 0
+        "train", "first_batch", pictures.draw_grid(np.round(images).astype(np.uint8)), 0
     )
     low, high = RANGES[mode]
     inputs = tf.cast(inputs, tf.float32)
@@ -38,7 +38,7 @@ def first_batch(summaries, images, inputs, mode):
         "train",
         "input_statistics",
         f"The backbone expects {low:g} to {high:g} (preprocessing `{mode}`); the first "
-        "batch has\n\n"
+        f"{len(images)} images have\n\n"
         + pictures.markdown_table(["channel", "smallest", "mean", "largest", "std"], rows),
         0,
     )
@@ -95,7 +95,7 @@ def worst_mistakes(answer, logits, examples, classes):
     """Returns a picture, uint8 [H, W, 3], of the images with the largest losses among those whose
     `Answer` is not their label.
     """
-    worst = answer.mistakes(logits, examples.labels)[:_SHOWN]
+    worst = answer.mistakes(logits, examples.labels)[:SHOWN]
     rows = answer.rows(logits[worst], examples.labels[worst], classes)
     captions = [
         pictures.caption(examples.names[i], *(row[name] for name in answer.columns[:3]))

@@ -89,11 +89,11 @@ def epoch_inputs(plan, source, epoch: int) -> EpochInputs:
     return EpochInputs(*tf.nest.map_structure(tf.constant, parts), mix)
 
 
-def first_batch(plan) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the images of the first batch, augmented and then preprocessed [B, H, W, 3]."""
+def first_images(plan, count: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the first images of the first batch, augmented and then preprocessed [n, H, W, 3]."""
     live = plan.cache.live_source("train", plan.classifier.boundary())
     epoch = epoch_inputs(plan, live, 1)
-    row = tf.boolean_mask(epoch.indices[0], epoch.weights[0] > 0)
+    row = tf.boolean_mask(epoch.indices[0], epoch.weights[0] > 0)[:count]
     mix = epoch.mix and tf.nest.map_structure(lambda of_all: tf.gather(of_all, row), epoch.mix)
     pixels = plan.train.images(row.numpy())
     images = live.read(row, epoch.of_view, pixels, mix)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tl_research import in_place
 from tl_research.config import AUGMENTATIONS, Config
 from tl_research.data import pipeline
 from tl_research.data.mixing import Mixing, MixUp
@@ -163,7 +164,7 @@ class LiveSource:
 
     def lookup(self, indices, of_view):
         """Returns what `stream` would yield for one row, where it is in memory."""
-        return tf.gather(self.examples.pixels, indices)
+        return self.examples.lookup(indices)
 
     def read(self, indices, of_view, streamed=None, mix=None):
         """Returns augmented images, float32 [B, H, W, 3]: what XLA need not compile.
@@ -310,11 +311,11 @@ class Storage:
                     )
                 whole[first : first + len(array)] = array[: num_rows - first]
             first += len(arrays[0])
-        return kept if self._directory else [tf.constant(array) for array in kept]
+        return kept if self._directory else list(map(in_place.tensor_of, kept))
 
     def _allocate(self, shape, dtype):
         if not self._directory:
-            return np.empty(shape, dtype)
+            return in_place.zeros(shape, dtype)
         path = os.path.join(self._directory, f"features.tmp-{os.getpid()}")
         with storage_errors(path), open(path, "xb+") as file:
             # it lives as long as it is mapped: nothing is left behind, however the process ends
