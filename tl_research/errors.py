@@ -102,4 +102,4 @@ class Interrupted(BaseException):
 
     def __init__(self, message, signal_number):
         super().__init__(message)
-        self.exit_code = 128 + signal_number
+        self.signal_number, self.exit_code = int(signal_number), 128 + signal_number

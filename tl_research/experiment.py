@@ -21,7 +21,7 @@ quiet.import_tensorflow()
 
 import tensorflow as tf
 
-from tl_research import __version__, artefacts, calibration, distribution, metrics
+from tl_research import __version__, artefacts, calibration, distribution, memory, metrics
 from tl_research import extension as extension_lib
 from tl_research.config import Config
 from tl_research.data import dataset
@@ -315,6 +315,7 @@ def _audit_data(ready):
 def _finish(ready, started):
     """Reads the test images once, exports the model and writes the results; returns these."""
     plan, state, directory = ready.plan, ready.state, ready.place.directory
+    memory.give_back()  # or what follows would come on top of what training left
     plan.update_evaluated()
     final = plan.evaluated  # what is saved, and so what the test number is of
     if state.past.test is None:

@@ -9,7 +9,6 @@ out; if nothing can be used, the exit code is 2.
 """
 
 import collections
-import concurrent.futures
 import contextlib
 import csv
 import dataclasses
@@ -19,7 +18,7 @@ import signal
 import sys
 import time
 
-from tl_research import cli, metrics
+from tl_research import ahead, cli, metrics
 from tl_research.config import ToolConfig
 from tl_research.data.walk import images_below, others_text
 from tl_research.errors import DataError, UserError
@@ -97,9 +96,9 @@ def image_files(places, others):
             yield path, reason
 
 
-def _load(images, image_size, ahead):
-    """Yields (path, why it cannot be used or None, pixels or None) in the order of `images`, which
-    are as of `image_files`.
+def _load(images, image_size, count):
+    """Returns an iterator of (path, why it cannot be used or None, pixels or None), in the order of
+    `images`, which are as of `image_files`.
     """
     from tl_research.data.decoding import BadImage, load_pixels
     from tl_research.data.image_check import resize_image
@@ -110,18 +109,7 @@ def _load(images, image_size, ahead):
         except BadImage as error:
             return path, str(error), None
 
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        waiting = collections.deque()
-        try:
-            for path, reason in images:
-                waiting.append(pool.submit(load, path, reason))
-                if len(waiting) > ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    return ahead.in_order(lambda named: load(*named), images, count)
 
 
 @contextlib.contextmanager

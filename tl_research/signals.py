@@ -38,13 +38,8 @@ class Signals:
     def __exit__(self, kind, error, trace):
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        # Where the interruption met C code, another error came of it.
-        if (
-            self.number is not None
-            and isinstance(error, Exception)
-            and not isinstance(error, UserError)
-        ):
-            self._interrupt()
+        if isinstance(error, Exception):
+            self._answer_instead_of(error)
 
     @contextlib.contextmanager
     def held(self):
@@ -65,8 +60,16 @@ class Signals:
             if self.number is not None:
                 self._interrupt()
             yield
+        except Exception as error:
+            self._answer_instead_of(error)
+            raise
         finally:
             self._held = True
+
+    def _answer_instead_of(self, error):
+        """Raises Interrupted where a signal came and, as it met C code, became another error."""
+        if self.number is not None and not isinstance(error, UserError):
+            self._interrupt()
 
     def _receive(self, number, frame):
         if self.number is not None:

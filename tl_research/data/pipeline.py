@@ -2,18 +2,20 @@
 iterator state.
 """
 
+import contextlib
 import dataclasses
-import os
+import itertools
 from zlib import crc32
 
 import numpy as np
 import tensorflow as tf
 
+from tl_research import ahead
+from tl_research.data import image_check
 from tl_research.data.decoding import BadImage, load_pixels
-from tl_research.data.image_check import resized
 from tl_research.errors import DataError
 
-_PREFETCHED = 8  # batches decoded ahead: two calls of the loop
+_AHEAD = 8  # batches that are decoded ahead: two calls of the loop
 # Streams of random numbers that must not be the same numbers.
 _ORDER, _AUGMENTATION, MIXUP = 1, 2, 3
 
@@ -80,27 +82,11 @@ class Examples:
         Raises:
             DataError: If an image that was good when the run began cannot be read any more.
         """
-        dataset = tf.data.Dataset.from_tensor_slices(np.reshape(indices, -1)).map(
-            self._decoded, num_parallel_calls=os.cpu_count()
-        )
-        options = tf.data.Options()
-        # its thread can hold up the end of an epoch for as long as the epoch took
-        options.autotune.enabled = False
-        dataset = (
-            dataset.batch(np.shape(indices)[1], drop_remainder=True)
-            .prefetch(_PREFETCHED)
-            .with_options(options)
-        )
-        batches = iter(dataset)
-        for row in indices:
-            try:
-                yield next(batches)
-            except tf.errors.OpError as error:
-                name, reason = self._what_is_bad(row, error)
-                raise DataError(
-                    f"image {name!a} was good when the run began and cannot be read now "
-                    f"({reason}); expected files that stay as they are; put it back and start again"
-                ) from error
+        size = np.shape(indices)[1]
+        images = ahead.in_order(self._resized, np.reshape(indices, -1), _AHEAD * size)
+        with contextlib.closing(images):
+            for _ in indices:
+                yield tf.constant(np.stack(list(itertools.islice(images, size))))
 
     def lookup(self, indices):
         """Returns uint8 [n, image_size, image_size, 3], of an int tensor [n], from memory."""
@@ -108,19 +94,15 @@ class Examples:
             self.pixels, indices if self.rows is None else tf.gather(self.rows, indices)
         )
 
-    def _decoded(self, index):
-        """Returns uint8 [image_size, image_size, 3] at a place, a tensor."""
-        image = tf.numpy_function(lambda index: load_pixels(self.paths[index]), [index], tf.uint8)
-        return tf.cast(resized(tf.ensure_shape(image, [None, None, 3]), self.image_size), tf.uint8)
-
-    def _what_is_bad(self, row, error):
-        """Returns the name of the image of a batch that cannot be read, and why."""
-        for index in row:
-            try:
-                load_pixels(self.paths[index])
-            except BadImage as reason:
-                return self.names[index], reason
-        return f"one of {self.names[row[0]]}", error.message[:80]
+    def _resized(self, index):
+        """Returns uint8 [image_size, image_size, 3] of a place, from its file."""
+        try:
+            return image_check.resize_image(self.original(index), self.image_size)
+        except BadImage as reason:
+            raise DataError(
+                f"image {self.names[index]!a} was good when the run began and cannot be read now "
+                f"({reason}); expected files that stay as they are; put it back and start again"
+            ) from reason
 
     def original(self, index: int) -> np.ndarray:
         """Returns uint8 [H, W, 3], an image upright and before it was resized."""

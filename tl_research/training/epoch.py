@@ -39,7 +39,9 @@ def calls(setup: PhaseSetup, state: TrainState, resume: Resume) -> Iterator[Call
         start = time.perf_counter()
         streamed = None
         if stream:
-            streamed = stack([next(stream) for _ in range(count)], setup.steps_per_call)
+            with resume.interruptible():
+                batches = [next(stream) for _ in range(count)]
+            streamed = stack(batches, setup.steps_per_call)
         waited = time.perf_counter() - start
         with setup.plan.profiler.mark(position.global_step):
             totals = setup.step(

@@ -8,6 +8,8 @@ for each phase that is left:
         for each call of the compiled loop:     (many steps, see `step_loop`)
             add it to the state; tell observers; save if it is due; stop if a signal came
         evaluate; keep the best weights; tell observers; save; stop if a signal came
+    (a signal is answered after a call, or at once while images or features are waited for, or
+    logits of validation images; then everything is saved)
     audit what changed; restore the best weights of the phase; tell observers
 end with the best weights of all phases
 """
@@ -73,7 +75,7 @@ def train_phase(
     setup: PhaseSetup, state: TrainState, resume: Resume, tell: Callable[[Event], None]
 ) -> None:
     """Trains the epochs of a phase that are left, audits them and restores its best weights."""
-    with resume.signals.held():
+    with resume.signals.held(), resume.saving(state):
         if not setup.is_resumed:
             resume.save(state)
         while not selection.over(state, setup.phase):
@@ -85,7 +87,7 @@ def train_phase(
                     resume.save_if_due(state)
                 resume.stop_if_signalled(state)
             with _saved_if_it_fails(state, resume):
-                tell(selection.end_epoch(setup, state))
+                tell(selection.end_epoch(setup, state, resume))
             state.progress.seconds = setup.seconds()
             resume.save(state)
             resume.stop_if_signalled(state)

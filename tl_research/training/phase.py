@@ -22,6 +22,8 @@ from tl_research.training.steps import TrainStep
 # A live step takes a tenth of a second or more: a call costs nothing, signals are answered soon.
 _LIVE_STEPS_PER_CALL = 4
 _CACHED_STEPS_PER_CALL = 16
+# Of one call on a CPU, more than which takes seconds there; a signal waits for its end.
+_MULTIPLY_ADDS_PER_CALL = 1e11
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,5 +132,18 @@ def _steps_per_call(plan, source):
     default = _CACHED_STEPS_PER_CALL if source.cached else _LIVE_STEPS_PER_CALL
     if source.cached and source.boundary == plan.classifier.head_boundary:
         default = plan.steps_per_epoch  # only the head: an epoch takes a fraction of a second
+    if not tf.config.get_visible_devices("GPU"):
+        soon = _MULTIPLY_ADDS_PER_CALL / _multiply_adds_per_step(plan, source)
+        default = max(1, min(default, int(soon)))
     per_call = min(plan.config.steps_per_call or default, plan.steps_per_epoch)
     return min(per_call, default) if source.streamed else per_call  # so many are in memory
+
+
+def _multiply_adds_per_step(plan, source):
+    """Returns those of a step: of all it computes, and of the part that trains for the gradients of
+    weights and of inputs again.
+    """
+    graph, begin = plan.classifier.graph, source.stored if source.cached else None
+    of_all = graph.multiply_adds(begin or (graph.input,), (graph.output,))
+    of_trained = graph.multiply_adds(source.boundary, (graph.output,))
+    return plan.config.batch_size * (of_all + 2 * of_trained)

@@ -1,7 +1,9 @@
 """When to save, what a checkpoint holds, and how a run goes on from one."""
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -64,15 +66,33 @@ class Resume:
             self.save(state)
 
     def stop_if_signalled(self, state: TrainState) -> None:
-        """Saves and raises Interrupted if a signal came in, here or at another worker."""
+        """Raises Interrupted if a signal came in, here or at another worker; see `saving`."""
         number = max(distribution.of_all_workers(self.signals.number or 0))
         if number:
+            raise self._interruption(state, number)
+
+    @contextlib.contextmanager
+    def saving(self, state: TrainState) -> Iterator[None]:
+        """Saves what an interruption ends: inside, the state is whole wherever one is answered."""
+        try:
+            yield
+        except Interrupted as error:
             self.save(state)
-            raise Interrupted(
-                f"interrupted by signal {number} after step {state.position.global_step}; "
-                f"everything is saved; go on with {self.signals.resume}",
-                number,
-            )
+            raise self._interruption(state, error.signal_number) from None
+
+    def interruptible(self) -> contextlib.AbstractContextManager:
+        """Inside, within `signals.held`, a signal is answered at once; of several workers, who wait
+        for each other there, after it.
+        """
+        is_shared = distribution.is_multi_worker()
+        return contextlib.nullcontext() if is_shared else self.signals.released()
+
+    def _interruption(self, state, number):
+        return Interrupted(
+            f"interrupted by signal {number} after step {state.position.global_step}; everything "
+            f"is saved; go on with {self.signals.resume}",
+            number,
+        )
 
     def check_room(self) -> None:
         """Raises StorageError if the checkpoints of a new run do not fit on the disk."""

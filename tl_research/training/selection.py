@@ -11,6 +11,7 @@ from tl_research.models.classifier import num_parameters
 from tl_research.training.events import EpochEnded, PhaseEnded
 from tl_research.training.phase import PhaseSetup
 from tl_research.training.plan import Plan
+from tl_research.training.resume import Resume
 from tl_research.training.state import TrainState, timed
 
 
@@ -20,11 +21,17 @@ def over(state: TrainState, phase: Phase) -> bool:
     return state.position.phase_epoch >= phase.epochs or waited
 
 
-def end_epoch(setup: PhaseSetup, state: TrainState) -> EpochEnded:
-    """Evaluates an epoch, adds its row to the history, and keeps its weights if they are best."""
+def end_epoch(setup: PhaseSetup, state: TrainState, resume: Resume) -> EpochEnded:
+    """Evaluates an epoch, adds its row to the history, and keeps its weights if they are best.
+
+    Args:
+        setup: The phase.
+        state: Changed in place; not, if a signal ends the evaluation.
+        resume: Says when that may be.
+    """
     position, progress, plan = state.position, state.progress, setup.plan
     with timed(state, "evaluate"), _averaged(setup):
-        logits, found = _evaluated(setup)
+        logits, found = _evaluated(setup, resume.interruptible())
         row = _row(setup, state, found)
         more = plan.own_numbers(row, logits)
         row |= more
@@ -101,10 +108,11 @@ def _row(setup, state, found) -> dict[str, Any]:
     return row
 
 
-def _evaluated(setup):
+def _evaluated(setup, interruptible=contextlib.nullcontext()):
     """Returns (logits of the validation images, {`val_<name>`: number})."""
     setup.plan.update_evaluated()
-    logits = setup.evaluate()
+    with interruptible:
+        logits = setup.evaluate()
     found = setup.plan.objective.evaluate(logits, setup.plan.validation.labels)
     return logits, {f"val_{name}": value for name, value in found.items()}
 
