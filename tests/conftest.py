@@ -203,3 +203,24 @@ def finished_run(_trained_run, tmp_path):
     flags = tmp_path / "trained" / "run" / "flags.txt"
     flags.write_text(flags.read_text().replace(str(_trained_run), str(tmp_path / "trained")))
     return str(tmp_path / "trained" / "run")
+
+
+@pytest.fixture
+def read_only():
+    """A function that makes a directory one that cannot be written to, also by root."""
+    mounted = []
+
+    def protect(path):
+        if os.geteuid():
+            for folder, _, _ in os.walk(path):
+                os.chmod(folder, 0o555)
+            return
+        for options in ("bind", "remount,bind,ro"):
+            done = subprocess.run(["mount", "-o", options, path, path], capture_output=True)
+            if done.returncode:
+                pytest.skip("needs to mount a directory read-only")
+            mounted.append(path)
+
+    yield protect
+    for path in mounted[:1]:
+        subprocess.run(["umount", path], check=True)

@@ -5,13 +5,14 @@ reading of the test images counts.
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from tl_research.errors import DataError, RunDirectoryError
+from tl_research.errors import DataError, RunDirectoryError, StorageError
 from tl_research.evaluate import EvaluateConfig, evaluate
 from tl_research.run.directory import RunDirectory
 from tl_research.trained import TrainedRun
@@ -117,9 +118,59 @@ def test_temperature_that_is_none_is_exit_8(finished_run, wrong):
     assert error.value.exit_code == 8
 
 
+def _photos(run):
+    return os.path.join(os.path.dirname(run), "photos")
+
+
+def _split_of(run, side):
+    with open(os.path.join(run, "split.json")) as file:
+        return [entry["path"] for entry in json.load(file)["files"] if entry["side"] == side]
+
+
+def test_images_of_other_sides_may_be_gone_and_others_be_there(finished_run):
+    whole = evaluate(EvaluateConfig(run=finished_run))
+    for name in _split_of(finished_run, "train"):
+        os.remove(os.path.join(_photos(finished_run), name))
+    (added, *_) = _split_of(finished_run, "validation")
+    for folder in ("ant", "aardvark"):  # a class before the others
+        os.makedirs(os.path.join(_photos(finished_run), folder), exist_ok=True)
+        shutil.copy(
+            os.path.join(_photos(finished_run), added),
+            os.path.join(_photos(finished_run), folder, "added.png"),
+        )
+    assert evaluate(EvaluateConfig(run=finished_run)) == whole
+    os.rename(_photos(finished_run), f"{_photos(finished_run)}-moved")
+    with pytest.raises(DataError, match="if the images were moved, add --data_dir=DIR, or say"):
+        evaluate(EvaluateConfig(run=finished_run))
+    moved = EvaluateConfig(run=finished_run, data_dir=f"{_photos(finished_run)}-moved")
+    assert evaluate(moved) == whole
+
+
+def test_run_that_cannot_be_written_is_evaluated_elsewhere(
+    finished_run, read_only, tmp_path, capsys
+):
+    before = _results(finished_run)
+    read_only(finished_run)
+    with pytest.raises(StorageError, match="to; add --output_dir=DIR$"):
+        evaluate(EvaluateConfig(run=finished_run))
+    elsewhere = str(tmp_path / "elsewhere")
+    report = evaluate(EvaluateConfig(run=finished_run, side="test", output_dir=elsewhere))
+    assert report["accuracy"] == before["test"]["accuracy"] and report["test_reads"] == 2
+    assert "warning: this reading is not counted in the run: " in capsys.readouterr().err
+    with open(os.path.join(elsewhere, "report", "test", "report.json")) as file:
+        assert json.load(file) == report
+    assert _results(finished_run) == before
+
+
+def test_reading_of_test_images_counts_wherever_its_report_goes(finished_run, tmp_path):
+    where = {"output_dir": str(tmp_path / "elsewhere")}
+    assert evaluate(EvaluateConfig(run=finished_run, side="test", **where))["test_reads"] == 2
+    assert _results(finished_run)["test"]["reads"] == 2
+    assert not os.path.exists(os.path.join(finished_run, "report", "test"))
+
+
 def test_changed_images_are_an_error_and_count_no_reading(finished_run):
-    photo = os.path.join(os.path.dirname(finished_run), "photos", "ant", "00.png")
-    os.remove(photo)
+    os.remove(os.path.join(_photos(finished_run), _split_of(finished_run, "test")[0]))
     with pytest.raises(DataError, match="split.json does not match the images: 1 missing"):
         evaluate(EvaluateConfig(run=finished_run, side="test"))
     assert _results(finished_run)["test"]["reads"] == 1

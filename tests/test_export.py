@@ -15,7 +15,7 @@ import tensorflow as tf
 from tl_research import artefacts, experiment
 from tl_research.answers import ANSWERS
 from tl_research.config import Config
-from tl_research.errors import ExportError, UserError
+from tl_research.errors import DataError, ExportError, UserError
 from tl_research.evaluate import EvaluateConfig, evaluate
 from tl_research.export import ExportConfig, export
 
@@ -137,6 +137,25 @@ def test_batchnorm_augmentation_and_dropout_are_gone(finished_run):
     assert operations.count("Conv2D") + operations.count("DepthwiseConv2dNative") == 49
     assert "Rsqrt" not in operations and not [name for name in operations if "Random" in name]
     assert operations.count("ReadVariableOp") == 2  # the head's
+
+
+def test_run_without_its_images_is_exported_also_where_it_cannot_be_written(
+    calibrated_run, read_only, tmp_path, capsys
+):
+    photos = os.path.join(os.path.dirname(calibrated_run), "photos")
+    os.rename(photos, f"{photos}-moved")
+    read_only(calibrated_run)
+    settings = {"run": calibrated_run, "format": "saved_model", "output_dir": str(tmp_path / "out")}
+    assert export(ExportConfig(**settings)) == {
+        "saved_model": str(tmp_path / "out" / "export" / "saved_model")
+    }
+    said = capsys.readouterr()
+    assert "the class to that of model.keras for 20 of 20 drawn images; " in said.out
+    assert "note: the validation images cannot be read: --data_dir=" in said.err
+    export(ExportConfig(**settings, data_dir=f"{photos}-moved"))
+    assert " validation images; " in capsys.readouterr().out
+    with pytest.raises(DataError, match="--data_dir=/nowhere cannot be read"):
+        export(ExportConfig(**settings, data_dir="/nowhere"))
 
 
 def test_litert_file_answers_images_of_any_size(calibrated_run, images):

@@ -130,8 +130,7 @@ def _keep_if_equal(temporary, path, expected, received, tolerance):
             _remove(temporary)
             raise ExportError(
                 f"the logits of {os.path.basename(path)} differ by {difference:.2g} relative on "
-                f"{len(expected)} validation images; expected at most {tolerance:g}; the file was "
-                "removed"
+                f"{len(expected)} images; expected at most {tolerance:g}; the file was removed"
             )
         _remove(path)
         os.replace(temporary, path)
@@ -233,22 +232,21 @@ FORMATS = {
 }
 
 
-def save_for_serving(name, model, data, directory, image_size, answer, temperature):
-    """Writes one of `FORMATS` beside the Keras model and compares it with that, on validation
-    images at their own sizes.
+def save_for_serving(name, run, model, examples, directory, batch_size):
+    """Writes one of `FORMATS` beside the Keras model and compares it with that, on images at their
+    own sizes.
 
     Args:
         name: A key of `FORMATS`.
-        model: The exported Keras model.
-        data: `Dataset`.
-        directory: The open `RunDirectory`.
-        image_size: Height and width that the model takes.
-        answer: The kind of `answers.ANSWERS` that it gives.
-        temperature: What its logits are divided by.
+        run: The `TrainedRun`.
+        model: Its Keras model.
+        examples: `Examples`, of which the first are compared on.
+        directory: The `Directory` to write to.
+        batch_size: Images at a time of the Keras model.
 
     Returns:
-        (path, what the comparison gave, function from uint8 [1, H, W, 3] to the model's answers,
-        such an image)
+        (path, what the comparison gave and of how many, function from uint8 [1, H, W, 3] to the
+        model's answers, such an image)
 
     Raises:
         ExportError: If it answers differently, and was removed, or cannot be written in that
@@ -260,15 +258,17 @@ def save_for_serving(name, model, data, directory, image_size, answer, temperatu
         directory.file("export", file),
         directory.file("export", f"{file}.tmp-{os.getpid()}"),
     )
-    count = min(NUM_COMPARED, len(data.validation))
-    images = data.validation.images(range(count))
+    count, answer = min(NUM_COMPARED, len(examples)), run.answer
+    images = examples.images(range(count))
     logits = _in_batches(lambda batch: model(batch, training=False), images, batch_size)
-    expected = answer.outputs(metrics.scaled(logits, temperature))
+    expected = answer.outputs(metrics.scaled(logits, run.temperature))
     try:
         with storage_errors(path):
-            serve = write(model, answer, data.classes, image_size, temperature, temporary)
-        images = [data.validation.original(index)[None] for index in range(count)]
-        answers = [serve(image) for image in images]
+            os.makedirs(directory.file("export"), exist_ok=True)
+            size, temperature = run.config.image_size, run.temperature
+            serve = write(model, answer, run.classes, size, temperature, temporary)
+        # one at a time: photographs may be large
+        answers = [serve(examples.original(index)[None]) for index in range(count)]
         key = next(name for name in answers[0] if name != "class")
         received = np.concatenate([served[key] for served in answers]).reshape(expected.shape)
         both = map(answer.comparable, (expected, received))
@@ -279,7 +279,7 @@ def save_for_serving(name, model, data, directory, image_size, answer, temperatu
     if "class" in answers[0]:
         named = [os.fsdecode(served["class"][0]) for served in answers]
         pairs = zip(named, answer.decided(expected))
-        same = sum(name == data.classes[place] for name, place in pairs)
+        same = sum(name == run.classes[place] for name, place in pairs)
         agreed = f", the class to that of model.keras for {same} of"
-    parity = f"logits equal to {difference:.1g} relative{agreed} {count} validation images"
-    return path, parity, serve, images[0]
+    parity = f"logits equal to {difference:.1g} relative{agreed} {count}"
+    return path, parity, serve, examples.original(0)[None]

@@ -648,3 +648,21 @@ class ToolConfig:
             raise UserError(
                 "--run is missing; expected the directory of a finished run; add --run=DIR"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class ReaderConfig(ToolConfig):
+    """Settings of such a program that reads the run's images and writes files."""
+
+    data_dir: str | None = setting(
+        None,
+        "where the run's images are now; None: where they were",
+        path="as given",
+        recorded=False,
+    )
+    output_dir: str | None = setting(
+        None, "what is written goes there; None: into the run", path="as given", recorded=False
+    )
+    batch_size: int | None = setting(
+        None, "images at a time; None: as the run was trained with, at most 32", low=1
+    )

@@ -2,26 +2,28 @@
 
     python -m tl_research.evaluate --run=DIR --side=validation
 
-Writes to DIR/report/<side>/: report.json (accuracy, balanced accuracy, top-k, log loss,
-calibration, with 95 % intervals; of sets of classes and of numbers what suits those), mistakes.csv
-(largest loss first), predictions.csv and, of classes, per_class.csv and confusion.csv.
-Probabilities and log losses are of logits divided by the run's `temperature`. Each reading of the
-test images is counted in `test.reads` of DIR/results.json. The last line of stdout is `RESULT ` and
-report.json.
+Writes to DIR/report/<side>/ (with --output_dir there, not into the run): report.json (accuracy,
+balanced accuracy, top-k, log loss, calibration, with 95 % intervals; of sets of classes and of
+numbers what suits those), mistakes.csv (largest loss first), predictions.csv and, of classes,
+per_class.csv and confusion.csv. Probabilities and log losses are of logits divided by the run's
+`temperature`. Each reading of the test images is counted in `test.reads` of DIR/results.json. The
+last line of stdout is `RESULT ` and report.json.
 """
 
 import dataclasses
 import json
 import os
+import sys
 
 from tl_research import cli, metrics
-from tl_research.config import ToolConfig
+from tl_research.config import ReaderConfig
+from tl_research.errors import StorageError
 from tl_research.files import csv_text, storage_errors
 from tl_research.settings import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateConfig(ToolConfig):
+class EvaluateConfig(ReaderConfig):
     """Settings of `python -m tl_research.evaluate`."""
 
     side: str = setting(
@@ -29,7 +31,6 @@ class EvaluateConfig(ToolConfig):
         "which images; those of test are meant to be read once, so every reading is counted",
         choices=("validation", "test"),
     )
-    batch_size: int = setting(32, "images at a time", low=1)
 
 
 def evaluate(config):
@@ -43,24 +44,22 @@ def evaluate(config):
     """
     from tl_research import trained  # imports TensorFlow, which --help need not wait for
     from tl_research.reporting import results
-    from tl_research.run.directory import RunDirectory
 
     run = trained.TrainedRun(config.run)
-    with RunDirectory(run.config) as directory:
-        examples = getattr(run.load_data(config.extension), config.side)
+    with run.opened(config.output_dir) as directory:
+        data = run.load_data(config.extension, (config.side,), config.data_dir)
+        examples = getattr(data, config.side)
         classifier = run.load_classifier(config.extension)
         report = {"side": config.side}
         if config.side == "test":
-            summary = directory.read_json("results.json")
-            summary["test"]["reads"] += 1
             # before they are read: a reading that fails later counts too
-            directory.write_json("results.json", summary)
-            report["test_reads"] = summary["test"]["reads"]
+            report["test_reads"] = _count_reading(run, None if config.output_dir else directory)
             print(
                 f"test images read {report['test_reads']} times now: what is chosen by this number "
                 "is no longer measured by it"
             )
-        logits = trained.predict_logits(classifier, examples, config.batch_size)
+        batch_size = run.batch_size(config.batch_size)
+        logits = trained.predict_logits(classifier, examples, batch_size)
         numbers = run.answer.report(logits, examples.labels, run.classes, run.temperature)
         calibrated = metrics.scaled(logits, run.temperature)
         confusion = run.answer.confusion(logits, examples.labels)
@@ -75,6 +74,28 @@ def evaluate(config):
             directory.write_text(os.path.join("report", config.side, name), text)
     _print(run, report, confusion, directory.file("report", config.side))
     return report
+
+
+def _count_reading(run, directory):
+    """Returns how often the test images were read, now too; the run's results record it.
+
+    Args:
+        run: `TrainedRun`.
+        directory: That of the run, open; None opens it, and warns if it cannot be written.
+    """
+    from tl_research.run.directory import RunDirectory
+
+    if directory is None:
+        try:
+            with RunDirectory(run.config) as directory:
+                return _count_reading(run, directory)
+        except StorageError as error:
+            print(f"warning: this reading is not counted in the run: {error}", file=sys.stderr)
+            return run.results["test"]["reads"] + 1
+    summary = directory.read_json("results.json")
+    summary["test"]["reads"] += 1
+    directory.write_json("results.json", summary)
+    return summary["test"]["reads"]
 
 
 def _tables(run, examples, logits, confusion, per_class):

@@ -1,9 +1,11 @@
 """A finished run as the tools see it: its settings, its images and the model it exported."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
+from collections.abc import Iterator
 
 from tl_research import quiet
 
@@ -17,10 +19,14 @@ from tl_research import extension as extension_lib
 from tl_research.answers import ANSWERS
 from tl_research.config import Config
 from tl_research.data import dataset, pipeline
-from tl_research.errors import DataError, RunDirectoryError, UserError
+from tl_research.data.split import SIDES
+from tl_research.errors import DataError, RunDirectoryError, StorageError, UserError
+from tl_research.files import storage_errors
 from tl_research.models.classifier import folded_logits
-from tl_research.run.directory import resume_command
+from tl_research.run.directory import Directory, RunDirectory, resume_command
 from tl_research.run.offline import DATASET, Substitution
+
+_LARGEST_BATCH = 32  # of the programs, unless asked for
 
 
 class TrainedRun:
@@ -80,11 +86,42 @@ class TrainedRun:
             raise ValueError(f"{path}: temperature {temperature!r} is no number above 0")
         return temperature
 
-    def load_data(self, extension=None):
+    def batch_size(self, asked: int | None = None) -> int:
+        """Returns how many images a program takes at a time: as asked, or what training had memory
+        for.
+        """
+        return asked or min(self.config.batch_size, _LARGEST_BATCH)
+
+    @contextlib.contextmanager
+    def opened(self, output_dir: str | None) -> Iterator[Directory]:
+        """Yields the directory that a program writes to: `output_dir`, or that of the run, locked.
+
+        Raises:
+            RunDirectoryError: If the run is in use.
+            StorageError: If it cannot be written.
+        """
+        if output_dir:
+            with storage_errors(output_dir):
+                os.makedirs(output_dir, exist_ok=True)
+            yield Directory(output_dir)
+            return
+        try:
+            directory = RunDirectory(self.config)
+        except StorageError as error:
+            received = str(error).partition(";")[0]
+            raise StorageError(
+                f"{received}; expected a run that can be written to; add --output_dir=DIR"
+            ) from error
+        with directory:
+            yield directory
+
+    def load_data(self, extension=None, sides=SIDES, data_dir=None):
         """Returns the `Dataset` of the run, on the sides that its `split.json` records.
 
         Args:
             extension: The file whose `load_catalog` gives the images, if one did.
+            sides: Those whose images are wanted; the others are empty.
+            data_dir: Where the images are now, if not where they were.
 
         Raises:
             UserError: If one did and there is none.
@@ -106,11 +143,13 @@ class TrainedRun:
         substitutions = map(Substitution.from_json, self.results["substitutions"])
         if any(substitution.what == "dataset" for substitution in substitutions):
             config = dataclasses.replace(config, dataset=DATASET)
+        if data_dir:
+            config = dataclasses.replace(config, data_dir=data_dir)
         try:
-            return dataset.load_recorded(config, self.file("split.json"), load_catalog)
+            return dataset.load_recorded(config, self.file("split.json"), load_catalog, sides)
         except DataError as error:
             raise DataError(
-                f"{error}; if the images were moved, say so once: "
+                f"{error}; if the images were moved, add --data_dir=DIR, or say so once: "
                 f"{resume_command(self.path, extension=extension)} --data_dir=DIR"
             ) from error
 

@@ -87,7 +87,7 @@ class Catalog:
     @property
     def labels_are_classes(self) -> bool:
         """Whether each label is a place in `classes`."""
-        return isinstance(self.files[0].label, int)
+        return not self.files or isinstance(self.files[0].label, int)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -72,28 +72,56 @@ def load(config: Config, directory, load_catalog: Callable | None = None) -> Dat
 
 
 def load_recorded(
-    config: Config, manifest_path: str, load_catalog: Callable | None = None
+    config: Config,
+    manifest_path: str,
+    load_catalog: Callable | None = None,
+    sides: Sequence[str] = split.SIDES,
 ) -> Dataset:
     """Returns the images of a finished run, on the sides that its `split.json` records, by whatever
-    rule they were chosen.
+    rule they were chosen; whatever else lies beside them now is not looked at.
+
+    Args:
+        config: The settings of the run.
+        manifest_path: Of `split.json`.
+        load_catalog: An extension's, if that gave the images.
+        sides: Those whose images are wanted; the others are empty.
 
     Raises:
         DataError: If images are missing, or are others than those of the run.
         UnreachableError: If a download cannot be reached.
     """
+    if "train" not in sides:
+        config = dataclasses.replace(config, class_share=())
     known = manifest.read(manifest_path)
-    catalog = left_out.without(_find(config, load_catalog), known.get("left_out", ()))
-    names = {entry["path"] for entry in known["files"]}
-    admitted = admission.admit(catalog, _check(catalog, config), also=names)
+    recorded = {entry["path"]: entry for entry in known["files"] if entry["side"] in sides}
+    catalog = _recorded_of(_find(config, load_catalog), recorded, known["classes"])
+    admitted = admission.admit(catalog, _check(catalog, config), also=recorded)
     now = _entries(catalog, admitted.images)
-    manifest.check_same(known, {"classes": list(catalog.classes), "files": now})
-    recorded = {entry["path"]: entry for entry in known["files"]}
+    manifest.check_same({**known, "files": list(recorded.values())}, {"files": now})
     found = split.Split(
         tuple(recorded[entry["path"]]["side"] for entry in now),
         tuple(recorded[entry["path"]].get("group") for entry in now),
         (),
     )
     return _divided(catalog, admitted, found, config)
+
+
+def _recorded_of(catalog, recorded, classes):
+    """Returns the catalog of the recorded images alone, with the run's classes.
+
+    Args:
+        catalog: Of what is there now.
+        recorded: {name: entry of `split.json`}.
+        classes: The run's, of which folders may be gone, or new ones there.
+    """
+    files = [file for file in catalog.files if file.name in recorded]
+    if catalog.labels_are_classes:
+        places = {name: place for place, name in enumerate(classes)}
+        labels = [places.get(catalog.classes[file.label]) for file in files]
+        pairs = [(file, label) for file, label in zip(files, labels) if label is not None]
+        files = [dataclasses.replace(file, label=label) for file, label in pairs]
+    manifest.check_names(recorded, [file.name for file in files])
+    return dataclasses.replace(catalog, classes=tuple(classes), files=tuple(files), refused=())
 
 
 def _chosen(catalog, config):

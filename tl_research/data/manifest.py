@@ -101,6 +101,11 @@ def check_same(known, found):
     _check_files(known["files"], found["files"])
 
 
+def check_names(before, now):
+    """Raises DataError if names are missing; before the files are read."""
+    _raise_if_any({"missing": sorted(set(before) - set(now))})
+
+
 def _check_files(before, now):
     before, now = ({entry["path"]: entry for entry in entries} for entries in (before, now))
     differences = {
@@ -113,6 +118,11 @@ def _check_files(before, now):
             and any(before[name][key] != now[name][key] for key in before[name].keys() & now[name])
         ],
     }
+    _raise_if_any(differences)
+
+
+def _raise_if_any(differences):
+    """Raises DataError with the names of each kind of difference, if there are some."""
     if any(differences.values()):
         counts = ", ".join(f"{len(names)} {kind}" for kind, names in differences.items() if names)
         raise DataError(

@@ -24,7 +24,27 @@ from tl_research.files import remove_leftovers, storage_errors, write_atomically
 _LOCK = ".lock"
 
 
-class RunDirectory:
+class Directory:
+    """A directory whose files are written whole.
+
+    Args:
+        path: Where it is.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def file(self, *names):
+        return os.path.join(self.path, *names)
+
+    def write_text(self, name, text):
+        write_atomically(self.file(name), text)
+
+    def write_json(self, name, value):
+        self.write_text(name, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+class RunDirectory(Directory):
     """An open, locked run directory.
 
     Args:
@@ -118,15 +138,6 @@ class RunDirectory:
         if self._extension.sha256:
             lines.append(f"# extension {self._extension.file} of SHA-256 {self._extension.sha256}")
         return "\n".join([*lines, config.to_flags()])
-
-    def file(self, *names):
-        return os.path.join(self.path, *names)
-
-    def write_text(self, name, text):
-        write_atomically(self.file(name), text)
-
-    def write_json(self, name, value):
-        write_atomically(self.file(name), json.dumps(value, indent=1, allow_nan=False) + "\n")
 
     def read_json(self, name):
         """Returns the contents of a JSON file, or None if there is none.
