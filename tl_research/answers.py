@@ -13,6 +13,7 @@ from tl_research import metrics
 from tl_research.errors import UserError
 
 Array = np.ndarray
+_MOST_CONFUSED = 2000  # classes
 
 
 class Answer:
@@ -61,7 +62,9 @@ class Answer:
         return order[wrong.reshape(len(labels), -1).any(axis=1)[order]]
 
     def confusion(self, logits: Array, labels: Array) -> Array | None:
-        """Returns the confusion matrix, int64 [K, K], of kinds that have one."""
+        """Returns the confusion matrix, int64 [K, K], of kinds that have one; of too many classes
+        for the memory of its tables and pictures None.
+        """
         return None
 
     def summary(self, report: dict[str, Any]) -> str:
@@ -107,8 +110,10 @@ class OneClass(Answer):
         return classes[answer]
 
     def confusion(self, logits, labels):
-        answers = np.argmax(logits, axis=1)
-        return metrics.confusion_matrix(labels, answers, np.shape(logits)[1])
+        answers, num_classes = np.argmax(logits, axis=1), np.shape(logits)[1]
+        if num_classes > _MOST_CONFUSED:
+            return None
+        return metrics.confusion_matrix(labels, answers, num_classes)
 
     def measured(self, logits: Array, labels: Array) -> dict[str, float]:
         """Returns {name: number} over a side of the split, `loss` among them."""

@@ -8,6 +8,7 @@ NumPy only.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -43,8 +44,11 @@ def solve(features: Array, labels: Array, num_classes: int) -> ClosedForm:
         num_classes: Number K of classes.
     """
     space = _Space(features, labels, num_classes)
-    found = [(*_judged(space, shrinkage, labels), shrinkage) for shrinkage in SHRINKAGES]
-    _, temperature, left_out, shrinkage = min(found, key=lambda judged: judged[0])
+    # one after the other: each holds as many numbers as images times classes
+    found = ((*_judged(space, shrinkage, labels), shrinkage) for shrinkage in SHRINKAGES)
+    _, temperature, left_out, shrinkage = functools.reduce(
+        lambda best, judged: judged if judged[0] < best[0] else best, found
+    )
     kernel, bias = space.head(shrinkage)
     return ClosedForm(
         kernel / temperature, bias / temperature, shrinkage, temperature, left_out / temperature
@@ -76,7 +80,8 @@ class _Space:
         if len(images) < self._width:
             self._basis = _span(images)
             images = images @ self._basis
-        self._labels, self._is_own = labels, np.eye(num_classes)[labels]
+        self._labels, self._is_own = labels, np.zeros((len(labels), num_classes))
+        self._is_own[np.arange(len(labels)), labels] = 1.0
         self._counts = self._is_own.sum(axis=0)
         self._means = self._is_own.T @ images / self._counts[:, None]
         images -= self._means[labels]

@@ -641,6 +641,9 @@ class ToolConfig:
         path="as given",
         in_files=False,
     )
+    batch_size: int | None = setting(
+        None, "images at a time; None: as the run was trained with, at most 32", low=1
+    )
 
     def __post_init__(self):
         check_fields(self)
@@ -662,7 +665,4 @@ class ReaderConfig(ToolConfig):
     )
     output_dir: str | None = setting(
         None, "what is written goes there; None: into the run", path="as given", recorded=False
-    )
-    batch_size: int | None = setting(
-        None, "images at a time; None: as the run was trained with, at most 32", low=1
     )

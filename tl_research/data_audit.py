@@ -24,7 +24,8 @@ _SUSPECT = 0.9
 NEAR = 0.1
 _NAMED = 3  # in a line
 _ROWS = 1024  # of the matrix of distances at a time
-COPIES = 3  # of the features, in float64, that `examine` holds at a time
+# What `examine` holds at a time, in float64: of the features, and of logits of all classes.
+COPIES, COPIES_OF_LOGITS = 3, 12
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

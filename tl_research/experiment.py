@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import math
 import os
 import shutil
 import sys
@@ -179,7 +180,7 @@ def prepare(place: Place, started: float) -> Ready:
     features.make_views(config, place.parts.augmentations)  # a misspelt one should not wait
     data = _load_data(place, replacements)
     classifier = _make_classifier(place, data, replacements)
-    config = _with_layers_of(classifier, config)
+    config = _within_memory(_with_layers_of(classifier, config), data, recorded)
     seconds = {"start": begun - started, "data": time.perf_counter() - begun}
     plan = Plan(config, place.parts, classifier, data, directory, xla=xla, started=started)
     plan.check()
@@ -282,6 +283,19 @@ def _with_layers_of(classifier, config):
     return dataclasses.replace(config, unfreeze=tuple(map(share, config.unfreeze)))
 
 
+def _within_memory(config, data, recorded):
+    """Returns `config` with no more --cache_bytes than there is memory for; a resumed run goes on
+    with what it began with.
+    """
+    if recorded or config.feature_cache not in ("auto", "memory"):
+        cache_bytes = recorded.get("cache_bytes", config.cache_bytes)
+    else:
+        pixels, asked = data.train.pixels, config.cache_bytes
+        taken = 0 if pixels is None else math.prod(pixels.shape)
+        cache_bytes = memory.allowed(asked, "--cache_bytes", asked, taken)
+    return dataclasses.replace(config, cache_bytes=cache_bytes)
+
+
 def _write_run_json(place, precision, plan, substitutions):
     place.directory.write_json(
         "run.json",
@@ -295,6 +309,7 @@ def _write_run_json(place, precision, plan, substitutions):
             "precision": precision,
             "xla": plan.compiler.xla,
             "feature_cache": plan_text.describe_cache(plan.cache.plan),
+            "cache_bytes": plan.config.cache_bytes,
             "substitutions": list(map(dataclasses.asdict, substitutions)),
         },
     )

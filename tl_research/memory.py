@@ -5,8 +5,10 @@ import ctypes
 import gc
 import math
 import os
+import sys
 
 _CGROUPS = "/sys/fs/cgroup"
+_OWN = 1 << 30  # bytes that TensorFlow and a network need beside what is kept
 
 
 def give_back() -> None:
@@ -23,6 +25,26 @@ def limit() -> float:
     infinity where the system does not say.
     """
     return min([_of_machine(), *_of_cgroups(_read("/proc/self/cgroup"))])
+
+
+def allowed(asked: int, flag: str, needed: int, taken: int = 0) -> int:
+    """Returns how many bytes may be kept: what a flag allows, but at most half of what `limit`
+    leaves. Says so where that decides.
+
+    Args:
+        asked: The flag's value.
+        flag: Its name.
+        needed: Bytes that are to be kept, at most.
+        taken: Bytes of what is kept already.
+    """
+    most = max(0, min(limit(), 1 << 60) - _OWN - taken) // 2
+    if most < needed <= asked:
+        print(
+            f"note: {flag} allows {asked / 2**30:.1f} GiB; at most {most / 2**30:.1f} of the "
+            f"{limit() / 2**30:.1f} that this process may have are used",
+            file=sys.stderr,
+        )
+    return min(asked, most)
 
 
 def _of_machine():

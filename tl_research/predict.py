@@ -36,7 +36,6 @@ class PredictConfig(ToolConfig):
         path="as given",
         recorded=False,
     )
-    batch_size: int = setting(32, "images at a time", low=1)
 
 
 def predict(config, places, others=None):
@@ -62,18 +61,24 @@ def predict(config, places, others=None):
         )
     import numpy as np
 
-    from tl_research import trained  # imports TensorFlow, which --help need not wait for
+    # imports TensorFlow, which --help need not wait for
+    from tl_research import trained
+    from tl_research.data import pipeline
 
     run = trained.TrainedRun(config.run)
-    classifier, batch_size = run.load_classifier(config.extension), config.batch_size
+    classifier, batch_size = (
+        run.load_classifier(config.extension),
+        run.batch_size(config.batch_size),
+    )
     others = collections.Counter() if others is None else others
     images = _load(image_files(places, others), run.config.image_size, 4 * batch_size)
 
     def predictions():
         while batch := list(itertools.islice(images, batch_size)):
             good = [pixels for _, _, pixels in batch if pixels is not None]
-            if good:  # filled up, so that all batches have one shape
-                logits = classifier(np.stack(good + good[-1:] * (batch_size - len(good))))
+            if good:  # filled up, so that most batches have one shape
+                (places,), _ = pipeline.make_batches(np.arange(len(good)), batch_size)
+                logits = classifier(np.stack([good[place] for place in places]))
                 outputs = iter(run.answer.outputs(metrics.scaled(logits, run.temperature)))
             for path, reason, _ in batch:
                 yield path, reason, None if reason else next(outputs)

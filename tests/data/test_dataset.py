@@ -245,14 +245,13 @@ def test_finished_run_keeps_the_sides_that_its_split_records(load, tmp_path):
     assert {name[-5] for name in data.validation.names} == {"0"} and len(data.validation) == 11
     assert {name[-5] for name in data.test.names} == {"1"} and len(data.test) == 12
     assert len(data.train) == 96
-    with pytest.raises(DataError, match=r"1 added \(cat/00.png\)"):
-        recorded(left_out=[])
+    assert recorded(left_out=[]).train.names == data.train.names  # what is new is not looked at
     del manifest["left_out"]  # by an earlier version
     (tmp_path / "photos" / "cat" / "00.png").unlink()
     for file in manifest["files"]:
         del file["group"]
     assert recorded().test.names == data.test.names
-    with pytest.raises(DataError, match="made with classes"):
+    with pytest.raises(DataError, match=r"39 missing \(cat/01.png, "):
         recorded(classes=["ant", "bee", "dog"])
     manifest["files"][5]["sha256"] = "0" * 64
     with pytest.raises(DataError, match=r"1 changed \(ant/05.png\)"):

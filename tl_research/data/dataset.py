@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tl_research import in_place
+from tl_research import in_place, memory
 from tl_research.config import Config
 from tl_research.data import admission, image_check, left_out, manifest, near_copies, split
 from tl_research.data import catalog as catalog_lib
@@ -144,11 +144,13 @@ def _find(config, load_catalog):
 
 
 def _check(catalog, config):
+    needed = len(catalog.files) * config.image_size**2 * 3
+    allowed = memory.allowed(config.cache_pixels, "--cache_pixels", needed)
     with progress_bar("checking images", unit="images") as progress:
         return image_check.check_images(
             catalog,
             config.image_size,
-            keep_pixels_bytes=config.cache_pixels,
+            keep_pixels_bytes=allowed,
             progress=progress,
         )
 

@@ -5,6 +5,7 @@ iterator state.
 import contextlib
 import dataclasses
 import itertools
+import math
 from zlib import crc32
 
 import numpy as np
@@ -15,6 +16,7 @@ from tl_research.data import image_check
 from tl_research.data.decoding import BadImage, load_pixels
 from tl_research.errors import DataError
 
+_PLACES = 8  # of a batch that is not full
 _AHEAD = 8  # batches that are decoded ahead: two calls of the loop
 # Streams of random numbers that must not be the same numbers.
 _ORDER, _AUGMENTATION, MIXUP = 1, 2, 3
@@ -41,16 +43,20 @@ def augmentation_draws(seed, view, num_examples, num_columns, name=None):
 def make_batches(order, batch_size):
     """Cuts an order into batches of constant size.
 
-    The last one is filled up with its last example at weight 0.
+    The last one is filled up with its last example at weight 0. Of fewer examples a batch has as
+    many places as they need, a multiple of 8 like those of most batches, and of the replicas.
 
     Args:
         order: int [N].
-        batch_size: B.
+        batch_size: B, at most.
 
     Returns:
         indices: int32 [ceil(N / B), B].
         weights: float32, same shape: 1 for an example, 0 for filling.
     """
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    places = math.lcm(_PLACES, replicas)
+    batch_size = min(batch_size, max(1, -(-len(order) // places)) * places)
     num_batches = -(-len(order) // batch_size)
     indices = np.full((num_batches * batch_size,), order[-1] if len(order) else 0, np.int32)
     indices[: len(order)] = order

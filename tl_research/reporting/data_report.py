@@ -59,11 +59,14 @@ def _why_not(plan, data):
         return "only of labels that are classes"
     count = len(data.train) + len(data.validation)
     width = sum(plan.classifier.graph.shape(name)[-1] for name in plan.classifier.head_boundary)
-    needed = 8 * data_audit.COPIES * count * width
+    classes = len(data.classes)
+    per_image = data_audit.COPIES * width + data_audit.COPIES_OF_LOGITS * classes
+    needed = 8 * (count * per_image + classes**2)  # of classes, their products too
     if needed > plan.config.cache_bytes:
         return (
-            f"left out: {count:,} images x {width:,} features need {needed / 2**30:.1f} GiB and "
-            f"--cache_bytes allows {plan.config.cache_bytes / 2**30:.1f}"
+            f"left out: {count:,} images x {width:,} features and {classes:,} classes need "
+            f"{needed / 2**30:.1f} GiB and --cache_bytes allows "
+            f"{plan.config.cache_bytes / 2**30:.1f}"
         )
     return None
 

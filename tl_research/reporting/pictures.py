@@ -30,10 +30,10 @@ def draw_confusion(confusion, classes):
     """
     count = len(classes)
     labelled = count <= _MOST_NUMBERS
-    cell, margin = (44, 100) if labelled else (max(2, 880 // count), 4)
+    cell, margin = (44, 100) if labelled else (max(1, 880 // count), 4)
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    colours = 255 - share[..., None] * (225, 150, 70)
-    cells = np.kron(colours, np.ones((cell, cell, 1))).astype(np.uint8)
+    colours = (255 - share[..., None] * (225, 150, 70)).astype(np.uint8)
+    cells = colours.repeat(cell, axis=0).repeat(cell, axis=1)
     picture = PIL.Image.new("RGB", (margin + cells.shape[1], margin + cells.shape[0]), "white")
     picture.paste(PIL.Image.fromarray(cells), (margin, margin))
     if labelled:

@@ -5,6 +5,7 @@ import os
 
 import tensorflow as tf
 
+from tl_research import memory
 from tl_research.config import lower_is_better
 from tl_research.models.classifier import what_differs
 from tl_research.reporting.split_text import describe_split
@@ -42,13 +43,13 @@ def _kept(shapes, dtype):
 
 
 def _free_memory():
-    """Returns the bytes of memory that are free, or infinity where the system does not say."""
+    """Returns the bytes of memory that are free, or the limit where the system does not say."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             (line,) = (line for line in file if line.startswith("MemAvailable:"))
-        return int(line.split()[1]) * 1024
+        return min(int(line.split()[1]) * 1024, memory.limit())
     except (OSError, ValueError):
-        return math.inf
+        return memory.limit()
 
 
 def describe_run(plan, data, precision, substitutions):

@@ -74,7 +74,8 @@ def _epochs_that_fit(setup, state) -> int:
     step = setup.step.seconds(setup.steps_per_call, *arguments)
     evaluation = setup.evaluate.seconds()
     later = [other.epochs for other in plan.phases[position.phase_index + 1 :] if other.epochs]
-    image = cache.view_seconds / len(plan.train) + step / plan.config.batch_size
+    batch_size = min(plan.config.batch_size, len(plan.train))
+    image = cache.view_seconds / len(plan.train) + step / batch_size
     end = plan.num_test * image + (_END + len(later)) * state.progress.compile_seconds
     left = plan.config.time_limit - (time.perf_counter() - plan.started) - end
     epochs = range(position.epoch + 1, position.epoch + 1 + phase.epochs)
