@@ -1,11 +1,13 @@
 """What of the images is trained on, and what is said of the others."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
 
 import numpy as np
+import peak_memory
 import PIL.Image
 import pytest
 
@@ -256,3 +258,28 @@ def test_finished_run_keeps_the_sides_that_its_split_records(load, tmp_path):
     manifest["files"][5]["sha256"] = "0" * 64
     with pytest.raises(DataError, match=r"1 changed \(ant/05.png\)"):
         recorded()
+
+
+def test_pixels_are_in_memory_once(write_images, tmp_path):
+    photos = write_images(tmp_path / "photos", count=60, size=8)
+    for name in ("ant", "bee"):  # a bad one among them: the rest moves up
+        with open(os.path.join(photos, name, "07.png"), "w"):
+            pass
+    config = Config(
+        dataset="directory",
+        data_dir=photos,
+        image_size=512,
+        on_bad_image="skip",
+        workdir=str(tmp_path / "run"),
+    )
+    with RunDirectory(config) as directory:
+        dataset.load(
+            dataclasses.replace(config, image_size=16), directory
+        )  # what loading takes by itself
+        peak_memory.forget_peak()
+        before = peak_memory.peak_bytes()
+        os.remove(directory.file("split.json"))
+        data = dataset.load(config, directory)
+    pixels = 178 * 512 * 512 * 3
+    assert sum(map(len, (data.train, data.validation, data.test))) == 178
+    assert peak_memory.peak_bytes() - before < 1.15 * pixels + (24 << 20)

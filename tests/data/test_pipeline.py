@@ -69,6 +69,12 @@ def test_batches_hold_every_example_once_at_weight_1(batch_size):
     assert set(indices[weights == 0]) <= {order[-1]}
 
 
+@pytest.mark.parametrize("count, places", [(1, 8), (8, 8), (9, 16), (32, 32), (100, 96)])
+def test_batch_costs_no_more_than_its_images(count, places):
+    indices, weights = pipeline.make_batches(np.arange(count), 96)
+    assert indices.shape == (-(-count // 96), places) and weights.sum() == count
+
+
 def test_images_and_draws_of_an_example_do_not_depend_on_the_batch_size(
     make_examples, tiny_backbone
 ):

@@ -18,6 +18,7 @@ from absl.testing import parameterized
 
 from tl_research.errors import UserError
 from tl_research.models import backbones
+from tl_research.models import classifier as classifier_lib
 from tl_research.models.classifier import Classifier
 
 # The smallest member of each family: image size, folded pairs (convolutions whose only reader is a
@@ -330,6 +331,15 @@ class UnfreezeTest(_Case):
     def test_name_that_is_none_gets_the_nearest(self, what, message):
         with self.assertRaisesRegex(UserError, message):
             self.classifier.unfreeze(what)
+
+    def test_share_is_exact(self):
+        """Of 154 layers; a product of floats opens one too many of 20 % and of 40 % of 175."""
+        count = len(self.classifier.backbone.layers)
+        for tenths in range(1001):
+            opened = len(self.classifier.unfreeze(f"{tenths / 10}%"))
+            self.assertEqual(opened, count - count * (1000 - tenths) // 1000)
+        for layers, share, frozen in ((175, "80%", 35), (175, "8e1%", 35), (3, "33.3%", 2)):
+            self.assertEqual(classifier_lib._num_frozen(share, layers), frozen)
 
     @parameterized.parameters("-1%", "101%", "nan%", "inf%", "some%", "%")
     def test_share_outside_0_to_100_percent_is_refused(self, what):

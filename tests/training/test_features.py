@@ -5,6 +5,7 @@ import errno
 import os
 
 import numpy as np
+import peak_memory
 import pytest
 import tensorflow as tf
 
@@ -227,3 +228,12 @@ def test_disk_without_room_is_a_storage_error(tiny_backbone, make_examples, tmp_
     with pytest.raises(StorageError, match="No space left on device"):
         features.compute_features(live, 4, storage=features.Storage(str(tmp_path))).kept(0)
     assert not list(tmp_path.iterdir())
+
+
+def test_kept_features_are_in_memory_once():
+    part = np.ones((100, 256, 256), np.float32)  # 25 MiB
+    peak_memory.forget_peak()
+    before = peak_memory.peak_bytes()
+    (kept,) = features.Storage().collect(([part] for _ in range(8)), 790)
+    assert kept.shape == (790, 256, 256) and tf.reduce_min(kept[-1]) == 1.0
+    assert peak_memory.peak_bytes() - before < 1.15 * 8 * part.nbytes

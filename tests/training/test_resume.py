@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -14,13 +15,14 @@ import tensorflow as tf
 
 import tl_research
 from tl_research import artefacts
+from tl_research.data import pipeline
 from tl_research.errors import CheckpointError, GateError, Interrupted, StorageError
 from tl_research.extension import package_sha256
 from tl_research.models import backbones
 from tl_research.optim import loss_scale
 from tl_research.run import checkpoints, directory
 from tl_research.signals import Signals
-from tl_research.training import evaluation, feature_cache, loop, selection
+from tl_research.training import epoch, evaluation, feature_cache, loop, selection
 from tl_research.training.resume import Resume
 
 STEPS = 5  # of 39 training images in batches of 8
@@ -193,10 +195,66 @@ def test_signal_while_a_view_is_computed_ends_the_run_at_once(
 
     with monkeypatch.context() as patch:
         patch.setattr(feature_cache.FeatureCache, "_bar", lambda cache, *which: signalled(*which))
-        with pytest.raises(Interrupted, match="interrupted by signal 15; ") as error:
+        saved = " after step 5; everything is saved" if view else "; the last checkpoint, if"
+        with pytest.raises(Interrupted, match=f"interrupted by signal 15{saved}") as error:
             run("broken", **settings)
         assert error.value.exit_code == 143
     assert seen[-1] == ("train", view, 1)
+    run("broken", **settings)
+    assert_equal_runs("unbroken", "broken")
+
+
+@pytest.mark.parametrize("evaluation_of_run, step", [(1, STEPS), (4, 3 * STEPS)])
+def test_signal_in_the_validation_pass_is_answered_there_and_all_is_saved(
+    run, monkeypatch, assert_equal_runs, evaluation_of_run, step
+):
+    """After the first epoch of each phase; the third evaluation is of the head's best weights."""
+    settings = {"ema_decay": 0.9, "feature_cache": "off"}  # averages are evaluated, not saved
+    run("unbroken", **settings)
+    call, calls = evaluation.EvalStep.__call__, []
+
+    def signalled(step):
+        calls.append(step)
+        if len(calls) < evaluation_of_run:
+            return call(step)
+        signal.raise_signal(signal.SIGTERM)
+        return pytest.fail("went on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation.EvalStep, "__call__", signalled)
+        with pytest.raises(Interrupted, match=f"after step {step}; everything is saved") as error:
+            run("broken", **settings)
+        assert error.value.exit_code == 143
+    run("broken", **settings)
+    assert_equal_runs("unbroken", "broken")
+
+
+def test_signal_while_an_image_is_waited_for_is_answered_there_and_all_is_saved(
+    run, monkeypatch, assert_equal_runs
+):
+    settings = {"cache_pixels": 0, "feature_cache": "off", "epochs": (1, 0), "data_audit": "off"}
+    run("unbroken", **settings)
+    original, slow = pipeline.Examples.original, threading.Event()
+
+    def waiting(examples, index):
+        if trained and not slow.wait(20):
+            pytest.fail("was waited for")
+        return original(examples, index)
+
+    trained = []
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.Examples, "original", waiting)
+        calls = epoch.calls
+
+        def timed(*arguments):
+            trained.append(threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)))
+            trained[0].start()
+            return calls(*arguments)
+
+        patch.setattr(epoch, "calls", timed)
+        with pytest.raises(Interrupted, match="after step 0; everything is saved"):
+            run("broken", **settings)
+        slow.set()
     run("broken", **settings)
     assert_equal_runs("unbroken", "broken")
 
