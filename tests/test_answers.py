@@ -1,5 +1,7 @@
 """Each kind of answer, by numbers worked out by hand."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -104,3 +106,16 @@ def test_outputs_tell_the_logits_apart(name):
     expected = logits - logits.mean(axis=1, keepdims=True) if name == "class" else logits
     np.testing.assert_allclose(received, expected, rtol=1e-9, atol=1e-9)
     assert np.isfinite(ANSWERS[name].outputs(np.array([[1e4, -1e4]]))).all()
+
+
+def test_confusion_of_too_many_classes_is_none_and_their_report_makes_none():
+    labels = np.arange(8, dtype=np.int32) * 600
+    logits = np.zeros((8, 5000), np.float32)
+    logits[np.arange(8), labels] = 9.0
+    assert ANSWERS["class"].confusion(logits, labels) is None
+    tracemalloc.start()
+    report = ANSWERS["class"].report(logits, labels, [str(i) for i in range(5000)])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert report["accuracy"] == 1.0 and report["per_class"]["600"]["support"] == 1
+    assert peak < 5000**2  # bytes

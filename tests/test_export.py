@@ -121,6 +121,22 @@ def test_saved_model_answers_images_of_any_size_without_our_package(
     np.testing.assert_allclose(pair[0][0], expected[0], atol=1e-4)
 
 
+def test_network_that_is_checked_is_compiled_and_given_no_more_images_than_in_training():
+    images, sizes = tf.cast(tf.random.uniform([10, 4, 4, 3], 0, 256, tf.int32), tf.uint8), []
+
+    def means(batch):
+        sizes.append(len(batch))
+        return batch.mean(axis=(1, 2))
+
+    def network(batch):
+        assert not tf.executing_eagerly()  # where every intermediate result is kept
+        return tf.ensure_shape(tf.numpy_function(means, [batch], tf.float32), [None, 3])
+
+    received = artefacts._in_batches(network, images, batch_size=4)
+    np.testing.assert_allclose(received, tf.cast(images, tf.float32).numpy().mean(axis=(1, 2)))
+    assert sizes == [4, 4, 2]
+
+
 def test_batchnorm_augmentation_and_dropout_are_gone(finished_run):
     module = artefacts.serving_module(
         keras.saving.load_model(os.path.join(finished_run, "export", "model.keras"), compile=False),

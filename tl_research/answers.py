@@ -128,8 +128,8 @@ class OneClass(Answer):
         Log loss and calibration error are of logits divided by the temperature; all else is as
         without it.
         """
-        numbers, confusion = metrics.report(metrics.scaled(logits, temperature), labels)
-        per_class = dict(zip(classes, metrics.per_class(confusion)))
+        numbers, rows = metrics.report(metrics.scaled(logits, temperature), labels)
+        per_class = dict(zip(classes, rows))
         return {**numbers, "temperature": temperature, "per_class": per_class}
 
     def summary(self, report):

@@ -11,15 +11,20 @@ last line of stdout is `RESULT ` and report.json.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import sys
+
+import numpy as np
 
 from tl_research import cli, metrics
 from tl_research.config import ReaderConfig
 from tl_research.errors import StorageError
 from tl_research.files import csv_text, storage_errors
 from tl_research.settings import setting
+
+_TOGETHER = 256  # images whose rows are in memory at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,15 +131,27 @@ def _tables(run, examples, logits, confusion, per_class):
         columns = ("true", *(f"predicted {name}" for name in classes))
         rows = [dict(zip(columns, (name, *row))) for name, row in zip(classes, confusion.tolist())]
         tables["confusion.csv"] = csv_text(columns, rows)
-    rows = [
-        {"path": path, **row}
-        for path, row in zip(examples.names, answer.rows(logits, examples.labels, classes))
-    ]
-    wrong = [rows[place] for place in answer.mistakes(logits, examples.labels)]
-    columns = ("path", *answer.columns)
-    tables["mistakes.csv"] = csv_text(columns, _only(wrong, columns))
-    tables["predictions.csv"] = csv_text(rows[0], rows)
+    columns, wrong = ("path", *answer.columns), answer.mistakes(logits, examples.labels)
+    mistakes = [_only(rows, columns) for rows in _rows(run, examples, logits, wrong)]
+    tables["mistakes.csv"] = csv_text(columns, itertools.chain(*mistakes))
+    tables["predictions.csv"] = _predictions(_rows(run, examples, logits, np.arange(len(logits))))
     return tables
+
+
+def _rows(run, examples, logits, places):
+    """Yields lists of rows of `predictions.csv`: of all, with all their classes, would take many
+    times the memory of the logits.
+    """
+    for start in range(0, len(places), _TOGETHER):
+        some = places[start : start + _TOGETHER]
+        rows = run.answer.rows(logits[some], examples.labels[some], run.classes)
+        yield [{"path": examples.names[place], **row} for place, row in zip(some, rows)]
+
+
+def _predictions(parts):
+    """Yields the text of `predictions.csv`, in parts."""
+    for number, rows in enumerate(parts):
+        yield csv_text(rows[0], rows, header=number == 0)
 
 
 def _only(rows, columns):

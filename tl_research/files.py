@@ -61,6 +61,10 @@ def remove_leftovers(directory):
 def write_atomically(path, text):
     """Replaces a text file as a whole: readers see the old or the new one.
 
+    Args:
+        path: The file.
+        text: What it is to hold, or an iterator of its parts.
+
     Raises:
         StorageError: If the file cannot be written.
     """
@@ -68,16 +72,18 @@ def write_atomically(path, text):
     with storage_errors(path):
         if os.path.exists(temporary):
             os.remove(temporary)
-        write_synced(temporary, [text.encode(errors="surrogateescape")])
+        parts = [text] if isinstance(text, str) else text
+        write_synced(temporary, (part.encode(errors="surrogateescape") for part in parts))
         os.replace(temporary, path)
         sync(os.path.dirname(path) or ".")
 
 
-def csv_text(columns, rows):
-    """Returns a CSV file's text from dicts, `escaped`."""
+def csv_text(columns, rows, header=True):
+    """Returns a CSV file's text from dicts, `escaped`, with a line of the columns or without."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
+    if header:
+        writer.writeheader()
     writer.writerows(rows)
     return escaped(text.getvalue())
 

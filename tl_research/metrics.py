@@ -89,12 +89,6 @@ def _share(part, whole):
     return part / whole if whole else float("nan")
 
 
-def balanced_accuracy(confusion):
-    """Returns the mean recall of the classes that have examples."""
-    support = confusion.sum(axis=1)
-    return float((np.diag(confusion)[support > 0] / support[support > 0]).mean())
-
-
 def ranks(logits, labels):
     """Returns int64 [N]: how many classes stand before the true one.
 
@@ -133,7 +127,7 @@ def expected_calibration_error(
 
 
 def report(logits, labels):
-    """Returns (the metrics as a JSON value, confusion matrix [K, K]).
+    """Returns (the metrics as a JSON value, what `per_class` does); nothing of size [K, K] is made.
 
     Accuracies have Wilson intervals; the mean loss has a normal one, 1.96 standard errors to either
     side.
@@ -149,22 +143,25 @@ def report(logits, labels):
         ranks(logits, labels),
     )
     predicted = probabilities.argmax(axis=1)
-    confusion = confusion_matrix(labels, predicted, num_classes)
+    hits, support, said = (
+        np.bincount(places, minlength=num_classes)
+        for places in (predicted[predicted == labels], labels, predicted)
+    )
     top = {}
     for k in [k for k in _TOP if k == 1 or k < num_classes]:
-        hits = int((rank < k).sum())
-        top[str(k)] = {"accuracy": hits / count, "ci95": list(wilson_interval(hits, count))}
+        near = int((rank < k).sum())
+        top[str(k)] = {"accuracy": near / count, "ci95": list(wilson_interval(near, count))}
     return {
         "n": count,
         **top["1"],
-        "balanced_accuracy": balanced_accuracy(confusion),
+        "balanced_accuracy": float((hits[support > 0] / support[support > 0]).mean()),
         "top_k": top,
         "log_loss": float(loss.mean()),
         "log_loss_ci95": normal_interval(loss),
         "expected_calibration_error": expected_calibration_error(
             probabilities.max(axis=1), rank == 0
         ),
-    }, confusion
+    }, _per_class(hits, support, said)
 
 
 def normal_interval(values: np.ndarray) -> list[float]:

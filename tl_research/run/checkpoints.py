@@ -62,7 +62,8 @@ def save(directory, state, arrays):
             array = np.asarray(arrays[name], order="C")
             array = array.astype(array.dtype.newbyteorder("<"), copy=False)
             padding = -offset % _ALIGNMENT
-            chunks += [bytes(padding), array.tobytes()]
+            # not copied: all of the state is in memory once more already
+            chunks += [bytes(padding), memoryview(array.reshape(-1).view(np.uint8))]
             offset += padding
             entries[name] = {"dtype": array.dtype.str, "shape": list(array.shape), "offset": offset}
             offset += array.nbytes
