@@ -8,13 +8,13 @@ import io
 import json
 import os
 import pickle
-import struct
 import tarfile
 import zipfile
-import zlib
 
+import fault_pictures
 import numpy as np
 import PIL.Image
+from fault_pictures import encoded
 
 from tl_research.config import Config
 
@@ -107,43 +107,6 @@ _DAMAGES = {"missing": _remove, "swapped": _swap, "mixed": _mix, "extra": _add, 
 # Images.
 
 
-def _encoded(kind, image, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def png_claiming(width, height):
-    """Returns a small PNG whose header says that it has so many pixels."""
-
-    def chunk(name, data):
-        return (
-            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"\0" * 100))
-        + chunk(b"IEND", b"")
-    )
-
-
-def gif_claiming(width, height):
-    """Returns a small GIF whose header says that it has so many pixels."""
-    gif = bytearray(_encoded("GIF", PIL.Image.new("P", (8, 8))))
-    gif[6:10] = struct.pack("<HH", width, height)
-    return bytes(gif)
-
-
-def gif_of_frames(width, height, count):
-    """Returns a small GIF whose `count` frames decode to width x height pixels each."""
-    gif = _encoded("GIF", PIL.Image.new("P", (width, height)))
-    start = 13 + 3 * 2 ** ((gif[10] & 7) + 1)
-    return gif[:start] + gif[start:-1] * count + b";"
-
-
 def _flipped(content, draw):
     content = bytearray(content)
     for _ in range(draw.randint(1, 20)):
@@ -191,8 +154,10 @@ def _odd_images(i, draw):
     image, deep = noise(*size, 3), noise(*size, largest=65535, kind=np.uint16)
     frames = [noise(*size, 3) for _ in range(3)]
     jpeg, png, gif, bmp, webp = (
-        _encoded(kind, image) for kind in ("JPEG", "PNG", "GIF", "BMP", "WEBP")
+        encoded(kind, image) for kind in ("JPEG", "PNG", "GIF", "BMP", "WEBP")
     )
+    flat = encoded("JPEG", PIL.Image.new("RGB", (64, 64)), progressive=True)
+    progressive = fault_pictures.jpeg_claiming(flat, 6000, 4000)
     rotated = PIL.Image.Exif()
     rotated[0x0112] = draw.choice([3, 6, 8])
     broken = bytearray(png)
@@ -212,25 +177,36 @@ def _odd_images(i, draw):
         "cut.bmp": bmp[: draw.randint(60, len(bmp) - 100)],
         "cut.webp": webp[: draw.randint(30, len(webp) // 2)],
         "header.jpg": jpeg[:20],
-        "huge.png": png_claiming(20000 + i, draw.choice([20000, 60000])),
-        "huge.gif": gif_claiming(12000 + i, 60000),
-        "solid.gif": gif_of_frames(8000, 8000 + i, 1),
+        "huge.png": fault_pictures.png_claiming(20000 + i, draw.choice([20000, 60000])),
+        "huge.gif": fault_pictures.gif_claiming(12000 + i, 60000),
+        "scans.jpg": fault_pictures.jpeg_with_scans(progressive, 8000 + i),
+        "large.jpg": fault_pictures.jpeg_claiming(progressive, 16000, 12000 + i),
+        "tile.tif": fault_pictures.tiff_with_tile(40000, 40000 + i),
+        "canvas.webp": fault_pictures.webp_claiming(60000, 60000 + i),
+        "lfs.jpg": b"version https://git-lfs.github.com/spec/v1\nsize %d\n" % i,
+        "solid.gif": fault_pictures.gif_of_frames(8000, 8000 + i, 1),
     }
     good = {
-        "print.jpg": _encoded("JPEG", image.convert("CMYK")),
-        "deep.png": _encoded("PNG", deep),
-        "palette.png": _encoded("PNG", image.convert("P")),
-        "bit.png": _encoded("PNG", image.convert("1")),
-        "alpha.png": _encoded("PNG", image.convert("RGBA")),
-        "grey.png": _encoded("PNG", image.convert("L")),
-        "moving.gif": _encoded("GIF", frames[0], save_all=True, append_images=frames[1:]),
-        "frames.gif": gif_of_frames(500, 500, 40 + i),
-        "scan.jpg": _encoded("TIFF", image),
+        "print.jpg": encoded("JPEG", image.convert("CMYK")),
+        "deep.png": encoded("PNG", deep),
+        "palette.png": encoded("PNG", image.convert("P")),
+        "bit.png": encoded("PNG", image.convert("1")),
+        "alpha.png": encoded("PNG", image.convert("RGBA")),
+        "grey.png": encoded("PNG", image.convert("L")),
+        "moving.gif": encoded("GIF", frames[0], save_all=True, append_images=frames[1:]),
+        "frames.gif": fault_pictures.gif_of_frames(500, 500, 40 + i),
+        "scan.jpg": encoded("TIFF", image),
         "bitmap.jpg": bmp,
+        "table.bmp": encoded("BMP", image.quantize(64)),
+        "grey.pgm": encoded("PPM", image.convert("L")),
+        "texts.png": png[:33]
+        + fault_pictures.png_chunk(b"tEXt", b"a\0" + b"x" * (3 << 20))
+        + png[33:],
+        "crossed.gif": fault_pictures.gif_of((65535, 1 + i), (1 + i, 65535)),
         "trailing.jpg": jpeg + seed.bytes(50),
-        "dot.png": _encoded("PNG", image.resize((1, 1))),
-        "line.png": _encoded("PNG", image.resize((1, 5000))),
-        "rotated.jpg": _encoded("JPEG", image, exif=rotated),
+        "dot.png": encoded("PNG", image.resize((1, 1))),
+        "line.png": encoded("PNG", image.resize((1, 5000))),
+        "rotated.jpg": encoded("JPEG", image, exif=rotated),
         "new\nline\t\U0001f33b.png": png,
         b"-\xff\xfe.png": png + b"0",
         "x" * 240 + ".png": png + b"1",

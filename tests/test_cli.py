@@ -240,6 +240,7 @@ def wrong(run_train, write_images, tmp_path_factory):
     (home / "file").write_text("")
     (home / "other").mkdir()
     (home / "other" / "thesis.txt").write_text("precious")
+    (home / "link").symlink_to(home / "sides")
     data = [
         "--dataset=directory",
         f"--data_dir={photos}",
@@ -279,6 +280,16 @@ def wrong(run_train, write_images, tmp_path_factory):
         ),
         "foreign workdir, never": _Wrong(
             [*data, f"--workdir={home}/other", "--resume=never"], 8, ["holds files but no run"]
+        ),
+        "run among its images": _Wrong(
+            [*data, f"--workdir={photos}/run"],
+            1,
+            [f"--workdir={photos}/run lies in --data_dir={photos}", f"add --workdir={home}/run"],
+        ),
+        "runs among test images, through a link": _Wrong(
+            [*data, f"--test_dir={home}/sides", f"--workdir={home}/link/runs", "--seeds=1,2"],
+            1,
+            [f"--workdir={home}/link/runs lies in --test_dir={home}/sides"],
         ),
         "misspelt layer": _Wrong(
             [*data, "--unfreeze=0%,blok6a", f"--workdir={home}/layer"],
@@ -320,6 +331,8 @@ def wrong(run_train, write_images, tmp_path_factory):
         "unwritable workdir",
         "foreign workdir",
         "foreign workdir, never",
+        "run among its images",
+        "runs among test images, through a link",
         "misspelt layer",
         "misspelt pattern",
         "images not reached",
@@ -343,3 +356,5 @@ def test_what_is_no_run_stays_as_it_was(wrong):
     _, home = wrong
     assert (home / "other" / "thesis.txt").read_text() == "precious"
     assert not [name for name in os.listdir(home) if ".old-" in name]
+    assert sorted(os.listdir(home / "photos")) == sorted(os.listdir(home / "broken"))
+    assert sorted(os.listdir(home / "sides")) == ["train", "validation"]

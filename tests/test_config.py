@@ -84,7 +84,7 @@ def test_imports_neither_tensorflow_nor_absl():
         ("nesterov", True, "expected --optimizer=sgd"),
         ("dataset", "directory", "add --data_dir"),
         ("validation_dir", "x", "add --data_dir"),
-        ("test_dir", "x", "add --validation_dir"),
+        ("test_dir", "x", "add --data_dir"),
     ],
 )
 def test_error_names_the_flag_and_the_fix(name, value, received):

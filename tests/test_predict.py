@@ -101,6 +101,24 @@ def test_photograph_of_a_phone_gets_the_probabilities_of_the_upright_one(finishe
     np.testing.assert_array_equal(received, expected)
 
 
+def test_pictures_are_bounded_as_in_training(finished_run, tmp_path):
+    flags = os.path.join(finished_run, "flags.txt")
+    with open(flags) as file:
+        text = file.read()
+    assert "--max_image_pixels=0\n" in text
+    with open(flags, "w") as file:
+        file.write(text.replace("--max_image_pixels=0\n", "--max_image_pixels=1000\n"))
+    square = PIL.Image.new("RGB", (40, 40), (9, 90, 200))
+    for name in ("large.png", "large.jpg"):
+        square.save(tmp_path / name)
+    names = ("large.png", "large.jpg")
+    _, predictions = predict(
+        PredictConfig(run=finished_run), [str(tmp_path / name) for name in names]
+    )
+    (_, reason, _), (_, reduced, _) = predictions
+    assert reason == "40 x 40 pixels; at most --max_image_pixels, 1,000" and reduced is None
+
+
 def test_file_of_rows_is_written_whole_and_nothing_usable_is_exit_2(finished_run, tmp_path):
     out, photo = (
         tmp_path / "out.csv",

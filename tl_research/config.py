@@ -76,7 +76,11 @@ class Config:
         path="absolute",
     )
     test_dir: str | None = setting(
-        None, "test images of a data set that brings its own", may_change=True, path="absolute"
+        None,
+        "test images of a data set that brings its own; without --validation_dir the others are "
+        "split into training and validation",
+        may_change=True,
+        path="absolute",
     )
     download_dir: str = setting(
         "~/.cache/tl_research",
@@ -122,6 +126,12 @@ class Config:
     split_seed: int = setting(0, "another value draws another split", low=0)
     image_size: int = setting(
         224, "height and width in pixels that images are resized to", low=16, high=2048
+    )
+    max_image_pixels: int = setting(
+        0,
+        "pixels that an image may have, and JPEGs with more are decoded at a reduced scale; 0: "
+        "89,478,485, of files that do not claim far more than they hold",
+        low=0,
     )
     cache_pixels: int = setting(
         4 << 30,
@@ -563,8 +573,8 @@ _RULES = (
     ),
     (
         "test_dir",
-        lambda c: c.test_dir and not c.validation_dir,
-        "={test_dir} without --validation_dir; expected both or neither; add --validation_dir=DIR",
+        lambda c: c.test_dir and not c.data_dir,
+        "={test_dir} without --data_dir; expected the training images too; add --data_dir=DIR",
     ),
     (
         "validation_dir",

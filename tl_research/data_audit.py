@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tl_research import closed_form, metrics
+from tl_research.data.split import printable
 from tl_research.files import csv_text, write_atomically
 
 Array = np.ndarray
@@ -116,7 +117,10 @@ def describe(audit: DataAudit, path: str) -> list[str]:
     """Returns three lines for a terminal; `path` is where the rows are."""
     measured, found = audit.summary["cross_validation"], audit.summary["data_audit"]
     count, pairs = found["suspects"], len(audit.near_pairs)
-    worst = ", ".join(f"{row['path']} ({row['suggested_label']}?)" for row in audit.rows[:_NAMED])
+    worst = ", ".join(
+        f"{printable(row['path'])} ({printable(row['suggested_label'])}?)"
+        for row in audit.rows[:_NAMED]
+    )
     return [
         f"data audit: a closed-form head, each of {measured['n']:,} training and validation images "
         f"left out once: accuracy {measured['accuracy']:.4f} (standard error "

@@ -20,6 +20,7 @@ import numpy as np
 
 from tl_research import cli, metrics
 from tl_research.config import ReaderConfig
+from tl_research.data.split import printable
 from tl_research.errors import StorageError
 from tl_research.files import csv_text, storage_errors
 from tl_research.settings import setting
@@ -170,7 +171,7 @@ def _print(run, report, confusion, directory):
         reverse=True,
     )[:5]
     for count, true, other in pairs:
-        names = run.classes
+        names = [printable(name) for name in run.classes]
         print(f"{count} of {confusion[true].sum()} {names[true]} taken for {names[other]}")
     print(f"written to {directory}")
     print("RESULT " + json.dumps(report, allow_nan=False), flush=True)

@@ -36,7 +36,7 @@ from tl_research.reporting.epoch_bar import EpochBar
 from tl_research.reporting.recorder import Recorder
 from tl_research.reporting.summaries import Summaries
 from tl_research.run import environment, offline
-from tl_research.run.directory import RunDirectory, resume_command
+from tl_research.run.directory import RunDirectory, check_place, resume_command
 from tl_research.run.offline import Replacements, Substitution
 from tl_research.signals import Signals
 from tl_research.training import audit, batch, features, loop, selection
@@ -105,6 +105,7 @@ def opened(
             f"--seeds={','.join(map(str, config.seeds))} where one run is made; expected --seed; "
             "use train.py for several"
         )
+    check_place(config)
     parts = extension or extension_lib.load(config.extension)
     if not parts.make_backbone:
         backbones.get_spec(config.backbone)  # a misspelt name should not wait for the data

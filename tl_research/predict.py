@@ -20,6 +20,7 @@ import time
 
 from tl_research import ahead, cli, metrics
 from tl_research.config import ToolConfig
+from tl_research.data.split import printable
 from tl_research.data.walk import images_below, others_text
 from tl_research.errors import DataError, UserError
 from tl_research.files import escaped, storage_errors
@@ -71,7 +72,7 @@ def predict(config, places, others=None):
         run.batch_size(config.batch_size),
     )
     others = collections.Counter() if others is None else others
-    images = _load(image_files(places, others), run.config.image_size, 4 * batch_size)
+    images = _load(image_files(places, others), run.config, 4 * batch_size)
 
     def predictions():
         while batch := list(itertools.islice(images, batch_size)):
@@ -101,18 +102,21 @@ def image_files(places, others):
             yield path, reason
 
 
-def _load(images, image_size, count):
+def _load(images, trained_with, count):
     """Returns an iterator of (path, why it cannot be used or None, pixels or None), in the order of
-    `images`, which are as of `image_files`.
+    `images`, which are as of `image_files`, as training with a `Config` read them.
     """
     from tl_research.data.decoding import BadImage, load_pixels
     from tl_research.data.image_check import resize_image
 
     def load(path, reason):
+        if reason:
+            return path, reason, None
         try:
-            return path, reason, None if reason else resize_image(load_pixels(path), image_size)
+            pixels = load_pixels(path, trained_with.max_image_pixels)
         except BadImage as error:
             return path, str(error), None
+        return path, None, resize_image(pixels, trained_with.image_size)
 
     return ahead.in_order(lambda named: load(*named), images, count)
 
@@ -151,7 +155,7 @@ def main(places):
             path = escaped(path)
             counts[reason is None] += 1
             if reason:
-                print(f"{path}: {reason}", file=sys.stderr)
+                print(f"{printable(path)}: {reason}", file=sys.stderr)
             else:
                 cells = (*run.answer.said(outputs, run.classes), *outputs)
                 cells = [cell if isinstance(cell, str) else f"{cell:.6g}" for cell in cells]

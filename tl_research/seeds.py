@@ -35,6 +35,7 @@ def run(config, program, more=()):
             same.
         GateError: If the mean test accuracy is below `--min_test_accuracy`.
     """
+    run_directory.check_place(config)
     with storage_errors(config.workdir or "runs"):
         directory = config.workdir or run_directory.make_new(config)
         os.makedirs(directory, exist_ok=True)

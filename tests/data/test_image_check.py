@@ -9,7 +9,7 @@ import os
 import resource
 import threading
 
-import fault_inputs
+import fault_pictures
 import keras
 import numpy as np
 import PIL.Image
@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 
 from tl_research.data import catalog as catalog_lib
-from tl_research.data import decoding, image_check
+from tl_research.data import image_check
 from tl_research.files import csv_text
 
 
@@ -94,8 +94,8 @@ def test_each_bad_kind_is_named_with_its_reason(tmp_path):
         "header__gif": (_bytes("GIF")[:9], "damaged GIF image"),
         "sound__webp": (b"RIFF\0\0\0\0WAVEfmt " + bytes(50), "no known image format named .webp"),
         "car__bmp": (b"BMW 320i, of 1985", "no known image format named .bmp"),
-        "huge__png": (fault_inputs.png_claiming(20000, 20000), "pixels"),
-        "large__gif": (fault_inputs.gif_claiming(12000, 12000), "12000 x 12000 pixels"),
+        "huge__png": (fault_pictures.png_claiming(20000, 20000), "pixels"),
+        "large__gif": (fault_pictures.gif_claiming(12000, 12000), "12000 x 12000 pixels"),
     }
     good = {"good__png": png, "good__jpg": jpeg}
     paths = _write(tmp_path, **{name: content for name, (content, _) in bad.items()}, **good)
@@ -200,9 +200,9 @@ def test_pipe_does_not_hang(tmp_path):
 @pytest.mark.parametrize(
     "name, content",
     [
-        ("a.gif", fault_inputs.gif_claiming(60000, 60000)),
-        ("a.png", fault_inputs.png_claiming(30000, 30000)),
-        ("a.gif", fault_inputs.gif_of_frames(8000, 8000, 1)),
+        ("a.gif", fault_pictures.gif_claiming(60000, 60000)),
+        ("a.png", fault_pictures.png_claiming(30000, 30000)),
+        ("a.gif", fault_pictures.gif_of_frames(8000, 8000, 1)),
     ],
 )
 def test_huge_header_is_refused_before_anything_is_allocated(tmp_path, name, content):
@@ -214,14 +214,15 @@ def test_huge_header_is_refused_before_anything_is_allocated(tmp_path, name, con
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
 
 
-def test_limit_is_on_the_number_of_pixels(tmp_path, monkeypatch):
-    monkeypatch.setattr(decoding, "MAX_PIXELS", 1200)
+def test_limit_is_on_the_number_of_pixels(tmp_path):
     paths = _write(
         tmp_path,
         fits__png=_bytes("PNG", PIL.Image.new("RGB", (40, 30))),
         larger__png=_bytes("PNG", PIL.Image.new("RGB", (41, 30))),
     )
-    assert _check(paths).bad == [("larger.png", "41 x 30 pixels; at most 1,200")]
+    assert _check(paths, max_pixels=1200).bad == [
+        ("larger.png", "41 x 30 pixels; at most --max_image_pixels, 1,200")
+    ]
 
 
 def test_pixels_that_do_not_fit_are_not_kept(tmp_path):

@@ -3,15 +3,18 @@
 Pixels are the same from memory and from files.
 """
 
+import dataclasses
+import hashlib
 import os
 import re
+import shutil
 
 import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
 
-from tl_research.data import catalog, image_check, pipeline
+from tl_research.data import catalog, decoding, image_check, pipeline
 from tl_research.errors import DataError
 
 
@@ -139,10 +142,37 @@ def test_image_that_is_gone_when_it_is_needed_is_named(files):
     os.remove(files[1])
     with pytest.raises(
         DataError,
-        match=f"image '{re.escape(files[1])}' was good when the run began and cannot be read now "
+        match=f"image '{re.escape(files[1])}' was good when the run began and cannot be used now "
         r"\(No such file or directory\)",
     ):
         list(_examples(files, False).stream(np.array([[0, 1], [0, 0]])))
+
+
+def test_image_that_is_another_one_when_it_is_needed_is_named(files):
+    sha256s = tuple(hashlib.sha256(open(file, "rb").read()).hexdigest() for file in files)
+    examples = dataclasses.replace(_examples(files, False), sha256s=sha256s)
+    assert len(list(examples.stream(np.array([[0, 1]])))) == 1
+    shutil.copy(files[0], files[1])
+    expected = f"image '{re.escape(files[1])}' was good .* now \\(its content has changed\\)"
+    for read in (lambda: list(examples.stream(np.array([[0, 1]]))), lambda: examples.original(1)):
+        with pytest.raises(DataError, match=expected):
+            read()
+    with pytest.raises(DataError, match="at most --max_image_pixels, 9"):
+        dataclasses.replace(examples, max_pixels=9).original(0)
+
+
+def test_file_that_becomes_a_pipe_or_grows_while_it_is_read_is_not_waited_for(
+    tmp_path, monkeypatch
+):
+    path, real = str(tmp_path / "a.png"), os.stat
+    os.mkfifo(path)
+    (tmp_path / "file").write_bytes(b"x" * 99)
+    monkeypatch.setattr(decoding.os, "stat", lambda *_, **__: real(tmp_path / "file"))
+    with pytest.raises(decoding.BadImage, match="empty file"):
+        decoding.read_file(path)
+    monkeypatch.setattr(decoding, "MAX_BYTES", 99)
+    (tmp_path / "large").write_bytes(b"x" * 1000)
+    assert len(decoding.read_file(str(tmp_path / "large"))) == 99
 
 
 def test_stream_reads_names_that_are_not_utf8(tmp_path):

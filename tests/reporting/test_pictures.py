@@ -1,5 +1,7 @@
 """Pictures: sizes and colours at places worked out by hand; tables: their text."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -40,6 +42,49 @@ def test_grid_shows_every_image_and_its_caption():
         assert (grid[row * 10 : row * 10 + 10, column * 12 : column * 12 + 10] == 40 * place).all()
     captioned = pictures.draw_grid(images[:1], ["a\nb"], size=20)
     assert captioned.shape == (20 + 2 * 14 + 4, 22, 3) and (captioned[20:] < 128).any()
+
+
+@pytest.mark.parametrize("name", ["Ромашка", "äöüß", "μαργαρίτα", "أقحوان", "ướậ"])
+def test_names_beyond_ascii_are_drawn_in_their_letters(name):
+    assert pictures._short(name, 15) == name
+    # each letter is another picture: boxes would be alike
+    letters = {
+        pictures.draw_grid(np.zeros((1, 9, 9, 3), np.uint8), [c], 20).tobytes() for c in name
+    }
+    assert len(letters) == len(set(name))
+
+
+def test_letters_of_which_there_is_no_font_are_escaped(monkeypatch):
+    monkeypatch.setattr(pictures.font_manager, "findSystemFonts", list)
+    pictures._font_with.cache_clear()
+    try:
+        assert pictures._short("花 1", 15) == "\\u82b1 1"
+        assert pictures.caption("花.jpg", "б", "花", 0.5) == "б > \\u82b1 0.50\n\\u82b1.jpg\n"
+        grids = [
+            pictures.draw_grid(np.zeros((1, 9, 9, 3), np.uint8), [text], 60)
+            for text in ("花\nб", "\\u82b1\nб")
+        ]
+        np.testing.assert_array_equal(*grids)
+    finally:
+        pictures._font_with.cache_clear()
+
+
+def test_font_of_the_system_is_taken_for_letters_that_ours_lacks(monkeypatch):
+    ours = pictures._FONT
+    other = os.path.join(os.path.dirname(ours), "cmr10.ttf")
+    monkeypatch.setattr(pictures, "_FONT", other)  # which has no Cyrillic
+    monkeypatch.setattr(pictures.font_manager, "findSystemFonts", lambda: [__file__, ours])
+    pictures._font_with.cache_clear()
+    try:
+        assert pictures._font("б").path == ours and pictures._font("b").path == other
+        assert pictures._short("б", 9) == "б"
+    finally:
+        pictures._font_with.cache_clear()
+
+
+def test_wide_letters_count_twice(monkeypatch):
+    monkeypatch.setattr(pictures, "_drawable", lambda text: text)
+    assert pictures._short("花花花", 6) == "花花花" and pictures._short("花花花花", 6) == "花花.."
 
 
 def test_no_mistake_is_an_empty_picture():

@@ -63,3 +63,10 @@ def test_labels_that_are_no_classes_have_no_table():
     table = data(age=(3, 3, 3))
     table.train = Examples((), (), np.zeros(3, np.float32), 16, None)
     assert describe_split(table) == []
+
+
+def test_names_of_classes_cannot_begin_a_line_or_steer_a_terminal():
+    lines = describe_split(data(**{"a\nRESULT {}": (9, 1, 1), "\x1b[2J": (9, 1, 1)}))
+    assert lines[:2] == [
+        f"split: {name:12}  train 9, validation 1, test 1" for name in ("a\\nRESULT {}", "\\x1b[2J")
+    ]

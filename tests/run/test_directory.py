@@ -148,6 +148,7 @@ _MAY_NOT_CHANGE = {
     "split": (0.6, 0.2, 0.2),
     "split_seed": 1,
     "image_size": 64,
+    "max_image_pixels": 100,
     "augment": "none",
     "augment_views": 3,
     "feature_cache": "off",
@@ -191,7 +192,7 @@ _TOGETHER = {
     "nesterov": {"optimizer": "sgd"},
     "weight_decay": {"optimizer": "adamw"},
     "validation_dir": {"data_dir": "/d"},
-    "test_dir": {"data_dir": "/d", "validation_dir": "/v"},
+    "test_dir": {"data_dir": "/d"},
 }
 
 

@@ -10,6 +10,8 @@ from tl_research.config import Config
 from tl_research.data.catalog import Catalog
 from tl_research.data.decoding import UnreadableKind
 from tl_research.data.image_check import CheckedImages
+from tl_research.data.split import printable
+from tl_research.data.walk import others_text
 from tl_research.errors import DataError
 from tl_research.files import csv_text, write_atomically
 
@@ -22,6 +24,7 @@ class Admitted:
     contradictory: list[tuple[str, str]]  # [(name, reason)] of those in two classes, left out
     duplicates: list[dict[str, Any]]  # rows of `duplicates.csv`
     num_images: int  # found at first
+    others: collections.Counter  # files that are no images, by kind
 
     @property
     def notes(self) -> list[str]:
@@ -65,6 +68,7 @@ def admit(catalog: Catalog, checked: CheckedImages, also: Collection[str] = ()) 
         [(files[row].name, reason) for row, reason in sorted(reasons.items())],
         _duplicates([catalog.files[index].name for index in images.good], images.pixel_sha256s),
         len(catalog.files) + len(catalog.refused),
+        catalog.others,
     )
 
 
@@ -88,7 +92,7 @@ def refuse(admitted: Admitted, config: Config, is_own: bool = True, see: str = "
 
     That is where more photographs are of kinds that cannot be read than can be; or, unless they are
     to be skipped, where some are bad or, of one's own, stand in two classes. Warns where more than
-    a tenth cannot be read.
+    a tenth cannot be read, or of all files is not used.
 
     Args:
         admitted: The images.
@@ -105,6 +109,8 @@ def refuse(admitted: Admitted, config: Config, is_own: bool = True, see: str = "
         )
     if 10 * len(checked.unreadable) > total:
         print(f"warning: {kinds}", file=sys.stderr)
+    if 9 * admitted.others.total() > total:
+        print(f"warning: {others_text(admitted.others)}", file=sys.stderr)
     if config.on_bad_image == "skip":
         return
     if checked.bad:
@@ -121,7 +127,7 @@ def refuse(admitted: Admitted, config: Config, is_own: bool = True, see: str = "
 
 
 def _first(reasons):
-    return "; ".join(f"{name} ({reason})" for name, reason in reasons[:5])
+    return "; ".join(f"{printable(name)} ({printable(reason)})" for name, reason in reasons[:5])
 
 
 def _contradictory(files, pixel_sha256s, classes):

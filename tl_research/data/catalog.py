@@ -8,6 +8,7 @@ An image is a file in a class folder or deeper that `tl_research.data.walk` take
 import collections
 import dataclasses
 import os
+import stat
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +16,16 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from tl_research.data import download, drawn_flowers, formats
-from tl_research.data.walk import count_other, images_below, is_inside, is_system_file
+from tl_research.data import download, drawn_flowers, formats, sides
+from tl_research.data.walk import (
+    RUN,
+    count_other,
+    images_below,
+    is_inside,
+    is_of_runs,
+    is_system_file,
+)
 from tl_research.errors import DataError
-
-_SIDE_FOLDERS = ("train", "validation", "val", "valid", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +65,9 @@ class ImageFile:
     """One image: absolute path, name in `split.json`, class, and side.
 
     `side` is None where the split decides, 'heldout' where it chooses between validation and test,
-    or the side itself. A name that is not UTF-8 carries its bytes as `os.fsdecode` does. Of a
-    `Table` the path may be the image itself, uint8 [H, W, 3], and the label a number, or a list of
-    one for each class.
+    'development' between training and validation, or the side itself. A name that is not UTF-8
+    carries its bytes as `os.fsdecode` does. Of a `Table` the path may be the image itself, uint8
+    [H, W, 3], and the label a number, or a list of one for each class.
     """
 
     path: str | np.ndarray
@@ -173,7 +179,8 @@ def find_images(
         data_dir: A folder of class folders, instead of a download; for cats_vs_dogs one that holds
             train/ and validation/ (and test/), unless `validation_dir` is given.
         validation_dir, test_dir: Folders of the same classes. Names then begin with train/,
-            validation/ or test/.
+            validation/ or test/. Without `test_dir` the validation images are halved, without
+            `validation_dir` the training images are split into both.
         base_url: A mirror: what stands before the archive's file name.
 
     Raises:
@@ -183,27 +190,20 @@ def find_images(
         StorageError: `download_dir` cannot be written.
     """
     root = data_dir or _own_root(dataset, download_dir, base_url)
-    flags = ("--data_dir", "--validation_dir", "--test_dir")
-    folders = [root, *(folder for folder in (validation_dir, test_dir) if folder)]
-    if dataset == "cats_vs_dogs" and not validation_dir:
-        folders = [os.path.join(root, side) for side in ("train", "validation", "test")]
-        folders = folders if os.path.isdir(folders[2]) else folders[:2]
-        if data_dir and not all(map(os.path.isdir, folders)):
-            raise DataError(
-                f"--data_dir={data_dir} does not hold train/ and validation/; expected both for "
-                "cats_vs_dogs; or give --validation_dir too"
-            )
-        flags = ("--data_dir",) * 3
-    sides = {1: (None,), 2: ("train", "heldout"), 3: ("train", "validation", "test")}[len(folders)]
+    if dataset == "cats_vs_dogs" and not (validation_dir or test_dir):
+        given = sides.of_cats_vs_dogs(root, data_dir)
+    else:
+        given = sides.given(root, validation_dir, test_dir)
 
     walk = _Walk()
     classes = None
-    for folder, side, flag in zip(folders, sides, flags):
+    for folder, side, flag in given:
         found = walk.class_folders(folder, flag)
         if classes is None:
             classes = found
             _check_classes(found, folder, flag)
         elif extra := sorted(set(found) - set(classes)):
+            _check_twins([*classes, *extra], folder)
             raise DataError(
                 f"{flag}={folder} has class {extra[0]!r}, which the training images have not; "
                 f"expected {', '.join(classes[:5])}; remove it or add training images"
@@ -211,7 +211,7 @@ def find_images(
         walk.warnings += [
             f"class {name!r} has no folder in {folder}" for name in classes if name not in found
         ]
-        prefix = {None: "", "heldout": "validation/"}.get(side, f"{side}/")
+        prefix = sides.PREFIXES.get(side, f"{side}/")
         for name in found:
             count = len(walk.files)
             walk.images(
@@ -287,24 +287,36 @@ def _check_classes(classes, folder, flag):
             f"{flag}={folder} holds {len(classes)} classes ({named}); "
             "expected at least 2 folders of images; did you point one level too high or too low?"
         )
-    if set(map(str.lower, classes)) <= set(_SIDE_FOLDERS):
-        ordered = sorted(classes, key=lambda name: _SIDE_FOLDERS.index(name.lower()))
-        fix = " ".join(
-            f"{flag}={os.path.join(folder, name)}"
-            for flag, name in zip(("--data_dir", "--validation_dir", "--test_dir"), ordered)
-        )
-        raise DataError(
-            f"{flag}={folder} holds {' and '.join(classes)}, which are sides and not classes; use "
-            f"{fix}"
-        )
+    sides.check(classes, folder, flag)
+    _check_twins(classes, folder)
+
+
+def _check_twins(classes, folder):
+    """Raises DataError if two names look the same."""
     seen = {}
     for name in classes:
         other = seen.setdefault(unicodedata.normalize("NFC", name).strip().casefold(), name)
         if other != name:
             raise DataError(
-                f"classes {other!r} and {name!r} in {folder} differ only by case, spaces or "
+                f"classes {other!a} and {name!a} in {folder} differ only by case, spaces or "
                 "encoding; merge or rename them"
             )
+
+
+def _is_reached_folder(entry, folder, flag):
+    """Returns whether an entry of a data directory is a folder, through links.
+
+    Raises:
+        DataError: If that cannot be known: it may be a class.
+    """
+    try:
+        return stat.S_ISDIR(os.stat(entry.path).st_mode)
+    except OSError as error:
+        target = f", a link to {os.readlink(entry.path)}" if entry.is_symlink() else ""
+        raise DataError(
+            f"class {entry.name!r} in {flag}={folder} cannot be reached ({error.strerror}{target});"
+            " expected a folder of images; restore it or remove the entry"
+        ) from error
 
 
 class _Walk:
@@ -330,12 +342,14 @@ class _Walk:
         real = os.path.realpath(folder)
         names = []
         for entry in entries:
-            if is_system_file(entry.name) or not os.path.isdir(entry.path):
+            if is_system_file(entry.name) or not _is_reached_folder(entry, folder, flag):
                 is_loose = formats.kind_by_suffix(entry.name)
                 where = " beside the class folders" if is_loose else ""
                 count_other(entry.name, self.others, where)
             elif entry.is_symlink() and is_inside(real, os.path.realpath(entry.path)):
                 self.refused.append((entry.name, "link to a folder that holds the data directory"))
+            elif is_of_runs(entry.path):
+                self.others[RUN] += 1
             else:
                 names.append(entry.name)
         return sorted(names)
@@ -345,6 +359,11 @@ class _Walk:
         # the class folder may itself be a link
         inside = (os.path.realpath(root), os.path.realpath(folder))
         for name, path, reason in images_below(folder, inside, self.others):
+            if reason and path == folder:
+                raise DataError(
+                    f"class {prefix[:-1]!r} is an {reason} ({folder}); expected one that can be "
+                    "read; change its permissions or remove it"
+                )
             if reason:
                 self.refused.append((prefix + name, reason))
             else:

@@ -151,6 +151,7 @@ def _check(catalog, config):
             catalog,
             config.image_size,
             keep_pixels_bytes=allowed,
+            max_pixels=config.max_image_pixels,
             progress=progress,
         )
 
@@ -213,6 +214,8 @@ def _divided(catalog, admitted, found, config):
             config.image_size,
             pixels,
             None if pixels is None else tf.constant(rows, tf.int32),
+            tuple(checked.sha256s[row] for row in rows),
+            config.max_image_pixels,
         )
 
     notes = _notes(catalog, admitted, found, config.image_size)
@@ -261,8 +264,8 @@ def _kept(rows, labels, sha256s, catalog, shares):
     for name in shares:
         if name not in classes:
             raise UserError(
-                f"--class_share={name}={shares[name]} names no class; expected one of "
-                f"{', '.join(classes[:10])}{suggestion(name, classes)}"
+                f"--class_share={split.printable(name)}={shares[name]} names no class; expected "
+                f"one of {', '.join(map(split.printable, classes[:10]))}{suggestion(name, classes)}"
             )
     if not shares:
         return rows

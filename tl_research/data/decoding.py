@@ -5,6 +5,8 @@ alpha channel is dropped, and of 16-bit samples the upper 8 bits are kept.
 """
 
 import contextlib
+import errno
+import hashlib
 import io
 import os
 import stat
@@ -13,11 +15,9 @@ import warnings
 import numpy as np
 import PIL.Image
 
-from tl_research.data import formats
+from tl_research.data import decoding_limits, formats
+from tl_research.data.decoding_limits import BadImage
 
-MAX_PIXELS = 89_478_485  # Pillow's own limit; a 48 kB GIF can claim more and would be allocated
-# more than either at once: no photograph, but memory for a few bytes
-BOMB_PIXELS, BOMB_PIXELS_PER_BYTE = 1 << 24, 200
 MAX_BYTES = 1 << 28
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
@@ -29,12 +29,9 @@ _TURNS = {
     7: PIL.Image.Transpose.TRANSVERSE,
     8: PIL.Image.Transpose.ROTATE_90,
 }
+_REDUCED = "of more than --max_image_pixels; decoded at a reduced scale"
 # What matters is said of the file; `catch_warnings` around each would not be safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-class BadImage(Exception):
-    """The reason why a file is not an image that can be trained on."""
 
 
 class UnreadableKind(BadImage):
@@ -45,15 +42,21 @@ class UnreadableKind(BadImage):
         self.kind = kind
 
 
-def load_pixels(image: str | np.ndarray) -> np.ndarray:
-    """Returns uint8 [H, W, 3] of an image: its path, or already these pixels.
+def load_pixels(path: str, max_pixels: int = 0, sha256: str | None = None) -> np.ndarray:
+    """Returns uint8 [H, W, 3] of an image file.
+
+    Args:
+        path: Of the file.
+        max_pixels: As of `decode_image`.
+        sha256: Of its content, hexadecimal, if that is known.
 
     Raises:
         BadImage: With the reason why it cannot be used.
     """
-    if isinstance(image, np.ndarray):
-        return image
-    return decode_image(read_file(image), image)[0]
+    data = read_file(path)
+    if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+        raise BadImage("its content has changed")
+    return decode_image(data, path, max_pixels)[0]
 
 
 def read_file(path: str) -> bytes:
@@ -61,27 +64,32 @@ def read_file(path: str) -> bytes:
 
     Raises:
         BadImage: If it cannot be read, or is empty or too large for an image.
+        OSError: If the system lacks what it takes to open files.
     """
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise BadImage("not a regular file")
-        if status.st_size == 0:
-            raise BadImage("empty file")
         if status.st_size > MAX_BYTES:
             raise BadImage(f"file of {status.st_size:,} bytes; at most {MAX_BYTES:,}")
-        with open(path, "rb") as file:
-            return file.read()
+        with formats.opened(path) as file:  # which may be another one by now
+            data = file.read(MAX_BYTES)
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise  # nothing that the image can help
         raise BadImage(error.strerror or str(error)) from error
+    if not data:
+        raise BadImage("empty file")
+    return data
 
 
-def decode_image(data: bytes, path: str) -> tuple[np.ndarray, tuple[str, ...]]:
+def decode_image(data: bytes, path: str, max_pixels: int = 0) -> tuple[np.ndarray, tuple[str, ...]]:
     """Returns uint8 [H, W, 3], upright, and what is to be said of the file.
 
     Args:
-        data: The content of an image file. Its size is checked before anything is decoded.
+        data: The content of an image file. What it takes is checked before anything is decoded.
         path: Its name.
+        max_pixels: As `Config.max_image_pixels`.
 
     Raises:
         UnreadableKind: If there is no decoder for a photograph of its kind.
@@ -92,14 +100,16 @@ def decode_image(data: bytes, path: str) -> tuple[np.ndarray, tuple[str, ...]]:
         raise BadImage(f"{_text_or_nothing(data)} named {_suffix(path)}")
     if not kind.is_readable:
         raise UnreadableKind(kind)
+    decoding_limits.check_headers(kind.name, data, max_pixels)
+    content = _without_texts(data) if kind.name == "PNG" else data
     try:
-        with PIL.Image.open(io.BytesIO(data), formats=[kind.decoder]) as image:
-            _check_size(image.size, len(data))
+        with PIL.Image.open(io.BytesIO(content), formats=[kind.decoder]) as image:
+            is_reduced = decoding_limits.reduced(image, kind.name, len(data), max_pixels)
             if kind.name == "PNG":
-                _check_sums(data)
-            return _decoded(image, kind, data, path)
-    except PIL.Image.DecompressionBombError as error:
-        raise BadImage(f"more than {MAX_PIXELS:,} pixels") from error
+                _check_sums(content)
+            with decoding_limits.ROOM.taken(image.width * image.height):
+                pixels, traits = _decoded(image, kind, data, path)
+            return pixels, (*traits, *([_REDUCED] if is_reduced else []))
     except PIL.UnidentifiedImageError as error:
         raise BadImage(f"damaged {kind.name} image") from error
     except (BadImage, MemoryError):
@@ -121,7 +131,8 @@ def _decoded(image, kind, data, path):
         upright = upright.transpose(_TURNS[left])
     traits = {
         "named as another format; decoded by content": formats.suffix_of(path) not in kind.suffixes,
-        "animated; the first frame is used": _is_animated(image, kind),
+        "animated; the first frame is used": kind.name != "TIFF" and _is_animated(image, kind),
+        "of several pages; the first is used": kind.name == "TIFF" and _is_animated(image, kind),
         "rotated by EXIF; turned upright": orientation in _TURNS,
         "not in 8-bit RGB; converted, without alpha": image.mode != "RGB"
         or (kind.name == "PNG" and data[24] == 16),
@@ -131,7 +142,8 @@ def _decoded(image, kind, data, path):
 
 def _rgb(image):
     """Returns an image of 8-bit RGB."""
-    if image.mode.startswith("I;16"):  # which Pillow would clip at 255
+    is_deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+    if is_deep:  # which Pillow would clip at 255
         image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise BadImage("32-bit samples, of no known range; expected 8 or 16 bits")
@@ -146,16 +158,21 @@ def _orientation(image):
 def _is_animated(image, kind):
     # the two parts of an MPO or HEIC are no animation
     with contextlib.suppress(Exception):  # damage behind the first frame
-        return kind.name in ("GIF", "PNG", "WebP", "AVIF") and image.is_animated
+        return kind.name in ("GIF", "PNG", "WebP", "AVIF", "TIFF") and image.is_animated
 
 
-def _check_size(size, num_bytes):
-    """Raises BadImage for more pixels than a photograph has, also for so few bytes."""
-    pixels, what = size[0] * size[1], f"{size[0]} x {size[1]} pixels"
-    if pixels > MAX_PIXELS:
-        raise BadImage(f"{what}; at most {MAX_PIXELS:,}")
-    if pixels > BOMB_PIXELS and pixels > BOMB_PIXELS_PER_BYTE * num_bytes:
-        raise BadImage(f"{what} in {num_bytes:,} bytes; at most {BOMB_PIXELS_PER_BYTE} a byte")
+def _without_texts(png):
+    """Returns a PNG without color profile and texts, which may be longer than Pillow reads, but for
+    those that can hold an orientation.
+    """
+    kept, at = [png[:8]], 8
+    while at < len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4], "big")
+        is_text = png[at + 4 : at + 8] in (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+        if not is_text or png.startswith((b"XML:com.adobe.xmp\0", b"Raw profile type"), at + 8):
+            kept.append(png[at:end])
+        at = end
+    return b"".join(kept)
 
 
 def _check_sums(png):
@@ -166,6 +183,8 @@ def _check_sums(png):
 
 def _text_or_nothing(data):
     start = data[:512].lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "pointer of Git LFS ('git lfs pull' fetches the image)"
     if b"<svg" in start:
         return "SVG text"
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):

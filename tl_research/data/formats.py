@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import os
 import re
+from typing import BinaryIO
 
 import PIL.features
 import PIL.Image
@@ -47,10 +48,13 @@ _RAW = Kind(
 )
 _TIFF = Kind("TIFF", (".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]", "TIFF")
 KINDS = (
-    Kind("JPEG", (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), rb"\xff\xd8\xff", "JPEG"),
+    Kind(
+        "JPEG", (".jpg", ".jpeg", ".jpe", ".jif", ".jfi", ".jfif", ".mpo"), rb"\xff\xd8\xff", "JPEG"
+    ),
     Kind("PNG", (".png", ".apng"), rb"\x89PNG", "PNG"),
     Kind("GIF", (".gif",), rb"GIF8", "GIF"),
-    Kind("BMP", (".bmp", ".dib"), rb"BM.{4}\0{4}", "BMP"),
+    Kind("BMP", (".bmp", ".dib"), rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0{3}", "BMP"),
+    Kind("PNM", (".ppm", ".pgm", ".pbm", ".pnm"), rb"P[4-6]\s+(#|\d+\s)", "PPM"),
     Kind("WebP", (".webp",), rb"RIFF.{4}WEBP", "WEBP", "webp"),
     Kind("AVIF", (".avif",), rb".{4}ftyp(avi[fs]|m[is]f1.{4,44}avi[fs])", "AVIF", "avif"),
     Kind(
@@ -72,6 +76,11 @@ KINDS = (
     _TIFF,
 )
 _BY_SUFFIX = {suffix: kind for kind in KINDS for suffix in kind.suffixes}
+
+
+def opened(path: str) -> BinaryIO:
+    """Returns an open file; a pipe that is found instead of one is not waited for."""
+    return open(path, "rb", opener=lambda path, mode: os.open(path, mode | os.O_NONBLOCK))
 
 
 def suffix_of(path: str) -> str:

@@ -88,6 +88,7 @@ def check_images(
     image_size: int,
     *,
     keep_pixels_bytes: int,
+    max_pixels: int = 0,
     progress: Callable = lambda done, total: None,
 ) -> CheckedImages:
     """Returns `CheckedImages` for the files of a catalog.
@@ -96,6 +97,7 @@ def check_images(
         catalog: The images to check.
         image_size: Height and width, in pixels, that they are resized to.
         keep_pixels_bytes: Resized pixels are kept where they fit in so many bytes.
+        max_pixels: As of `decoding.decode_image`.
         progress: Is called with the number of files that were checked and that there are.
     """
     files = catalog.files
@@ -105,7 +107,7 @@ def check_images(
     def check(index):
         """Returns `_Good`, or the `BadImage` that says why it is not."""
         try:
-            content, upright, traits = _load(files[index].path)
+            content, upright, traits = _load(files[index].path, max_pixels)
         except decoding.BadImage as error:
             return error
         if keep:
@@ -138,14 +140,14 @@ def _header(pixels):
     return f"{pixels.dtype} {pixels.shape}\n".encode()
 
 
-def _load(image):
+def _load(image, max_pixels):
     """Returns (content to hash, uint8 [H, W, 3], traits) of a path, or of an array, whose content
     is its type, shape and values.
     """
     if isinstance(image, np.ndarray):
         return _header(image) + image.tobytes(), image, ()
     content = decoding.read_file(image)
-    return content, *decoding.decode_image(content, image)
+    return content, *decoding.decode_image(content, image, max_pixels)
 
 
 def _gathered(catalog, results, pixels):

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 
 from tl_research.data.catalog import Catalog
+from tl_research.data.split import printable
 from tl_research.errors import DataError
 from tl_research.files import escaped
 
@@ -33,8 +34,8 @@ def read_names(path: str, catalog: Catalog) -> list[str]:
     if unknown := sorted(set(paths) - set(names)):
         raise DataError(
             f"--leave_out={path} names {len(unknown)} files that are no images of this data set "
-            f"({', '.join(unknown[:5])}); expected names as in split.json, such as "
-            f"{min(names)}; correct them"
+            f"({', '.join(map(printable, unknown[:5]))}); expected names as in split.json, such as "
+            f"{printable(min(names))}; correct them"
         )
     return sorted({names[path] for path in paths})
 

@@ -88,9 +88,9 @@ def check_same(known, found):
     """
     for key in ("seed", "fractions", "classes"):
         if key in found and known[key] != found[key]:
+            before, after = (_shown(of[key]) for of in (known, found))
             raise DataError(
-                f"split.json was made with {key} {known[key]}, now it is {found[key]}; take a new "
-                "--workdir"
+                f"split.json was made with {key} {before}, now it is {after}; take a new --workdir"
             )
     left_out = set(known.get("left_out", ()))
     if others := sorted(left_out ^ set(found.get("left_out", left_out))):
@@ -130,6 +130,10 @@ def _raise_if_any(differences):
             f"{counts} ({_examples(sum(differences.values(), []))}); "
             "restore the files or take a new --workdir"
         )
+
+
+def _shown(value):
+    return ", ".join(printable(str(item)) for item in value) if type(value) is list else value
 
 
 def _examples(names):

@@ -75,6 +75,8 @@ class Examples:
     # uint8 tensor [M, image_size, image_size, 3], or None: then they are decoded for every batch
     pixels: tf.Tensor | None
     rows: tf.Tensor | None = None  # int32 [N], their places in `pixels`; None where M is N
+    sha256s: tuple[str, ...] | None = None  # [N] of the files, which must stay so, if it is known
+    max_pixels: int = 0  # as of `decoding.decode_image`
 
     def __len__(self):
         return len(self.labels)
@@ -86,7 +88,7 @@ class Examples:
         Where the pixels are in memory the loop looks them up inside its compiled step instead.
 
         Raises:
-            DataError: If an image that was good when the run began cannot be read any more.
+            DataError: If an image that was good when the run began cannot be used any more.
         """
         size = np.shape(indices)[1]
         images = ahead.in_order(self._resized, np.reshape(indices, -1), _AHEAD * size)
@@ -102,17 +104,24 @@ class Examples:
 
     def _resized(self, index):
         """Returns uint8 [image_size, image_size, 3] of a place, from its file."""
-        try:
-            return image_check.resize_image(self.original(index), self.image_size)
-        except BadImage as reason:
-            raise DataError(
-                f"image {self.names[index]!a} was good when the run began and cannot be read now "
-                f"({reason}); expected files that stay as they are; put it back and start again"
-            ) from reason
+        return image_check.resize_image(self.original(index), self.image_size)
 
     def original(self, index: int) -> np.ndarray:
-        """Returns uint8 [H, W, 3], an image upright and before it was resized."""
-        return load_pixels(self.paths[index])
+        """Returns uint8 [H, W, 3], an image upright and before it was resized.
+
+        Raises:
+            DataError: As of `stream`.
+        """
+        image, sha256 = self.paths[index], self.sha256s[index] if self.sha256s else None
+        if isinstance(image, np.ndarray):
+            return image
+        try:
+            return load_pixels(image, self.max_pixels, sha256)
+        except BadImage as error:
+            raise DataError(
+                f"image {self.names[index]!a} was good when the run began and cannot be used now "
+                f"({error}); expected files that stay as they are; put it back and start again"
+            ) from error
 
     def images(self, indices):
         """Returns uint8 [n, image_size, image_size, 3]."""

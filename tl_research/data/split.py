@@ -9,13 +9,15 @@ side is to have are ranked before the others, for training. Where near-copies ma
 class that is larger than its largest side, or leave fewer groups than sides, as those of a fixed
 camera do, only equal images are groups.
 
-The images of a held-out directory are cut in the same way into halves, for validation and test.
+The images of a held-out directory are cut in the same way into halves, for validation and test;
+where the test images are given and those for validation are not, the others by their shares.
 """
 
 import collections
 import dataclasses
 import hashlib
 import itertools
+import unicodedata
 
 from tl_research.errors import DataError
 
@@ -42,8 +44,8 @@ def assign_sides(names, labels, contents, groups, fixed_sides, classes, fraction
     Args:
         names, labels, contents, groups: One entry per file: name, place in `classes`, content hash,
             and the smallest one of its group.
-        fixed_sides: One entry per file: a side, 'heldout' (validation or test), or None (the split
-            decides).
+        fixed_sides: One entry per file: a side, 'heldout' (validation or test), 'development'
+            (training or validation), or None (the split decides).
         classes: Names of the classes.
         fractions: Train, validation and test, in sum 1.
         seed: Another one draws another split.
@@ -51,7 +53,12 @@ def assign_sides(names, labels, contents, groups, fixed_sides, classes, fraction
     Raises:
         DataError: If a class cannot have an image on every side.
     """
-    divisions = {None: (SIDES, fractions), "heldout": (SIDES[1:], (0.5, 0.5))}
+    seen = sum(fractions[:2])
+    divisions = {
+        None: (SIDES, fractions),
+        "development": (SIDES[:2], [share / seen for share in fractions[:2]]),
+        "heldout": (SIDES[1:], (0.5, 0.5)),
+    }
     scenes = {
         (side, label)
         for side, (_, shares) in divisions.items()
@@ -61,7 +68,8 @@ def assign_sides(names, labels, contents, groups, fixed_sides, classes, fraction
         content if (side, label) in scenes else group
         for side, label, content, group in zip(fixed_sides, labels, contents, groups)
     ]
-    _check_groups(fixed_sides, labels, groups, classes)
+    for side in (None, "development"):
+        _check_groups(side, divisions[side][0], fixed_sides, labels, groups, classes)
     side_of = {}
     for side, (choices, shares) in divisions.items():
         counts = _counts(side, fixed_sides, labels, groups)
@@ -117,14 +125,15 @@ def _counts(side, sides, labels, groups):
     return counts
 
 
-def _check_groups(sides, labels, groups, classes):
-    """Raises DataError if a class that is to be split has too few groups."""
-    undecided = {(label, group) for s, label, group in zip(sides, labels, groups) if s is None}
+def _check_groups(side, choices, sides, labels, groups, classes):
+    """Raises DataError if a class on `side`, to be split into `choices`, has too few groups."""
+    undecided = {(label, group) for s, label, group in zip(sides, labels, groups) if s == side}
     for label, count in sorted(collections.Counter(label for label, _ in undecided).items()):
-        if count < len(SIDES):
+        if count < len(choices):
             raise DataError(
-                f"class {classes[label]!r} has {count} different images; expected {len(SIDES)} or "
-                "more, one for each of train, validation and test; add images or remove the class"
+                f"class {classes[label]!r} has {count} different images; expected {len(choices)} "
+                f"or more, one for each of {', '.join(choices[:-1])} and {choices[-1]}; add images "
+                "or remove the class"
             )
 
 
@@ -203,5 +212,8 @@ def _empty_sides(labels, sides, classes):
 
 
 def printable(name):
-    """Returns a file's name on one line, with escapes for what cannot be shown."""
-    return name if name.isprintable() else ascii(name)[1:-1]
+    """Returns a file's name on one line, with escapes for what cannot be shown, or would look like
+    another name.
+    """
+    is_plain = name.isprintable() and unicodedata.is_normalized("NFC", name)
+    return name if is_plain else ascii(name)[1:-1]

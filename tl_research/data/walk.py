@@ -1,19 +1,33 @@
 """Finds the images in a folder and below it, and counts what else lies there.
 
 A file is an image by its suffix or, where that says nothing, by its first bytes. Hidden and system
-files are none. A link to a file must stay inside, and links to deeper folders are not followed: no
-walk runs in circles.
+files are none, nor are the pictures of a run. A link to a file must stay inside, and links to
+deeper folders are not followed: no walk runs in circles.
 """
 
 import collections
+import contextlib
+import errno
 import os
 from collections.abc import Iterator, Sequence
 
 from tl_research.data import formats
+from tl_research.data.split import printable
 from tl_research.files import escaped
 
-_SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx")  # and every name that begins with a dot
+# and every name that begins with a dot; folders of network storage hold thumbnails
+_SYSTEM_FILES = (
+    "thumbs.db",
+    "desktop.ini",
+    "__macosx",
+    "@eadir",
+    "#recycle",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+)
 _HIDDEN = "hidden or system"
+RUN = "run of this program"
 _NUM_NAMED = 5  # kinds of other files in a text
 
 
@@ -37,6 +51,9 @@ def images_below(
         except OSError as error:
             yield prefix, folder, f"unreadable folder: {error.strerror}"
             continue
+        if is_of_runs(folder):
+            others[RUN] += 1
+            continue
         deeper = []
         for entry in entries:
             name = prefix + entry.name
@@ -48,7 +65,7 @@ def images_below(
                 yield name, entry.path, "link to a folder: not followed"
             else:
                 refusal = _refusal(entry, inside)
-                if formats.kind_by_suffix(entry.name) or (not refusal and _is_image(entry.path)):
+                if _may_be_image(entry, refusal):
                     yield name, entry.path, refusal
                 else:
                     count_other(entry.name, others)
@@ -58,6 +75,20 @@ def images_below(
 def is_system_file(name: str) -> bool:
     """Returns whether a file or folder of that name is hidden or of the operating system."""
     return name.startswith(".") or name.lower() in _SYSTEM_FILES
+
+
+def is_of_runs(folder: str) -> bool:
+    """Returns whether a folder is a run of this program, or the one in which it makes them."""
+    with contextlib.suppress(OSError):
+        runs = [folder]
+        if os.path.basename(folder) == "runs":
+            runs += [os.path.join(folder, name) for name in os.listdir(folder)]
+        return any(
+            os.path.exists(os.path.join(run, "flags.txt"))
+            and os.path.exists(os.path.join(run, "bad_images.csv"))
+            for run in runs
+        )
+    return False
 
 
 def is_inside(path: str, folder: str) -> bool:
@@ -78,26 +109,33 @@ def others_text(others: collections.Counter) -> str:
     if len(others) > _NUM_NAMED:
         named.append(f"{len(others) - _NUM_NAMED} more kinds")
     files = "1 other file is" if total == 1 else f"{total} other files are"
-    return escaped(f"{files} not used: {', '.join(named)}")
+    return printable(escaped(f"{files} not used: {', '.join(named)}"))
 
 
-def _is_image(path):
-    """Returns whether the first bytes of a regular file are those of a photograph."""
+def _may_be_image(entry, refusal):
+    """Returns whether a directory entry is to be taken for an image, or one that is missing: by its
+    suffix, or by its first bytes unless it must not be opened.
+    """
+    if formats.kind_by_suffix(entry.name):
+        return True
+    if refusal:  # a link without a suffix may have led to a folder
+        return entry.is_symlink() and not os.path.exists(entry.path) and "." not in entry.name
     try:
-        with open(path, "rb") as file:
-            return formats.kind_by_content(file.read(formats.SNIFFED_BYTES), path) is not None
-    except OSError:
-        return False
+        with formats.opened(entry.path) as file:
+            start = file.read(formats.SNIFFED_BYTES)
+    except OSError as error:  # without a suffix nothing says that it is none
+        return error.errno != errno.ENOENT and "." not in entry.name
+    return formats.kind_by_content(start, entry.path) is not None
 
 
 def _refusal(entry, inside):
     """Returns why a directory entry must not be opened as an image, or None."""
     if entry.is_symlink():
         target = os.path.realpath(entry.path)
-        if not any(is_inside(target, folder) for folder in inside):
-            return f"link that leaves the data directory: {target}"
         if not os.path.exists(target):
             return f"dangling link to {target}"
+        if not any(is_inside(target, folder) for folder in inside):
+            return f"link that leaves the data directory: {target}"
         return None if os.path.isfile(target) else "not a regular file"
     if not entry.is_file(follow_symlinks=False):  # opening a FIFO would wait for ever
         return "not a regular file"

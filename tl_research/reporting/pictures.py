@@ -4,20 +4,57 @@ longer.
 
 import functools
 import io
+import itertools
 import os
+import unicodedata
 
+import matplotlib
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
+from matplotlib import font_manager
+from matplotlib.ft2font import FT2Font
 
 _MOST_NUMBERS = 30  # classes; beyond that a matrix is colours only
 _THUMBNAIL, _LETTERS = 168, 27  # pixels of a mistake's side, and what fits below it in a line
 
 
+_FONT = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+
+
 @functools.cache
-def _font():
-    return PIL.ImageFont.load_default(11)
+def _letters_of(path):
+    """Returns the code points that the font at `path` has."""
+    try:
+        return frozenset(FT2Font(path).get_charmap())
+    except (OSError, RuntimeError):  # no font
+        return frozenset()
+
+
+@functools.cache
+def _font_with(letters):
+    """Returns matplotlib's own font, or the first of the system that has these code points if that
+    has not; None if there is none.
+    """
+    if letters <= _letters_of(_FONT):
+        return PIL.ImageFont.truetype(_FONT, 10)
+    paths = sorted(font_manager.findSystemFonts())
+    found = next((path for path in paths if letters <= _letters_of(path)), None)
+    return found and PIL.ImageFont.truetype(found, 10)
+
+
+def _font(text):
+    """Returns a font with all letters of a text, or None."""
+    return _font_with(frozenset(map(ord, text)) - {ord("\n")})
+
+
+def _drawable(text):
+    """Returns a text with escapes for the letters of which there is no font."""
+    if _font(text):
+        return text
+    known = _letters_of(_FONT) | {ord("\n")}
+    return "".join(letter if ord(letter) in known else ascii(letter)[1:-1] for letter in text)
 
 
 def draw_confusion(confusion, classes):
@@ -42,22 +79,20 @@ def draw_confusion(confusion, classes):
         columns = PIL.Image.new("RGB", (margin, cells.shape[1]), "white")
         turned = PIL.ImageDraw.Draw(columns)
         for row, name in enumerate(classes):
-            middle = row * cell + cell // 2
-            draw.text(
-                (margin - 4, margin + middle), _short(name, 15), "black", _font(), anchor="rm"
-            )
-            turned.text((4, middle), _short(name, 15), "black", _font(), anchor="lm")
+            middle, short = row * cell + cell // 2, _short(name, 15)
+            draw.text((margin - 4, margin + middle), short, "black", _font(short), anchor="rm")
+            turned.text((4, middle), short, "black", _font(short), anchor="lm")
             for column in range(count):
                 ink = "white" if share[row, column] > 0.5 else "black"
                 draw.text(
                     (margin + column * cell + cell // 2, margin + middle),
                     str(confusion[row, column]),
                     ink,
-                    _font(),
+                    _font(""),
                     anchor="mm",
                 )
         picture.paste(columns.transpose(PIL.Image.Transpose.ROTATE_90), (margin, 0))
-        draw.text((4, margin - 4), "true \\ said", "gray", _font(), anchor="ls")
+        draw.text((4, margin - 4), "true \\ said", "gray", _font(""), anchor="ls")
     return np.asarray(picture)
 
 
@@ -83,9 +118,8 @@ def draw_grid(images, captions=None, size=None):
         image = PIL.Image.fromarray(np.asarray(image))
         picture.paste(image if image.width == size else image.resize((size, size)), (left, top))
         if captions:
-            draw.multiline_text(
-                (left, top + size + 1), captions[place], "black", _font(), spacing=2
-            )
+            text = _drawable(captions[place])
+            draw.multiline_text((left, top + size + 1), text, "black", _font(text), spacing=2)
     return np.asarray(picture)
 
 
@@ -113,8 +147,13 @@ def caption(name, true, predicted, number):
 
 
 def _short(text, length):
-    text = text if text.isprintable() else ascii(text)[1:-1]
-    return text if len(text) <= length else text[: length - 2] + ".."
+    """Returns a text as it can be drawn, cut to the width of so many letters."""
+    text = _drawable(text if text.isprintable() else ascii(text)[1:-1])
+    widths = [2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text]
+    if sum(widths) <= length:
+        return text
+    ends = list(itertools.accumulate(widths))
+    return text[: sum(end <= length - 2 for end in ends)] + ".."
 
 
 def markdown_table(columns, rows):

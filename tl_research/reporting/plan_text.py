@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tl_research import memory
 from tl_research.config import lower_is_better
+from tl_research.data.split import printable
 from tl_research.models.classifier import what_differs
 from tl_research.reporting.split_text import describe_split
 
@@ -132,7 +133,7 @@ def _unusual(plan, classes):
             f"{spec.preprocessing}"
         )
     if (weights := getattr(plan.objective, "class_weights", None)) is not None:
-        pairs = zip(classes, weights)
+        pairs = zip(map(printable, classes), weights)
         yield "class weights: " + ", ".join(f"{name} {weight:.3g}" for name, weight in pairs)
     if own := plan.cache.views.operations:
         listed = ", ".join(f"{operation.name} {operation.factor:g}" for operation in own)

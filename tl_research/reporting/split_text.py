@@ -3,6 +3,7 @@
 import numpy as np
 
 from tl_research import metrics
+from tl_research.data.split import printable
 
 _SIDES = ("train", "validation", "test")
 _MAX_CLASSES = 10  # of more only the smallest and the largest have a line
@@ -21,7 +22,7 @@ def _table(data):
     counts = np.stack(
         [np.bincount(getattr(data, side).labels, minlength=len(data.classes)) for side in _SIDES], 1
     )
-    rows = list(zip(data.classes, counts.tolist()))
+    rows = list(zip(map(printable, data.classes), counts.tolist()))
     if len(rows) > _MAX_CLASSES:
         totals = counts.sum(1)
         rows = [rows[totals.argmin()], rows[totals.argmax()]]

@@ -17,7 +17,7 @@ import sys
 
 from tl_research import __version__
 from tl_research.config import Config
-from tl_research.errors import CheckpointError, RunDirectoryError
+from tl_research.errors import CheckpointError, RunDirectoryError, UserError
 from tl_research.extension import package_sha256
 from tl_research.files import remove_leftovers, storage_errors, write_atomically
 
@@ -259,6 +259,20 @@ def _without_place(line):
     if not line.startswith("# "):
         return line
     return f"{line[2:].split()[0]} of SHA-256 {line.rpartition(' ')[2]}"
+
+
+def check_place(config: Config) -> None:
+    """Raises UserError if the run would lie among its images, which its pictures would join."""
+    place = os.path.realpath(config.workdir or "runs")
+    for flag in ("data_dir", "validation_dir", "test_dir"):
+        folder = getattr(config, flag) and os.path.realpath(getattr(config, flag))
+        if folder and os.path.commonpath([folder, place]) == folder:
+            raise UserError(
+                f"--workdir={config.workdir or 'runs (the default)'} lies in --{flag}={folder}; "
+                "expected a run outside of its images, whose classes its pictures would join; add "
+                f"--workdir={shlex.quote(os.path.join(os.path.dirname(folder), 'run'))}",
+                "workdir",
+            )
 
 
 def resume_command(path, program="train.py", extension=None):
