@@ -240,10 +240,11 @@ class Operations:
         return counted
 
     @contextlib.contextmanager
-    def _open(self, *args):
-        with self._counted("create", open)(*args) as file:
+    def _open(self, *args, **kwargs):
+        with self._counted("create", open)(*args, **kwargs) as file:
             yield types.SimpleNamespace(
                 write=self._counted("write", file.write),
                 flush=self._counted("flush", file.flush),
                 fileno=file.fileno,
+                close=file.close,
             )

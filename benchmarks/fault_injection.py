@@ -3,9 +3,9 @@
     python benchmarks/fault_injection.py --output_json=faults.json
 
 kills a small two-phase run at random points and at every file operation of a save, damages
-checkpoints, sends signals, and feeds it bad images, flag files and artefacts. Every case is a fork
-of this process (`fault_forks.py`) in which `train.py` itself runs. A case that fails is printed and
-counted, never dropped.
+checkpoints, sends signals, fills disks, and feeds it bad images, flag files and artefacts. Every
+case is a fork of this process (`fault_forks.py`) in which `train.py` itself runs. A case that fails
+is printed and counted, never dropped.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from tl_research import quiet
 
 quiet.import_tensorflow()
 
+import fault_filesystems
 import fault_misfeeding
 import fault_runs
 from fault_lab import Lab
@@ -37,6 +38,7 @@ FIGURES = {
     "flagfiles": fault_misfeeding.flagfiles,
     "artefacts": fault_misfeeding.artefacts,
     "starts": fault_runs.starts,
+    "filesystems": fault_filesystems.filesystems,
     "controls": fault_runs.controls,
     "repeat": fault_runs.repeat,
     "cost": fault_runs.cost,

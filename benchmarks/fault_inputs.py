@@ -370,6 +370,18 @@ def artefacts(secret, touch):
         "run": {
             "run with its lock linked outside": _run({".lock": _link(secret)}),
             "run with its checkpoints linked outside": _run({"checkpoints": _link(folder)}),
+            "run with a link in its export": _run(
+                {
+                    "run.json": _text("{}"),
+                    "export": lambda path: (os.mkdir(path), os.symlink(secret, f"{path}/a")),
+                }
+            ),
+            "run whose results are a pipe": _run(
+                {"run.json": _text("{}"), "results.json": os.mkfifo}
+            ),
+            "run with results of no run": _run(
+                {"run.json": _text("{}"), "results.json": _text('{"test": 5}')}
+            ),
             "run with nested results": _run(
                 {"run.json": _text("{}"), "results.json": _text("[" * 100_000)}
             ),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -358,3 +359,49 @@ def test_what_is_no_run_stays_as_it_was(wrong):
     assert not [name for name in os.listdir(home) if ".old-" in name]
     assert sorted(os.listdir(home / "photos")) == sorted(os.listdir(home / "broken"))
     assert sorted(os.listdir(home / "sides")) == ["train", "validation"]
+
+
+_NO_CHECKS = """
+import dataclasses
+from tl_research import cli
+from tl_research.settings import setting
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    output_json: str | None = setting(None, "file for all numbers")
+
+cli.define_flags(Settings)
+cli.run(lambda: cli.config_from_flags(Settings))
+"""
+
+
+def test_address_is_refused_by_programs_that_check_nothing_themselves():
+    done = subprocess.run(
+        [sys.executable, "-c", _NO_CHECKS, "--output_json=gs://bucket/all.json"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    _assert_one_line(done.stderr, "--output_json=gs://bucket/all.json", "no address")
+
+
+def test_name_does_not_command_a_terminal():
+    body = r"print('caf\u00e9 \x1b[2J\u202egnp\x07', flush=True)"
+    terminal, end = os.openpty()
+    subprocess.run([sys.executable, "-c", _PROGRAM.format(body=body)], stdout=end, check=True)
+    os.close(end)
+    assert os.read(terminal, 1000).decode() == "café \\x1b[2J\\u202egnp\\x07\r\n"
+    os.close(terminal)
+
+
+def test_log_on_a_full_disk_is_exit_9(tmp_path):
+    """Not 1, nor the 120 of an interpreter that cannot empty its buffers."""
+    both = tmp_path / "both"
+    with open(both, "wb") as log:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROGRAM.format(body="print('x' * 9000, flush=True)")],
+            stdout=log,
+            stderr=log,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10)),
+        )
+    assert done.returncode == 9 and both.stat().st_size == 10

@@ -1,6 +1,7 @@
 """Every setting is checked where it is declared, for Python callers and flags alike."""
 
 import dataclasses
+import pathlib
 import subprocess
 import sys
 
@@ -36,6 +37,26 @@ def test_imports_neither_tensorflow_nor_absl():
         ).stdout
         == "[]\n"
     )
+
+
+def test_address_is_no_place_of_this_machine_in_any_setting():
+    """A path of that name would be a folder `gs:` here, filled for hours."""
+    from tl_research import evaluate, export, predict
+
+    checked = 0
+    for kind in (Config, predict.PredictConfig, export.ExportConfig, evaluate.EvaluateConfig):
+        given = {} if kind is Config else {"run": "run"}
+        for field in dataclasses.fields(kind):
+            if not field.metadata["path"]:
+                continue
+            for value in ("gs://bucket/run", "S3://b", "file:///run", pathlib.Path("dbfs://a/b")):
+                with pytest.raises(UserError, match="no address") as error:
+                    kind(**{**given, field.name: value})
+                assert error.value.exit_code == 1 and error.value.flag == field.name
+                checked += 1
+    assert checked > 4 * 14
+    assert Config(workdir="runs/12:30/a").workdir == "runs/12:30/a"
+    assert Config(download_base_url="https://mirror").download_base_url == "https://mirror"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ knows nothing of us.
 
 import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ import tensorflow as tf
 from tl_research import artefacts, experiment
 from tl_research.answers import ANSWERS
 from tl_research.config import Config
-from tl_research.errors import DataError, ExportError, UserError
+from tl_research.errors import DataError, ExportError, StorageError, UserError
 from tl_research.evaluate import EvaluateConfig, evaluate
 from tl_research.export import ExportConfig, export
 
@@ -48,6 +49,20 @@ def _expected(run, images):
             for image in images
         ]
     )
+
+
+@pytest.mark.parametrize("name", ["saved_model", "litert"])
+def test_full_disk_is_exit_9_and_leaves_nothing(calibrated_run, name):
+    before = sorted(os.listdir(os.path.join(calibrated_run, "export")))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        with pytest.raises(StorageError, match="could not write .*: File too large") as error:
+            export(ExportConfig(run=calibrated_run, format=name))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.value.exit_code == 9
+    assert sorted(os.listdir(os.path.join(calibrated_run, "export"))) == before
 
 
 _SERVE = """

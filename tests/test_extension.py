@@ -306,3 +306,15 @@ def test_traced_error_names_the_line_of_the_file(run_train, write_images, write,
     )
     assert code == 1 and f"{path}:8: " in said and "name 'no_such_name' is not defined" in said
     assert len(said.splitlines()[-1]) < 300 + len(path)
+
+
+def test_code_that_runs_is_the_code_that_was_read(write):
+    """Python keeps compiled files by size and time of change, and would read the source again."""
+    for value in (2, 3):
+        path = write(f"def make_optimizer(group):\n    return {value}\n")
+        os.utime(path, (1, 1))
+        found = extension.load(path)
+        assert found.make_optimizer(None) == value
+        with open(path, "rb") as file:
+            assert found.sha256 == hashlib.sha256(file.read()).hexdigest()
+    assert not os.path.exists(os.path.join(os.path.dirname(path), "__pycache__"))

@@ -10,8 +10,9 @@ import os
 import pytest
 from absl import flags
 
-from tl_research import cli
+from tl_research import cli, flagfile
 from tl_research.config import Config
+from tl_research.errors import UserError
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -212,3 +213,13 @@ def test_shipped_files_are_settings_that_go_together(parse, path):
     assert error == "" and config != Config() and config.if_offline == "embedded"
     with open(path) as file:
         assert file.readline().startswith("# ")
+
+
+def test_file_that_grows_after_it_was_looked_at_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "a.flags"
+    path.write_text("--seed=1\n")
+    before = os.stat(path)
+    path.write_text("# more\n" * (1 << 18))
+    monkeypatch.setattr(os, "stat", lambda path: before)
+    with pytest.raises(UserError, match="no regular file of at most"):
+        flagfile.expand([f"--flagfile={path}"], {"seed"})

@@ -100,6 +100,37 @@ def test_seeds_are_checked():
     assert "seeds" not in Config(seeds="0,1").to_flags()
 
 
+_PARENT = """
+import sys
+from tl_research import seeds
+print("started", flush=True)
+child = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+seeds._finish([sys.executable, "-c", child])
+"""
+
+
+def _is_running(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"  # nobody asked how it ended
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
+def test_child_ends_with_its_parent_however_that_ends():
+    with subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout.readline() == b"started\n"
+        child = int(parent.stdout.readline())
+        assert _is_running(child)
+        parent.kill()
+        parent.wait()
+        deadline = time.monotonic() + 5
+        while _is_running(child) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not _is_running(child)
+
+
 def test_each_seed_is_the_run_that_it_is_alone(write_images, tmp_path):
     flags = [
         "--dataset=directory",

@@ -6,7 +6,6 @@ they differ.
 """
 
 import os
-import shutil
 import tempfile
 import warnings
 from typing import Any
@@ -18,7 +17,16 @@ import tensorflow as tf
 from tl_research import metrics, quiet
 from tl_research.data import image_check
 from tl_research.errors import ExportError, UserError
-from tl_research.files import storage_errors
+from tl_research.files import (
+    make_folders,
+    remove,
+    rename,
+    storage_errors,
+    storage_reason,
+    sync,
+    sync_all,
+    temporary_name,
+)
 from tl_research.models.classifier import folded_logits
 
 NUM_COMPARED = 64
@@ -41,10 +49,10 @@ def save_keras(classifier, data, directory, batch_size):
         StorageError: If it cannot be written.
     """
     path = directory.file("export", "model.keras")
-    temporary = directory.file("export", f"model.tmp-{os.getpid()}.keras")
+    temporary = f"{temporary_name(directory.file('export', 'model'))}.keras"
     images = data.validation.images(range(min(NUM_COMPARED, len(data.validation))))
     with storage_errors(path):
-        os.makedirs(directory.file("export"), exist_ok=True)
+        make_folders(directory.file("export"))
         expected, received = _saved(classifier, images, temporary, batch_size)
     difference = _keep_if_equal(temporary, path, expected, received, _TOLERANCE)
     directory.write_json(os.path.join("export", "classes.json"), list(data.classes))
@@ -127,21 +135,18 @@ def _keep_if_equal(temporary, path, expected, received, tolerance):
     difference = float(np.linalg.norm(received - expected) / np.linalg.norm(expected))
     with storage_errors(path):
         if not difference <= tolerance:
-            _remove(temporary)
+            remove(temporary)
             raise ExportError(
                 f"the logits of {os.path.basename(path)} differ by {difference:.2g} relative on "
                 f"{len(expected)} images; expected at most {tolerance:g}; the file was removed"
             )
-        _remove(path)
+        sync_all(temporary)
+        if os.path.isdir(path):  # no file takes its place
+            rename(path, trash := temporary_name(path, "trash"))
+            remove(trash)
         os.replace(temporary, path)
+        sync(os.path.dirname(path))
     return difference
-
-
-def _remove(path):
-    if os.path.isdir(path):
-        shutil.rmtree(path)
-    elif os.path.exists(path):
-        os.remove(path)
 
 
 def _served_class(logits, classes, temperature):
@@ -209,6 +214,8 @@ def write_litert(model, answer, classes, image_size, temperature, path):
                 [module.serve.get_concrete_function()], module
             ).convert()
     except Exception as error:  # the converter raises whatever its compiler does
+        if storage_reason(error):
+            raise
         raise ExportError(
             f"litert cannot hold this model ({str(error).strip().splitlines()[0]}); expected "
             "operations that it knows; use --format=saved_model"
@@ -256,7 +263,7 @@ def save_for_serving(name, run, model, examples, directory, batch_size):
     file, write, tolerances = FORMATS[name]
     path, temporary = (
         directory.file("export", file),
-        directory.file("export", f"{file}.tmp-{os.getpid()}"),
+        temporary_name(directory.file("export", file)),
     )
     count, answer = min(NUM_COMPARED, len(examples)), run.answer
     images = examples.images(range(count))
@@ -264,7 +271,7 @@ def save_for_serving(name, run, model, examples, directory, batch_size):
     expected = answer.outputs(metrics.scaled(logits, run.temperature))
     try:
         with storage_errors(path):
-            os.makedirs(directory.file("export"), exist_ok=True)
+            make_folders(directory.file("export"))
             size, temperature = run.config.image_size, run.temperature
             serve = write(model, answer, run.classes, size, temperature, temporary)
         # one at a time: photographs may be large
@@ -274,7 +281,7 @@ def save_for_serving(name, run, model, examples, directory, batch_size):
         both = map(answer.comparable, (expected, received))
         difference = _keep_if_equal(temporary, path, *both, tolerances * _TOLERANCE)
     finally:
-        _remove(temporary)
+        remove(temporary)
     agreed = " on"
     if "class" in answers[0]:
         named = [os.fsdecode(served["class"][0]) for served in answers]

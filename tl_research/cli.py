@@ -14,6 +14,7 @@ from absl import app, flags
 from tl_research import flagfile, settings
 from tl_research.config import Config
 from tl_research.errors import Interrupted, UserError, suggestion
+from tl_research.files import storage_reason
 from tl_research.signals import Signals
 
 # the program that calls define_flags is the one whose --helpshort lists them
@@ -60,12 +61,11 @@ def config_from_flags(config_class=Config):
             that set it.
     """
     try:
-        return config_class(
-            **{
-                field.name: flags.FLAGS[field.name].value
-                for field in dataclasses.fields(config_class)
-            }
-        )
+        values = {
+            field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(config_class)
+        }
+        settings.check_fields(config := config_class(**values))
+        return config
     except UserError as error:
         if error.flag not in _places:
             raise
@@ -112,7 +112,7 @@ def _describe(error):
             ),
             10,
         )
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) or storage_reason(error):
         return f"{error}; expected files that can be read and written; correct that", 9
     frame, text = traceback.extract_tb(error.__traceback__)[-1], str(error)
     place = f"{frame.filename}:{frame.lineno}"
@@ -160,7 +160,7 @@ def parse(argv, takes=False):
 
 class _Output:
     """A standard stream that takes every character, and whose reader may leave: a run goes on
-    without `| head`.
+    without `| head`. What is no text reaches no terminal: names may hold what one obeys.
     """
 
     def __init__(self, stream):
@@ -171,6 +171,8 @@ class _Output:
         return getattr(self._stream, name)
 
     def write(self, text):
+        if self._stream.isatty() and not re.fullmatch(r"\n*(\x1b\[A)*", text):  # of nested bars
+            text = "".join(c if c.isprintable() or c in "\n\r\t" else ascii(c)[1:-1] for c in text)
         return self._unless_closed(self._stream.write, text)
 
     def flush(self):
@@ -179,5 +181,8 @@ class _Output:
     def _unless_closed(self, call, *arguments):
         try:
             return call(*arguments)
-        except BrokenPipeError:
+        except OSError as error:
+            # else it would fail again at the exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            if self is sys.stdout and not isinstance(error, BrokenPipeError):
+                raise

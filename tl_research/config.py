@@ -92,6 +92,7 @@ class Config:
         None,
         "a mirror: the data archives are fetched from here instead of their own hosts",
         may_change=True,
+        address=True,
     )
     if_offline: str = setting(
         "stop",
@@ -532,7 +533,7 @@ class Config:
             name, _, value = line.removeprefix("--").partition("=")
             if name in _FORMER_SETTINGS:
                 continue
-            if name not in fields:
+            if name not in fields or not fields[name].metadata["recorded"]:
                 raise UserError(f"{line!r} is no setting of this version; expected --name=value")
             if fields[name].metadata["repeated"]:
                 values[name] = (*values.get(name, ()), value)

@@ -22,7 +22,7 @@ from tl_research import cli, metrics
 from tl_research.config import ReaderConfig
 from tl_research.data.split import printable
 from tl_research.errors import StorageError
-from tl_research.files import csv_text, storage_errors
+from tl_research.files import csv_text, make_folders, storage_errors
 from tl_research.settings import setting
 
 _TOGETHER = 256  # images whose rows are in memory at once
@@ -71,7 +71,7 @@ def evaluate(config):
         confusion = run.answer.confusion(logits, examples.labels)
         report = results.without_nan({**report, **numbers})
         with storage_errors(directory.file("report", config.side)):
-            os.makedirs(directory.file("report", config.side), exist_ok=True)
+            make_folders(directory.file("report", config.side))
         texts = {
             "report.json": json.dumps(report, indent=1, allow_nan=False) + "\n",
             **_tables(run, examples, calibrated, confusion, numbers.get("per_class")),
@@ -171,7 +171,7 @@ def _print(run, report, confusion, directory):
         reverse=True,
     )[:5]
     for count, true, other in pairs:
-        names = [printable(name) for name in run.classes]
+        names = list(map(printable, run.classes))
         print(f"{count} of {confusion[true].sum()} {names[true]} taken for {names[other]}")
     print(f"written to {directory}")
     print("RESULT " + json.dumps(report, allow_nan=False), flush=True)

@@ -28,7 +28,7 @@ from tl_research.config import Config
 from tl_research.data import dataset
 from tl_research.errors import CheckpointError, GateError, UserError
 from tl_research.extension import Extension
-from tl_research.files import storage_errors
+from tl_research.files import make_folders, storage_errors
 from tl_research.models import backbones
 from tl_research.models.classifier import Classifier
 from tl_research.reporting import data_report, figures, pages, plan_text, results
@@ -38,6 +38,7 @@ from tl_research.reporting.summaries import Summaries
 from tl_research.run import environment, offline
 from tl_research.run.directory import RunDirectory, check_place, resume_command
 from tl_research.run.offline import Replacements, Substitution
+from tl_research.run.recorded import read_record
 from tl_research.signals import Signals
 from tl_research.training import audit, batch, features, loop, selection
 from tl_research.training.compiler import memory_errors
@@ -141,7 +142,7 @@ def _open_directory(config, parts):
     ):
         distribution.of_all_workers(0)
         with storage_errors(config.workdir):
-            for name in ("flags.txt", "run.json", "split.json", "results.json"):
+            for name in ("flags.txt", "run.json", "split.json", "results.json", ".lock"):
                 if os.path.exists(os.path.join(config.workdir, name)):
                     shutil.copy(os.path.join(config.workdir, name), place)
             if os.path.exists(os.path.join(config.workdir, "checkpoints")):
@@ -174,7 +175,7 @@ def prepare(place: Place, started: float) -> Ready:
     """Returns a run with its data, network and plan, which is printed, and its state restored."""
     directory, config, begun = place.directory, place.config, time.perf_counter()
     print(f"run directory: {os.path.realpath(directory.path)}", flush=True)
-    recorded = directory.read_json("run.json") or {}
+    recorded = read_record(directory.file("run.json"))
     precision, xla = environment.resolve_device(config, recorded, bool(place.parts.make_backbone))
     distribution.check_equal("precision and XLA", f"{precision}, {xla}")
     replacements = Replacements(config, recorded.get("substitutions"))
@@ -348,7 +349,7 @@ def _finish(ready, started):
     total = time.perf_counter() - started
     summary["seconds"] = {"total": total, **ready.seconds, **state.past.run_seconds}
     summary = results.without_nan(summary)
-    directory.write_json("results.json", summary)
+    directory.finish(summary)
     for substitution in ready.substitutions:
         print(f"note: {substitution.text}", flush=True)
     print(results.test_line(state.past.test), flush=True)
@@ -389,7 +390,7 @@ def _illustrate(ready):
     past, summaries, step = state.past, ready.summaries, state.position.global_step
     report = directory.file("report")
     with storage_errors(report):
-        os.makedirs(report, exist_ok=True)
+        make_folders(report)
         if past.history:
             figures.save_curves(directory.file("report", "curves.png"), past.history)
         if past.selected:

@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import functools
 import hashlib
+import importlib.abc
 import importlib.util
 import inspect
 import os
@@ -89,9 +90,7 @@ def load(path: str | None) -> Extension:
         ) from error
     sha256 = hashlib.sha256(content).hexdigest()
     name = f"tl_research_extension_{sha256[:16]}"
-    spec = importlib.util.spec_from_loader(
-        name, importlib.machinery.SourceFileLoader(name, os.path.abspath(path))
-    )
+    spec = importlib.util.spec_from_loader(name, _Loader(os.path.abspath(path), content))
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # so that the sources of its functions are found
     try:
@@ -118,6 +117,21 @@ def load(path: str | None) -> Extension:
             flag="extension",
         )
     return Extension(**parts, file=os.path.abspath(path), sha256=sha256)
+
+
+class _Loader(importlib.abc.SourceLoader):
+    """Runs what was read, though the file may be another now, and keeps no compiled copy of it."""
+
+    def __init__(self, path, content):
+        self._path, self._content = path, content
+
+    def get_filename(self, fullname):
+        return self._path
+
+    def get_data(self, path):
+        if path != self._path:
+            raise OSError(f"{path} is not read")
+        return self._content
 
 
 def _defined(tree):

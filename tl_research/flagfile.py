@@ -83,11 +83,13 @@ def _read(path, names, outer=""):
 def _content(path, outer):
     """Returns the bytes of a flag file."""
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
+        # opened first, since what has the name may change; a pipe would be waited for
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            is_file = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            content = file.read(_MAX_BYTES + 1) if is_file else b""
+        if not is_file or len(content) > _MAX_BYTES:
             raise ValueError(f"no regular file of at most {_MAX_BYTES:,} bytes")
-        with open(path, "rb") as file:
-            return file.read()
+        return content
     except (OSError, ValueError) as error:
         raise UserError(
             f"{outer}--flagfile={path} cannot be read ({getattr(error, 'strerror', error)}); "

@@ -10,13 +10,12 @@ lr_find/<phase>.csv and .png, and suggests the rate at which the loss falls fast
 there is none.
 """
 
-import os
 import time
 
 from tl_research import cli
 from tl_research.config import Config
 from tl_research.errors import UserError
-from tl_research.files import csv_text, storage_errors
+from tl_research.files import csv_text, make_folders, storage_errors
 
 
 def lr_find(config, extension=None):
@@ -69,7 +68,7 @@ def _find(setup, state, directory):
     suggested, reason = lr_range_test.suggest(rows)
     path = directory.file("lr_find", setup.phase.name)
     with storage_errors(path):
-        os.makedirs(directory.file("lr_find"), exist_ok=True)
+        make_folders(directory.file("lr_find"))
         figures.save_learning_rates(f"{path}.png", rows, suggested)
     columns = ("learning_rate", "loss", "start_loss", "smoothed_loss")
     directory.write_text(f"lr_find/{setup.phase.name}.csv", csv_text(columns, rows))

@@ -23,7 +23,7 @@ from tl_research.config import ToolConfig
 from tl_research.data.split import printable
 from tl_research.data.walk import images_below, others_text
 from tl_research.errors import DataError, UserError
-from tl_research.files import escaped, storage_errors
+from tl_research.files import escaped, replacing
 from tl_research.settings import setting
 
 
@@ -33,7 +33,8 @@ class PredictConfig(ToolConfig):
 
     csv: str | None = setting(
         None,
-        "write the rows to this file, once all are there, instead of to stdout",
+        "write the rows to this file, once all are there, instead of to stdout; a pipe or device "
+        "gets them as they come",
         path="as given",
         recorded=False,
     )
@@ -129,15 +130,8 @@ def _output(path):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         yield sys.stdout
         return
-    temporary = f"{path}.tmp-{os.getpid()}"
-    with storage_errors(path):
-        try:
-            with open(temporary, "x", newline="") as file:
-                yield file
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(temporary)
+    with replacing(path, encoding="utf-8", newline="") as file:
+        yield file
 
 
 def main(places):
@@ -155,7 +149,7 @@ def main(places):
             path = escaped(path)
             counts[reason is None] += 1
             if reason:
-                print(f"{printable(path)}: {reason}", file=sys.stderr)
+                print(f"{printable(path)}: {printable(escaped(reason))}", file=sys.stderr)
             else:
                 cells = (*run.answer.said(outputs, run.classes), *outputs)
                 cells = [cell if isinstance(cell, str) else f"{cell:.6g}" for cell in cells]

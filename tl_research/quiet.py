@@ -22,6 +22,8 @@ def dropped_stderr():
 def import_tensorflow():
     """Imports TensorFlow and finds the devices, without their notes."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # HDF5 would not read weights where there are no locks; nothing here writes into such a file
+    os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
     with dropped_stderr():
         import tensorflow as tf
 

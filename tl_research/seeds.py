@@ -3,6 +3,7 @@
 Imports no TensorFlow.
 """
 
+import ctypes
 import dataclasses
 import json
 import math
@@ -14,8 +15,10 @@ import sys
 
 from tl_research import metrics
 from tl_research.errors import GateError, Interrupted, RunDirectoryError, UserError
-from tl_research.files import storage_errors, write_atomically
+from tl_research.files import make_folders, storage_errors, write_atomically
 from tl_research.run import directory as run_directory
+
+_PR_SET_PDEATHSIG = 1  # the signal that a process gets when its parent ends, see prctl(2)
 
 
 def run(config, program, more=()):
@@ -36,14 +39,7 @@ def run(config, program, more=()):
         GateError: If the mean test accuracy is below `--min_test_accuracy`.
     """
     run_directory.check_place(config)
-    with storage_errors(config.workdir or "runs"):
-        directory = config.workdir or run_directory.make_new(config)
-        os.makedirs(directory, exist_ok=True)
-    if os.path.exists(os.path.join(directory, "flags.txt")):
-        raise RunDirectoryError(
-            f"--workdir={directory} is a run of one seed; expected a directory for those of "
-            "--seeds; choose another"
-        )
+    directory = _opened(config)
     runs = {}
     for seed in config.seeds:
         place = os.path.join(directory, f"seed{seed}")
@@ -97,20 +93,39 @@ def run(config, program, more=()):
     return summary
 
 
+def _opened(config):
+    """Returns the directory of all seeds, made where there is none."""
+    with storage_errors(config.workdir or "runs"):
+        directory = config.workdir or run_directory.make_new(config)
+        make_folders(directory)
+    if os.path.exists(os.path.join(directory, "flags.txt")):
+        raise RunDirectoryError(
+            f"--workdir={directory} is a run of one seed; expected a directory for those of "
+            "--seeds; choose another"
+        )
+    run_directory.check_kinds("workdir", directory)
+    return directory
+
+
 def _finish(command):
     """Runs a command to its end and returns its exit code.
 
-    A signal is passed on, and the end is waited for.
+    A signal is passed on, and the end is waited for. Killed itself, it takes the command with it.
     """
-    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    signals, parent = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}, os.getpid()
+    end_with_parent = getattr(ctypes.CDLL(None), "prctl", None)  # on Linux
+
+    def prepare():
+        if end_with_parent:
+            end_with_parent(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:  # it ended before that
+                os.kill(os.getpid(), signal.SIGKILL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+
     # none between the start and the name of what was started
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     # else the terminal would send it a second Ctrl-C
-    process = subprocess.Popen(
-        command,
-        start_new_session=True,
-        preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, signals),
-    )
+    process = subprocess.Popen(command, start_new_session=True, preexec_fn=prepare)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         code = process.wait()

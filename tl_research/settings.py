@@ -6,6 +6,7 @@ Imports neither tensorflow nor absl.
 import dataclasses
 import math
 import os
+import re
 
 from tl_research.errors import UserError, suggestion
 
@@ -22,6 +23,7 @@ def setting(
     repeated=False,
     path=None,
     words=(),
+    address=False,
     recorded=True,
     in_files=True,
 ):
@@ -38,6 +40,7 @@ def setting(
         path: `absolute` for a path that is made so, so that flags.txt repeats the run from any
             place, `as given` for one that is not.
         words: Values of such a setting that are no paths.
+        address: Whether a text may be an address, such as gs://bucket/run.
         recorded: Whether flags.txt has it: not what belongs to one place or one call.
         in_files: Whether a flag file may set it.
     """
@@ -53,6 +56,7 @@ def setting(
             repeated=repeated,
             path=path,
             words=words,
+            address=address,
             recorded=recorded,
             in_files=in_files,
         ),
@@ -145,6 +149,11 @@ def _checked_text(field, flag, value):
             f"{flag}={value!r}; expected a line of text; leave the flag out for its default"
         )
     value = str(value).strip()
+    if re.match(r"[A-Za-z][\w+.-]+:/", value) and not rules["address"]:  # a Path has one slash
+        raise UserError(
+            f"{flag}={value}; expected what is on this machine, no address; mount or copy it, and "
+            "name that place"
+        )
     if rules["choices"] and value not in rules["choices"]:
         raise UserError(
             f"{flag}={value}; expected one of {', '.join(rules['choices'])}"

@@ -11,19 +11,19 @@ from tl_research import quiet
 
 quiet.import_tensorflow()
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from tl_research import extension as extension_lib
 from tl_research.answers import ANSWERS
 from tl_research.config import Config
-from tl_research.data import dataset, pipeline
+from tl_research.data import catalog, dataset, pipeline
 from tl_research.data.split import SIDES
 from tl_research.errors import DataError, RunDirectoryError, StorageError, UserError
-from tl_research.files import storage_errors
+from tl_research.files import make_folders, read_text, storage_errors
+from tl_research.models import model_file
 from tl_research.models.classifier import folded_logits
-from tl_research.run.directory import Directory, RunDirectory, resume_command
+from tl_research.run.directory import Directory, RunDirectory, check_kinds, resume_command
 from tl_research.run.offline import DATASET, Substitution
 
 _LARGEST_BATCH = 32  # of the programs, unless asked for
@@ -59,16 +59,26 @@ class TrainedRun:
                 f"--run={path} is not finished; expected results.json in it; go on with "
                 f"{resume_command(path)}"
             )
+        check_kinds("run", path)
         try:
-            with open(self.file("flags.txt")) as file:
-                self.config = dataclasses.replace(Config.from_flags(file.read()), workdir=path)
-            with open(self.file("results.json")) as file:
-                self.results = json.load(file)
-            self.classes = tuple(self.results["classes"])
-            with open(self.file("run.json")) as file:
-                self.answer = ANSWERS[json.load(file).get("answer", "class")]  # of older runs
+            self.config = dataclasses.replace(
+                Config.from_flags(read_text(self.file("flags.txt"))), workdir=path
+            )
+            self.results = self._read_json("results.json")
+            self.classes = _checked_classes(self.results)
+            # older runs have none
+            self.answer = ANSWERS[self._read_json("run.json").get("answer", "class")]
             self.temperature = self._temperature()
-        except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+            substitutions = map(Substitution.from_json, self.results["substitutions"])
+            self._replaced = [substitution.what for substitution in substitutions]
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise RunDirectoryError(
                 f"--run={path} cannot be read ({error}); expected a run of this version"
             ) from error
@@ -76,14 +86,16 @@ class TrainedRun:
     def file(self, *names):
         return os.path.join(self.path, *names)
 
+    def _read_json(self, name):
+        return json.loads(read_text(self.file(name)))
+
     def _temperature(self):
-        path = self.file("export", "calibration.json")
-        if not os.path.isfile(path):
+        name = os.path.join("export", "calibration.json")
+        if not os.path.isfile(self.file(name)):
             return 1.0
-        with open(path) as file:
-            temperature = json.load(file)["temperature"]
+        temperature = self._read_json(name)["temperature"]
         if not (isinstance(temperature, (int, float)) and 0.0 < temperature < math.inf):
-            raise ValueError(f"{path}: temperature {temperature!r} is no number above 0")
+            raise ValueError(f"{name}: temperature {temperature!r} is no number above 0")
         return temperature
 
     def batch_size(self, asked: int | None = None) -> int:
@@ -102,7 +114,7 @@ class TrainedRun:
         """
         if output_dir:
             with storage_errors(output_dir):
-                os.makedirs(output_dir, exist_ok=True)
+                make_folders(output_dir)
             yield Directory(output_dir)
             return
         try:
@@ -132,7 +144,12 @@ class TrainedRun:
             raise RunDirectoryError(
                 f"--run={self.path} has no split.json; expected the one the run wrote; restore it"
             )
-        config, load_catalog = self.config, extension_lib.load(extension).load_catalog
+        load_catalog = extension_lib.load(extension).load_catalog
+        # What is fetched comes from its own host and goes where this user keeps it, whoever made
+        # the run.
+        config = dataclasses.replace(self.config, download_base_url=None)
+        if not catalog.is_there(config.dataset, config.download_dir):
+            config = dataclasses.replace(config, download_dir=Config().download_dir)
         recorded = self.results.get("extension") or {}
         if "load_catalog" in recorded.get("parts", ()) and not load_catalog:
             raise UserError(
@@ -140,8 +157,7 @@ class TrainedRun:
                 f"{recorded['file'] or 'Python code'}; expected it again; add --extension=FILE",
                 "extension",
             )
-        substitutions = map(Substitution.from_json, self.results["substitutions"])
-        if any(substitution.what == "dataset" for substitution in substitutions):
+        if "dataset" in self._replaced:
             config = dataclasses.replace(config, dataset=DATASET)
         if data_dir:
             config = dataclasses.replace(config, data_dir=data_dir)
@@ -165,8 +181,14 @@ class TrainedRun:
         extension_lib.load(extension)
         path = self.file("export", "model.keras")
         try:
-            return keras.saving.load_model(path, compile=False)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            model, size = model_file.load(path), self.config.image_size
+            for layer in ("preprocessing", "backbone"):
+                model.get_layer(layer)
+            shapes = (model.input_shape, model.output_shape)
+            if shapes != ((None, size, size, 3), (None, len(self.classes))):
+                raise ValueError(f"of shapes {shapes}, those of another run")
+            return model
+        except Exception as error:  # a file from anyone can be wrong in every way
             raise RunDirectoryError(
                 f"{path} cannot be loaded ({str(error)[:200]}); expected the model that the run "
                 "exported; give its --extension, if it has layers of yours"
@@ -183,6 +205,16 @@ class TrainedRun:
             lambda images: logits(tf.cast(images, tf.float32)), input_signature=signature
         )
         return lambda images: call(images).numpy()
+
+
+def _checked_classes(results):
+    """Returns the names of the classes; raises ValueError if they are none."""
+    classes = results["classes"]
+    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise ValueError(f"classes {str(classes)[:80]!a} are no names")
+    if not isinstance(results["test"]["reads"], int):
+        raise ValueError("nobody counted how often the test images were read")
+    return tuple(classes)
 
 
 def predict_logits(classifier, examples, batch_size):

@@ -1,11 +1,14 @@
 """The downloader against a local server, and the unpacker against hostile archives."""
 
 import errno
+import fcntl
 import hashlib
 import http.server
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -247,12 +250,35 @@ def test_two_fetches_at_once_transfer_once(server, tmp_path):
     assert visible(tmp_path) == ["a.bin", "a.bin.complete.json"]
 
 
+def test_file_system_without_locks_will_do(server, tmp_path, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with download.locked(str(tmp_path / "a.bin")):
+        assert ".a.bin.lock.held" in os.listdir(tmp_path)
+    download.fetch(server.url + "/good", str(tmp_path), "a.bin")
+    assert visible(tmp_path) == ["a.bin"] and ".a.bin.lock.held" not in os.listdir(tmp_path)
+
+
 def test_leftovers_of_a_killed_run_are_removed(server, tmp_path):
-    (tmp_path / "a.bin.part-1").write_bytes(GOOD[:10])
-    (tmp_path / "a.part-1").mkdir()
+    code = f"""
+import os, signal
+from tl_research.data import download
+from tl_research.files import temporary_name
+with download.locked({str(tmp_path / "a.bin")!r}):
+    open(temporary_name({str(tmp_path / "a.bin")!r}, "part"), "w")
+def die(folder):
+    os.kill(os.getpid(), signal.SIGKILL)
+download.make_folder({str(tmp_path / "a")!r}, die)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert len(visible(tmp_path)) == 2
+    (tmp_path / "a.bin.part-1").write_bytes(b"mine")
     download.fetch(server.url + "/good", str(tmp_path), "a.bin")
     download.make_folder(str(tmp_path / "a"), lambda folder: None)
-    assert visible(tmp_path) == ["a", "a.bin"]  # no marker: nothing was known to verify
+    # no marker: nothing was known to verify
+    assert visible(tmp_path) == ["a", "a.bin", "a.bin.part-1"]
 
 
 # --- archives -------------------------------------------------------------------------------------

@@ -9,6 +9,25 @@ from tl_research import errors
 from tl_research.data import manifest
 from tl_research.data.split import Split
 
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda split: split["files"][0].update(side="elsewhere"),
+        lambda split: split["files"][0].update(path=["a"]),
+        lambda split: split["files"][0].update(sha256=None),
+        lambda split: split.update(left_out=[{}]),
+        lambda split: split.update(files=5),
+    ],
+)
+def test_split_that_nobody_wrote_is_refused(tmp_path, change):
+    split = make()
+    change(split)
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    with pytest.raises(errors.DataError, match="cannot read"):
+        manifest.read(str(tmp_path / "split.json"))
+
+
 FRACTIONS = (0.8, 0.1, 0.1)
 
 

@@ -83,10 +83,13 @@ def test_half_a_record_at_the_end_is_dropped_and_other_files_stay(tmp_path):
     content = (tmp_path / "train" / name).read_bytes()
     (tmp_path / "train" / name).write_bytes(content[:-5])
     (tmp_path / "train" / "notes.txt").write_text("mine")
-    (tmp_path / "train" / f"{name}.tmp-1").write_text("half")
+    (tmp_path / "train" / "events.out.tfevents.1.mine.v2").write_bytes(content)
     summaries.drop_records_after(str(tmp_path / "train"), 9)
-    assert sorted(os.listdir(tmp_path / "train")) == sorted([name, "notes.txt"])
-    os.remove(tmp_path / "train" / "notes.txt")
+    others = ["events.out.tfevents.1.mine.v2", "notes.txt"]
+    assert sorted(os.listdir(tmp_path / "train")) == sorted([name, *others])
+    assert (tmp_path / "train" / others[0]).read_bytes() == content
+    for other in others:
+        os.remove(tmp_path / "train" / other)
     assert [record[1] for record in _records(tmp_path / "train")] == [1]
 
 

@@ -150,14 +150,14 @@ def test_checkpoint_under_another_steps_name_is_not_used(tmp_path, capsys):
         checkpoints.load_newest(str(tmp_path))
 
 
-def test_left_overs_of_a_crash_are_removed_and_other_files_kept(tmp_path):
-    _save(tmp_path, 5)
-    for name in ("step-00000009.tmp-1", "step-00000002.trash-77"):
+def test_what_is_no_checkpoint_of_ours_is_never_removed(tmp_path):
+    mine = ("step-00000009.tmp-1", "step-00000002", "step-1", "notes")
+    for name in mine:
         (tmp_path / name).mkdir()
-        (tmp_path / name / "arrays.bin").write_text("half")
-    (tmp_path / "notes.txt").write_text("mine")
-    _assert_is(checkpoints.load_newest(str(tmp_path)), 5)
-    assert sorted(os.listdir(tmp_path)) == ["notes.txt", "step-00000005"]
+        (tmp_path / name / "precious.txt").write_text("mine")
+    _save(tmp_path, 5, 6, 7)
+    _assert_is(checkpoints.load_newest(str(tmp_path)), 7)
+    assert sorted(os.listdir(tmp_path)) == sorted([*mine, "step-00000006", "step-00000007"])
 
 
 @pytest.mark.parametrize("operation", ["mkdir", "replace", "fsync"])

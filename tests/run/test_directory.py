@@ -1,5 +1,6 @@
 """A run directory belongs to one run and one process; whatever is no run of ours is left alone."""
 
+import errno
 import fcntl
 import json
 import os
@@ -8,9 +9,11 @@ import sys
 
 import pytest
 
+from tl_research import files
 from tl_research.config import Config
 from tl_research.errors import CheckpointError, RunDirectoryError, StorageError
 from tl_research.run.directory import RunDirectory
+from tl_research.run.recorded import read_record
 
 
 def _open(path, **settings):
@@ -266,11 +269,172 @@ def test_nothing_is_written_through_a_link(tmp_path):
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
     _begin(tmp_path)
-    (tmp_path / "export").mkdir()
-    for name in ("results.json.tmp-1", "export/model.tmp-1.keras", "metrics.csv.tmp-77"):
-        (tmp_path / name).write_text("half")
+    code = f"""
+import os, signal
+from tl_research.config import Config
+from tl_research.files import temporary_name
+from tl_research.run.directory import RunDirectory
+directory = RunDirectory(Config(dataset="drawn_flowers", workdir={str(tmp_path)!r}))
+os.mkdir(directory.file("export"))
+folder = temporary_name(directory.file("export", "saved_model"))
+os.mkdir(folder)
+for path in ("metrics.csv", "results.json"):
+    open(temporary_name(directory.file(path)), "w")
+open(temporary_name(directory.file("export", "model")) + ".keras", "w")
+open(os.path.join(folder, "half"), "w")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert len([path for path in tmp_path.rglob("*") if ".tmp-" in path.name]) == 4
     with _open(tmp_path):
         assert not [path for path in tmp_path.rglob("*") if ".tmp-" in path.name]
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("results.json", "[]"),
+        ("results.json", '{"test": 5}'),
+        ("results.json", '{"test": {"accuracy": "high"}}'),
+        ("results.json", '{"test":'),
+        ("run.json", "[1]"),
+        ("run.json", '{"precision": "float8"}'),
+        ("run.json", '{"xla": "yes"}'),
+        ("run.json", '{"versions": []}'),
+    ],
+)
+def test_record_that_no_run_wrote_is_exit_7(tmp_path, name, text):
+    _begin(tmp_path)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match=f"{name} is damaged") as error, _open(tmp_path):
+        read_record(str(tmp_path / "run.json"))
+    assert error.value.exit_code == 7
+
+
+def test_run_that_cannot_be_renamed_is_set_aside_all_the_same(tmp_path, monkeypatch):
+    """In a container, what is in a lower layer cannot: moby/moby#25409."""
+    _begin(tmp_path / "run", seed=1)
+    replace = os.replace
+
+    def fails(source, target):
+        if os.path.isdir(source):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    _begin(tmp_path / "run", seed=2, resume="never")
+    assert sorted(os.listdir(tmp_path)) == ["run", "run.old-1"]
+    assert "--seed=1\n" in (tmp_path / "run.old-1" / "flags.txt").read_text()
+
+
+_MINE = (
+    "letter.tmp-1",
+    "mine.tmp-old/deep/results.json.tmp-77",
+    "export/model.tmp-1-0123456789abcdef.keras",
+    "checkpoints/step-00000001.trash-1/notes",
+    "train/events.out.tfevents.1.mine.v2",
+    "train/events.out.tfevents.1.mine.v2.tmp-1",
+)
+
+
+@pytest.mark.parametrize("kind", ["no run", "run"])
+def test_what_we_did_not_write_is_never_removed(tmp_path, kind):
+    if kind == "run":
+        _begin(tmp_path)
+    for name in _MINE:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("precious")
+    for _ in range(2):
+        if kind == "run":
+            with _open(tmp_path):
+                pass
+        else:
+            with pytest.raises(RunDirectoryError, match="holds files but no run"):
+                _open(tmp_path)
+    assert [(tmp_path / name).read_text() for name in _MINE] == ["precious"] * len(_MINE)
+
+
+def test_flags_and_split_of_somebody_else_stay(tmp_path):
+    """A folder with a flag file of one's own is no attempt of ours, whatever that is called."""
+    mine = {"flags.txt": "--seed=7\n", "split.json": "{}"}
+    for name, text in mine.items():
+        (tmp_path / name).write_text(text)
+    for resume in ("auto", "never"):
+        with pytest.raises(RunDirectoryError, match="holds files but no run"):
+            _open(tmp_path, resume=resume)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == mine
+
+
+def test_what_systems_put_into_an_empty_folder_counts_as_nothing(tmp_path):
+    for name in ("lost+found", ".ipynb_checkpoints"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".DS_Store").write_text("Finder")
+    with _open(tmp_path):
+        pass
+    assert {".DS_Store", "lost+found", ".ipynb_checkpoints"} < set(os.listdir(tmp_path))
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_file_system_without_locks_is_told_of_once_and_works(tmp_path, monkeypatch, capsys, number):
+    def flock(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    files.say_once.cache_clear()
+    with _open(tmp_path):
+        held = (tmp_path / ".lock.held").read_text()
+        assert held.startswith(f"pid {os.getpid()} on host ")
+        with pytest.raises(RunDirectoryError, match=f"used by pid {os.getpid()} on host") as error:
+            _open(tmp_path)
+        assert error.value.exit_code == 8 and ".lock.held)" in str(error.value)
+    assert capsys.readouterr().err.count("has no locks") == 1
+    assert not (tmp_path / ".lock.held").exists()
+    # Of a process that was killed, also where another has its number now; then of another machine.
+    pid, born = os.getpid(), held.rpartition("born ")[2].strip()
+    for said in (held.replace(born, "earlier"), held.replace(f"pid {pid} ", "pid 4194305 ")):
+        (tmp_path / ".lock.held").write_text(said)
+        with _open(tmp_path):
+            assert (tmp_path / ".lock.held").read_text() != said
+    (tmp_path / ".lock.held").write_text(held.replace(" on host ", " on host other-"))
+    with pytest.raises(RunDirectoryError, match="on host other-.*if that has ended, remove"):
+        _open(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EIO])
+def test_file_system_that_cannot_sync_is_told_of_once(tmp_path, monkeypatch, capsys, number):
+    def fsync(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    files.say_once.cache_clear()
+    if number == errno.EIO:  # a disk that fails is no file system that cannot
+        with pytest.raises(StorageError, match="Input/output error"):
+            _begin(tmp_path / "a" / "run")
+        return
+    _begin(tmp_path / "a" / "run")
+    assert capsys.readouterr().err.count("does not say when files are on the disk") == 1
+    assert (tmp_path / "a" / "run" / "run.json").exists()
+
+
+def test_links_pipes_and_their_like_are_refused_at_any_depth(tmp_path):
+    (tmp_path / "outside").write_text("precious")
+    makers = {
+        "export/model.keras": lambda path: path.symlink_to(tmp_path / "outside"),
+        "report/validation/report.json": lambda path: path.symlink_to("/dev/zero"),
+        "results.json": os.mkfifo,
+        "checkpoints/step-00000001/state.json": os.mkfifo,
+        "train/plugins": lambda path: path.symlink_to(tmp_path),
+        "a\n\x1b[2J": lambda path: path.symlink_to("nowhere"),
+    }
+    for number, (name, make) in enumerate(makers.items()):
+        path = tmp_path / str(number) / name
+        _begin(tmp_path / str(number))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make(path)
+        with pytest.raises(RunDirectoryError, match="holds the (link|pipe)") as error:
+            _open(tmp_path / str(number))
+        assert str(error.value).isprintable()
+    assert (tmp_path / "outside").read_text() == "precious"
 
 
 def test_directory_that_is_set_aside_meanwhile_is_refused(tmp_path, monkeypatch):

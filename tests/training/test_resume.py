@@ -441,6 +441,110 @@ def test_checkpoint_with_a_number_that_is_not_finite_is_refused(run, broken, mon
     assert error.value.exit_code == 7
 
 
+def test_all_that_a_run_promises_is_on_the_disk_before_results_json_has_its_name(
+    run, tmp_path, monkeypatch
+):
+    synced, missing, fsync, replace = {}, [], os.fsync, os.replace
+    place = tmp_path / "new" / "run"
+
+    def recorded(descriptor):
+        status = os.fstat(descriptor)
+        fsync(descriptor)
+        synced[status.st_ino] = status.st_mtime_ns, status.st_size
+
+    def named(source, target):
+        if str(target).endswith("results.json"):
+            paths = [path for path in place.rglob("*") if str(path) != source]
+            found.extend(str(path.relative_to(place)) for path in paths)
+            stats = {path: path.stat() for path in paths}
+            missing.extend(
+                path
+                for path, status in stats.items()
+                if synced.get(status.st_ino) != (status.st_mtime_ns, status.st_size)
+            )
+        replace(source, target)
+
+    found = []
+    monkeypatch.setattr(os, "fsync", recorded)
+    monkeypatch.setattr(os, "replace", named)
+    run("new/run", epochs=(1, 0))
+    assert missing == [] and {
+        *("export/model.keras", "export/classes.json", "export/calibration.json", "metrics.csv"),
+        *("report/curves.png", "report/confusion.png", "report/data_audit.png", "split.json"),
+        *("checkpoints", "export", "report", "train", "flags.txt", "run.json", "bad_images.csv"),
+    } <= set(found)
+    # then the names: of the file, and of the folders that were made for the run
+    status = place.stat()
+    assert synced[status.st_ino] == (status.st_mtime_ns, status.st_size)
+    assert {tmp_path.stat().st_ino, (tmp_path / "new").stat().st_ino} < synced.keys()
+
+
+def _set(path, value):
+    """Returns a change of a checkpoint's contents: the entry at `a.b.0` becomes `value`."""
+
+    def change(state, arrays):
+        *outer, last = [int(name) if name.isdecimal() else name for name in path.split(".")]
+        for name in outer:
+            state = state[name]
+        state[last] = value
+
+    return change
+
+
+def _arrays(name, value):
+    return lambda state, arrays: arrays.update({name: value})
+
+
+_EDITS = [
+    *(_set(name, "1") for name in ("phase_index", "epoch", "global_step", "largest_rate")),
+    *(_set(name, 7) for name in ("phase_index", "phase_epoch", "phase_step", "epoch_step")),
+    *(_set(name, -1) for name in ("phase_index", "wait", "skipped_steps", "time_limit.head")),
+    *(_set(name, None) for name in ("history", "finished", "scaling", "moved", "run_seconds")),
+    *(_set(name, ["a"]) for name in ("best", "selected", "test", "calibration", "data_audit")),
+    *(_set(name, {}) for name in ("phase_hashes", "scaling", "history.0", "best", "selected")),
+    _set("run", 5),
+    _set("run", [5]),
+    _set("epoch_totals", {"loss_sum": 1.0}),
+    _set("best.val_loss", "low"),
+    _set("best", {"epoch": 1}),
+    _set("history.0.train_loss", None),
+    _set("finished.0.audit", 3),
+    _set("test", {"accuracy": 0.5}),
+    _set("calibration", {"temperature": "hot", "reason": None}),
+    _set("reliability", {"n": 1, "before": [1], "after": []}),
+    _set("unknown", 1),
+    lambda state, arrays: state["history"].pop(),
+    lambda state, arrays: state["history"][1].pop("val_accuracy"),
+    lambda state, arrays: arrays.pop("variables/head/bias"),
+    lambda state, arrays: arrays.pop("logits/selected"),
+    lambda state, arrays: [arrays.pop(name) for name in list(arrays) if name.startswith("best/")],
+    _arrays("else/x", np.zeros(1)),
+    _arrays("best/head/bias", np.zeros(4, np.float32)),
+    _arrays("selected/nothing/bias", np.zeros(3, np.float32)),
+    _arrays("variables/head/bias", np.array(["a", "b", "c"])),
+    _arrays("variables/head/bias", np.zeros(3)),
+    _arrays("logits/selected", np.zeros((5, 4), np.float32)),
+]
+
+
+def test_checkpoint_edited_by_hand_with_valid_hashes_is_refused(train, capsys):
+    trained, _ = train()
+    resume = Resume(trained.plan, trained.directory, Signals())
+    place = trained.directory.file("checkpoints")
+    state, arrays = checkpoints.load_newest(place)
+    assert resume.restore().position.global_step == state["global_step"] == 12
+    for change in _EDITS:
+        edited = json.loads(json.dumps(state)), dict(arrays)
+        change(*edited)
+        shutil.rmtree(place)
+        checkpoints.save(place, {**edited[0], "global_step": 12}, edited[1])
+        if not isinstance(edited[0]["global_step"], int):  # which names the checkpoint
+            continue
+        with pytest.raises(CheckpointError) as error:
+            resume.restore()
+        assert error.value.exit_code == 7 and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("place", ["export", "report"])
 def test_what_cannot_be_written_is_a_storage_error(run, tmp_path, place):
     os.makedirs(tmp_path / "run")

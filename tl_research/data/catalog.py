@@ -233,15 +233,23 @@ def find_images(
     )
 
 
+def is_there(dataset: str, download_dir: str) -> bool:
+    """Returns whether a named data set was downloaded, or drawn, before."""
+    return os.path.isdir(_own_folder(dataset, download_dir))
+
+
+def _own_folder(dataset, download_dir):
+    version = f"-{drawn_flowers.VERSION}" if dataset == "drawn_flowers" else ""
+    return os.path.join(download_dir, f"{dataset}{version}")
+
+
 def _own_root(dataset, download_dir, base_url):
     """Returns the folder of a named data set, made first where it is not there."""
+    unpacked = _own_folder(dataset, download_dir)
     if dataset == "drawn_flowers":
-        return download.make_folder(
-            os.path.join(download_dir, f"drawn_flowers-{drawn_flowers.VERSION}"), _draw_all
-        )
+        return download.make_folder(unpacked, _draw_all)
     archive = ARCHIVES[dataset]
     file_name = archive.url.rpartition("/")[2]
-    unpacked = os.path.join(download_dir, dataset)
     if not os.path.isdir(unpacked):  # once unpacked, the archive itself may go
         url = f"{base_url.rstrip('/')}/{file_name}" if base_url else archive.url
         path = download.fetch(

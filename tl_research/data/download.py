@@ -5,7 +5,6 @@ a rename. Two runs that want the same one wait for each other.
 """
 
 import contextlib
-import fcntl
 import functools
 import gzip
 import hashlib
@@ -29,6 +28,8 @@ import zlib
 import tqdm
 
 from tl_research.errors import DataError, StorageError, UnreachableError, UserError
+from tl_research.files import sync, temporary_name, write_atomically
+from tl_research.locks import Held, Lock
 
 _BLOCK = 1 << 16
 _ATTEMPTS = 3
@@ -76,7 +77,7 @@ def fetch(url, directory, filename, *, size=None, sha256=None, deadline_seconds=
     with locked(target):
         if os.path.exists(target):
             return _verify(target, target, size, sha256)
-        part = f"{target}.part-{os.getpid()}"
+        part = temporary_name(target, "part")
         try:
             _transfer(url, target, part, size, deadline_seconds)
             return _verify(part, target, size, sha256)
@@ -131,13 +132,15 @@ def make_folder(directory, write):
     It is never seen half filled.
     """
     directory = os.path.abspath(directory)
-    temporary = f"{directory}.part-{os.getpid()}"
+    temporary = temporary_name(directory, "part")
     with locked(directory), _storage(directory):
         if not os.path.isdir(directory):
             try:
                 os.mkdir(temporary)
                 write(temporary)
+                os.sync()  # once, instead of thousands of files
                 os.rename(temporary, directory)
+                sync(os.path.dirname(directory))
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     return directory
@@ -158,19 +161,29 @@ def locked(target):
                     f"{directory} is somebody else's and everybody may write there; choose another "
                     f"directory ({_CHOICE})"
                 )
-            lock = stack.enter_context(open(os.path.join(directory, f".{name}.lock"), "w"))
-            try:  # flock ends with its process, so a killed run leaves no stale lock
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(
-                    f"waiting for another run that prepares {target}", file=sys.stderr, flush=True
-                )
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            for entry in os.scandir(directory):
-                if entry.name.startswith(f"{name}.part-"):
-                    is_folder = entry.is_dir(follow_symlinks=False)
-                    (shutil.rmtree if is_folder else os.remove)(entry.path)
+            lock = stack.enter_context(contextlib.closing(_waited_for(directory, name)))
+            lock.remove_leftovers(
+                entry.path for entry in os.scandir(directory) if entry.name.startswith(f"{name}.")
+            )
         yield
+
+
+def _waited_for(directory, name):
+    """Returns the `Lock` of a target, as soon as no other process has it."""
+    is_said = False
+    while True:
+        try:
+            return Lock(os.path.join(directory, f".{name}.lock"))
+        except Held as error:
+            if not is_said:
+                print(
+                    f"waiting for another run that prepares {os.path.join(directory, name)}, "
+                    f"{error}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            is_said = True
+            time.sleep(0.1)
 
 
 @contextlib.contextmanager
@@ -308,10 +321,9 @@ def _verify(path, target, size, sha256):
                     f"kept as {target}.bad, run again or put a good file there"
                 )
         os.replace(path, target)
+        sync(os.path.dirname(target))
         if size or sha256:
-            with open(f"{marker}.part-{os.getpid()}", "w") as file:
-                json.dump(found, file)
-            os.replace(file.name, marker)
+            write_atomically(marker, json.dumps(found))
     return target
 
 

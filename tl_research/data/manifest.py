@@ -2,9 +2,9 @@
 
 import json
 
-from tl_research.data.split import printable
+from tl_research.data.split import SIDES, printable
 from tl_research.errors import DataError
-from tl_research.files import write_atomically
+from tl_research.files import read_text, write_atomically
 
 
 def make(seed, fractions, classes, entries, found, left_out):
@@ -50,12 +50,14 @@ def read(path):
         DataError: If it cannot be read.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            known = json.load(file)
+        known = json.loads(read_text(path))
         whole = {"seed", "fractions", "classes"} <= known.keys() and all(
-            {"path", "class", "sha256", "side"} <= entry.keys() for entry in known["files"]
+            {"path", "class", "sha256", "side"} <= entry.keys()
+            and {type(entry[name]) for name in ("path", "sha256", "side")} == {str}
+            and entry["side"] in SIDES
+            for entry in known["files"]
         )
-        if not whole:
+        if not whole or not all(isinstance(name, str) for name in known.get("left_out", ())):
             raise ValueError("it lacks entries")
         return known
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:

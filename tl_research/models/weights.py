@@ -45,8 +45,8 @@ def load_weights_file(model, path):
             "weights file or a .keras model."
         )
     try:
-        with _opened(path) as content, h5py.File(content, "r") as file:
-            datasets = _walk(file, h5py, os.path.getsize(path))
+        with opened(path) as content, h5py.File(content, "r") as file:
+            datasets = walk(file, h5py, os.path.getsize(path))
             if any(re.search(r"(^|/)vars/\d+$", name) for name in datasets):
                 matches, extra = _match_keras3(model, datasets)
             else:
@@ -81,7 +81,7 @@ def load_weights_file(model, path):
 
 
 @contextlib.contextmanager
-def _opened(path):
+def opened(path):
     """Yields what h5py opens: a file's path or, of a `.keras` model, the weights in it."""
     if not zipfile.is_zipfile(path):
         yield path
@@ -97,7 +97,7 @@ def _first(items, number, separator):
     return separator.join(items[:number] + ["..."] * (len(items) > number))
 
 
-def _walk(file, h5py, file_size):
+def walk(file, h5py, file_size):
     """Returns {path: data set} of the whole file.
 
     Raises ValueError for what could read outside it or declares too much.

@@ -8,7 +8,7 @@ import numpy as np
 from tl_research import data_audit
 from tl_research.data.dataset import Dataset
 from tl_research.data.pipeline import Examples
-from tl_research.files import storage_errors
+from tl_research.files import make_folders, storage_errors
 from tl_research.reporting import pages, pictures
 from tl_research.reporting.summaries import Summaries
 from tl_research.run.directory import RunDirectory
@@ -43,7 +43,7 @@ def report(
     path, shown = directory.file(*_CSV), audit.rows[:_SHOWN]
     picture = pages.doubtful(shown, _images(data.train, data.validation, audit.order[:_SHOWN]))
     with storage_errors(path):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        make_folders(os.path.dirname(path))
         with open(directory.file("report", "data_audit.png"), "wb") as file:
             file.write(pictures.png(picture))
     data_audit.write(path, audit.rows)

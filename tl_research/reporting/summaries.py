@@ -10,8 +10,10 @@ from google.protobuf.message import DecodeError
 from tensorboard.plugins.histogram import metadata as histogram_metadata
 from tensorboard.plugins.image import metadata as image_metadata
 
-from tl_research.files import escaped
+from tl_research.files import escaped, temporary_name
 from tl_research.reporting import pictures
+
+_SUFFIX = ".tl_research"  # of our event files; those of others stay as they are
 
 
 class Summaries:
@@ -33,7 +35,7 @@ class Summaries:
             for side in ("train", "validation"):
                 path = os.path.join(directory, side)
                 self._kept[side] = drop_records_after(path, -1 if last_step is None else last_step)
-                self._writers[side] = tf.summary.create_file_writer(path)
+                self._writers[side] = tf.summary.create_file_writer(path, filename_suffix=_SUFFIX)
 
     @contextlib.contextmanager
     def _warning(self):
@@ -167,8 +169,8 @@ class Summaries:
 
 
 def drop_records_after(directory, last_step):
-    """Rewrites every event file in a directory, each as a whole, to its records up to a step; -1
-    removes them.
+    """Rewrites every event file of ours in a directory, each as a whole, to its records up to a
+    step; -1 removes them.
 
     Returns:
         The set of (tag, step) of the records that are left.
@@ -176,12 +178,12 @@ def drop_records_after(directory, last_step):
     kept = set()
     for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
         path = os.path.join(directory, name)
-        if ".tmp-" in name or ("tfevents" in name and last_step < 0):
-            os.remove(path)  # temporary: left by an interrupted rewriting
+        if not name.endswith(_SUFFIX):
             continue
-        if "tfevents" not in name:
+        if last_step < 0:
+            os.remove(path)
             continue
-        temporary = f"{path}.tmp-{os.getpid()}"
+        temporary = temporary_name(path)
         with tf.io.TFRecordWriter(temporary) as writer:
             try:
                 for record in tf.data.TFRecordDataset(path):

@@ -16,7 +16,15 @@ import sys
 import numpy as np
 
 from tl_research.errors import CheckpointError, StorageError
-from tl_research.files import remove_leftovers, storage_errors, sync, write_synced
+from tl_research.files import (
+    make_folders,
+    remove,
+    rename,
+    storage_errors,
+    sync,
+    temporary_name,
+    write_synced,
+)
 
 _ALIGNMENT = 64
 _KEPT = 2  # the newest, and the one before in case the newest is damaged
@@ -52,10 +60,9 @@ def save(directory, state, arrays):
         StorageError: If it cannot be written; the checkpoints before it are untouched.
     """
     final = os.path.join(directory, step_name(state["global_step"]))
-    temporary = f"{final}.tmp-{os.getpid()}"
+    temporary, trash = temporary_name(final), temporary_name(final, "trash")
     try:
-        os.makedirs(directory, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+        make_folders(directory)
         os.mkdir(temporary)
         entries, chunks, offset = {}, [], 0
         for name in sorted(arrays):
@@ -80,11 +87,13 @@ def save(directory, state, arrays):
         )
         sync(temporary)
         if os.path.exists(final):  # a phase that starts where another ended has the same step
-            os.replace(final, f"{final}.trash-{os.getpid()}")
+            rename(final, trash)
         os.replace(temporary, final)
         sync(directory)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if os.path.exists(trash) and not os.path.exists(final):
+            rename(trash, final)
         size = sum(array.nbytes for array in arrays.values())
         raise StorageError(
             f"could not save step {state['global_step']} in {directory}: {error.strerror}; "
@@ -92,23 +101,25 @@ def save(directory, state, arrays):
             "again, the checkpoint before it is whole"
         ) from error
     with storage_errors(directory):
-        remove_leftovers(directory)
+        remove(trash)
         for name in step_names(directory)[:-_KEPT]:
             _remove(os.path.join(directory, name))
 
 
 def _remove(path):
-    """Removes a checkpoint so that an interruption leaves nothing that looks like one."""
-    trash = f"{path}.trash-{os.getpid()}"
-    os.replace(path, trash)
-    shutil.rmtree(trash, ignore_errors=True)
+    """Removes a checkpoint, if it is one, so that an interruption leaves nothing like it."""
+    if sorted(os.listdir(path)) == _FILES:
+        trash = temporary_name(path, "trash")
+        rename(path, trash)
+        shutil.rmtree(trash, ignore_errors=True)
 
 
 def step_names(directory: str) -> list[str]:
     """Returns the names of the checkpoints, oldest first."""
     names = os.listdir(directory) if os.path.isdir(directory) else []
     return sorted(
-        (name for name in names if re.fullmatch(r"step-\d+", name)), key=lambda name: int(name[5:])
+        (name for name in names if re.fullmatch(r"step-\d{8,}", name)),
+        key=lambda name: int(name[5:]),
     )
 
 
@@ -163,7 +174,6 @@ def load_newest(directory, max_bytes=1 << 40):
     Raises:
         CheckpointError: If there are checkpoints and none can be used.
     """
-    remove_leftovers(directory)
     names, reasons = step_names(directory), []
     for index, name in reversed(list(enumerate(names))):
         path = os.path.join(directory, name)
@@ -179,7 +189,7 @@ def load_newest(directory, max_bytes=1 << 40):
             number = 1
             while os.path.exists(f"{path}.corrupt-{number}"):
                 number += 1
-            os.replace(path, f"{path}.corrupt-{number}")
+            rename(path, f"{path}.corrupt-{number}")
     set_aside = [
         name
         for name in (os.listdir(directory) if os.path.isdir(directory) else [])

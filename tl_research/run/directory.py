@@ -5,23 +5,37 @@ Imports no TensorFlow.
 
 import contextlib
 import datetime
-import fcntl
 import hashlib
 import itertools
 import json
 import os
 import re
 import shlex
-import socket
+import stat
 import sys
 
 from tl_research import __version__
 from tl_research.config import Config
 from tl_research.errors import CheckpointError, RunDirectoryError, UserError
 from tl_research.extension import package_sha256
-from tl_research.files import remove_leftovers, storage_errors, write_atomically
+from tl_research.files import (
+    make_folders,
+    read_text,
+    rename,
+    storage_errors,
+    sync,
+    sync_all,
+    write_atomically,
+)
+from tl_research.locks import Held, Lock
+from tl_research.run.recorded import read_json, read_results
 
 _LOCK = ".lock"
+# What does not make a directory somebody's: of ours before there is a run, and of systems.
+_NOBODYS = re.compile(
+    r"\.lock(\.held)?|flags\.txt\.tmp-[\da-f-]+|lost\+found|\.DS_Store|Thumbs\.db|desktop\.ini"
+    r"|\.ipynb_checkpoints"
+)
 
 
 class Directory:
@@ -71,12 +85,11 @@ class RunDirectory(Directory):
                 if config.workdir and config.resume == "never":
                     self._set_old_run_aside()
                 self.path = config.workdir or make_new(config)
-                os.makedirs(self.path, exist_ok=True)
+                make_folders(self.path)
                 there = True
                 self._check_entries()
-                self._lock()
-                for folder in (self.path, self.file("export")):
-                    remove_leftovers(folder)
+                self._lock = self._locked()
+                self._lock.remove_leftovers(paths_below(self.path))
             except FileNotFoundError as error:
                 if not there:
                     raise
@@ -87,42 +100,47 @@ class RunDirectory(Directory):
         try:
             self.results = self._check_contents(config)
         except BaseException:
-            self._lock_file.close()
+            self._lock.close()
             raise
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
-        self._lock_file.close()
+        self._lock.close()
 
     def _check_entries(self):
         """Raises RunDirectoryError if the directory holds what no run of ours put there."""
-        entries = list(os.scandir(self.path))
-        if not self._is_run() and any(
-            entry.name != _LOCK and ".tmp-" not in entry.name for entry in entries
-        ):
+        if not self._is_run() and not all(map(_NOBODYS.fullmatch, os.listdir(self.path))):
             raise RunDirectoryError(
                 f"--workdir={self.path} holds files but no run; expected an empty directory or a "
                 "run of this program; choose another"
             )
-        # to be written through
-        if links := sorted(entry.name for entry in entries if entry.is_symlink()):
-            raise RunDirectoryError(
-                f"--workdir={self.path} holds the link {links[0]}; expected a run's own files; "
-                "remove it or choose another"
-            )
+        check_kinds("workdir", self.path)
 
     def _is_run(self):
-        return os.path.exists(self.file("flags.txt"))
+        """Returns whether the directory is a run, or an attempt that ended before the plan."""
+        if not os.path.isfile(self.file("flags.txt")):
+            return False
+        is_empty = not os.path.getsize(self.file("flags.txt"))  # what a power loss makes of one
+        is_attempt = os.path.exists(self.file(_LOCK)) and self._has_our_flags()
+        return self._has_begun() or is_empty or is_attempt
+
+    def _has_begun(self):
+        return any(map(os.path.exists, map(self.file, ("run.json", "checkpoints"))))
+
+    def _has_our_flags(self):
+        try:
+            Config.from_flags(read_text(self.file("flags.txt")))
+        except ValueError:  # a UserError too
+            return False
+        return True
 
     def _check_contents(self, config):
         """Returns the results of a finished run, or None; writes the flags of a new one."""
-        if self._is_run() and (
-            os.path.exists(self.file("run.json")) or os.path.exists(self.file("checkpoints"))
-        ):
+        if self._is_run() and self._has_begun():
             self._update_flags(config)
-            return self.read_json("results.json")
+            return read_results(self.file("results.json"))
         # An attempt that ended before the plan, at a bad image or a misspelt layer, binds nobody to
         # its flags or split.
         if os.path.exists(self.file("split.json")):
@@ -139,22 +157,19 @@ class RunDirectory(Directory):
             lines.append(f"# extension {self._extension.file} of SHA-256 {self._extension.sha256}")
         return "\n".join([*lines, config.to_flags()])
 
+    def finish(self, summary):
+        """Writes `results.json`, whose name says that all the rest is whole, and on the disk."""
+        with storage_errors(self.path):
+            sync_all(self.path)
+        self.write_json("results.json", summary)
+
     def read_json(self, name):
         """Returns the contents of a JSON file, or None if there is none.
 
         Raises:
             CheckpointError: If it is damaged.
         """
-        if not os.path.exists(self.file(name)):
-            return None
-        try:
-            with open(self.file(name)) as file:
-                return json.load(file)
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(
-                f"{self.file(name)} is damaged ({error}); expected what a run wrote; use another "
-                "--workdir or --resume=never"
-            ) from error
+        return read_json(self.file(name))
 
     def identity(self, config):
         """Returns lines that a checkpoint must share with its run: the settings that may not
@@ -169,51 +184,35 @@ class RunDirectory(Directory):
         """Returns lines of an `identity` with what the version that wrote them did not record:
         defaults of settings, and the sources of the package.
         """
-        recorded = {re.split("[= ]", line)[0] for line in lines}
+        known = {re.split("[= ]", line)[0] for line in lines}
         defaults = _fixed(self._flags(Config()))
-        return sorted([*lines, *(d for d in defaults if re.split("[= ]", d)[0] not in recorded)])
+        return sorted([*lines, *(d for d in defaults if re.split("[= ]", d)[0] not in known)])
 
     def _set_old_run_aside(self):
         if not self._is_run():
             return  # no run of ours: whatever it is stays where it is
-        self._lock()  # not under a process that is still writing
+        lock = self._locked()  # not under a process that is still writing
         number = 1
         while os.path.exists(f"{self.path.rstrip('/')}.old-{number}"):
             number += 1
-        os.rename(self.path, f"{self.path.rstrip('/')}.old-{number}")
-        self._lock_file.close()
+        rename(self.path, f"{self.path.rstrip('/')}.old-{number}")
+        lock.close()
         print(
             f"the run in {self.path} is now {self.path.rstrip('/')}.old-{number}", file=sys.stderr
         )
 
-    def _lock(self):
-        """Takes the lock that the kernel gives back when the process ends, however it ends."""
-        self._lock_file = open(  # noqa: SIM115 (open as long as the lock is held)
-            self.file(_LOCK),
-            "a+",
-            opener=lambda path, mode: os.open(path, mode | os.O_NOFOLLOW, 0o644),
-        )
+    def _locked(self):
         try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock_file.seek(0)
+            return Lock(self.file(_LOCK))
+        except Held as error:
             raise RunDirectoryError(
-                f"run directory {self.path} is used by "
-                f"{self._lock_file.read().strip() or 'another process'}; expected one run in a "
-                "directory; wait for it or choose another --workdir"
+                f"run directory {self.path} is used by {error}; expected one run in a directory; "
+                "wait for it or choose another --workdir"
             ) from None
-        if not os.path.samestat(os.fstat(self._lock_file.fileno()), os.stat(self.file(_LOCK))):
-            # it was renamed with its directory after it was opened
-            raise FileNotFoundError(self.file(_LOCK))
-        self._lock_file.truncate(0)
-        now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._lock_file.write(f"pid {os.getpid()} on host {socket.gethostname()} since {now}\n")
-        self._lock_file.flush()
 
     def _update_flags(self, config):
         """Checks the settings that may not change, says which others did, and keeps those."""
-        with open(self.file("flags.txt"), errors="surrogateescape") as file:
-            text = file.read()
+        text = read_text(self.file("flags.txt"))
         if self._extension is None:
             text = "".join(line for line in text.splitlines(True) if not line.startswith("#"))
         before, after = _only_in(self.with_defaults(_fixed(text)), _fixed(self._flags(config)))
@@ -233,6 +232,27 @@ class RunDirectory(Directory):
                     flush=True,
                 )
             self.write_text("flags.txt", self._flags(config))
+
+
+def paths_below(directory):
+    """Yields the paths of everything in a directory and below it, folders before what they hold."""
+    for folder, folders, names in os.walk(directory):
+        yield from (os.path.join(folder, name) for name in [*folders, *names])
+
+
+def check_kinds(flag, directory):
+    """Raises RunDirectoryError if a directory, named by a flag, holds other things than files and
+    folders at any depth: a link leads elsewhere, a pipe is waited for.
+    """
+    for path in paths_below(directory):
+        with contextlib.suppress(FileNotFoundError):  # of a process that is still writing
+            mode = os.lstat(path).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                kind = "link" if stat.S_ISLNK(mode) else "pipe, socket or device"
+                raise RunDirectoryError(
+                    f"--{flag}={directory} holds the {kind} {os.path.relpath(path, directory)!a}; "
+                    "expected a run's own files; remove it or choose another"
+                )
 
 
 def _only_in(old, new):
@@ -290,11 +310,10 @@ def make_new(config):
     """
     now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d-%H%M%S")
     name = os.path.join("runs", f"{now}-{config.dataset}-{config.backbone}")
+    make_folders("runs")
     for number in itertools.count(1):
         path = name if number == 1 else f"{name}-{number}"
-        try:
-            os.makedirs(path)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path)
+            sync("runs")
             return path
-        except FileExistsError:
-            if not os.path.isdir(path):  # `runs` is a file
-                raise

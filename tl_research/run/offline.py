@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 
-from tl_research.errors import UnreachableError
+from tl_research.errors import CheckpointError, UnreachableError
 
 BACKBONE = "EfficientNetLite0"  # its ImageNet weights come in a package
 DATASET = "drawn_flowers"
@@ -53,7 +53,12 @@ class Replacements:
     def __init__(self, config, recorded):
         self._allowed = config.if_offline == "embedded"
         self._is_resumed = recorded is not None
-        self.used = [Substitution.from_json(value) for value in recorded or ()]
+        try:
+            self.used = [Substitution.from_json(value) for value in recorded or ()]
+        except (AttributeError, TypeError) as error:
+            raise CheckpointError(
+                f"run.json is damaged ({error}); expected what a run wrote; use --resume=never"
+            ) from error
 
     def attempt(self, make, config, substitution, replacement):
         """Returns make(config), or make(replacement) where what that needs is not reached.

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import tensorflow as tf
 
 from tl_research.config import Config
-from tl_research.errors import CompileError, OutOfMemoryError, UserError
+from tl_research.errors import CompileError, OutOfMemoryError, StorageError, UserError
+from tl_research.files import storage_reason
 from tl_research.run.directory import RunDirectory
 
 
@@ -57,6 +58,11 @@ def memory_errors(config: Config, what: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        if reason := storage_reason(error):
+            raise StorageError(
+                f"could not write in {what}: {reason}; expected a place with room; free some or "
+                "choose another --workdir"
+            ) from error
         smaller = "a smaller --image_size"
         if config.batch_size > 1:
             smaller = f"--batch_size={config.batch_size // 2}"

@@ -20,7 +20,7 @@ from tl_research.config import AUGMENTATIONS, Config
 from tl_research.data import pipeline
 from tl_research.data.mixing import Mixing, MixUp
 from tl_research.errors import UserError, suggestion
-from tl_research.files import storage_errors
+from tl_research.files import storage_errors, temporary_name
 from tl_research.models.augmentation import COLUMNS, Operation, apply_operations
 
 _LARGEST_FLOAT16 = 65504.0
@@ -316,7 +316,7 @@ class Storage:
     def _allocate(self, shape, dtype):
         if not self._directory:
             return in_place.zeros(shape, dtype)
-        path = os.path.join(self._directory, f"features.tmp-{os.getpid()}")
+        path = temporary_name(os.path.join(self._directory, "features"))
         with storage_errors(path), open(path, "xb+") as file:
             # it lives as long as it is mapped: nothing is left behind, however the process ends
             os.remove(path)

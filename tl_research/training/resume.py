@@ -5,15 +5,13 @@ import math
 import time
 from collections.abc import Iterator
 
-import numpy as np
-
 from tl_research import distribution
 from tl_research.errors import CheckpointError, Interrupted
 from tl_research.models.classifier import num_parameters
 from tl_research.run import checkpoints
 from tl_research.run.directory import RunDirectory
 from tl_research.signals import Signals
-from tl_research.training import audit
+from tl_research.training import audit, state_check
 from tl_research.training.plan import Plan
 from tl_research.training.state import KeptWeights, TrainState
 
@@ -32,7 +30,8 @@ class Resume:
     """
 
     def __init__(self, plan: Plan, directory: RunDirectory, signals: Signals):
-        self._config, self._classifier, self.signals = plan.config, plan.classifier, signals
+        self._plan, self.signals = plan, signals
+        self._config, self._classifier = plan.config, plan.classifier
         self._directory = directory
         self._identity = [*directory.identity(plan.config), *plan.objective.identity]
         self._paths = plan.saved_paths  # the rest comes from the pretrained weights
@@ -112,29 +111,35 @@ class Resume:
         loaded = checkpoints.load_newest(self._directory.file("checkpoints"), largest)
         if loaded is None:
             return None
-        contents, arrays = loaded
-        self._check_identity(contents.pop("run", ()))
+        state, variables = self._checked(*loaded)
+        self._classifier.assign(variables, self._paths)
+        self._check_frozen(state.progress.phase_hashes)
+        self.saved_step = state.position.global_step
+        return state
+
+    def _checked(self, contents, arrays):
+        """Returns (the state that a checkpoint holds, {path: array} of variables)."""
         try:
+            state_check.check_entries(contents)
+            self._check_identity(contents.pop("run", ()))
             state = TrainState.from_json(contents)
+            kinds = state_check.sorted_arrays(arrays, self._plan)
+            variables, state.slots = kinds.pop("variables"), kinds.pop("optimizer")
+            state.weights = KeptWeights(**kinds)
+            state_check.check_position(state, self._plan)
         except TypeError as error:
             raise CheckpointError(
                 f"the checkpoint is of another version of this program ({error}); expected its "
                 "own; use that version or --resume=never"
             ) from error
-        kinds = {"variables": {}, "optimizer": {}, **vars(KeptWeights())}
-        for name, array in arrays.items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise CheckpointError(
-                    f"the checkpoint holds numbers in {name} that are not finite; expected those "
-                    "of a run, which saves none; use --resume=never"
-                )
-            kind, _, rest = name.partition("/")
-            kinds[kind][rest] = array
-        self._classifier.assign(kinds.pop("variables"), self._paths)
-        state.slots, state.weights = kinds.pop("optimizer"), KeptWeights(**kinds)
-        self._check_frozen(state.progress.phase_hashes)
-        self.saved_step = state.position.global_step
-        return state
+        except CheckpointError:
+            raise
+        except ValueError as error:
+            raise CheckpointError(
+                f"the checkpoint cannot be of this run: {error}; expected what the run saved; use "
+                "--resume=never"
+            ) from error
+        return state, variables
 
     def _check_identity(self, recorded):
         if other := sorted(set(self._directory.with_defaults(recorded)) ^ set(self._identity)):

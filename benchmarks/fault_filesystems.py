@@ -1,0 +1,147 @@
+"""The figure of runs on real file systems, also ones that fill up or fail in the middle.
+
+Each case mounts its own, of 64 MiB, where only it and its children see it; where that is not
+allowed, or the system does not have the file system, it is skipped, with the reason.
+"""
+
+import collections
+import contextlib
+import ctypes
+import errno
+import fcntl
+import itertools
+import os
+import signal
+import subprocess
+
+from fault_forks import around, train
+from fault_lab import leftovers, newest_step, passed
+
+from tl_research.run import checkpoints
+
+_SIZE = 64 << 20
+_CLONE_NEWNS = 0x20000  # see unshare(2)
+_AT_SAVE = 5
+_MAKERS = {"ext4": ("mkfs.ext4", "-q", "-F"), "vfat": ("mkfs.vfat",), "tmpfs": None}
+
+
+class _Skipped(Exception):
+    """The file system cannot be had here; the text says why."""
+
+
+def filesystems(lab):
+    """Runs on several file systems: killed and resumed, with a disk that fills up, and one that
+    becomes read-only.
+    """
+    lab.reference("cached")
+    plans = [(kind, what) for what in ("killed", "full") for kind in _MAKERS]
+    plans += [("ext4", "read-only"), ("tmpfs", "without locks"), ("tmpfs", "without syncs")]
+    cases = lab.each(_on, [(number, *plan) for number, plan in enumerate(plans)])
+    tried = [case for case in cases if "skipped" not in case]
+    names = collections.Counter(f"{case.get('file system')} {case.get('what')}" for case in tried)
+    skipped = {case["file system"]: case["skipped"] for case in cases if "skipped" in case}
+    line = f"{passed(tried)} on real file systems resumed bit for bit ({', '.join(names)})"
+    return cases, line + "".join(f"; {kind} skipped: {why}" for kind, why in skipped.items())
+
+
+def _on(lab, number, kind, what):
+    run, case = lab.folder(f"filesystem-{number}"), {"file system": kind, "what": what}
+    try:
+        _mount(kind, run)
+    except _Skipped as reason:
+        return {**case, "skipped": str(reason)}
+    if what in _PATCHES:
+        _PATCHES[what]()  # this process runs nothing else
+    if what in _ACTS:
+        case["code"] = train(run, lab.flags("cached"), lambda: _at_save(lambda: _ACTS[what](run)))
+        expected = 9
+    else:
+        case |= lab.interrupted(run, "cached", signal.SIGKILL, ("save", _AT_SAVE, 0))
+        expected = -9
+    with open(f"{run}.log") as file:
+        said = [line for line in file if line.startswith(("error: ", "Traceback"))]
+    if case["code"] != expected or len(said) != (expected == 9):
+        return {**case, "failed": f"exit code {case['code']}, expected {expected}: {said}"}
+    if what in _MENDS:
+        _MENDS[what](kind, run)
+    case["resumed from"] = newest_step(run)
+    code = train(run, lab.flags("cached"))
+    different = lab.differences(run, "cached") if code == 0 else f"exit code {code}"
+    if different or leftovers(run):
+        return {**case, "failed": f"resumed: {different}, left behind {leftovers(run)}"}
+    return case
+
+
+def _mount(kind, place):
+    """Mounts a new file system at a place, for this process and its children alone."""
+    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS):
+        raise _Skipped(f"mounting is not allowed ({os.strerror(ctypes.get_errno())})")
+    _command("mount", "--make-rprivate", "/")
+    os.mkdir(place)
+    if not _MAKERS[kind]:
+        _command("mount", "-t", kind, "-o", f"size={_SIZE}", "none", place)
+        return
+    with open(f"{place}.image", "wb") as file:
+        file.truncate(_SIZE)
+    _command(*_MAKERS[kind], f"{place}.image")
+    _command("mount", "-t", kind, "-o", "loop", f"{place}.image", place)
+
+
+def _command(*words):
+    try:
+        subprocess.run(words, check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise _Skipped(f"there is no {words[0]}") from None
+    except subprocess.CalledProcessError as error:
+        raise _Skipped(" ".join(error.stderr.split())) from error
+
+
+def _at_save(act):
+    """Lets something happen before a save of this process."""
+    numbers = itertools.count(1)
+
+    @contextlib.contextmanager
+    def acting(*_):
+        if next(numbers) == _AT_SAVE:
+            act()
+        yield
+
+    around(checkpoints, "save", acting)
+
+
+def _fill(place):
+    with contextlib.suppress(OSError), open(os.path.join(place, "full"), "wb", 0) as file:
+        for size in (1 << 20, 1 << 12, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+
+
+def _empty(kind, place):
+    os.remove(os.path.join(place, "full"))
+
+
+def _mount_again(kind, place):
+    _command("umount", place)
+    subprocess.run(["e2fsck", "-fy", f"{place}.image"], capture_output=True, check=False)
+    _command("mount", "-t", kind, "-o", "loop", f"{place}.image", place)
+
+
+def _without(owner, name, number):
+    def missing(*_):
+        raise OSError(number, os.strerror(number))
+
+    return lambda: setattr(owner, name, missing)
+
+
+# What happens to a run, how the machine is mended then, and what the file system never had.
+_ACTS = {
+    "full": _fill,
+    # what the kernel does on an error of the disk; an ordinary remount waits for open files
+    "read-only": lambda place: _command("mount", "-o", "remount,abort", place),
+}
+_MENDS = {"full": _empty, "read-only": _mount_again}
+_PATCHES = {
+    "without locks": _without(fcntl, "flock", errno.ENOLCK),
+    "without syncs": _without(os, "fsync", errno.EINVAL),
+}

@@ -1,0 +1,152 @@
+"""Whether a checkpoint says what this program could have saved in a run: its hashes are those of
+whoever wrote it, so that they prove nothing.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from tl_research.training.plan import Plan
+from tl_research.training.state import Arrays, TrainState
+
+_NUMBER, _COUNT = "a number", "a whole number, 0 or more"
+_ANY = object()
+_KINDS = ("variables", "optimizer", "best", "selected", "logits")  # of arrays
+# What each entry of `state.json` is made of: a list has any number of entries of one kind; in a
+# dict `...` stands for the names that are not given; of a tuple the value may also be None.
+_FOUND: dict[Any, Any] = {"epoch": _COUNT, ...: _NUMBER}  # an epoch, and its metrics
+_RELIABILITY = [[_NUMBER]]
+_ENTRIES: dict[str, Any] = {
+    **dict.fromkeys(("phase_index", "phase_epoch", "phase_step", "epoch"), _COUNT),
+    **dict.fromkeys(("epoch_step", "global_step", "wait", "traces", "skipped_steps"), _COUNT),
+    **dict.fromkeys(("largest_rate", "compile_seconds", "train_seconds", "seconds"), _NUMBER),
+    "run": [str],
+    "scaling": {"loss_scale": _NUMBER, "good_steps": _NUMBER, "skipped_in_a_row": _NUMBER},
+    "epoch_totals": {...: _NUMBER},
+    "phase_hashes": {...: str},
+    "gradient_peaks": {...: _NUMBER},
+    "moved": [str],
+    "best": (_FOUND,),
+    "selected": ({"phase": str, **_FOUND},),
+    "joined": {...: str},
+    "finished": [
+        {"name": str, "epochs": _COUNT, "best_epoch": _COUNT, "audit": {...: _COUNT}, ...: _NUMBER}
+    ],
+    "history": [
+        {
+            **{"phase": str, "epoch": _COUNT, "step": _COUNT, "train_loss": _NUMBER},
+            ...: _NUMBER,
+        }
+    ],
+    "data_audit": ({"data_audit": _ANY, ...: _ANY},),
+    "head_start": ({...: _NUMBER},),
+    "time_limit": {...: _COUNT},
+    "test": (
+        {"n": _COUNT, "reads": _COUNT, "accuracy": (_NUMBER,), "ci95": ([_NUMBER],), ...: _NUMBER},
+    ),
+    "calibration": ({"temperature": _NUMBER, "reason": (str,), ...: _NUMBER},),
+    "reliability": ({"n": _COUNT, "before": _RELIABILITY, "after": _RELIABILITY},),
+    "run_seconds": {...: _NUMBER},
+}
+
+
+def check_entries(contents: dict[str, Any]) -> None:
+    """Raises ValueError if an entry of `state.json` is not made as this program makes it.
+
+    Names that are missing or unknown are none of its business.
+    """
+    for name in _ENTRIES.keys() & contents.keys():
+        _check(contents[name], _ENTRIES[name], name)
+
+
+def _check(value, kind, place):
+    if isinstance(kind, tuple):
+        if value is not None:
+            _check(value, kind[0], place)
+    elif isinstance(kind, list) and isinstance(value, list):
+        for index, entry in enumerate(value):
+            _check(entry, kind[0], f"{place}[{index}]")
+    elif isinstance(kind, dict) and isinstance(value, dict):
+        for name in value.keys() | (kind.keys() - {...}):
+            _check(value.get(name), kind.get(name, kind.get(..., _ANY)), f"{place}.{name}")
+    elif not _is_of(value, kind):
+        raise ValueError(f"{place} is {str(value)[:80]!a}")
+
+
+def _is_of(value, kind):
+    if kind is _ANY:
+        return True
+    if kind in (_NUMBER, _COUNT):
+        is_number = isinstance(value, int if kind is _COUNT else (int, float))
+        return is_number and not isinstance(value, bool) and not (kind is _COUNT and value < 0)
+    return kind is str and isinstance(value, str)
+
+
+def check_position(state: TrainState, plan: Plan) -> None:
+    """Raises ValueError if a state is at no place of its run."""
+    position, past, each = state.position, state.past, plan.steps_per_epoch
+    if position.phase_index >= len(plan.phases):
+        raise ValueError(f"phase_index is {position.phase_index} of {len(plan.phases)} phases")
+    phase = plan.phases[position.phase_index]
+    expected = {
+        "phase_step": (position.phase_step, position.phase_epoch * each + position.epoch_step),
+        "global_step": (position.global_step, position.epoch * each + position.epoch_step),
+        "history": (len(past.history), position.epoch),
+        "epoch_step": (position.epoch_step, min(position.epoch_step, each)),
+        "phase_epoch": (position.phase_epoch, min(position.phase_epoch, phase.epochs)),
+        "selected": (bool(past.selected), bool(state.weights.selected)),
+        "logits": (bool(past.selected), bool(state.weights.logits)),
+        "best": (bool(state.progress.best), bool(state.weights.best)),
+        "epoch_totals": (bool(state.progress.epoch_totals), position.epoch_step > 0),
+        "phase_hashes": (set(state.progress.phase_hashes), set(plan.classifier.variables)),
+    }
+    for name, (said, follows) in expected.items():
+        if said != follows:
+            raise ValueError(f"{name} is not what follows from the rest")
+    totals = {"loss_sum", "examples", "seconds", "waited", "learning_rate", *plan.objective.counted}
+    needed = {
+        "best": (state.progress.best, {plan.config.select_by, "epoch"}),
+        "selected": (past.selected, {plan.config.select_by, "epoch"}),
+        "epoch_totals": (state.progress.epoch_totals, totals),
+        **{f"history[{i}]": (row, _curves(past.history[0])) for i, row in enumerate(past.history)},
+    }
+    for name, (found, names) in needed.items():
+        if found and not names <= found.keys():
+            raise ValueError(f"{name} lacks {', '.join(sorted(names - found.keys()))}")
+
+
+def _curves(row):
+    return {name for name in row if name.startswith(("train_", "val_"))}
+
+
+def sorted_arrays(arrays: Arrays, plan: Plan) -> dict[str, Arrays]:
+    """Returns {kind: {name: array}} of a checkpoint's arrays.
+
+    Args:
+        arrays: {`<kind>/<name>`: array}.
+        plan: Of the run.
+
+    Raises:
+        ValueError: If a kind is unknown, a number is not finite, or weights are not those of the
+            network.
+    """
+    kinds: dict[str, Arrays] = {kind: {} for kind in _KINDS}
+    for name, array in arrays.items():
+        kind, _, rest = name.partition("/")
+        if kind not in kinds:
+            raise ValueError(f"{name!a} is of no known kind")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"there are numbers in {name} that are not finite")
+        kinds[kind][rest] = array
+    weights = {path: plan.classifier.variables[path] for path in plan.saved_paths}
+    expected = {path: (np.dtype(v.dtype), tuple(v.shape)) for path, v in weights.items()}
+    for kind in ("variables", "best", "selected"):
+        found = {path: (array.dtype, array.shape) for path, array in kinds[kind].items()}
+        if found != expected and (found or kind == "variables"):
+            different = sorted(path for path, _ in found.items() ^ expected.items())
+            raise ValueError(f"{kind} do not fit the network at {', '.join(different[:5])!a}")
+    shape = (len(plan.validation), plan.classifier.num_classes)
+    for name, array in kinds["logits"].items():
+        if array.shape != shape or array.dtype.kind != "f":
+            raise ValueError(f"logits/{name} are {array.dtype} {array.shape}")
+    return kinds
