@@ -89,7 +89,7 @@ def _finished(place):
     """Returns {seed: contents of `results.json`} of a row's directory."""
     found = {}
     for path in glob.glob(os.path.join(glob.escape(place), "seed*", "results.json")):
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             found[int(path.split(os.sep)[-2].removeprefix("seed"))] = json.load(file)
     return dict(sorted(found.items()))
 

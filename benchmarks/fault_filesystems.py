@@ -58,7 +58,7 @@ def _on(lab, number, kind, what):
     else:
         case |= lab.interrupted(run, "cached", signal.SIGKILL, ("save", _AT_SAVE, 0))
         expected = -9
-    with open(f"{run}.log") as file:
+    with open(f"{run}.log", encoding="utf-8") as file:
         said = [line for line in file if line.startswith(("error: ", "Traceback"))]
     if case["code"] != expected or len(said) != (expected == 9):
         return {**case, "failed": f"exit code {case['code']}, expected {expected}: {said}"}

@@ -83,13 +83,13 @@ class Lab:
             run, start = self.folder(f"reference-{kind}"), time.monotonic()
             code = train(run, self.flags(kind), functools.partial(_take_notes, f"{run}.json"))
             if code:
-                with open(f"{run}.log") as file:
+                with open(f"{run}.log", encoding="utf-8") as file:
                     raise UserError(
                         f"the unbroken run ended with {code}; expected 0; its output: "
                         f"{file.read()[-500:]}"
                     )
             seconds = time.monotonic() - start
-            with open(f"{run}.json") as file:
+            with open(f"{run}.json", encoding="utf-8") as file:
                 notes = json.load(file)
             found = {"run": run, "fingerprint": fingerprint(run), "seconds": seconds, **notes}
             self._references[kind] = found
@@ -163,7 +163,7 @@ def _take_notes(path):
                 "epoch_steps": epoch_steps,
                 "operations": operations.names,
             }
-            with open(path, "w") as file:
+            with open(path, "w", encoding="utf-8") as file:
                 json.dump(notes, file)
 
     Page().watch(entries.__setitem__, left)
@@ -178,9 +178,9 @@ def fingerprint(run):
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode() + array.tobytes())
-    with open(os.path.join(run, "results.json")) as file:
+    with open(os.path.join(run, "results.json"), encoding="utf-8") as file:
         results = json.load(file)
-    with open(os.path.join(run, "metrics.csv")) as file:
+    with open(os.path.join(run, "metrics.csv"), encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for part in (state, results):
         part.pop("run")

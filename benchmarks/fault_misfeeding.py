@@ -49,7 +49,7 @@ def images(lab):
     check = functools.partial(_check_images, lab.photos, folder, answer)
     if code := in_fork(check, lab.folder("images.log")):
         return [{"failed": f"the check ended with {code}"}], "the check failed"
-    with open(answer) as file:
+    with open(answer, encoding="utf-8") as file:
         megabytes = json.load(file)
     cases = [{"failed": f"memory grew by {megabytes:.0f} MB"}] if megabytes > 50 else []
     arguments = [*lab.flags("cached"), f"--data_dir={folder}", "--epochs=1,1"]
@@ -84,9 +84,9 @@ def _check_images(good, odd, answer):
 
 def _named_and_used(run):
     """Returns {path: reason} of the images that a run refused, and the paths of the others."""
-    with open(os.path.join(run, "bad_images.csv"), newline="") as file:
+    with open(os.path.join(run, "bad_images.csv"), encoding="utf-8", newline="") as file:
         named = {row["path"]: row["reason"] for row in csv.DictReader(file)}
-    with open(os.path.join(run, "split.json")) as file:
+    with open(os.path.join(run, "split.json"), encoding="utf-8") as file:
         return named, {entry["path"] for entry in json.load(file)["files"]}
 
 
@@ -235,12 +235,12 @@ def _given_artefact(lab, number, name):
         write_atomically(answer, json.dumps({"result": result, "megabytes": grown}))
 
     code = in_fork(body, log, seconds=60)
-    with open(log) as file, open(secret) as kept:
+    with open(log, encoding="utf-8") as file, open(secret, encoding="utf-8") as kept:
         output, kept = file.read(), kept.read()
     case = {"name": name, "code": code}
     if code:
         return {**case, "failed": f"exit code {code}: {output[-300:]}"}
-    with open(answer) as file:
+    with open(answer, encoding="utf-8") as file:
         case.update(json.load(file))
     listing = sorted(os.listdir(outside))
     untouched = listing == ["place", "secret"] and kept == fault_inputs.SECRET

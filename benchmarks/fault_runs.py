@@ -21,6 +21,7 @@ import fault_inputs
 from fault_forks import FORKS, Operations, Page, around, train
 from fault_lab import newest_step, passed
 
+from tl_research import machine
 from tl_research.config import Config
 from tl_research.errors import UserError
 from tl_research.files import write_atomically
@@ -121,7 +122,7 @@ def _at_operation(lab, number, name, mode):
 
     code, happened = train(run, lab.flags("cached"), prepare), note.value.decode()
     case = {"mode": mode, "operation": f"{number} {name}", "code": code, "happened at": happened}
-    with open(f"{run}.log") as log:
+    with open(f"{run}.log", encoding="utf-8") as log:
         problems = {
             "never reached": not happened.startswith(f"{number} {name} in "),
             f"exit code {code}": code not in ((-9,) if mode == "kill" else (0, 9)),
@@ -344,7 +345,7 @@ def repeat(lab):
     fresh = lab.many(10)
     plans = [(f"fresh {i}", [], None) for i in range(fresh)]
     for calls in (1, 2):
-        cores = functools.partial(setattr, os, "cpu_count", lambda calls=calls: calls)
+        cores = functools.partial(setattr, machine, "cores", lambda calls=calls: calls)
         plans.append((f"{calls} decode calls", ["--cache_pixels=0"], cores))
     plans.append(("listed backwards", [], _list_backwards))
     plans += [(f"--deterministic {i}", ["--deterministic"], None) for i in (1, 2)]
@@ -366,7 +367,7 @@ def _hashed(lab, name, arguments, prepare):
     code = train(run, [*lab.flags("live"), *arguments], prepare or (lambda: None))
     if code:
         return {"name": name, "failed": f"exit code {code}"}
-    with open(os.path.join(run, "results.json")) as file:
+    with open(os.path.join(run, "results.json"), encoding="utf-8") as file:
         return {"name": name, "weights_sha256": json.load(file)["weights_sha256"]}
 
 
@@ -418,7 +419,10 @@ def cost(lab):
     )
     if code:
         return [{"failed": f"exit code {code}"}], "the run failed"
-    with open(answer) as file, open(os.path.join(run, "results.json")) as results:
+    with (
+        open(answer, encoding="utf-8") as file,
+        open(os.path.join(run, "results.json"), encoding="utf-8") as results,
+    ):
         seconds, total = json.load(file), json.load(results)["seconds"]["total"]
     spent = sum(seconds)
     case = {"saves": len(seconds), "seconds in saves": spent, "total": total}

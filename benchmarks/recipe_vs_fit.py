@@ -124,7 +124,7 @@ def _read(settings):
     """Returns the rows that are there already."""
     if not os.path.exists(settings.output_json):
         return []
-    with open(settings.output_json) as file:
+    with open(settings.output_json, encoding="utf-8") as file:
         content = json.load(file)
     different = [
         name
@@ -172,7 +172,7 @@ def run_train(settings, backbone, seed, workdir, flagfiles=(), more=()):
         "--resume=never",
     ]
     _finish(_start(command, stdout=subprocess.DEVNULL))
-    with open(os.path.join(workdir, "results.json")) as file:
+    with open(os.path.join(workdir, "results.json"), encoding="utf-8") as file:
         return json.load(file)
 
 
@@ -222,7 +222,7 @@ def run_fit(settings, backbone, seed, place, split_path, columns):
         columns: Of `fit_recipe.COLUMNS`.
     """
     folders = os.path.join(place, "images")
-    with open(split_path) as file:
+    with open(split_path, encoding="utf-8") as file:
         split = json.load(file)
     shutil.rmtree(folders, ignore_errors=True)
     for entry in split["files"]:

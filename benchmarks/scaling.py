@@ -148,7 +148,7 @@ def _run(settings, folder, workdir, count, flags):
             f"{shlex.join(command)} ended with exit code {process.returncode}; expected 0; correct "
             "--flags"
         )
-    with open(os.path.join(workdir, "results.json")) as file:
+    with open(os.path.join(workdir, "results.json"), encoding="utf-8") as file:
         results = json.load(file)
     epochs = sum(phase["epochs"] for phase in results["phases"])
     seconds = {part: results["seconds"][part] for part in ("total", *_PARTS)}

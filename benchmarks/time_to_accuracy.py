@@ -60,7 +60,7 @@ def measure(settings):
     path = os.path.join(settings.runs, "rows.json")
     rows = []
     if os.path.exists(path):
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             rows = json.load(file)
     os.makedirs(settings.runs, exist_ok=True)
     for seed in settings.seeds:

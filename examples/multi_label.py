@@ -20,7 +20,7 @@ LABELS = os.environ.get("LABELS", "labels.csv")
 
 
 def load_catalog(config):
-    with open(LABELS, newline="") as file:
+    with open(LABELS, encoding="utf-8", newline="") as file:
         rows = [(path, set(names.split(";")) - {""}) for path, names in csv.reader(file)]
     classes = sorted(set().union(*(names for _, names in rows)))
     labels = np.array([[name in names for name in classes] for _, names in rows], np.float32)

@@ -21,7 +21,7 @@ SCALE = 1.0
 
 
 def load_catalog(config):
-    with open(LABELS, newline="") as file:
+    with open(LABELS, encoding="utf-8", newline="") as file:
         paths, numbers = zip(*csv.reader(file))
     folder = os.path.dirname(os.path.abspath(LABELS))
     paths = [os.path.join(folder, path) for path in paths]

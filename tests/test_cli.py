@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pty
 import resource
 import subprocess
 import sys
@@ -58,7 +59,9 @@ def test_helpshort_answers_within_a_second_and_lists_the_settings():
         (["--epocs=3"], ["--epocs is no flag", "did you mean epochs?"]),
         (["--warmup_steps=276"], ["--warmup_steps is no flag", "did you mean warmup?"]),
         (["epochs=3"], ["'epochs=3' is not a flag", "did you mean --epochs=3?"]),
-        (["--batch_size=many"], ["batch_size=many"]),
+        (["--batch_size=many"], ["--batch_size=many: expected one whole number"]),
+        (["--image_size=64,96"], ["--image_size=64,96: expected one whole number"]),
+        (["--dropout=a half"], ["--dropout=a half: expected one number"]),
         (["--optimizer=adm"], ["adm", "adamw"]),
         (["--flagfile=/nowhere.flags"], ["/nowhere.flags"]),
         (["--epochs=1,2,3"], ["--epochs=1,2,3", "one for each of --phases"]),
@@ -101,8 +104,9 @@ def test_each_field_is_one_flag_of_the_same_type_and_default():
 
 
 def test_error_is_one_line_whatever_its_text(capsys):
-    assert cli.fail("first\n  second\tthird", 7) == 7
-    assert capsys.readouterr().err == "error: first second third\n"
+    # spaces stay: they may be those of a name, in a command to copy
+    assert cli.fail("first\r\n  second  third\n", 7) == 7
+    assert capsys.readouterr().err == "error: first second  third\n"
 
 
 def test_exit_codes_are_those_of_the_contract():
@@ -206,6 +210,66 @@ def test_every_character_can_be_printed_in_every_locale():
             and done.stderr.count(b"\n") == 1
         )
         assert done.stdout.startswith(b"\\udcff ")
+
+
+def test_programs_run_in_utf8_with_the_same_arguments_in_every_locale(tmp_path):
+    program = _PROGRAM.format(body="print(sys.getfilesystemencoding(), *map(ascii, rest))")
+    program = "import sys\n" + program.replace("main()", "main(rest)").replace(
+        "cli.run(main)", "cli.run(main, takes=True)"
+    )
+    other = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, "r\u00e9d", b"\xff"],
+        capture_output=True,
+        env={**os.environ, **other},
+    )
+    assert (done.stdout, done.stderr) == (b"utf-8 'r\\xe9d' '\\udcff'\n", b"")
+
+
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "2>&-", ">&-"])
+def test_closed_streams_are_no_file_that_is_opened_next(tmp_path, closed):
+    body = "file = open('log', 'w'); print('lost' * 9999); os.write(2, b'lost'); file.write('kept')"
+    (tmp_path / "program.py").write_text("import os\n" + _PROGRAM.format(body=body))
+    done = subprocess.run(
+        ["bash", "-c", f"'{sys.executable}' program.py {closed}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(cli.__file__))},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "log").read_text() == "kept"
+
+
+def test_run_goes_on_when_its_log_cannot_be_written_and_ends_with_that(tmp_path):
+    body = (
+        f"print('x' * 100_000, flush=True); open({str(tmp_path / 'done')!r}, 'w').close(); "
+        "print('RESULT', flush=True)"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROGRAM.format(body=body)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 9 and (tmp_path / "done").exists()
+    _assert_one_line(done.stderr, "the output could not be written (No space left on device)")
+
+
+def test_run_goes_on_when_its_terminal_is_gone():
+    terminal, output = pty.openpty()
+    body = "sys.stdin.read(1); print('x', flush=True); print('y', flush=True)"
+    with subprocess.Popen(
+        [sys.executable, "-c", "import sys\n" + _PROGRAM.format(body=body)],
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+    ) as process:
+        os.close(output)
+        os.close(terminal)
+        process.communicate(b"x", timeout=60)
+    assert process.returncode == 0
 
 
 def test_signal_that_was_ignored_still_is():

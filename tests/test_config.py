@@ -2,12 +2,14 @@
 
 import dataclasses
 import pathlib
+import pwd
 import subprocess
 import sys
 
 import pytest
 
 from tl_research.config import Config
+from tl_research.data import catalog
 from tl_research.errors import UserError
 
 
@@ -208,6 +210,30 @@ def test_paths_are_expanded_and_absolute(monkeypatch, tmp_path):
         Config(weights="w.h5").weights == str(tmp_path / "w.h5")
         and Config(weights="none").weights == "none"
     )
+
+
+def test_home_that_is_not_known_is_no_folder_here(monkeypatch):
+    def unknown(number):
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for path in ("~/photos", "~nobody-of-that-name/photos"):
+        with pytest.raises(UserError, match="no home directory is known for ~"):
+            Config(data_dir=path)
+    config = Config()  # a run may do without it
+    assert config.download_dir == "~/.cache/tl_research"
+    with pytest.raises(UserError, match="set HOME or give --download_dir"):
+        catalog.find_images("drawn_flowers", download_dir=config.download_dir)
+
+
+def test_dollar_may_be_part_of_a_name_that_is_there(tmp_path, monkeypatch):
+    (tmp_path / "a$b").mkdir()
+    monkeypatch.chdir(tmp_path / "a$b")
+    again = Config(data_dir=Config(data_dir="photos").data_dir)  # as flags.txt has it
+    assert again.data_dir == f"{tmp_path}/a$b/photos"
+    with pytest.raises(UserError, match="not expanded here"):
+        Config(data_dir=f"{tmp_path}/$c/photos")
 
 
 def test_every_setting_says_what_it_is():

@@ -76,6 +76,7 @@ kill, term = (signal.SIGKILL, 5), (signal.SIGTERM, 5)
 first = [
     mirrored("mirrored"), *workers("workers"), *workers("killed", end=kill),
     *workers("stopped", end=term), case("one", end=kill),
+    mirrored("phases", "--phases=head,finetune", "--epochs=1,1", "--unfreeze=0%,block3"),
 ]
 half = ["--precision=mixed_float16", "--optimizer=sgd"]
 second = [
@@ -134,6 +135,15 @@ def test_two_workers_end_as_two_devices_of_one_do_and_the_chief_alone_writes(run
     }
 
 
+def test_two_phases_of_two_replicas_carry_the_optimizer_over(runs):
+    (first, _), place = runs
+    assert first[8] == 0, (place / "phases.log").read_text()
+    arrays = _end(place / "phases")[0]
+    counts = {name: int(a) for name, a in arrays.items() if name.endswith("/iterations")}
+    steps = int((place / "phases" / "metrics.csv").read_text().splitlines()[-1].split(",")[2])
+    assert sorted(counts.values()) == [steps // 2, steps], counts
+
+
 def test_killed_worker_ends_the_other_in_one_line_and_the_job_is_resumed_to_the_same_weights(runs):
     (first, second), place = runs
     assert first[3:5] == [143, -9] and second[:2] == [0, 0]
@@ -158,8 +168,8 @@ def test_signal_to_one_worker_stops_both_after_the_same_step(runs):
     (first, _), place = runs
     assert first[5:7] == [143, 143]
     assert (place / "stopped.log").read_text().count(
-        f"after step 5; everything is saved; go on with python train.py "
-        f"--flagfile={place / 'stopped' / 'flags.txt'} --workdir={place / 'stopped'}\n"
+        f"after step 5; everything is saved; go on with {sys.executable} "
+        f"{_ROOT}/train.py --flagfile={place}/stopped/flags.txt --workdir={place}/stopped\n"
     ) == 2
 
 

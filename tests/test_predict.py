@@ -160,3 +160,11 @@ def test_paths_that_do_not_exist_are_named_before_anything_is_loaded(tmp_path):
     with pytest.raises(DataError, match=r"1 of 2 paths do not exist \(/nowhere\)") as error:
         predict(PredictConfig(run="no run"), [str(tmp_path), "/nowhere"])
     assert error.value.exit_code == 2
+
+
+def test_classes_called_as_other_columns_have_columns_of_their_own():
+    first = ("path", "class", "probability")
+    assert tool._columns(first, ("ant", "class", "path", "probability path")) == [
+        *first,
+        *("ant", "probability class", "probability probability path", "probability path"),
+    ]

@@ -2,8 +2,9 @@
 
 import collections
 import concurrent.futures
-import os
 from collections.abc import Callable, Iterable, Iterator
+
+from tl_research import machine
 
 
 def in_order(function: Callable, items: Iterable, count: int) -> Iterator:
@@ -11,7 +12,7 @@ def in_order(function: Callable, items: Iterable, count: int) -> Iterator:
 
     Who waits for a result can be interrupted: then nothing that has not begun is computed.
     """
-    pool, waiting = concurrent.futures.ThreadPoolExecutor(os.cpu_count()), collections.deque()
+    pool, waiting = concurrent.futures.ThreadPoolExecutor(machine.cores()), collections.deque()
     try:
         for item in items:
             waiting.append(pool.submit(function, item))

@@ -10,11 +10,15 @@ import tempfile
 import warnings
 from typing import Any
 
+from tl_research import quiet
+
+quiet.import_tensorflow()
+
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tl_research import metrics, quiet
+from tl_research import machine, metrics
 from tl_research.data import image_check
 from tl_research.errors import ExportError, UserError
 from tl_research.files import (
@@ -187,9 +191,13 @@ def write_saved_model(model, answer, classes, image_size, temperature, path):
     Returns a function from uint8 [1, H, W, 3] to what it answers, read from there.
     """
     module = serving_module(model, answer, classes, image_size, None, temperature)
-    with quiet.dropped_stderr():
-        tf.saved_model.save(module, path, signatures=module.serve)
-        serve = tf.saved_model.load(path).signatures["serving_default"]
+    with quiet.dropped_stderr(), tempfile.TemporaryDirectory() as place:
+        # TensorFlow looks for the files by a pattern, which a [ in the run's path would be part of.
+        link = os.path.join(place, "export")
+        os.symlink(os.path.dirname(os.path.abspath(path)), link)
+        linked = os.path.join(link, os.path.basename(path))
+        tf.saved_model.save(module, linked, signatures=module.serve)
+        serve = tf.saved_model.load(linked).signatures["serving_default"]
     return lambda image: {
         name: tensor.numpy() for name, tensor in serve(images=tf.constant(image)).items()
     }
@@ -224,7 +232,7 @@ def write_litert(model, answer, classes, image_size, temperature, path):
         file.write(content)
     with quiet.dropped_stderr(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the interpreter will move to another package
-        interpreter = tf.lite.Interpreter(path, num_threads=os.cpu_count())
+        interpreter = tf.lite.Interpreter(path, num_threads=machine.cores())
         serve = interpreter.get_signature_runner()
         # says which kernels it takes
         serve(images=np.zeros((1, image_size, image_size, 3), np.uint8))

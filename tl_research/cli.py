@@ -3,6 +3,7 @@ documented exit code.
 """
 
 import dataclasses
+import errno
 import functools
 import os
 import re
@@ -13,13 +14,31 @@ from absl import app, flags
 
 from tl_research import flagfile, settings
 from tl_research.config import Config
-from tl_research.errors import Interrupted, UserError, suggestion
+from tl_research.errors import Interrupted, StorageError, UserError, suggestion
 from tl_research.files import storage_reason
 from tl_research.signals import Signals
 
 # the program that calls define_flags is the one whose --helpshort lists them
 flags.disclaim_key_flags()
 
+
+class _WholeNumber(flags.IntegerParser):
+    def convert(self, argument):
+        try:
+            return super().convert(argument)
+        except ValueError:
+            raise ValueError("expected one whole number") from None
+
+
+class _Number(flags.FloatParser):
+    def convert(self, argument):
+        try:
+            return super().convert(argument)
+        except ValueError:
+            raise ValueError("expected one number") from None
+
+
+_PARSERS = {int: _WholeNumber, float: _Number}
 _names = {}  # the flags of this program: whether a flag file may set them
 _places = {}  # {name: FILE:LINE} of those that a flag file set
 
@@ -41,13 +60,11 @@ def define_flags(config_class=Config):
             flags.DEFINE_bool(name, field.default, rules["help"])
         elif rules["choices"]:
             flags.DEFINE_enum(name, field.default, rules["choices"], rules["help"])
+        elif parser := _PARSERS.get(settings.item_type(field)):
+            serializer = flags.ArgumentSerializer()
+            flags.DEFINE(parser(), name, field.default, rules["help"], serializer=serializer)
         else:
-            define = {
-                int: flags.DEFINE_integer,
-                float: flags.DEFINE_float,
-                str: flags.DEFINE_string,
-            }
-            define[settings.item_type(field)](name, field.default, rules["help"])
+            flags.DEFINE_string(name, field.default, rules["help"])
         _names[name] = rules["in_files"]
     flags.DEFINE_bool("debug", False, "show the traceback of an error")
     _names["debug"] = True
@@ -90,14 +107,37 @@ def run(main, takes=False):
     def guarded(argv):
         try:
             with Signals():  # a run has its own; this one is for what comes before and after
-                return main(argv[1:]) if takes else main()
+                code = main(argv[1:]) if takes else main()
+            sys.stdout.check()
+            return code
         except (Exception, Interrupted) as error:
             if flags.FLAGS.debug:
                 traceback.print_exc()
             return fail(*_describe(error))
 
-    sys.stdout, sys.stderr = (stream and _Output(stream) for stream in (sys.stdout, sys.stderr))
+    _in_utf8()
+    _open_closed_streams()
+    os.environ["MPLBACKEND"] = "Agg"  # a notebook that starts this program has set its own
+    sys.stdout, sys.stderr = (_Output(stream) for stream in (sys.stdout, sys.stderr))
     app.run(guarded, flags_parser=functools.partial(parse, takes=takes))
+
+
+def _in_utf8():
+    """Starts the program again in UTF-8 where the locale has another encoding: names of images are
+    the same in every locale, and what it prints can be read everywhere.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and sys.executable:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def _open_closed_streams():
+    """Opens what was closed by `2>&-` to nowhere: the next file that is opened would take its
+    number, and what libraries print there.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 (for good)
+            setattr(sys, name, nowhere)
 
 
 def _describe(error):
@@ -126,7 +166,7 @@ def _describe(error):
 
 def fail(message, exit_code):
     """Prints `error: message` as one line on stderr and returns the exit code."""
-    print("error: " + " ".join(str(message).split()), file=sys.stderr)
+    print("error: " + re.sub(r"\s*[\r\n]\s*", " ", str(message).strip()), file=sys.stderr)
     return exit_code
 
 
@@ -160,12 +200,13 @@ def parse(argv, takes=False):
 
 class _Output:
     """A standard stream that takes every character, and whose reader may leave: a run goes on
-    without `| head`. What is no text reaches no terminal: names may hold what one obeys.
+    without `| head`, without its terminal, and without room for its log, of which it ends. What is
+    no text reaches no terminal: names may hold what one obeys.
     """
 
     def __init__(self, stream):
         stream.reconfigure(errors="backslashreplace")
-        self._stream = stream
+        self._stream, self._error = stream, None
 
     def __getattr__(self, name):
         return getattr(self._stream, name)
@@ -178,11 +219,19 @@ class _Output:
     def flush(self):
         self._unless_closed(self._stream.flush)
 
+    def check(self):
+        """Raises StorageError if what was printed could not be written."""
+        self.flush()
+        if self._error:
+            raise StorageError(
+                f"the output could not be written ({self._error.strerror}), all else is done; "
+                "expected room for it; free some and give the same command again"
+            ) from self._error
+
     def _unless_closed(self, call, *arguments):
         try:
             return call(*arguments)
         except OSError as error:
-            # else it would fail again at the exit
+            if error.errno not in (errno.EPIPE, errno.EIO):  # which a terminal leaves behind
+                self._error = error
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-            if self is sys.stdout and not isinstance(error, BrokenPipeError):
-                raise

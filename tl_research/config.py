@@ -179,7 +179,8 @@ class Config:
     backbone: str = setting("EfficientNetV2B0", "a name from tl_research/models/backbones.py")
     weights: str = setting(
         "imagenet",
-        "imagenet, none (random), or a Keras weights or model file",
+        "imagenet, none (random), a Keras weights or model file, or the directory of a finished "
+        "run: of the same classes with its head, to train on",
         path="absolute",
         words=("imagenet", "none"),
     )
@@ -368,6 +369,12 @@ class Config:
         "share each batch: mirrored: among the GPUs of this machine; multi_worker: among the "
         "processes of TF_CONFIG",
         choices=("off", "mirrored", "multi_worker"),
+        may_change=True,
+    )
+    worker_timeout: float = setting(
+        0.0,
+        "seconds that multi_worker waits for all processes of TF_CONFIG; 0 waits for ever",
+        low=0,
         may_change=True,
     )
 

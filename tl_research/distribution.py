@@ -12,13 +12,12 @@ again inside a condition, which fails (keras#18666) or hangs (tensorflow#72686):
 
 import contextlib
 import functools
-import json
-import os
 import signal
 import zlib
 
 import tensorflow as tf
 
+from tl_research import workers
 from tl_research.errors import Interrupted, UserError
 
 
@@ -62,42 +61,26 @@ def _make_strategy(config):
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return _one_strategy(tuple(device.name for device in devices)) if len(devices) > 1 else None
     if config.distribute == "multi_worker":
-        _check_tf_config()
+        workers.task()
         if not config.workdir:
             raise UserError(
                 "--distribute=multi_worker without --workdir; expected a directory that all "
                 "workers reach; add it"
             )
-        return _one_strategy(None)
+        return _one_strategy(None, config.worker_timeout)
     return None
 
 
 @functools.cache
-def _one_strategy(devices):
+def _one_strategy(devices, worker_timeout=0.0):
     """Returns the strategy of this process: a second one would begin TensorFlow's keys of sums
     anew, which still hold.
     """
-    return (
-        tf.distribute.MirroredStrategy(devices)
-        if devices
-        else tf.distribute.MultiWorkerMirroredStrategy()
-    )
-
-
-def _check_tf_config():
-    try:
-        value = json.loads(os.environ.get("TF_CONFIG", ""))
-        jobs, job, index = value["cluster"], value["task"]["type"], int(value["task"]["index"])
-        usable = set(jobs) <= {"chief", "worker"} and len(jobs[job]) > index >= 0
-    except (ValueError, KeyError, TypeError):
-        usable = False
-    if not usable:
-        raise UserError(
-            f"--distribute=multi_worker with TF_CONFIG={os.environ.get('TF_CONFIG')!r}; expected "
-            "this process's task "
-            'in a cluster of workers; set it to {"cluster": {"worker": ["HOST:PORT", ...]}, '
-            '"task": {"type": "worker", "index": 0}}'
-        )
+    if devices:
+        return tf.distribute.MirroredStrategy(devices)
+    workers.wait_for_all(worker_timeout)
+    with workers.ended_by_signals():
+        return tf.distribute.MultiWorkerMirroredStrategy()
 
 
 # In a step.

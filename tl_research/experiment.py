@@ -29,7 +29,7 @@ from tl_research.data import dataset
 from tl_research.errors import CheckpointError, GateError, UserError
 from tl_research.extension import Extension
 from tl_research.files import make_folders, storage_errors
-from tl_research.models import backbones
+from tl_research.models import backbones, weights
 from tl_research.models.classifier import Classifier
 from tl_research.reporting import data_report, figures, pages, plan_text, results
 from tl_research.reporting.epoch_bar import EpochBar
@@ -137,7 +137,7 @@ def _open_directory(config, parts):
         return
     with (
         tempfile.TemporaryDirectory() as place,
-        open(os.devnull, "w") as nowhere,
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
         contextlib.redirect_stdout(nowhere),
     ):
         distribution.of_all_workers(0)
@@ -194,7 +194,7 @@ def prepare(place: Place, started: float) -> Ready:
     distribution.check_equal("checkpoint", f"step {step}", CheckpointError)
     summaries = Summaries(directory.path, None if is_new else step)
     if not is_new:
-        environment.warn_of_other_versions(recorded)
+        environment.warn_of_others(recorded)
         print(f"resumed {_where(plan, state)}", file=sys.stderr)
     else:
         _write_run_json(place, precision, plan, replacements.used)
@@ -258,6 +258,10 @@ def _make_classifier(place, data, replacements):
         Substitution("weights", f"{config.weights} weights of {config.backbone}", offline.BACKBONE),
         dataclasses.replace(config, backbone=offline.BACKBONE),
     )
+    if config.weights not in ("imagenet", "none") and weights.load_head(
+        classifier.model, classifier.head, config.weights, data.classes
+    ):
+        print(f"--weights={config.weights}: the head too, which is of the same classes")
     if place.parts.make_backbone or place.parts.make_head:
         artefacts.try_saving(classifier.in_float32())
     return classifier
@@ -303,8 +307,7 @@ def _write_run_json(place, precision, plan, substitutions):
         "run.json",
         {
             "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "versions": environment.versions(),
-            "machine": environment.machine(),
+            **environment.record(),
             "package": {"version": __version__, "sha256": extension_lib.package_sha256()},
             "extension": place.parts.record,
             "answer": plan.objective.answer.name,

@@ -20,7 +20,7 @@ import time
 
 import numpy as np
 
-from tl_research import cli
+from tl_research import cli, machine
 from tl_research.config import ReaderConfig
 from tl_research.errors import UserError
 from tl_research.settings import setting
@@ -62,7 +62,7 @@ def export(config):
             print(
                 f"{name}: {path}, {_size(path) / 1e6:.1f} MB; {parity} {what}; "
                 f"{_latency_ms(serve, image):.1f} ms for an image of {image.shape[2]} x "
-                f"{image.shape[1]} (median of {_TIMED}, {os.cpu_count()} CPU cores)",
+                f"{image.shape[1]} (median of {_TIMED}, {machine.cores()} CPU cores)",
                 flush=True,
             )
     return paths

@@ -4,6 +4,7 @@
 
 Prints one CSV row for each image: path, class, its probability, then the probability of each class,
 calibrated (or path, classes, ...; or path and the number, by what the run was trained to answer).
+The column of a class that is called as one of the first is `probability <class>`.
 Folders are searched for images, also deeper ones. What cannot be used is named on stderr and left
 out; if nothing can be used, the exit code is 2.
 """
@@ -134,6 +135,17 @@ def _output(path):
         yield file
 
 
+def _columns(first, classes):
+    """Returns the names of all columns, each once: a class may be called `path` too."""
+
+    def column(name):
+        while name in first or (name.startswith("probability ") and name in classes):
+            name = f"probability {name}"
+        return name
+
+    return [*first, *(column(name) if name in first else name for name in classes)]
+
+
 def main(places):
     config = cli.config_from_flags(PredictConfig)
     if not places:
@@ -144,7 +156,7 @@ def main(places):
     run, predictions = predict(config, places, others)
     with _output(config.csv) as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", *run.answer.predicted, *run.classes])
+        writer.writerow(_columns(("path", *run.answer.predicted), run.classes))
         for path, reason, outputs in predictions:
             path = escaped(path)
             counts[reason is None] += 1

@@ -63,12 +63,13 @@ def run(config, program, more=()):
             again = " and without --resume=never" if config.resume == "never" else ""
             error = UserError(
                 f"seed {seed} ended with exit code {code}, for the reason above; expected 0; "
-                f"correct that and give the same command again with --workdir={directory}{again}: "
+                f"correct that and give the same command again with --workdir="
+                f"{run_directory.quoted(os.path.abspath(directory))}{again}: "
                 "what is finished stays"
             )
             error.exit_code = code
             raise error
-        with open(os.path.join(place, "results.json")) as file:
+        with open(os.path.join(place, "results.json"), encoding="utf-8") as file:
             runs[seed] = json.load(file)
     summary = {
         "seeds": list(runs),

@@ -160,7 +160,7 @@ def _checked_text(field, flag, value):
             f"{suggestion(value, rules['choices'])}"
         )
     if rules["path"] and value not in rules["words"]:
-        value = _checked_path(flag, value, rules["path"])
+        value = _checked_path(field, flag, value)
     if rules["recorded"] and (not value.isprintable() or has_comment_or_quotes(value)):
         raise UserError(
             f"{flag}={value!r}; expected what a flag file can hold, text without invisible "
@@ -169,13 +169,26 @@ def _checked_text(field, flag, value):
     return value
 
 
-def _checked_path(flag, value, kind):
-    if "$" in value:
+def _checked_path(field, flag, value):
+    if "$" in value and not os.path.lexists(_through_last_dollar(value)):
         raise UserError(
             f"{flag}={value}; expected a path without $, which is not expanded here; write it out"
         )
     value = os.path.expanduser(value)
-    return os.path.abspath(value) if kind == "absolute" else value
+    if value.startswith("~") and value == field.default:
+        return value  # refused where it is needed
+    if value.startswith("~"):
+        raise UserError(
+            f"{flag}={value}, and no home directory is known for {value.split(os.sep)[0]}; "
+            "expected a path; write it out, with ./ in front if that is its name"
+        )
+    return os.path.abspath(value) if field.metadata["path"] == "absolute" else value
+
+
+def _through_last_dollar(path):
+    """Returns a path up to the last part of it that has a dollar in its name."""
+    end = path.find(os.sep, path.rindex("$"))
+    return path if end < 0 else path[:end]
 
 
 def _checked_number(field, flag, value):

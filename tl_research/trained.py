@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import glob
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 
 from tl_research import quiet
@@ -50,15 +52,7 @@ class TrainedRun:
 
     def __init__(self, path):
         self.path = path
-        if not os.path.isfile(self.file("flags.txt")):
-            raise RunDirectoryError(
-                f"--run={path} is not a run; expected a directory that train.py made; correct it"
-            )
-        if not os.path.isfile(self.file("results.json")):
-            raise RunDirectoryError(
-                f"--run={path} is not finished; expected results.json in it; go on with "
-                f"{resume_command(path)}"
-            )
+        self._check_finished()
         check_kinds("run", path)
         try:
             self.config = dataclasses.replace(
@@ -82,6 +76,23 @@ class TrainedRun:
             raise RunDirectoryError(
                 f"--run={path} cannot be read ({error}); expected a run of this version"
             ) from error
+
+    def _check_finished(self):
+        if not os.path.isfile(self.file("flags.txt")):
+            seeds = sorted(glob.glob("seed*", root_dir=self.path))
+            there = f"one of several seeds, such as --run={self.path}/{seeds[0]}" if seeds else ""
+            raise RunDirectoryError(
+                f"--run={self.path} is not a run; expected "
+                f"{there or 'a directory that train.py made'}; correct it"
+            )
+        if not os.path.isfile(self.file("results.json")):
+            with open(self.file("flags.txt"), encoding="utf-8", errors="surrogateescape") as file:
+                extension = re.search(r"^# extension (.+) of SHA-256", file.read(), re.MULTILINE)
+            command = resume_command(self.path, extension=extension and extension[1])
+            raise RunDirectoryError(
+                f"--run={self.path} is not finished; expected results.json in it; go on with "
+                f"{command}"
+            )
 
     def file(self, *names):
         return os.path.join(self.path, *names)

@@ -234,7 +234,9 @@ class LoadWeightsTest(WeightsFileTest):
         self._assert_refused("bn/moving_mean has type")
 
     def test_file_that_is_missing_a_folder_or_not_hdf5_is_one_line(self):
-        self._assert_refused("is not a file; expected imagenet, none, or the path")
+        self._assert_refused(
+            "is not a file; expected imagenet, none, the directory of a finished run, or"
+        )
         os.mkdir(self.path)
         self._assert_refused("is not a file")
         os.rmdir(self.path)

@@ -94,14 +94,17 @@ def test_no_mistake_is_an_empty_picture():
 def test_caption_has_classes_probability_and_file_name():
     assert (
         pictures.caption("roses/deep/x.jpg", "roses", "tulips", 0.876)
-        == "roses > tulips 0.88\nx.jpg\n"
+        == "roses\n> tulips 0.88\nx.jpg\n"
     )
-    first, second, third = pictures.caption("a" * 60, "sunflowers", "b\n", 1.0).split("\n")
-    assert (
-        first == "sunflow.. > b\\n 1.00"
-        and len(second) == len(third)
-        and (second + third).endswith("..")
-    )
+    true, said, *name = pictures.caption("a" * 60 + "b", "sun" * 9, "b\n", 1.0).split("\n")
+    assert (true, said) == ("sunsunsun..sunsunsun", "> b\\n 1.00")
+    assert name == ["a" * 26 + ".", "." + "a" * 25 + "b"]
+
+
+def test_long_names_of_different_classes_stay_different():
+    names = ["retriever, golden, long-haired", "retriever, golden, curly-haired", "ant"]
+    assert pictures.short_names(names, 15) == ["retriev..hai..1", "retriev..hai..2", "ant"]
+    assert pictures.short_names(["one name of two"] * 2, 9) == ["one ..two"] * 2
 
 
 def test_tables():

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import tensorflow as tf
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 from tl_research.reporting import summaries
 
@@ -190,3 +191,20 @@ def test_graph_is_written_once_and_without_large_constants(tmp_path):
         if node.op == "Const"
     ]
     assert len(content) < 4000 and 0 in sizes and 16 in sizes
+
+
+def test_runs_of_two_people_are_two_rows_of_hparams(tmp_path):
+    names = set()
+    for person in ("ann", "bob"):
+        writer = summaries.Summaries(str(tmp_path / person / "runs" / "x"), None)
+        writer.hyperparameters("validation", {"seed": 0}, ["loss"])
+        writer.close()
+        (file,) = (tmp_path / person / "runs" / "x" / "validation").iterdir()
+        for record in tf.data.TFRecordDataset(str(file)):
+            for value in tf.compat.v1.Event.FromString(record.numpy()).summary.value:
+                data = plugin_data_pb2.HParamsPluginData.FromString(
+                    value.metadata.plugin_data.content
+                )
+                names.add(data.session_start_info.group_name)
+    names.discard("")
+    assert len(names) == 2 and {name[:7] for name in names} == {"runs/x "}

@@ -4,6 +4,7 @@ import glob
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -194,7 +195,7 @@ def test_each_plugin_has_its_data(run, ask):
             "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_RUNNING"],
         },
     )["sessionGroups"]
-    assert group["name"] == f"{directory.name}/one"
+    assert re.fullmatch(f"{directory.name}/one [0-9a-f]{{8}}", group["name"])
     assert group["hparams"]["epochs"] == "2,1" and group["hparams"]["batch_size"] == 8
     found = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
     assert set(found) == {

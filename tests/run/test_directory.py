@@ -127,6 +127,7 @@ _MAY_CHANGE = {
     "validation_dir": "/elsewhere",
     "test_dir": "/elsewhere",
     "download_dir": "/elsewhere",
+    "worker_timeout": 60.0,
     "download_base_url": "https://mirror",
     "cache_pixels": 1,
     "steps_per_call": 2,

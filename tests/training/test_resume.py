@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 import tl_research
-from tl_research import artefacts
+from tl_research import artefacts, machine
 from tl_research.data import pipeline
 from tl_research.errors import CheckpointError, GateError, Interrupted, StorageError
 from tl_research.extension import package_sha256
@@ -287,12 +287,15 @@ def test_resumed_run_says_that_it_began_with_other_versions(run, broken, tmp_pat
     broken("run", step=9)
     recorded = json.loads((tmp_path / "run" / "run.json").read_text())
     recorded["versions"]["tensorflow"], recorded["machine"]["cores"] = "2.99.0", 1000
+    recorded["variables"]["TF_ENABLE_ONEDNN_OPTS"] = "0"
     (tmp_path / "run" / "run.json").write_text(json.dumps(recorded))
     run("run", checkpoint_every_steps=7)
     lines = capsys.readouterr().err.splitlines()
     assert (
         f"warning: the run began with tensorflow 2.99.0, now {tf.__version__}; cores 1000, now "
-        f"{os.cpu_count()}; what follows need not equal an unbroken run"
+        f"{machine.cores()}; TF_ENABLE_ONEDNN_OPTS 0, now "
+        f"{os.environ.get('TF_ENABLE_ONEDNN_OPTS', 'not set')}; what follows need not equal an "
+        "unbroken run"
     ) in lines
     assert (
         f"note: {tmp_path / 'run'} goes on with --checkpoint_every_steps=7 instead of "

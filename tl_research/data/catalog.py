@@ -25,7 +25,7 @@ from tl_research.data.walk import (
     is_of_runs,
     is_system_file,
 )
-from tl_research.errors import DataError
+from tl_research.errors import DataError, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,6 +245,11 @@ def _own_folder(dataset, download_dir):
 
 def _own_root(dataset, download_dir, base_url):
     """Returns the folder of a named data set, made first where it is not there."""
+    if download_dir.startswith("~"):
+        raise UserError(
+            f"--download_dir={download_dir}, and no home directory is known (HOME is not set and "
+            "the user has no account); expected one; set HOME or give --download_dir"
+        )
     unpacked = _own_folder(dataset, download_dir)
     if dataset == "drawn_flowers":
         return download.make_folder(unpacked, _draw_all)

@@ -336,7 +336,7 @@ def _fits(found, size, sha256):
 def _is_marked(path, marker, size, sha256):
     """Returns whether an earlier run saw that this file is what it must be."""
     try:
-        with open(marker) as file:
+        with open(marker, encoding="utf-8") as file:
             known = json.load(file)
         return known["size"] == os.path.getsize(path) and _fits(known, size, sha256)
     except (OSError, ValueError, KeyError, TypeError):

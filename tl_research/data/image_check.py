@@ -9,13 +9,12 @@ import collections
 import concurrent.futures
 import dataclasses
 import hashlib
-import os
 from collections.abc import Callable, Collection
 
 import numpy as np
 import tensorflow as tf
 
-from tl_research import in_place
+from tl_research import in_place, machine
 from tl_research.data import decoding, near_copies, split
 from tl_research.data.catalog import Catalog
 from tl_research.data.formats import Kind
@@ -121,7 +120,7 @@ def check_images(
         )
 
     results = []
-    with concurrent.futures.ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
+    with concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool:
         # in slices, so that a million files do not wait in the queue at once
         for start in range(0, len(files), 256):
             results += pool.map(check, range(start, min(start + 256, len(files))))

@@ -43,7 +43,7 @@ class Augmentation(keras.layers.Layer):
     def get_config(self):
         config = super().get_config()
         config.pop("dtype")
-        return {**config, "factors": self.factors, "seed": self.seed}
+        return {**config, "factors": dict(self.factors), "seed": self.seed}
 
     def call(self, images, training=False):
         if not training or not self.factors:

@@ -8,6 +8,7 @@ weights are read, so none of its code runs.
 
 import contextlib
 import io
+import json
 import os
 import re
 import zipfile
@@ -28,7 +29,7 @@ def load_weights_file(model, path):
 
     Args:
         model: A built functional `keras.Model`.
-        path: The file.
+        path: The file, or the directory of a finished run, whose exported model it is then.
 
     Returns:
         List of lines.
@@ -37,12 +38,70 @@ def load_weights_file(model, path):
         DataError: If the file can't be read, is unsafe, leaves a variable of the model out, or has
             it in another shape or not finite. The model is then unchanged.
     """
+    values, problems, extra = _found(model, path)
+    if problems:
+        raise DataError(
+            f"--weights={path} does not fit {model.name}: {len(problems)} of "
+            f"{len(problems) + len(values)} variables have no usable value: "
+            f"{_first(problems, 5, '; ')}"
+        )
+    for variable, value in values:
+        variable.assign(value)
+    for layer in model.layers:
+        # Keras' Normalization computes with copies of its variables
+        if hasattr(layer, "finalize_state"):
+            layer.finalize_state()
+    if not extra:
+        return []
+    return [f"--weights={path}: ignored {len(extra)} extra layers: {_first(extra, 20, ', ')}"]
+
+
+def load_head(model, head, path, classes):
+    """Gives a head the weights of a run's model that tells the same classes apart, if it fits.
+
+    Args:
+        model: The whole classifier, a functional `keras.Model`.
+        head: The part of it that is the head.
+        path: As of `load_weights_file`, of which it was a success.
+        classes: Names in the order of the labels.
+
+    Returns:
+        Whether it did: only a run's model has its classes beside it.
+    """
+    try:
+        beside = os.path.join(os.path.dirname(_file(path)), "classes.json")
+        with open(beside, encoding="utf-8") as file:
+            if json.load(file) != list(classes):
+                return False
+    except (OSError, ValueError):
+        return False
+    ours = {id(variable) for variable in head.weights}
+    values = [pair for pair in _found(model, path)[0] if id(pair[0]) in ours]
+    if len(values) < len(ours):
+        return False
+    for variable, value in values:
+        variable.assign(value)
+    return True
+
+
+def _file(path):
+    """Returns the file that --weights names: of a run's directory the model that it exported."""
+    return os.path.join(path, "export", "model.keras") if os.path.isdir(path) else path
+
+
+def _found(model, path):
+    """Returns ([(variable, array)], problems of the others, extra layers) of a weights file.
+
+    Raises:
+        DataError: If it can't be read or is unsafe.
+    """
     import h5py
 
+    path = _file(path)
     if not os.path.isfile(path):
         raise DataError(
-            f"--weights={path} is not a file; expected imagenet, none, or the path of an HDF5 "
-            "weights file or a .keras model."
+            f"--weights={path} is not a file; expected imagenet, none, the directory of a finished "
+            "run, or the path of an HDF5 weights file or a .keras model."
         )
     try:
         with opened(path) as content, h5py.File(content, "r") as file:
@@ -51,7 +110,7 @@ def load_weights_file(model, path):
                 matches, extra = _match_keras3(model, datasets)
             else:
                 matches, extra = _match_legacy(model, datasets)
-            values, problems = _read(matches, datasets)
+            return *_read(matches, datasets), extra
     except (
         OSError,
         RuntimeError,
@@ -64,20 +123,6 @@ def load_weights_file(model, path):
         raise DataError(
             f"--weights={path} can't be read: {' '.join(str(error).split())}"
         ) from error
-    if problems:
-        raise DataError(
-            f"--weights={path} does not fit {model.name}: {len(problems)} of {len(matches)} "
-            f"variables have no usable value: {_first(problems, 5, '; ')}"
-        )
-    for variable, value in values:
-        variable.assign(value)
-    for layer in model.layers:
-        # Keras' Normalization computes with copies of its variables
-        if hasattr(layer, "finalize_state"):
-            layer.finalize_state()
-    if not extra:
-        return []
-    return [f"--weights={path}: ignored {len(extra)} extra layers: {_first(extra, 20, ', ')}"]
 
 
 @contextlib.contextmanager

@@ -158,7 +158,11 @@ class OptimizerState:
         """
         for group in self.groups:
             before = {path: previous._held.get(path) for path in group.paths}
-            counts = {int(old.shared["iterations"]) if old else 0 for old in before.values()}
+            counts = {
+                # not int() of it: on several replicas it is a variable on each
+                int(old.shared["iterations"].numpy()) if old else 0
+                for old in before.values()
+            }
             if len(counts) > 1:
                 raise ValueError(
                     f"The variables of group {group.name!r} have taken {sorted(counts)} steps. "

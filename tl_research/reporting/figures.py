@@ -1,16 +1,26 @@
 """Figures of a finished run, as PNG."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # no screen is needed, or looked for
-import matplotlib.pyplot as plt
+import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 
 from tl_research.reporting import pages, pictures
+
+
+@contextlib.contextmanager
+def _figure(path: str, size: tuple[float, float]) -> Iterator[Figure]:
+    """Yields a figure that is saved at the end, in matplotlib's own style: the user's may need
+    LaTeX, and no screen is looked for.
+    """
+    with matplotlib.style.context("default", after_reset=True):
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure
+        figure.savefig(path, dpi=120)
 
 
 def save_curves(path, history):
@@ -24,38 +34,29 @@ def save_curves(path, history):
     epochs = [row["epoch"] for row in history]
     trained = [name.removeprefix("train_") for name in history[0] if name.startswith("train_")]
     names = [name for name in trained if f"val_{name}" in history[0]]
-    size = (5 * len(names), 3.6)
-    figure, axes = plt.subplots(1, len(names), figsize=size, layout="constrained", squeeze=False)
-    for axis, name in zip(axes[0], names):
-        axis.plot(
-            epochs,
-            [row[f"train_{name}"] for row in history],
-            "o-",
-            markersize=3,
-            label="training (augmented)",
-        )
-        axis.plot(
-            epochs, [row[f"val_{name}"] for row in history], "o-", markersize=3, label="validation"
-        )
-        for before, after in zip(history, history[1:]):
-            if before["phase"] != after["phase"]:
-                axis.axvline(
-                    (before["epoch"] + after["epoch"]) / 2,
-                    color="gray",
-                    linestyle="--",
-                    linewidth=1,
-                )
-                axis.annotate(
-                    f" {after['phase']}",
-                    (before["epoch"] + 0.5, 1),
-                    xycoords=("data", "axes fraction"),
-                    verticalalignment="top",
-                    color="gray",
-                )
-        axis.set(xlabel="epoch", title=name)
-        axis.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    with _figure(path, (5 * len(names), 3.6)) as figure:
+        axes = figure.subplots(1, len(names), squeeze=False)
+        for axis, name in zip(axes[0], names):
+            for side, label in (("train", "training (augmented)"), ("val", "validation")):
+                values = [row[f"{side}_{name}"] for row in history]
+                axis.plot(epochs, values, "o-", markersize=3, label=label)
+            _mark_switches(axis, history)
+            axis.set(xlabel="epoch", title=name)
+            axis.legend()
+
+
+def _mark_switches(axis, history):
+    for before, after in zip(history, history[1:]):
+        if before["phase"] != after["phase"]:
+            middle = (before["epoch"] + after["epoch"]) / 2
+            axis.axvline(middle, color="gray", linestyle="--", linewidth=1)
+            axis.annotate(
+                f" {after['phase']}",
+                (before["epoch"] + 0.5, 1),
+                xycoords=("data", "axes fraction"),
+                verticalalignment="top",
+                color="gray",
+            )
 
 
 def save_mistakes(directory, answer, logits, examples, classes):
@@ -85,21 +86,20 @@ def save_reliability(path: str, drawn: dict[str, Any]) -> None:
         path: PNG file to write.
         drawn: Of `calibration.of_run`.
     """
-    figure = Figure(figsize=(4.5, 4.5), layout="constrained")
-    axis = figure.subplots()
-    axis.plot([0, 1], [0, 1], color="gray", linestyle="--", linewidth=1)
-    for when in ("before", "after"):
-        counts, confidences, accuracies = np.transpose(drawn[when])
-        (line,) = axis.plot(confidences, accuracies, linewidth=1, label=f"{when} calibration")
-        sizes = 10 + 200 * counts / counts.sum()
-        axis.scatter(confidences, accuracies, sizes, color=line.get_color(), alpha=0.6)
-    axis.set(
-        xlabel="mean probability of what is said, in bins",
-        ylabel="share that is right (size: images)",
-        title=f"reliability on {drawn['n']} test images",
-    )
-    axis.legend()
-    figure.savefig(path, dpi=120)
+    with _figure(path, (4.5, 4.5)) as figure:
+        axis = figure.subplots()
+        axis.plot([0, 1], [0, 1], color="gray", linestyle="--", linewidth=1)
+        for when in ("before", "after"):
+            counts, confidences, accuracies = np.transpose(drawn[when])
+            (line,) = axis.plot(confidences, accuracies, linewidth=1, label=f"{when} calibration")
+            sizes = 10 + 200 * counts / counts.sum()
+            axis.scatter(confidences, accuracies, sizes, color=line.get_color(), alpha=0.6)
+        axis.set(
+            xlabel="mean probability of what is said, in bins",
+            ylabel="share that is right (size: images)",
+            title=f"reliability on {drawn['n']} test images",
+        )
+        axis.legend()
 
 
 def save_learning_rates(path, rows, suggested):
@@ -112,19 +112,15 @@ def save_learning_rates(path, rows, suggested):
         rows: dicts of learning_rate, loss and smoothed_loss.
         suggested: A rate, or None.
     """
-    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    for name, style in (("loss", "."), ("smoothed_loss", "-")):
-        axis.plot(
-            [row["learning_rate"] for row in rows],
-            [row[name] for row in rows],
-            style,
-            label=name.replace("_", " "),
-        )
-    if suggested:
-        axis.axvline(suggested, color="gray", linestyle="--", label=f"suggested: {suggested:.2g}")
-    if rows and rows[0]["smoothed_loss"] > 0:
-        axis.set_ylim(0, 2 * rows[0]["smoothed_loss"])
-    axis.set(xscale="log", xlabel="learning rate", ylabel="training loss")
-    axis.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    rates = [row["learning_rate"] for row in rows]
+    with _figure(path, (6, 3.6)) as figure:
+        axis = figure.subplots()
+        for name, style in (("loss", "."), ("smoothed_loss", "-")):
+            axis.plot(rates, [row[name] for row in rows], style, label=name.replace("_", " "))
+        if suggested:
+            label = f"suggested: {suggested:.2g}"
+            axis.axvline(suggested, color="gray", linestyle="--", label=label)
+        if rows and rows[0]["smoothed_loss"] > 0:
+            axis.set_ylim(0, 2 * rows[0]["smoothed_loss"])
+        axis.set(xscale="log", xlabel="learning rate", ylabel="training loss")
+        axis.legend()

@@ -78,8 +78,8 @@ def draw_confusion(confusion, classes):
         # written as rows, then turned
         columns = PIL.Image.new("RGB", (margin, cells.shape[1]), "white")
         turned = PIL.ImageDraw.Draw(columns)
-        for row, name in enumerate(classes):
-            middle, short = row * cell + cell // 2, _short(name, 15)
+        for row, short in enumerate(short_names(classes, 15)):
+            middle = row * cell + cell // 2
             draw.text((margin - 4, margin + middle), short, "black", _font(short), anchor="rm")
             turned.text((4, middle), short, "black", _font(short), anchor="lm")
             for column in range(count):
@@ -140,20 +140,36 @@ def draw_mistakes(images, captions):
 def caption(name, true, predicted, number):
     """Returns the lines below a mistake: what it is, what it was taken for, and the file."""
     name = _short(os.path.basename(name), 2 * _LETTERS)
-    return (
-        f"{_short(str(true), 9)} > {_short(str(predicted), 9)} "
-        f"{number:.2f}\n{name[:_LETTERS]}\n{name[_LETTERS:]}"
-    )
+    true, predicted = short_names([str(true), str(predicted)], _LETTERS - len(f"> {number:.2f} "))
+    return f"{true}\n> {predicted} {number:.2f}\n{name[:_LETTERS]}\n{name[_LETTERS:]}"
+
+
+def short_names(names, length):
+    """Returns a text of at most `length` letters for each name, of different ones different texts.
+
+    Long names are cut in the middle, and numbered where that leaves them equal.
+    """
+    texts = [_short(name, length) for name in names]
+
+    def numbered(place, text):
+        if len({name for name, other in zip(names, texts) if other == text}) == 1:
+            return text
+        number = f"..{place + 1}"
+        return text[: length - len(number)] + number
+
+    return [numbered(place, text) for place, text in enumerate(texts)]
 
 
 def _short(text, length):
-    """Returns a text as it can be drawn, cut to the width of so many letters."""
+    """Returns a text as it can be drawn, without its middle where it is wider than `length` letters."""
     text = _drawable(text if text.isprintable() else ascii(text)[1:-1])
     widths = [2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text]
     if sum(widths) <= length:
         return text
-    ends = list(itertools.accumulate(widths))
-    return text[: sum(end <= length - 2 for end in ends)] + ".."
+    end = (length - 2) // 2
+    first = sum(width <= length - 2 - end for width in itertools.accumulate(widths))
+    last = sum(width <= end for width in itertools.accumulate(reversed(widths)))
+    return f"{text[:first]}..{text[len(text) - last :]}"
 
 
 def markdown_table(columns, rows):

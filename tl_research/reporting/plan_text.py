@@ -1,11 +1,10 @@
 """What a run will do, in lines that are printed before it is done."""
 
 import math
-import os
 
 import tensorflow as tf
 
-from tl_research import memory
+from tl_research import machine, memory
 from tl_research.config import lower_is_better
 from tl_research.data.split import printable
 from tl_research.models.classifier import what_differs
@@ -100,13 +99,13 @@ def _phases(plan):
             f"{stop if phase.patience else 'no early stop'}"
         )
     if not any(phase.epochs for phase in plan.phases):
-        start = "the closed-form start" if config.head_init == "lda" else "the random head"
+        start = "the closed-form start" if config.head_init == "lda" else "the head it begins with"
         yield f"plan: nothing is trained; {start} is exported"
 
 
 def _device():
     gpus = len(tf.config.list_physical_devices("GPU"))
-    return f"{gpus} GPU" if gpus else f"{os.cpu_count()} CPU cores, no GPU"
+    return f"{gpus} GPU" if gpus else f"{machine.cores()} CPU cores, no GPU"
 
 
 def _replicas(config):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import uuid
 
 import numpy as np
 import tensorflow as tf
@@ -155,10 +156,9 @@ class Summaries:
                 [api.HParam(name) for name in values], [api.Metric(tag) for tag in metrics]
             )
             # Named by its place instead of a hash of the settings; the last two parts, since seeds
-            # share their names.
-            api.hparams(
-                values, trial_id="/".join(os.path.abspath(self._directory).split(os.sep)[-2:])
-            )
+            # share their names, and a number, since people share those.
+            place = "/".join(os.path.abspath(self._directory).split(os.sep)[-2:])
+            api.hparams(values, trial_id=f"{place} {uuid.uuid4().hex[:8]}")
 
         self._once(side, "_hparams_/session_start_info", 0, write)
 

@@ -217,10 +217,14 @@ class RunDirectory(Directory):
             text = "".join(line for line in text.splitlines(True) if not line.startswith("#"))
         before, after = _only_in(self.with_defaults(_fixed(text)), _fixed(self._flags(config)))
         if before or after:
+            ways = "use another --workdir or --resume=never"
+            if os.path.exists(self.file("results.json")):
+                ways += (
+                    f"; to train on from what it reached, --weights={os.path.abspath(self.path)}"
+                )
             raise CheckpointError(
                 f"the run in {self.path} was made with {before or 'fewer flags'}, flags now say "
-                f"{after or 'nothing there'}; expected the same; use another --workdir or "
-                "--resume=never"
+                f"{after or 'nothing there'}; expected the same; {ways}"
             )
         if self._extension is not None and text != self._flags(config):
             before, after = _only_in(text.splitlines(), self._flags(config).splitlines())
@@ -296,12 +300,33 @@ def check_place(config: Config) -> None:
 
 
 def resume_command(path, program="train.py", extension=None):
-    """Returns the command with which a program goes on with an unfinished run."""
-    more = f" --extension={shlex.quote(extension)}" if extension else ""
-    return (
-        f"python {program} --flagfile={shlex.quote(os.path.join(path, 'flags.txt'))} "
-        f"--workdir={shlex.quote(path)}{more}"
-    )
+    """Returns the command with which a program goes on with an unfinished run, from any place.
+
+    Args:
+        path: The run directory.
+        program: A script beside the package, or a module that `-m` runs.
+        extension: The run's `--extension`.
+    """
+    home = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
+    python = quoted(sys.executable or "python")
+    if program.startswith("-m "):
+        start = f"PYTHONPATH={quoted(home)} {python} {program}"
+    else:
+        start = f"{python} {quoted(os.path.join(home, program))}"
+    path = os.path.abspath(path)
+    flags = {"flagfile": os.path.join(path, "flags.txt"), "workdir": path}
+    if extension:
+        flags["extension"] = os.path.abspath(extension)
+    return " ".join([start, *(f"--{name}={quoted(value)}" for name, value in flags.items())])
+
+
+def quoted(text):
+    """Returns a text as a shell reads it, what cannot be printed by its bytes."""
+    if text.isprintable():
+        return shlex.quote(text)
+    is_plain = {byte: 32 <= byte < 127 and byte not in b"'\\" for byte in range(256)}
+    written = (chr(b) if is_plain[b] else f"\\x{b:02x}" for b in os.fsencode(text))
+    return f"$'{''.join(written)}'"
 
 
 def make_new(config):

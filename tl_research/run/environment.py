@@ -9,11 +9,27 @@ import numpy as np
 import tensorflow as tf
 
 from tl_research.errors import UserError
+from tl_research.machine import cores
 
 # What multiplies bfloat16 itself, and the backbones whose steps it then makes faster in every round
 # of both phases: python benchmarks/precision.py --rounds=3 --backbones=...
 _BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}
 _FASTER_IN_BFLOAT16 = {"MobileNetV2", "EfficientNetLite0", "EfficientNetV2B0", "ResNet50"}
+
+# Environment variables that decide how TensorFlow and its libraries compute.
+_VARIABLES = (
+    "TF_ENABLE_ONEDNN_OPTS",
+    "ONEDNN_MAX_CPU_ISA",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "TF_XLA_FLAGS",
+    "XLA_FLAGS",
+    "TF_NUM_INTRAOP_THREADS",
+    "TF_NUM_INTEROP_THREADS",
+    "OMP_NUM_THREADS",
+    "TF_DETERMINISTIC_OPS",
+    "TF_CUDNN_USE_AUTOTUNE",
+    "NVIDIA_TF32_OVERRIDE",
+)
 
 
 def resolve_device(config, recorded: dict, own_backbone: bool = False) -> tuple[str, bool]:
@@ -72,29 +88,31 @@ def _cpuinfo():
         return ""
 
 
-def versions() -> dict[str, str]:
-    """Returns {name: version} of what decides the bits of a run."""
+def record() -> dict[str, dict]:
+    """Returns what decides the bits of a run beside its flags, and is known, for `run.json`."""
+    # A worker has its own device first.
+    devices = sorted(device.name for device in tf.config.list_logical_devices())
     return {
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "numpy": np.__version__,
+        "versions": {
+            "python": platform.python_version(),
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "numpy": np.__version__,
+        },
+        "machine": {"system": platform.platform(), "cores": cores(), "devices": devices},
+        "variables": {name: os.environ.get(name, "not set") for name in _VARIABLES},
     }
 
 
-def machine() -> dict:
-    """Returns what is known of this machine."""
-    # A worker has its own device first.
-    devices = sorted(device.name for device in tf.config.list_logical_devices())
-    return {"system": platform.platform(), "cores": os.cpu_count(), "devices": devices}
-
-
-def warn_of_other_versions(recorded: dict) -> None:
-    """Says so if a resumed run began with other versions or on another machine."""
-    before = {**recorded.get("versions", {}), **recorded.get("machine", {})}
+def warn_of_others(recorded: dict) -> None:
+    """Says so if a resumed run began with other versions, on another machine or with other
+    environment variables; `recorded` is what `run.json` has.
+    """
     different = [
         f"{name} {before[name]}, now {value}"
-        for name, value in {**versions(), **machine()}.items()
+        for kind, now in record().items()
+        for before in [recorded.get(kind, {})]
+        for name, value in now.items()
         if before.get(name, value) != value
     ]
     if different:
