@@ -231,7 +231,7 @@ def fill_cache(config, classifier, examples, progress=lambda done, total: None):
     """Returns the `CachedSource` that a run fills from pixels, with one view, at the cheapest place
     before what `classifier` has open.
     """
-    views = features.Views(config.seed, 1, bool(config.augmentation))
+    views = features.Views(config.seed, 0, bool(config.augmentation))
     boundary = classifier.graph.cheapest_boundary(classifier.boundary())
     live = features.LiveSource(classifier, examples, boundary, views)
     filled = features.compute_features(

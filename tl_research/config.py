@@ -148,8 +148,8 @@ class Config:
     )
     augment_views: int = setting(
         4,
-        "augmented versions of each image, used in turn, one an epoch; 0 draws a fresh one every "
-        "epoch",
+        "versions of each image, used in turn, one an epoch: it as it is, then augmented ones; 0 "
+        "draws a fresh augmented one every epoch",
         low=0,
     )
     mixup: float = setting(

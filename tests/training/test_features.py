@@ -41,6 +41,8 @@ def test_view_of_an_epoch():
     assert [fixed.used(epochs) for epochs in (0, 1, 2, 3, 9)] == [0, 1, 2, 3, 3]
     assert fresh.used(9) == 9 and plain.used(9) == 1
     assert plain.draws(0, 5).shape == (0, 7)
+    assert np.isnan(fixed.draws(0, 5)).all() and fixed.draws(0, 5).shape == (5, 7)
+    assert not np.isnan(fresh.draws(0, 5)).any()
     np.testing.assert_array_equal(fixed.draws(2, 5), pipeline.augmentation_draws(0, 2, 5, 7))
 
 

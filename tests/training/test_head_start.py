@@ -47,6 +47,20 @@ def test_first_trained_phase_begins_with_it(run):
         assert results["phases"][0]["val_loss"] == pytest.approx(start["val_loss"], rel=1e-4)
 
 
+def test_first_epoch_trains_on_what_the_start_was_solved_on(run, metrics):
+    """Two epochs of cached features would not pay, but for those of the images as they are."""
+    settings = {"epochs": (0, 2), "lr_schedule": "constant", "warmup": 0}
+    started = run("started", head_init="lda", augment_views=4, **settings)
+    plain = run("plain", head_init="lda", augment=("none",), **settings)
+    assert started["feature_cache"] == plain["feature_cache"] == "memory"
+    random = run("random", augment_views=4, data_audit="off", **settings)
+    assert random["feature_cache"] == "off"
+    assert started["head_start"] == plain["head_start"]
+    (first, second), (same, other) = metrics("started"), metrics("plain")
+    assert first["train_loss"] == same["train_loss"]
+    assert second["train_loss"] != other["train_loss"]
+
+
 def test_run_goes_on_to_the_same_bits(run, broken, assert_equal_runs):
     run("unbroken", head_init="lda", checkpoint_every_steps=2)
     broken("broken", head_init="lda", step=4, checkpoint_every_steps=2)

@@ -51,7 +51,10 @@ def test_plan_of_the_cache_comes_from_sizes(train):
         "cache: off (--feature_cache=off)",
         "off",
     )
-    assert plan(augment_views=4)[1] == "off"  # each view would be used once
+    # each view would be used once, unless the images as they are, the first, are read anyway
+    assert plan(augment_views=4, data_audit="off")[1] == "off"
+    assert plan(augment_views=4)[1] == "memory"
+    assert plan(augment_views=4, data_audit="off", head_init="lda")[1] == "memory"
     assert plan(augment="none")[1] == "memory"
     # asked for, though it does not pay
     assert plan(augment_views=4, feature_cache="memory")[1] == "memory"

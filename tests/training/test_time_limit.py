@@ -6,7 +6,6 @@ import pytest
 
 from tl_research import experiment
 from tl_research.config import Config
-from tl_research.training.features import Views
 from tl_research.training.time_limit import epochs_within
 
 # Within a limit that is over at once, a run without a start has one epoch of its first phase.
@@ -34,13 +33,6 @@ def _numbers(rows):
 )
 def test_epochs_within_seconds(seconds, before, expected):
     assert epochs_within(seconds, 10.0, before) == expected
-
-
-def test_first_epoch_has_the_images_as_they_are():
-    views = Views(0, 3, True, plain_first=True)
-    assert [views.of_epoch(epoch) for epoch in range(1, 9)] == [0, 1, 2, 3, 1, 2, 3, 1]
-    assert views.used(9) == 4 and views.used(2) == 2
-    assert views.draws(0, 5).shape == (0, 7) and views.draws(1, 5).shape == (5, 7)
 
 
 def test_shortened_phase_is_a_phase_of_so_many_epochs(run, metrics, capsys):
@@ -72,18 +64,6 @@ def test_start_is_exported_where_no_epoch_fits(run):
     assert limited["phases"] == [] and limited["selected_phase"] == "start"
     assert limited["time_limit"]["epochs"] == {"head": 0, "finetune": 0}
     assert limited["weights_sha256"] == alone["weights_sha256"]
-
-
-def test_first_epoch_trains_on_what_the_start_was_solved_on(run, metrics):
-    """Two epochs of cached features would not pay, but for those of the images as they are."""
-    settings = {"head_init": "lda", "lr_schedule": "constant", "warmup": 0}
-    limited = run("limited", epochs=(0, 2), time_limit=1e6, **settings)
-    plain = run("plain", epochs=(0, 2), augment=("none",), **settings)
-    assert limited["feature_cache"] == plain["feature_cache"] == "memory"
-    assert limited["head_start"] == plain["head_start"]
-    (first, second), (same, other) = metrics("limited"), metrics("plain")
-    assert first["train_loss"] == same["train_loss"]
-    assert second["train_loss"] != other["train_loss"]
 
 
 def test_resumed_phase_keeps_what_was_decided(run, broken, tmp_path, assert_equal_runs):

@@ -90,9 +90,12 @@ def epoch_inputs(plan, source, epoch: int) -> EpochInputs:
 
 
 def first_images(plan, count: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the first images of the first batch, augmented and then preprocessed [n, H, W, 3]."""
+    """Returns the first images of the first batch, augmented and then preprocessed [n, H, W, 3].
+
+    Augmented as in the second epoch: the first may have the images as they are.
+    """
     live = plan.cache.live_source("train", plan.classifier.boundary())
-    epoch = epoch_inputs(plan, live, 1)
+    epoch = epoch_inputs(plan, live, 1)._replace(of_view=live.of_view(plan.cache.views.of_epoch(2)))
     row = tf.boolean_mask(epoch.indices[0], epoch.weights[0] > 0)[:count]
     mix = epoch.mix and tf.nest.map_structure(lambda of_all: tf.gather(of_all, row), epoch.mix)
     pixels = plan.train.images(row.numpy())

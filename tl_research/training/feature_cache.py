@@ -56,7 +56,7 @@ class FeatureCache:
 
     Attributes:
         plan: `CachePlan`.
-        views: As given; with --time_limit, where features are kept, the images as they are first.
+        views: As given.
         view_seconds: What the last computed view of the training images took, or 0.
 
     Raises:
@@ -73,13 +73,8 @@ class FeatureCache:
         self._storage = features.Storage(directory if on_disk else None, dtype)
         self._examples = {"train": train, "validation": validation, "plain": train}
         dtype = dtype or classifier.graph.dtype(boundary[0])
-        self.views = dataclasses.replace(
-            views, plain_first=bool(config.time_limit and config.augment_views and views.augmented)
-        )
+        self.views = views
         self.plan = self._decide(dtype, on_disk)
-        if self.plan.live and self.views.plain_first:
-            self.views = views
-            self.plan = self._decide(dtype, on_disk)
         plain = features.Views(config.seed, 0, False)
         self._views = {"train": self.views, "validation": plain, "plain": plain}
         self._cached = {
@@ -121,14 +116,15 @@ class FeatureCache:
     def _why_live(self, plan):
         """Returns why no training features are kept, as in `CachePlan`, or None."""
         asked, augmented = self._config.feature_cache, self.views.augmented
+        # These read the images as they are, the first view, in any case.
+        read_anyway = self._config.data_audit == "on" or self._config.head_init == "lda"
         reasons = {
             "off": asked == "off",
             "mixing": bool(plan.mixing),
             "fresh": augmented and not self._config.augment_views,
             "would not pay": asked == "auto"
             and augmented
-            and plan.views >= plan.epochs
-            and not self.views.plain_first,
+            and plan.views - read_anyway >= plan.epochs,
             "too large": not plan.on_disk and plan.total_bytes > plan.allowed_bytes,
         }
         why = next((reason for reason, holds in reasons.items() if holds), None)
@@ -198,8 +194,8 @@ class FeatureCache:
 
     def _compute_pooled(self, side):
         boundary, batch_size = self._classifiers[side].head_boundary, self._config.batch_size
-        augmented = self.views.augmented and not self.views.plain_first
-        if side == "train" and (augmented or not self._cached[side]):
+        fresh = self.views.augmented and not self.views.num_views
+        if side == "train" and (fresh or not self._cached[side]):
             side = "plain"
         if self._cached[side]:
             source = self.source(side, boundary)

@@ -28,9 +28,10 @@ _LARGEST_FLOAT16 = 65504.0
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """Which augmented version of the images an epoch uses; 0 views: a fresh one every epoch.
+    """Which version of the images an epoch uses; 0 views: a fresh augmented one every epoch.
 
-    With `plain_first` the first epoch has the images as they are, view 0.
+    Of views to use in turn the first, view 0, is the images as they are, which the closed-form
+    head and the data audit need too.
     """
 
     seed: int
@@ -38,14 +39,11 @@ class Views:
     augmented: bool
     operations: tuple[Operation, ...] = ()  # an extension's, which follow the built-in ones
     mixing: Mixing | None = None  # what blends the images in the end
-    plain_first: bool = False
 
     def of_epoch(self, epoch):
         """Returns the view of a global epoch, counted from 1."""
         if not self.augmented:
             return 0
-        if self.plain_first:
-            return 1 + (epoch - 2) % self.num_views if epoch > 1 else 0
         return (epoch - 1) % self.num_views if self.num_views else epoch - 1
 
     def used(self, num_epochs):
@@ -53,12 +51,16 @@ class Views:
         return len({self.of_epoch(epoch + 1) for epoch in range(num_epochs)})
 
     def draws(self, view, num_examples):
-        """Returns float32 [num_examples, columns], or [0, columns] for images as they are.
+        """Returns float32 [num_examples, columns], or [0, columns] if nothing is augmented.
 
-        Those of the built-in operations stand first, then those of each other one.
+        Those of the built-in operations stand first, then those of each other one. All are NaN of
+        a view that is the images as they are: a step is traced once for all views.
         """
-        if not self.augmented or (self.plain_first and view == 0):
+        if not self.augmented:
             return np.zeros((0, len(COLUMNS)), np.float32)
+        if self.num_views and view == 0:
+            columns = len(COLUMNS) + sum(own.columns for own in self.operations)
+            return np.full((num_examples, columns), np.nan, np.float32)
         streams = [(len(COLUMNS), None), *((own.columns, own.name) for own in self.operations)]
         tables = [
             pipeline.augmentation_draws(self.seed, view, num_examples, *stream)
@@ -153,9 +155,7 @@ class LiveSource:
         return self.examples.pixels is None
 
     def of_view(self, view):
-        """Returns what `lookup` and `read` need of a view: float32 [N, columns], the draws, or
-        [0, columns] for images as they are.
-        """
+        """Returns what `lookup` and `read` need of a view: its `Views.draws`."""
         return self.views.draws(view, len(self.examples))
 
     def stream(self, indices, view):
@@ -191,9 +191,16 @@ class LiveSource:
     def _augmented(self, images, indices, draws):
         if draws.shape[0] == 0:
             return tf.cast(images, tf.float32)
-        draws = tf.gather(draws, indices)
-        images = self._augmentation.apply_draws(images, draws[:, : len(COLUMNS)])
-        return apply_operations(self.views.operations, images, draws[:, len(COLUMNS) :])
+
+        def augmented():
+            own = tf.gather(draws, indices)
+            changed = self._augmentation.apply_draws(images, own[:, : len(COLUMNS)])
+            return apply_operations(self.views.operations, changed, own[:, len(COLUMNS) :])
+
+        if not self.views.num_views:
+            return augmented()
+        is_plain = tf.math.is_nan(draws[0, 0])
+        return tf.cond(is_plain, lambda: tf.cast(images, tf.float32), augmented)
 
 
 class CachedSource:
@@ -339,7 +346,6 @@ def compute_features(source, batch_size, bar=_no_bar, storage=Storage()):
         storage: `Storage`. Where the disk is full, the use of a view raises StorageError.
     """
     examples = source.examples
-    # Traced anew for images as they are, which have no draws.
     fetch = tf.function(lambda *arguments: source.compute(source.read(*arguments)))
     indices, _ = pipeline.make_batches(np.arange(len(examples)), batch_size)
 
