@@ -19,6 +19,7 @@ from tl_research import quiet
 
 quiet.import_tensorflow()
 
+import fault_environments
 import fault_filesystems
 import fault_misfeeding
 import fault_runs
@@ -41,6 +42,7 @@ FIGURES = {
     "filesystems": fault_filesystems.filesystems,
     "controls": fault_runs.controls,
     "repeat": fault_runs.repeat,
+    "environments": fault_environments.environments,
     "cost": fault_runs.cost,
 }
 

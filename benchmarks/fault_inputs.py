@@ -600,7 +600,7 @@ def _class_named(name):
         for folder_name in (name, "other"):
             os.makedirs(os.path.join(os.fsencode(path), os.fsencode(folder_name)))
             for i in range(6):
-                random = np.random.RandomState(i + len(folder_name))
+                random = np.random.RandomState(1000 * len(folder_name) + i)
                 pixels = random.randint(0, 256, (8, 8, 3)).astype(np.uint8)
                 PIL.Image.fromarray(pixels).save(os.path.join(path, folder_name, f"{i}.png"))
 

@@ -160,7 +160,7 @@ def test_results_have_the_keys_of_the_contract(trained):
         summary["selected_phase"] in ("head", "finetune") and len(summary["weights_sha256"]) == 64
     )
     assert (
-        summary["feature_cache"] == "off"
+        summary["feature_cache"] == "memory"
         and summary["seconds"]["total"] > summary["seconds"]["train"] > 0
     )
 

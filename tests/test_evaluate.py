@@ -48,7 +48,8 @@ def test_validation_report_repeats_what_selected_the_weights(finished_run, capsy
     assert f"validation accuracy {report['accuracy']:.4f}" in out
 
 
-def test_files_agree_with_each_other_and_with_the_split(finished_run):
+def test_files_agree_with_each_other_and_with_the_split(finished_run, monkeypatch):
+    monkeypatch.setattr("tl_research.evaluate._TOGETHER", 5)  # rows are made in parts
     report = evaluate(EvaluateConfig(run=finished_run, batch_size=7))
     predictions, mistakes = (
         _rows(finished_run, "validation", name) for name in ("predictions.csv", "mistakes.csv")

@@ -52,7 +52,7 @@ def test_curve_without_a_steepest_point_is_refused(change, reason):
 def test_axis_of_the_loss_ends_where_training_diverged(tmp_path, monkeypatch):
     limits = []
     monkeypatch.setattr(
-        figures.plt, "close", lambda figure: limits.append(figure.axes[0].get_ylim())
+        figures.Figure, "savefig", lambda figure, *_, **__: limits.append(figure.axes[0].get_ylim())
     )
     rows = [
         {"learning_rate": 10.0**-k, "loss": loss, "start_loss": 2.0, "smoothed_loss": loss}

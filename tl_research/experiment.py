@@ -298,7 +298,8 @@ def _within_memory(config, data, recorded):
     else:
         pixels, asked = data.train.pixels, config.cache_bytes
         taken = 0 if pixels is None else math.prod(pixels.shape)
-        cache_bytes = memory.allowed(asked, "--cache_bytes", asked, taken)
+        allowed = memory.allowed(asked, "--cache_bytes", asked, taken)
+        cache_bytes = min(distribution.of_all_workers(allowed))
     return dataclasses.replace(config, cache_bytes=cache_bytes)
 
 
@@ -343,6 +344,7 @@ def _finish(ready, started):
             _read_test(ready, final)
         ready.resume.save(state)  # from here on an interruption does not read the images again
     ready.place.replicas.close()  # what is left computes in each process for itself
+    memory.give_back()
     with timed(state, "export"):
         artefacts.save_keras(final, ready.data, directory, plan.config.batch_size)
         artefacts.save_temperature(state.past.calibration, directory)

@@ -150,6 +150,13 @@ def remove(path: str) -> None:
         os.remove(path)
 
 
+def remove_own_leftovers(folder: str) -> None:
+    """Removes what failing operations of this process left of its temporary files in a folder."""
+    for name in os.listdir(folder):
+        if name.endswith(f"-{owner()}"):
+            remove(os.path.join(folder, name))
+
+
 def rename(folder: str, name: str) -> None:
     """Renames a directory; copies it where it cannot be, as what is in a lower layer of a container
     cannot.
@@ -234,7 +241,8 @@ def write_atomically(path, text):
         StorageError: If the file cannot be written.
     """
     with replacing(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        file.writelines([text] if isinstance(text, str) else text)
+        for part in [text] if isinstance(text, str) else text:
+            file.write(part)
 
 
 def csv_text(columns, rows, header=True):

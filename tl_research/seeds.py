@@ -104,7 +104,10 @@ def _opened(config):
             f"--workdir={directory} is a run of one seed; expected a directory for those of "
             "--seeds; choose another"
         )
-    run_directory.check_kinds("workdir", directory)
+    if os.path.islink(place := os.path.join(directory, "seeds.json")):
+        raise RunDirectoryError(
+            f"{place} is a link; expected the file that this program wrote; remove it"
+        )
     return directory
 
 

@@ -2,6 +2,7 @@
 operations.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 
 from tl_research.errors import StorageError
+from tl_research.locks import Lock
 from tl_research.run import checkpoints
+from tl_research.run.directory import paths_below
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _KILLS = r"""
@@ -79,6 +82,7 @@ def _in_operations(directory, operation, act):
     log = f"{directory}.log"
 
     def body():
+        Lock(f"{directory}.lock")  # notes whose files are left, as that of a run does
         operations = fault_forks.Operations(1, operation, act)
         try:
             checkpoints.save(
@@ -123,6 +127,8 @@ def test_every_file_operation_of_a_save_may_be_the_last(tmp_path, operations, mo
 
         code, _ = _in_operations(directory, number, act)
         assert code == -9 if mode == "kill" else code in (0, 9), (number, name)
+        with contextlib.closing(Lock(f"{directory}.lock")) as lock:
+            lock.remove_leftovers(paths_below(directory))
         state, arrays = checkpoints.load_newest(directory)
         # the one before, or the new one
         assert capsys.readouterr().err == "" and (arrays["x"] == state["global_step"]).all()

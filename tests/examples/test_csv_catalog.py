@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 
 import pytest
 
@@ -48,7 +49,10 @@ def test_run_is_resumed_and_evaluated_with_the_file(catalog, assert_resumes, tmp
     config = evaluate.EvaluateConfig(run=run, extension=EXAMPLE, side="test")
     assert evaluate.evaluate(config)["accuracy"] == results["test"]["accuracy"]
 
-    rows[0]["label"] = "bee"
+    read = next(file for file in files if file["side"] == "test" and file["class"] != "bee")
+    (row,) = (row for row in rows if row["path"] == f"photos/{read['path']}")
+    row["label"] = "bee"
     write(rows)
-    with pytest.raises(DataError, match=r"the images: 1 changed \(cat/00.png\).*csv_catalog.py"):
+    changed = re.escape(f"the images: 1 changed ({read['path']})")
+    with pytest.raises(DataError, match=f"{changed}.*csv_catalog.py"):
         evaluate.evaluate(config)

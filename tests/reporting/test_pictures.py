@@ -59,7 +59,7 @@ def test_letters_of_which_there_is_no_font_are_escaped(monkeypatch):
     pictures._font_with.cache_clear()
     try:
         assert pictures._short("花 1", 15) == "\\u82b1 1"
-        assert pictures.caption("花.jpg", "б", "花", 0.5) == "б > \\u82b1 0.50\n\\u82b1.jpg\n"
+        assert pictures.caption("花.jpg", "б", "花", 0.5) == "б\n> \\u82b1 0.50\n\\u82b1.jpg\n"
         grids = [
             pictures.draw_grid(np.zeros((1, 9, 9, 3), np.uint8), [text], 60)
             for text in ("花\nб", "\\u82b1\nб")
@@ -84,7 +84,7 @@ def test_font_of_the_system_is_taken_for_letters_that_ours_lacks(monkeypatch):
 
 def test_wide_letters_count_twice(monkeypatch):
     monkeypatch.setattr(pictures, "_drawable", lambda text: text)
-    assert pictures._short("花花花", 6) == "花花花" and pictures._short("花花花花", 6) == "花花.."
+    assert pictures._short("花花花", 6) == "花花花" and pictures._short("花花花花", 6) == "花..花"
 
 
 def test_no_mistake_is_an_empty_picture():

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -202,3 +203,15 @@ def test_too_little_room_is_said_before_anything_is_trained(tmp_path, monkeypatc
     ) as error:
         checkpoints.check_room(tmp_path, 10_000_000)
     assert error.value.exit_code == 9
+
+
+def test_saving_takes_no_second_copy_of_the_arrays(tmp_path):
+    arrays = {"a": np.ones((1 << 20, 4), np.float32), "b": np.float32(2.0), "c": np.zeros((0, 3))}
+    tracemalloc.start()
+    checkpoints.save(str(tmp_path), {"global_step": 1}, arrays)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < arrays["a"].nbytes / 8
+    _, loaded = checkpoints.load_newest(str(tmp_path))
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(loaded[name], array)

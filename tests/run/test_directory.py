@@ -11,8 +11,8 @@ import pytest
 
 from tl_research import files
 from tl_research.config import Config
-from tl_research.errors import CheckpointError, RunDirectoryError, StorageError
-from tl_research.run.directory import RunDirectory
+from tl_research.errors import CheckpointError, RunDirectoryError, StorageError, UserError
+from tl_research.run.directory import RunDirectory, check_place
 from tl_research.run.recorded import read_record
 
 
@@ -57,6 +57,22 @@ def test_without_workdir_every_run_gets_a_new_directory(tmp_path, monkeypatch):
         map(os.path.basename, paths)
     )
     assert all("-drawn_flowers-EfficientNetLite0" in path for path in paths)
+
+
+def test_place_among_the_images_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    (tmp_path / "photos" / "ant").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path / "photos")
+    for settings in (
+        {"data_dir": "."},
+        {"data_dir": "..", "workdir": "ant/run"},
+        {"data_dir": "/elsewhere", "test_dir": ".", "workdir": "../link"},
+    ):
+        with pytest.raises(UserError, match="lies in --(data|test)_dir=.* add --workdir="):
+            check_place(Config(dataset="directory", **settings))
+    for settings in ({"data_dir": "ant"}, {"data_dir": ".", "workdir": "../photos-run"}):
+        check_place(Config(dataset="directory", **settings))
+    assert os.listdir(".") == ["ant"] and os.listdir("ant") == []
 
 
 def test_second_process_is_refused_and_told_who_has_it(tmp_path):

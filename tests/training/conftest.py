@@ -163,6 +163,7 @@ def run(tiny_backbone, write_images, tmp_path):
             "unfreeze": ("0%", "block3"),
             "learning_rate": (1e-2, 1e-3),
             "batch_size": 8,
+            "augment_views": 0,
             **settings,
         }
         config = Config(

@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from tl_research.errors import AuditError, NonFiniteError, OutOfMemoryError
 from tl_research.run import checkpoints
-from tl_research.training import audit, evaluation
-from tl_research.training.events import EpochEnded
+from tl_research.training import audit, evaluation, phase
+from tl_research.training.events import CallEnded, EpochEnded
 from tl_research.training.step_loop import StepLoop
 
 
@@ -57,8 +57,8 @@ def test_phases_report_what_they_did(train):
         "batchnorm_stats_changed": 0,
     }
     assert finetune["audit"]["trainable_changed"] == finetune["audit"]["trainable_total"] == 4
-    for phase in (head, finetune):
-        assert phase["images_per_second"] > 0 and phase["seconds"] > 0
+    for result in (head, finetune):
+        assert result["images_per_second"] > 0 and result["seconds"] > 0
 
 
 @pytest.mark.parametrize("path", ["backbone/block1_conv/kernel", "backbone/block2_bn/moving_mean"])
@@ -149,6 +149,24 @@ def test_out_of_memory_elsewhere_names_it_too(train, monkeypatch):
 def test_number_of_steps_in_a_call_changes_no_weight(train):
     first, _ = train()  # calls of 3 steps, which is an epoch
     second, _ = train(steps_per_call=2)
+    assert audit.weights_sha256(first.classifier.variables) == audit.weights_sha256(
+        second.classifier.variables
+    )
+
+
+def test_call_of_large_steps_is_short_and_changes_no_weight(train, monkeypatch):
+    calls = []
+
+    def watch(classifier, event):
+        if isinstance(event, CallEnded):
+            calls.append(event.step)
+
+    first, _ = train(watch=watch)
+    assert calls == [3, 6, 9, 12]
+    calls.clear()
+    monkeypatch.setattr(phase, "_MULTIPLY_ADDS_PER_CALL", 1)
+    second, _ = train(watch=watch)
+    assert calls == list(range(1, 13))
     assert audit.weights_sha256(first.classifier.variables) == audit.weights_sha256(
         second.classifier.variables
     )

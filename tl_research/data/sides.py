@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 
 from tl_research.data import formats
-from tl_research.data.split import SIDES
+from tl_research.data.split import SIDES, printable
 from tl_research.data.walk import is_system_file
 from tl_research.errors import DataError
 
@@ -121,7 +121,7 @@ def _in_all(folders):
 def _listed(names):
     """Returns a few names as a text."""
     more = [f"{len(names) - _MOST_NAMED} more"] if len(names) > _MOST_NAMED else []
-    return " and ".join([*names[:_MOST_NAMED], *more])
+    return " and ".join([*map(printable, names[:_MOST_NAMED]), *more])
 
 
 def _with_classes(*place):

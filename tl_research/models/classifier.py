@@ -189,8 +189,8 @@ class Classifier:
         else.
 
         Args:
-            what: `N%` (the top N % of the layers by count; `int(len(layers) * (1 - N / 100))` stay
-                frozen), the name of a layer or block (from there up), or `all`.
+            what: `N%` (the top N % of the layers by count, see `_num_frozen`), the name of a layer
+                or block (from there up), or `all`.
 
         Returns:
             The open layers of the backbone, from input to output.

@@ -67,7 +67,7 @@ def draw_confusion(confusion, classes):
     """
     count = len(classes)
     labelled = count <= _MOST_NUMBERS
-    cell, margin = (44, 100) if labelled else (max(1, 880 // count), 4)
+    cell, margin = (44, 100) if labelled else (max(2, 880 // count), 4)
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     colours = (255 - share[..., None] * (225, 150, 70)).astype(np.uint8)
     cells = colours.repeat(cell, axis=0).repeat(cell, axis=1)
@@ -161,7 +161,7 @@ def short_names(names, length):
 
 
 def _short(text, length):
-    """Returns a text as it can be drawn, without its middle where it is wider than `length` letters."""
+    """Returns a text as it can be drawn, cut in the middle if it is wider than `length` letters."""
     text = _drawable(text if text.isprintable() else ascii(text)[1:-1])
     widths = [2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text]
     if sum(widths) <= length:

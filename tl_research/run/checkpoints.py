@@ -6,6 +6,7 @@ of the rest, then each array's place and the size and SHA-256 of both files. It 
 temporary name beside its place, synced and renamed, so that a crash leaves the old or the new one.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ import numpy as np
 from tl_research.errors import CheckpointError, StorageError
 from tl_research.files import (
     make_folders,
-    remove,
+    remove_own_leftovers,
     rename,
     storage_errors,
     sync,
@@ -93,7 +94,8 @@ def save(directory, state, arrays):
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if os.path.exists(trash) and not os.path.exists(final):
-            rename(trash, final)
+            with contextlib.suppress(OSError):
+                rename(trash, final)
         size = sum(array.nbytes for array in arrays.values())
         raise StorageError(
             f"could not save step {state['global_step']} in {directory}: {error.strerror}; "
@@ -101,7 +103,7 @@ def save(directory, state, arrays):
             "again, the checkpoint before it is whole"
         ) from error
     with storage_errors(directory):
-        remove(trash)
+        remove_own_leftovers(directory)
         for name in step_names(directory)[:-_KEPT]:
             _remove(os.path.join(directory, name))
 

@@ -146,4 +146,4 @@ def _multiply_adds_per_step(plan, source):
     graph, begin = plan.classifier.graph, source.stored if source.cached else None
     of_all = graph.multiply_adds(begin or (graph.input,), (graph.output,))
     of_trained = graph.multiply_adds(source.boundary, (graph.output,))
-    return plan.config.batch_size * (of_all + 2 * of_trained)
+    return max(1, plan.config.batch_size * (of_all + 2 * of_trained))
