@@ -84,6 +84,7 @@ def parse(tmp_path, capsys):
         ("--flagfile=/etc/passwd", "--flagfile=/etc/passwd is refused"),
         ("--flagfile=../x.flags", "--flagfile=../x.flags is refused"),
         ("--flagfile=nowhere.flags", "nowhere.flags cannot be read (No such file or directory)"),
+        ("--augment=flip,zoom=0.1--seed=3", "--augment=zoom=0.1--seed=3; expected a finite number"),
         ("--flagfile", "is refused"),
         (
             "--flagfile=my.flags",

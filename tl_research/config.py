@@ -489,7 +489,7 @@ class Config:
                     "write for example flip,rotation=0.1",
                     "augment",
                 )
-            factors[name] = 1.0 if name == "flip" else number(float, value, "--augment")
+            factors[name] = 1.0 if name == "flip" else number(float, value, f"--augment={name}")
         return factors
 
     @property

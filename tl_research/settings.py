@@ -226,6 +226,7 @@ def number(kind, value, flag):
     if isinstance(value, bool) or not math.isfinite(found) or is_cut:
         raise UserError(
             f"{flag}={value}; expected {'a whole' if kind is int else 'a finite'} number; correct "
-            "it"
+            "it",
+            flag.lstrip("-").partition("=")[0],
         )
     return found
