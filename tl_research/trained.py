@@ -86,8 +86,8 @@ class TrainedRun:
                 f"{there or 'a directory that train.py made'}; correct it"
             )
         if not os.path.isfile(self.file("results.json")):
-            with open(self.file("flags.txt"), encoding="utf-8", errors="surrogateescape") as file:
-                extension = re.search(r"^# extension (.+) of SHA-256", file.read(), re.MULTILINE)
+            flags = read_text(self.file("flags.txt"))
+            extension = re.search(r"^# extension (.+) of SHA-256", flags, re.MULTILINE)
             command = resume_command(self.path, extension=extension and extension[1])
             raise RunDirectoryError(
                 f"--run={self.path} is not finished; expected results.json in it; go on with "

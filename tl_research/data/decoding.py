@@ -6,7 +6,6 @@ alpha channel is dropped, and of 16-bit samples the upper 8 bits are kept.
 
 import contextlib
 import errno
-import hashlib
 import io
 import os
 import stat
@@ -15,7 +14,7 @@ import warnings
 import numpy as np
 import PIL.Image
 
-from tl_research.data import decoding_limits, formats
+from tl_research.data import decoding_limits, formats, split
 from tl_research.data.decoding_limits import BadImage
 
 MAX_BYTES = 1 << 28
@@ -54,7 +53,7 @@ def load_pixels(path: str, max_pixels: int = 0, sha256: str | None = None) -> np
         BadImage: With the reason why it cannot be used.
     """
     data = read_file(path)
-    if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+    if sha256 and split.content_sha256(data) != sha256:
         raise BadImage("its content has changed")
     return decode_image(data, path, max_pixels)[0]
 

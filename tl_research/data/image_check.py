@@ -6,7 +6,6 @@ aspect ratio) and rounded to uint8.
 """
 
 import collections
-import concurrent.futures
 import dataclasses
 import hashlib
 from collections.abc import Callable, Collection
@@ -14,10 +13,12 @@ from collections.abc import Callable, Collection
 import numpy as np
 import tensorflow as tf
 
-from tl_research import in_place, machine
+from tl_research import ahead, in_place
 from tl_research.data import decoding, near_copies, split
 from tl_research.data.catalog import Catalog
 from tl_research.data.formats import Kind
+
+_AHEAD = 256  # files that wait in the queue at once; progress is told after so many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,10 +121,9 @@ def check_images(
         )
 
     results = []
-    with concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool:
-        # in slices, so that a million files do not wait in the queue at once
-        for start in range(0, len(files), 256):
-            results += pool.map(check, range(start, min(start + 256, len(files))))
+    for result in ahead.in_order(check, range(len(files)), _AHEAD):
+        results.append(result)
+        if len(results) % _AHEAD == 0 or len(results) == len(files):
             progress(len(results), len(files))
     return _gathered(catalog, results, pixels)
 

@@ -294,7 +294,7 @@ def check_place(config: Config) -> None:
             raise UserError(
                 f"--workdir={config.workdir or 'runs (the default)'} lies in --{flag}={folder}; "
                 "expected a run outside of its images, whose classes its pictures would join; add "
-                f"--workdir={shlex.quote(os.path.join(os.path.dirname(folder), 'run'))}",
+                f"--workdir={quoted(os.path.join(os.path.dirname(folder), 'run'))}",
                 "workdir",
             )
 

@@ -194,8 +194,7 @@ class FeatureCache:
 
     def _compute_pooled(self, side):
         boundary, batch_size = self._classifiers[side].head_boundary, self._config.batch_size
-        fresh = self.views.augmented and not self.views.num_views
-        if side == "train" and (fresh or not self._cached[side]):
+        if side == "train" and not self._cached[side]:  # of those that are, view 0 is plain
             side = "plain"
         if self._cached[side]:
             source = self.source(side, boundary)

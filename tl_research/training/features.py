@@ -58,10 +58,10 @@ class Views:
         """
         if not self.augmented:
             return np.zeros((0, len(COLUMNS)), np.float32)
-        if self.num_views and view == 0:
-            columns = len(COLUMNS) + sum(own.columns for own in self.operations)
-            return np.full((num_examples, columns), np.nan, np.float32)
         streams = [(len(COLUMNS), None), *((own.columns, own.name) for own in self.operations)]
+        if self.num_views and view == 0:
+            columns = sum(columns for columns, _ in streams)
+            return np.full((num_examples, columns), np.nan, np.float32)
         tables = [
             pipeline.augmentation_draws(self.seed, view, num_examples, *stream)
             for stream in streams
