@@ -2,17 +2,18 @@
 
 import collections
 import concurrent.futures
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 
 from tl_research import machine
 
 
-def in_order(function: Callable, items: Iterable, count: int) -> Iterator:
+def in_order(function: Callable, items: Iterable, count: int) -> Generator:
     """Yields what a function returns of each item, in parallel and up to `count` items ahead.
 
     Who waits for a result can be interrupted: then nothing that has not begun is computed.
     """
-    pool, waiting = concurrent.futures.ThreadPoolExecutor(machine.cores()), collections.deque()
+    pool = concurrent.futures.ThreadPoolExecutor(machine.cores())
+    waiting: collections.deque = collections.deque()
     try:
         for item in items:
             waiting.append(pool.submit(function, item))

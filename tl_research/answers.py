@@ -30,8 +30,52 @@ class Answer:
     name: str
     labels: str
     has_probabilities = True
-    predicted = ("class", "probability")
-    columns = ("true", "predicted", "probability", "true_probability", "loss")
+    predicted: tuple[str, ...] = ("class", "probability")
+    columns: tuple[str, ...] = ("true", "predicted", "probability", "true_probability", "loss")
+
+    def outputs(self, logits: Array) -> Array:
+        """Returns float64 [N, K], what people are given, of logits [N, K]."""
+        raise NotImplementedError
+
+    def comparable(self, outputs: Array) -> Array:
+        """Returns [N, K], what outputs tell of logits: these, less the mean of each row."""
+        raise NotImplementedError
+
+    def decided(self, outputs: Array) -> Array:
+        """Returns [N, ...], the answers to N images, of the form that labels have."""
+        raise NotImplementedError
+
+    def losses(self, logits: Array, labels: Array) -> Array:
+        """Returns float64 [N], the plain loss of each image."""
+        raise NotImplementedError
+
+    def probability(self, output: Array, answer: Any) -> float:
+        """Returns how probable an answer is by the output [K] for its image."""
+        raise NotImplementedError
+
+    def certainty(self, logits: Array, labels: Array) -> tuple[Array, Array]:
+        """Returns (float64 [M], how probable each thing said is by itself; bool [M], whether it is
+        right), one of each image, or of each class of a set.
+        """
+        raise NotImplementedError
+
+    def text(self, answer: Any, classes: Sequence[str]) -> str:
+        """Returns what an answer or label is called."""
+        raise NotImplementedError
+
+    def measured(self, logits: Array, labels: Array) -> dict[str, float]:
+        """Returns {name: number} over a side of the split, `loss` among them."""
+        raise NotImplementedError
+
+    def report(
+        self, logits: Array, labels: Array, classes: Sequence[str], temperature: float = 1.0
+    ) -> dict[str, Any]:
+        """Returns what `evaluate` writes: a JSON value, but for NaN.
+
+        Log loss and calibration error are of logits divided by the temperature; all else is as
+        without it.
+        """
+        raise NotImplementedError
 
     def said(self, output: Array, classes: Sequence[str]) -> tuple:
         """Returns the cells of `predicted` for the output [K] of an image."""
@@ -79,60 +123,45 @@ class OneClass(Answer):
     name, labels = "class", "int32 [N]"
 
     def outputs(self, logits: Array) -> Array:
-        """Returns float64 [N, K], what people are given, of logits [N, K]."""
         return metrics.softmax(logits)
 
     def comparable(self, outputs: Array) -> Array:
-        """Returns [N, K], what outputs tell of logits: these, less the mean of each row."""
         logits = np.log(np.maximum(outputs, 1e-30))
         return logits - logits.mean(axis=1, keepdims=True)
 
     def decided(self, outputs: Array) -> Array:
-        """Returns [N, ...], the answers to N images, of the form that labels have."""
         return outputs.argmax(axis=1)
 
     def losses(self, logits: Array, labels: Array) -> Array:
-        """Returns float64 [N], the plain loss of each image."""
         return metrics.losses(logits, labels)
 
-    def probability(self, output: Array, answer) -> float:
-        """Returns how probable an answer is by the output [K] for its image."""
+    def probability(self, output: Array, answer: Any) -> float:
         return output[answer]
 
     def certainty(self, logits: Array, labels: Array) -> tuple[Array, Array]:
-        """Returns (float64 [M], how probable each thing said is by itself; bool [M], whether it is
-        right), one of each image, or of each class of a set.
-        """
         return self.outputs(logits).max(axis=1), np.argmax(logits, axis=1) == labels
 
-    def text(self, answer, classes: Sequence[str]) -> str:
-        """Returns what an answer or label is called."""
+    def text(self, answer: Any, classes: Sequence[str]) -> str:
         return classes[answer]
 
-    def confusion(self, logits, labels):
+    def confusion(self, logits: Array, labels: Array) -> Array | None:
         answers, num_classes = np.argmax(logits, axis=1), np.shape(logits)[1]
         if num_classes > _MOST_CONFUSED:
             return None
         return metrics.confusion_matrix(labels, answers, num_classes)
 
     def measured(self, logits: Array, labels: Array) -> dict[str, float]:
-        """Returns {name: number} over a side of the split, `loss` among them."""
         loss, accuracy = metrics.loss_and_accuracy(logits, labels)
         return {"loss": loss, "accuracy": accuracy}
 
     def report(
         self, logits: Array, labels: Array, classes: Sequence[str], temperature: float = 1.0
     ) -> dict[str, Any]:
-        """Returns what `evaluate` writes: a JSON value, but for NaN.
-
-        Log loss and calibration error are of logits divided by the temperature; all else is as
-        without it.
-        """
         numbers, rows = metrics.report(metrics.scaled(logits, temperature), labels)
         per_class = dict(zip(classes, rows))
         return {**numbers, "temperature": temperature, "per_class": per_class}
 
-    def summary(self, report):
+    def summary(self, report: dict[str, Any]) -> str:
         top = "".join(
             f", top-{k} {row['accuracy']:.4f}" for k, row in report["top_k"].items() if k != "1"
         )
@@ -152,31 +181,31 @@ class SetOfClasses(Answer):
     name, labels = "set", "float32 [N, K]"
     predicted = ("classes", "probability")
 
-    def outputs(self, logits):
+    def outputs(self, logits: Array) -> Array:
         return np.exp(-np.logaddexp(0.0, -np.asarray(logits, np.float64)))
 
-    def comparable(self, outputs):
+    def comparable(self, outputs: Array) -> Array:
         shares = np.clip(outputs, 1e-4, 1 - 1e-4)  # nearer to 1, float32 rounds logits away
         return np.log(shares / (1 - shares))
 
-    def decided(self, outputs):
+    def decided(self, outputs: Array) -> Array:
         return outputs >= 0.5
 
-    def losses(self, logits, labels):
+    def losses(self, logits: Array, labels: Array) -> Array:
         logits = np.asarray(logits, np.float64)
         return (np.logaddexp(0.0, logits) - logits * labels).mean(axis=1)
 
-    def probability(self, output, answer):
+    def probability(self, output: Array, answer: Any) -> float:
         return np.where(answer, output, 1 - output).prod()
 
-    def certainty(self, logits, labels):
+    def certainty(self, logits: Array, labels: Array) -> tuple[Array, Array]:
         outputs = self.outputs(logits).ravel()
         return np.maximum(outputs, 1 - outputs), self.decided(outputs) == labels.ravel()
 
-    def text(self, answer, classes):
+    def text(self, answer: Any, classes: Sequence[str]) -> str:
         return ";".join(name for name, there in zip(classes, answer) if there)
 
-    def measured(self, logits, labels):
+    def measured(self, logits: Array, labels: Array) -> dict[str, float]:
         answers = self.decided(self.outputs(logits))
         return {
             "loss": float(self.losses(logits, labels).mean()),
@@ -184,7 +213,9 @@ class SetOfClasses(Answer):
             "macro_f1": metrics.macro_f1(metrics.per_class_of_sets(labels, answers)),
         }
 
-    def report(self, logits, labels, classes, temperature=1.0):
+    def report(
+        self, logits: Array, labels: Array, classes: Sequence[str], temperature: float = 1.0
+    ) -> dict[str, Any]:
         found, count = self.measured(logits, labels), len(labels)
         rows = metrics.per_class_of_sets(labels, self.decided(self.outputs(logits)))
         interval = metrics.wilson_interval(round(found["accuracy"] * count), count)
@@ -209,42 +240,44 @@ class Number(Answer):
     predicted = ()
     columns = ("true", "predicted", "error", "loss")
 
-    def outputs(self, logits):
+    def outputs(self, logits: Array) -> Array:
         return np.asarray(logits, np.float64)
 
-    def comparable(self, outputs):
+    def comparable(self, outputs: Array) -> Array:
         return outputs
 
-    def decided(self, outputs):
+    def decided(self, outputs: Array) -> Array:
         return outputs[:, 0]
 
-    def losses(self, logits, labels):
+    def losses(self, logits: Array, labels: Array) -> Array:
         return np.square(self.outputs(logits)[:, 0] - labels)
 
-    def said(self, output, classes):
+    def said(self, output: Array, classes: Sequence[str]) -> tuple:
         return ()
 
-    def rows(self, logits, labels, classes):
+    def rows(self, logits: Array, labels: Array, classes: Sequence[str]) -> list[dict[str, Any]]:
         numbers = zip(*(map(float, of) for of in (labels, self.decided(self.outputs(logits)))))
         return [
             {"true": true, "predicted": said, "error": said - true, "loss": (said - true) ** 2}
             for true, said in numbers
         ]
 
-    def measured(self, logits, labels):
+    def measured(self, logits: Array, labels: Array) -> dict[str, float]:
         losses = self.losses(logits, labels)
         return {
             "loss": float(losses.mean()),
             "mean_absolute_error": float(np.sqrt(losses).mean()),
         }
 
-    def report(self, logits, labels, classes, temperature=1.0):
+    def report(
+        self, logits: Array, labels: Array, classes: Sequence[str], temperature: float = 1.0
+    ) -> dict[str, Any]:
         interval = metrics.normal_interval(np.sqrt(self.losses(logits, labels)))
         found = self.measured(logits, labels)
         return {"n": len(labels), **found, "mean_absolute_error_ci95": interval}
 
 
-ANSWERS = {kind.name: kind for kind in (OneClass(), SetOfClasses(), Number())}
+ANSWERS: dict[str, Answer] = {kind.name: kind for kind in (OneClass(), SetOfClasses(), Number())}
 
 
 def kind_of(labels: Array) -> Answer:

@@ -28,10 +28,10 @@ def fit(answer: Answer, logits: np.ndarray, labels: np.ndarray) -> tuple[float, 
         logits: float [N, K].
         labels: int [N] or float [N, K], by the kind.
     """
-    logits = np.float64(logits)
+    logits = np.asarray(logits, np.float64)
     targets = np.eye(logits.shape[1])[labels] if labels.ndim == 1 else labels
 
-    def slope(log_temperature):
+    def slope(log_temperature: float) -> float:
         outputs = answer.outputs(metrics.scaled(logits, math.exp(log_temperature)))
         return float((logits * (outputs - targets)).sum())
 
@@ -66,10 +66,12 @@ def of_run(
     """
     if not answer.has_probabilities:
         return None, None
-    temperature, reason = 1.0, "no epoch was trained"
-    if validation[0] is not None:
-        temperature, reason = fit(answer, *validation)
-    said, drawn = {"temperature": temperature, "reason": reason}, {"n": len(test[1])}
+    logits, labels = validation
+    temperature, reason = (
+        (1.0, "no epoch was trained") if logits is None else fit(answer, logits, labels)
+    )
+    said: dict[str, Any] = {"temperature": temperature, "reason": reason}
+    drawn: dict[str, Any] = {"n": len(test[1])}
     for when, divisor in (("before", 1.0), ("after", temperature)):
         logits = metrics.scaled(test[0], divisor)
         certainty = answer.certainty(logits, test[1])

@@ -71,7 +71,7 @@ class _Space:
         features, labels, num_classes: As of `solve`.
     """
 
-    def __init__(self, features, labels, num_classes):
+    def __init__(self, features: np.ndarray, labels: np.ndarray, num_classes: int):
         images = np.array(features, np.float64)
         self._width = images.shape[1]
         self._mean = images.mean(axis=0)
@@ -95,14 +95,14 @@ class _Space:
         ridge = shrinkage / (1 - shrinkage) * self._spectrum.sum() / self._width
         return 1 / (self._spectrum + ridge)
 
-    def head(self, shrinkage):
+    def head(self, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
         """Returns kernel [d, K] and bias [K]."""
         inverse, count = self._inverse(shrinkage), len(self._labels)
         kernel = self._basis @ (inverse * self._means).T * (count / (1 - shrinkage))
         norms = np.square(self._means) @ inverse * (count / (1 - shrinkage))
         return kernel, np.log(self._counts / count) - norms / 2 - self._mean @ kernel
 
-    def left_out_logits(self, shrinkage):
+    def left_out_logits(self, shrinkage: float) -> np.ndarray:
         """Returns [N, K], for each image as if the head had been made without it.
 
         Leaving image i of class y out takes n / (n - 1) dd' from the scatter, with d = x - m_y

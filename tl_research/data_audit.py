@@ -137,7 +137,9 @@ def write(path: str, rows: Sequence[dict[str, Any]]) -> None:
     write_atomically(path, csv_text(COLUMNS, rows))
 
 
-def add_test(path: str, shares: Array, labels: Array, names: Sequence[str], classes) -> None:
+def add_test(
+    path: str, shares: Array, labels: Array, names: Sequence[str], classes: Sequence[str]
+) -> None:
     """Adds the test images, judged by the trained model, to the rows that are there.
 
     Args:

@@ -14,15 +14,18 @@ import contextlib
 import functools
 import signal
 import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import tensorflow as tf
 
 from tl_research import workers
+from tl_research.config import Config
 from tl_research.errors import Interrupted, UserError
 
 
 @contextlib.contextmanager
-def replicas(config):
+def replicas(config: Config) -> Iterator[contextlib.ExitStack]:
     """Inside, what is built and computed is so on all replicas of `--distribute`.
 
     To be entered before anything is computed.
@@ -86,7 +89,7 @@ def _one_strategy(devices, worker_timeout=0.0):
 # In a step.
 
 
-def on_replicas(function):
+def on_replicas(function: Callable[[], Any]) -> Any:
     """Calls a function on every replica.
 
     Returns what the first one here returns, which is what all do if it is `summed`.
@@ -99,7 +102,7 @@ def on_replicas(function):
     )
 
 
-def gathered(function):
+def gathered(function: Callable[[], tf.Tensor]) -> tf.Tensor:
     """Calls a function on every replica.
 
     Returns their tensors [b, ...] as one, [B, ...], in the order of the batch.
@@ -110,7 +113,7 @@ def gathered(function):
     return strategy.gather(strategy.run(function), axis=0)
 
 
-def local_rows(batch):
+def local_rows(batch: Any) -> Any:
     """Returns this replica's rows of a tensor [B, ...] of the global batch, or of a structure of
     tensors and None.
     """
@@ -120,7 +123,7 @@ def local_rows(batch):
     # sizes stay known when traced
     index = int(tf.get_static_value(context.replica_id_in_sync_group))
 
-    def rows(tensor):
+    def rows(tensor: tf.Tensor | None) -> tf.Tensor | None:
         if tensor is None:
             return None
         size = tensor.shape[0] // context.num_replicas_in_sync
@@ -129,7 +132,7 @@ def local_rows(batch):
     return tf.nest.map_structure(rows, batch)
 
 
-def summed(tensors):
+def summed(tensors: Any) -> Any:
     """Returns a structure of tensors, summed over all replicas."""
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
@@ -137,11 +140,11 @@ def summed(tensors):
 # Between workers.
 
 
-def is_multi_worker():
+def is_multi_worker() -> bool:
     return isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
 
 
-def is_chief():
+def is_chief() -> bool:
     """Returns whether this process writes: there is one that does."""
     if not is_multi_worker():
         return True
@@ -151,7 +154,7 @@ def is_chief():
     )
 
 
-def of_all_workers(number):
+def of_all_workers(number: int) -> list[int]:
     """Returns the list of the whole numbers that each replica's process gives: what one of them
     waits for, all do.
     """
@@ -165,7 +168,7 @@ def _gather(number):
     return gathered(lambda: tf.identity(number))
 
 
-def check_equal(what, text, error=UserError):
+def check_equal(what: str, text: str, error: type[UserError] = UserError) -> None:
     """Raises an error if the workers' texts differ."""
     if len(set(of_all_workers(zlib.crc32(text.encode(errors="surrogateescape"))))) > 1:
         raise error(

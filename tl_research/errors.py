@@ -1,9 +1,10 @@
 """Errors a user can fix, each with the exit code that `train.py` and the tools end with."""
 
 import difflib
+from collections.abc import Iterable
 
 
-def suggestion(word, words):
+def suggestion(word: str, words: Iterable[str]) -> str:
     """Returns `; did you mean WORD?` for the nearest of `words`, to end a message, or nothing."""
     close = difflib.get_close_matches(word, words, n=1)
     return f"; did you mean {close[0]}?" if close else ""
@@ -21,7 +22,7 @@ class UserError(ValueError):
 
     exit_code = 1
 
-    def __init__(self, message, flag=None):
+    def __init__(self, message: str, flag: str | None = None):
         super().__init__(message)
         self.flag = flag
 
@@ -100,6 +101,6 @@ class Interrupted(BaseException):
     it into another.
     """
 
-    def __init__(self, message, signal_number):
+    def __init__(self, message: str, signal_number: int):
         super().__init__(message)
         self.signal_number, self.exit_code = int(signal_number), 128 + signal_number

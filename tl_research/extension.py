@@ -90,11 +90,12 @@ def load(path: str | None) -> Extension:
         ) from error
     sha256 = hashlib.sha256(content).hexdigest()
     name = f"tl_research_extension_{sha256[:16]}"
-    spec = importlib.util.spec_from_loader(name, _Loader(os.path.abspath(path), content))
-    module = importlib.util.module_from_spec(spec)
+    loader = _Loader(os.path.abspath(path), content)
+    spec = importlib.util.spec_from_loader(name, loader)
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]  # None without loader
     sys.modules[name] = module  # so that the sources of its functions are found
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except Exception as error:
         raise UserError(
             f"--extension={path} cannot be run ({_place(error, path)}); expected Python code; "
@@ -122,13 +123,13 @@ def load(path: str | None) -> Extension:
 class _Loader(importlib.abc.SourceLoader):
     """Runs what was read, though the file may be another now, and keeps no compiled copy of it."""
 
-    def __init__(self, path, content):
+    def __init__(self, path: str, content: bytes):
         self._path, self._content = path, content
 
-    def get_filename(self, fullname):
+    def get_filename(self, fullname: str) -> str:
         return self._path
 
-    def get_data(self, path):
+    def get_data(self, path: str) -> bytes:
         if path != self._path:
             raise OSError(f"{path} is not read")
         return self._content

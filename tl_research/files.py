@@ -11,6 +11,8 @@ import secrets
 import shutil
 import stat
 import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from tl_research.errors import StorageError
 
@@ -25,7 +27,7 @@ _REFUSALS = [
 
 
 @contextlib.contextmanager
-def storage_errors(path):
+def storage_errors(path: str) -> Iterator[None]:
     """Turns an error of the operating system while `path` is written into a StorageError."""
     try:
         yield
@@ -114,7 +116,7 @@ def make_folders(path: str) -> None:
     sync(os.path.dirname(path))
 
 
-def write_synced(path, chunks):
+def write_synced(path: str, chunks: Iterable[bytes | memoryview]) -> dict[str, Any]:
     """Writes byte strings to a new file, syncs it and returns its size and SHA-256."""
     digest, size = hashlib.sha256(), 0
     with open(path, "xb") as file:
@@ -171,7 +173,7 @@ def rename(folder: str, name: str) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: str, **of_open):
+def replacing(path: str, **of_open: Any) -> Iterator[Any]:
     """Yields a text file that takes the place of `path` once it is whole and on the disk.
 
     Of a link, what it leads to is replaced; what is no regular file, such as a pipe, is written
@@ -230,7 +232,7 @@ def _is_stream(path):
     return False
 
 
-def write_atomically(path, text):
+def write_atomically(path: str, text: str | Iterable[str]) -> None:
     """Replaces a text file as a whole: readers see the old or the new one.
 
     Args:
@@ -245,16 +247,16 @@ def write_atomically(path, text):
             file.write(part)
 
 
-def csv_text(columns, rows, header=True):
+def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]], header: bool = True) -> str:
     """Returns a CSV file's text from dicts, `escaped`, with a line of the columns or without."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     if header:
         writer.writeheader()
     writer.writerows(rows)
     return escaped(text.getvalue())
 
 
-def escaped(text):
+def escaped(text: str) -> str:
     """Returns a text in which bytes of a file name that are not UTF-8 stand as `\\xNN`."""
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")

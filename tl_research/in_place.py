@@ -1,6 +1,7 @@
 """Large arrays of NumPy that become tensors where they are: `tf.constant` would copy them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -8,7 +9,7 @@ import tensorflow as tf
 _ALIGNMENT = 64  # bytes; an operation of TensorFlow aborts the process at memory elsewhere
 
 
-def zeros(shape: Sequence[int], dtype) -> np.ndarray:
+def zeros(shape: Sequence[int], dtype: Any) -> np.ndarray:
     """Returns an array that `tensor_of` need not copy."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     memory = np.zeros(size + _ALIGNMENT, np.uint8)
@@ -29,7 +30,7 @@ def tensor_of(array: np.ndarray) -> tf.Tensor:
     return tf.bitcast(tf.experimental.dlpack.from_dlpack(array.__dlpack__()), dtype)
 
 
-def kept_rows(array: np.ndarray, rows: Sequence[int]) -> np.ndarray:
+def kept_rows(array: np.ndarray, rows: Sequence[int] | np.ndarray) -> np.ndarray:
     """Returns these rows, in ascending order, of an array, which they are moved to the front of."""
     for place, row in enumerate(rows):
         if place != row:

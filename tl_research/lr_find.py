@@ -15,10 +15,11 @@ import time
 from tl_research import cli
 from tl_research.config import Config
 from tl_research.errors import UserError
+from tl_research.extension import Extension
 from tl_research.files import csv_text, make_folders, storage_errors
 
 
-def lr_find(config, extension=None):
+def lr_find(config: Config, extension: Extension | None = None) -> dict[str, float | None]:
     """Runs the phases of a `Config`, finding a learning rate before each.
 
     A phase that an earlier call finished is not looked at again. Raises what `experiment.run`
@@ -85,7 +86,7 @@ def _find(setup, state, directory):
     return suggested
 
 
-def main():
+def main() -> None:
     lr_find(cli.config_from_flags(Config))
 
 

@@ -37,7 +37,7 @@ def allowed(asked: int, flag: str, needed: int, taken: int = 0) -> int:
         needed: Bytes that are to be kept, at most.
         taken: Bytes of what is kept already.
     """
-    most = max(0, min(limit(), 1 << 60) - _OWN - taken) // 2
+    most = int(max(0, min(limit(), 1 << 60) - _OWN - taken) // 2)
     if most < needed <= asked:
         print(
             f"note: {flag} allows {asked / 2**30:.1f} GiB; at most {most / 2**30:.1f} of the "

@@ -13,7 +13,7 @@ _BINS = 15
 
 def scaled(logits: np.ndarray, temperature: float) -> np.ndarray:
     """Returns float64 [N, K], float32 logits divided by a temperature; unequal ones stay so."""
-    return np.float64(logits) / temperature
+    return np.asarray(logits, np.float64) / temperature
 
 
 def softmax(logits):

@@ -2,12 +2,15 @@
 
 import contextlib
 import sys
+from collections.abc import Callable, Iterator
 
 import tqdm
 
 
 @contextlib.contextmanager
-def progress_bar(description, unit="batches", scale=1):
+def progress_bar(
+    description: str, unit: str = "batches", scale: int = 1
+) -> Iterator[Callable[[int, int], None]]:
     """Yields a function of (done, total) that moves a bar on stderr, with rate and time left, if
     that is a terminal.
 
@@ -20,7 +23,7 @@ def progress_bar(description, unit="batches", scale=1):
         desc=description, unit=" " + unit, leave=False, file=sys.stderr, disable=None
     ) as bar:
 
-        def move(done, total):
+        def move(done: int, total: int) -> None:
             bar.total = total * scale
             bar.update(done * scale - bar.n)
 

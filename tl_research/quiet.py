@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from typing import IO, cast
 
 from tl_research.errors import UserError
 
@@ -24,7 +26,7 @@ _WATCHER = "import sys; text = sys.stdin.buffer.read(); sys.stderr.buffer.write(
 
 
 @contextlib.contextmanager
-def dropped_stderr():
+def dropped_stderr() -> Iterator[None]:
     """Drops what is printed on stderr meanwhile, also by C++ libraries, unless the process dies of
     it; Python errors pass.
     """
@@ -32,18 +34,19 @@ def dropped_stderr():
     watcher = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _WATCHER], stdin=subprocess.PIPE, start_new_session=True
     )
-    os.dup2(watcher.stdin.fileno(), 2)
+    pipe = cast(IO[bytes], watcher.stdin)
+    os.dup2(pipe.fileno(), 2)
     try:
         yield
     finally:
         watcher.kill()
         os.dup2(stderr, 2)
         os.close(stderr)
-        watcher.stdin.close()
+        pipe.close()
         watcher.wait()
 
 
-def import_tensorflow():
+def import_tensorflow() -> None:
     """Imports TensorFlow and Keras and finds the devices, without their notes.
 
     What `keras.json` and the environment say of Keras is not followed: a run's bits are a function

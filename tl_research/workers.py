@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 
 from tl_research.errors import UserError
 
@@ -103,7 +104,7 @@ def _answers(address):
 
 
 @contextlib.contextmanager
-def ended_by_signals():
+def ended_by_signals() -> Iterator[None]:
     """Inside, a signal ends the process itself: Python answers none before TensorFlow returns."""
     handlers = {}
     with contextlib.suppress(ValueError):  # not in the main thread, where none are answered

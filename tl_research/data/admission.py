@@ -14,6 +14,7 @@ from tl_research.data.split import printable
 from tl_research.data.walk import others_text
 from tl_research.errors import DataError
 from tl_research.files import csv_text, write_atomically
+from tl_research.run.directory import Directory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,7 +73,7 @@ def admit(catalog: Catalog, checked: CheckedImages, also: Collection[str] = ()) 
     )
 
 
-def write(admitted: Admitted, directory) -> None:
+def write(admitted: Admitted, directory: Directory) -> None:
     """Writes `bad_images.csv`, all that is left out, and `duplicates.csv`.
 
     Raises:

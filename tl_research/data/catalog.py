@@ -148,7 +148,7 @@ def _named_arrays(images):
         yield f"array/{i}", image
 
 
-def _labels_of(table) -> list[Any]:
+def _labels_of(table: Table) -> list[Any]:
     """Returns the labels of a `Table` as Python values, those of float32 where they are no classes.
 
     Raises:
@@ -169,8 +169,14 @@ def _labels_of(table) -> list[Any]:
 
 
 def find_images(
-    dataset, *, data_dir=None, validation_dir=None, test_dir=None, download_dir, base_url=None
-):
+    dataset: str,
+    *,
+    data_dir: str | None = None,
+    validation_dir: str | None = None,
+    test_dir: str | None = None,
+    download_dir: str,
+    base_url: str | None = None,
+) -> Catalog:
     """Returns the `Catalog` of a data set, downloaded or drawn into `download_dir` unless it is
     there.
 
@@ -196,10 +202,10 @@ def find_images(
         given = sides.given(root, validation_dir, test_dir)
 
     walk = _Walk()
-    classes = None
+    classes: list[str] = []
     for folder, side, flag in given:
         found = walk.class_folders(folder, flag)
-        if classes is None:
+        if not classes:
             classes = found
             _check_classes(found, folder, flag)
         elif extra := sorted(set(found) - set(classes)):
@@ -339,14 +345,14 @@ class _Walk:
         self.files, self.refused, self.warnings = [], [], []
         self.others = collections.Counter()
 
-    def class_folders(self, folder, flag):
+    def class_folders(self, folder: str, flag: str) -> list[str]:
         """Returns the sorted names of the class folders of `folder`.
 
         Whatever else lies there is ignored.
         """
         try:
-            with os.scandir(folder) as entries:
-                entries = list(entries)
+            with os.scandir(folder) as found:
+                entries = list(found)
         except OSError as error:
             raise DataError(
                 f"{flag}={folder} cannot be read ({error.strerror}); expected a directory with one "
@@ -367,7 +373,7 @@ class _Walk:
                 names.append(entry.name)
         return sorted(names)
 
-    def images(self, folder, prefix, label, side, root):
+    def images(self, folder: str, prefix: str, label: int, side: str | None, root: str) -> None:
         """Adds every image below a class folder."""
         # the class folder may itself be a link
         inside = (os.path.realpath(root), os.path.realpath(folder))

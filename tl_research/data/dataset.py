@@ -17,6 +17,7 @@ from tl_research.data.pipeline import Examples
 from tl_research.data.walk import others_text
 from tl_research.errors import UserError, suggestion
 from tl_research.progress_bar import progress_bar
+from tl_research.run.directory import RunDirectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Dataset:
         return _divided(catalog, admitted, found, config)
 
 
-def load(config: Config, directory, load_catalog: Callable | None = None) -> Dataset:
+def load(config: Config, directory: RunDirectory, load_catalog: Callable | None = None) -> Dataset:
     """Returns the images that `config` names, or those that an extension's `load_catalog` gives.
 
     Writes `bad_images.csv`, `duplicates.csv` and `split.json` to the run directory.
@@ -206,7 +207,7 @@ def _divided(catalog, admitted, found, config):
     rows["train"] = _kept(rows["train"], labels, checked.sha256s, catalog, config.class_shares)
     pixels = None if checked.pixels is None else in_place.tensor_of(checked.pixels)
 
-    def examples(rows):
+    def examples(rows: np.ndarray) -> Examples:
         return Examples(
             tuple(files[row].name for row in rows),
             tuple(files[row].path for row in rows),

@@ -36,7 +36,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 class UnreadableKind(BadImage):
     """The file is a photograph, of a kind that this installation cannot read."""
 
-    def __init__(self, kind):
+    def __init__(self, kind: formats.Kind):
         super().__init__(f"{kind.name} photograph, which cannot be read: {kind.remedy}")
         self.kind = kind
 
@@ -102,7 +102,7 @@ def decode_image(data: bytes, path: str, max_pixels: int = 0) -> tuple[np.ndarra
     decoding_limits.check_headers(kind.name, data, max_pixels)
     content = _without_texts(data) if kind.name == "PNG" else data
     try:
-        with PIL.Image.open(io.BytesIO(content), formats=[kind.decoder]) as image:
+        with PIL.Image.open(io.BytesIO(content), formats=[str(kind.decoder)]) as image:
             is_reduced = decoding_limits.reduced(image, kind.name, len(data), max_pixels)
             if kind.name == "PNG":
                 _check_sums(content)

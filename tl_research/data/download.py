@@ -24,6 +24,8 @@ import urllib.parse
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import tqdm
 
@@ -51,7 +53,15 @@ _DAMAGE = (
 )
 
 
-def fetch(url, directory, filename, *, size=None, sha256=None, deadline_seconds=20.0):
+def fetch(
+    url: str,
+    directory: str,
+    filename: str,
+    *,
+    size: int | None = None,
+    sha256: str | None = None,
+    deadline_seconds: float = 20.0,
+) -> str:
     """Returns the path of `directory/filename`, downloaded unless it is there already, and
     verified.
 
@@ -86,7 +96,7 @@ def fetch(url, directory, filename, *, size=None, sha256=None, deadline_seconds=
                 os.remove(part)
 
 
-def unpack(archive, directory, *, max_files, max_bytes):
+def unpack(archive: str, directory: str, *, max_files: int, max_bytes: int) -> str:
     """Returns `directory`, unpacked from a tar or zip archive unless it is there already.
 
     Only regular files and directories with relative names are written, without their owners.
@@ -97,7 +107,7 @@ def unpack(archive, directory, *, max_files, max_bytes):
         StorageError: The directory cannot be written.
     """
 
-    def write(temporary):
+    def write(temporary: str) -> None:
         bytes_left = max_bytes
         try:
             for count, (name, is_plain, size, extract) in enumerate(_members(archive), 1):
@@ -126,7 +136,7 @@ def unpack(archive, directory, *, max_files, max_bytes):
     return make_folder(directory, write)
 
 
-def make_folder(directory, write):
+def make_folder(directory: str, write: Callable[[str], None]) -> str:
     """Returns `directory`, filled by `write(temporary_folder)` unless it is there.
 
     It is never seen half filled.
@@ -147,7 +157,7 @@ def make_folder(directory, write):
 
 
 @contextlib.contextmanager
-def locked(target):
+def locked(target: str) -> Iterator[None]:
     """Holds the lock of `target`, whose directory is made first, and removes what a killed run left
     of it.
     """
@@ -206,7 +216,9 @@ def _check_url(url, error_class):
 
 
 class _SameSchemeRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, request, file, code, message, headers, new_url):
+    def redirect_request(
+        self, request: Any, file: Any, code: int, message: str, headers: Any, new_url: str
+    ) -> Any:
         if urllib.parse.urlsplit(new_url).scheme != request.type:
             raise DataError(f"{request.full_url} redirects to {new_url}, another scheme; refused")
         _check_url(new_url, DataError)

@@ -11,6 +11,7 @@ of a sum differs between machines). Everything, from petal to blade of grass, is
 import collections.abc
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -88,7 +89,7 @@ _COLORS = _palette("""
 """)
 
 
-def draw(class_name, index):
+def draw(class_name: str, index: int) -> np.ndarray:
     """Returns picture `index` of a class: uint8 [192, 192, 3]."""
     species = CLASSES.index(class_name)
     random = np.random.RandomState(1_000_003 * VERSION + 10_007 * species + index)
@@ -107,7 +108,7 @@ def draw(class_name, index):
     return _photograph(brush)
 
 
-def write_bmp(path, image):
+def write_bmp(path: str, image: np.ndarray) -> None:
     """Writes uint8 [H, W, 3] as a 24-bit BMP, whose every byte the tests pin."""
     Image.fromarray(image).save(path, "BMP", dpi=(72, 72))
 
@@ -126,30 +127,30 @@ class _Dice:
 
     random: collections.abc.Callable  # as `RandomState.random_sample`
 
-    def pick(self, low, high, shape=None):
+    def pick(self, low: float, high: float, shape: Any = None) -> Any:
         """Returns a float, or floats, in [low, high)."""
         return low + (high - low) * self.random(shape)
 
-    def sway(self, most, shape=None):
+    def sway(self, most: float, shape: Any = None) -> Any:
         return self.pick(-most, most, shape)
 
-    def count(self, low, high):
+    def count(self, low: float, high: float) -> int:
         return int(self.pick(low, high))
 
-    def chance(self, share):
+    def chance(self, share: float) -> bool:
         return self.random() < share
 
-    def choose(self, *options):
+    def choose(self, *options: Any) -> Any:
         return options[self.count(0, len(options))]
 
-    def color(self, name, *more):
+    def color(self, name: str, *more: np.ndarray) -> np.ndarray:
         return self.choose(*_COLORS[name], *more)
 
-    def vary(self, color, amount):
+    def vary(self, color: np.ndarray, amount: float) -> np.ndarray:
         """Returns the color moved by up to `amount` in brightness, half of it in each channel."""
         return color + self.sway(amount) + self.sway(amount, color.shape) / 2
 
-    def field(self, cells):
+    def field(self, cells: int) -> np.ndarray:
         """Returns smooth random numbers [H, W] in 0..1: a random grid, interpolated."""
         grid = self.random((cells + 2, cells + 2)).astype(np.float32)
         at = _PIXELS * (cells / IMAGE_SIZE)
@@ -173,22 +174,22 @@ class _Brush(_Dice):
     lean: float = 1.0
     lean_angle: float = 0.0
 
-    def at(self, *plane):
+    def at(self, *plane: float) -> "_Brush":
         """Returns a brush for another plane."""
         return _Brush(self.random, self.image, *plane)
 
-    def within(self, low, high):
+    def within(self, low: float, high: float) -> "_Brush":
         return self.at(self.pick(low, high), self.pick(low, high))
 
-    def tilted(self, least=0.45):
+    def tilted(self, least: float = 0.45) -> "_Brush":
         pick = self.pick
         return self.at(self.x, self.y, pick(0, _TURN), pick(least, 1.0), pick(0, _TURN))
 
-    def moved(self, angle, along, aside=0.0):
+    def moved(self, angle: float, along: float, aside: float = 0.0) -> "_Brush":
         cos, sin = _direction(angle)
         return self.at(self.x + cos * along - sin * aside, self.y + sin * along + cos * aside)
 
-    def axis(self, angle):
+    def axis(self, angle: float) -> tuple[tuple[float, float], tuple[float, float], float]:
         """Returns the directions along and across an axis as the viewer sees them, shorter where
         they lean away, and by how much areas are smaller.
         """
@@ -201,21 +202,21 @@ class _Brush(_Dice):
 
     def blade(
         self,
-        angle,
-        start,
-        length,
-        width,
-        outline,
-        foot,
-        tip=None,
+        angle: float,
+        start: float,
+        length: float,
+        width: float,
+        outline: str,
+        foot: np.ndarray,
+        tip: np.ndarray | None = None,
         *,
-        bend=0.0,
-        edge=0.3,
-        veins=0.0,
-        light=0.0,
-        softness=1.2,
-        opacity=1.0,
-    ):
+        bend: float = 0.0,
+        edge: float = 0.3,
+        veins: float = 0.0,
+        light: float = 0.0,
+        softness: float = 1.2,
+        opacity: float = 1.0,
+    ) -> None:
         """Paints one shape along an axis that leaves the origin of the plane at `angle`.
 
         Args:
@@ -253,9 +254,9 @@ class _Brush(_Dice):
         cover = np.clip(distance / softness + 0.5 * (reach > 0), 0.0, 1.0) * opacity
         shade = 1.0 - edge * (s * s) / (reach * reach + 0.05) + light * s
         shade -= veins * np.abs(s * 2.5 - np.floor(s * 2.5) - 0.5)
-        foot, tip = np.float32(foot), np.float32(foot if tip is None else tip)
+        ends = np.float32(foot), np.float32(foot if tip is None else tip)
         box = self.image[:, rows, columns]
-        box += (_mix(foot, tip, inside) * np.clip(shade, 0.2, 1.4) - box) * cover
+        box += (_mix(*ends, inside) * np.clip(shade, 0.2, 1.4) - box) * cover
 
 
 def _disc(brush, radius, *colors, **options):

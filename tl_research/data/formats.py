@@ -36,7 +36,7 @@ class Kind:
     def is_readable(self) -> bool:
         """Whether this installation can decode such files."""
         PIL.Image.init()
-        built = self.feature is None or PIL.features.check(self.feature)
+        built = self.feature is None or bool(PIL.features.check(self.feature))
         return built and self.decoder in PIL.Image.OPEN
 
 

@@ -65,7 +65,7 @@ class _Good:
     size: tuple[int, int]  # width, height
 
 
-def resized(images, image_size):
+def resized(images: np.ndarray, image_size: int) -> tf.Tensor:
     """Returns images [..., H, W, 3] in 0..255 as training sees them: [..., image_size, image_size,
     3], float32 whole numbers.
     """
@@ -104,13 +104,13 @@ def check_images(
     keep = len(files) * image_size * image_size * 3 <= keep_pixels_bytes
     pixels = in_place.zeros((len(files), image_size, image_size, 3), np.uint8) if keep else None
 
-    def check(index):
+    def check(index: int) -> "_Good | decoding.BadImage":
         """Returns `_Good`, or the `BadImage` that says why it is not."""
         try:
             content, upright, traits = _load(files[index].path, max_pixels)
         except decoding.BadImage as error:
             return error
-        if keep:
+        if pixels is not None:
             pixels[index] = resize_image(upright, image_size)
         return _Good(
             split.content_sha256(content),
@@ -131,7 +131,7 @@ def check_images(
 def pixel_sha256(pixels: np.ndarray) -> str:
     """Returns the SHA-256 of the type, shape and values of uint8 [H, W, 3], hexadecimal."""
     digest = hashlib.sha256(_header(pixels))
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
 

@@ -1,13 +1,22 @@
 """`split.json`: which images a run has, their content, sides and groups; checked on later runs."""
 
 import json
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from tl_research.data.split import SIDES, printable
+from tl_research.data.split import SIDES, Split, printable
 from tl_research.errors import DataError
 from tl_research.files import read_text, write_atomically
 
 
-def make(seed, fractions, classes, entries, found, left_out):
+def make(
+    seed: int,
+    fractions: Sequence[float],
+    classes: Sequence[str],
+    entries: list[dict],
+    found: Split,
+    left_out: Sequence[str],
+) -> dict[str, Any]:
     """Returns the content of `split.json`, files in the order of their names.
 
     Args:
@@ -30,7 +39,7 @@ def make(seed, fractions, classes, entries, found, left_out):
     }
 
 
-def write(path, manifest):
+def write(path: str, manifest: dict[str, Any]) -> None:
     """Writes `split.json`, one file a line, under its own name only once it is complete.
 
     Raises:
@@ -41,7 +50,7 @@ def write(path, manifest):
     write_atomically(path, text)
 
 
-def read(path):
+def read(path: str) -> dict[str, Any]:
     """Returns the content of the `split.json` at `path`.
 
     One of an earlier version has neither "left_out" nor the "group" of a file.
@@ -66,7 +75,7 @@ def read(path):
         ) from error
 
 
-def check(path, manifest):
+def check(path: str, manifest: dict[str, Any]) -> None:
     """Compares what was found with the `split.json` at `path`.
 
     Raises:
@@ -82,7 +91,7 @@ def check(path, manifest):
     check_same(known, manifest)
 
 
-def check_same(known, found):
+def check_same(known: dict[str, Any], found: dict[str, Any]) -> None:
     """Compares what `found` has of a manifest with the one that is known.
 
     Raises:
@@ -103,7 +112,7 @@ def check_same(known, found):
     _check_files(known["files"], found["files"])
 
 
-def check_names(before, now):
+def check_names(before: Iterable[str], now: Iterable[str]) -> None:
     """Raises DataError if names are missing; before the files are read."""
     _raise_if_any({"missing": sorted(set(before) - set(now))})
 

@@ -49,12 +49,12 @@ def groups(thumbnails: np.ndarray, contents: list[str] | tuple[str, ...]) -> tup
     """
     parents = {content: content for content in contents}
 
-    def smallest(content):
+    def smallest(content: str) -> str:
         while parents[content] != content:
             parents[content] = content = parents[parents[content]]
         return content
 
-    first = {}
+    first: dict[bytes, int] = {}
     equal = [(first.setdefault(t.tobytes(), i), i) for i, t in enumerate(thumbnails)]
     different = np.array(list(first.values()), np.int64)
     for i, j in itertools.chain(equal, different[pairs(thumbnails[different])]):

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+from collections.abc import Iterable, Iterator
 from zlib import crc32
 
 import numpy as np
@@ -22,17 +23,19 @@ _AHEAD = 8  # batches that are decoded ahead: two calls of the loop
 _ORDER, _AUGMENTATION, MIXUP = 1, 2, 3
 
 
-def generator(seed, *stream):
+def generator(seed: int, *stream: int) -> np.random.Generator:
     """Returns a `numpy.random.Generator` that depends on these whole numbers alone."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *stream])))
 
 
-def epoch_order(seed, epoch, num_examples):
+def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     """Returns int64 [num_examples], a permutation that depends on (seed, epoch) alone."""
     return generator(seed, _ORDER, epoch).permutation(num_examples)
 
 
-def augmentation_draws(seed, view, num_examples, num_columns, name=None):
+def augmentation_draws(
+    seed: int, view: int, num_examples: int, num_columns: int, name: str | None = None
+) -> np.ndarray:
     """Returns float32 [num_examples, num_columns] in [0, 1); row i belongs to example i in this
     view. An extension's operation has a stream of its name.
     """
@@ -40,7 +43,7 @@ def augmentation_draws(seed, view, num_examples, num_columns, name=None):
     return generator(seed, *stream).random((num_examples, num_columns), np.float32)
 
 
-def make_batches(order, batch_size):
+def make_batches(order: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Cuts an order into batches of constant size.
 
     The last one is filled up with its last example at weight 0. Of fewer examples a batch has as
@@ -81,7 +84,7 @@ class Examples:
     def __len__(self):
         return len(self.labels)
 
-    def stream(self, indices):
+    def stream(self, indices: np.ndarray | list[list[int]]) -> Iterator[tf.Tensor]:
         """Yields uint8 images [B, H, W, 3] for each row of `indices` [S, B], decoding ahead in
         parallel.
 
@@ -96,7 +99,7 @@ class Examples:
             for _ in indices:
                 yield tf.constant(np.stack(list(itertools.islice(images, size))))
 
-    def lookup(self, indices):
+    def lookup(self, indices: tf.Tensor | list[int]) -> tf.Tensor:
         """Returns uint8 [n, image_size, image_size, 3], of an int tensor [n], from memory."""
         return tf.gather(
             self.pixels, indices if self.rows is None else tf.gather(self.rows, indices)
@@ -123,7 +126,7 @@ class Examples:
                 f"({error}); expected files that stay as they are; put it back and start again"
             ) from error
 
-    def images(self, indices):
+    def images(self, indices: Iterable[int]) -> tf.Tensor:
         """Returns uint8 [n, image_size, image_size, 3]."""
         if self.pixels is not None:
             return self.lookup(list(indices))

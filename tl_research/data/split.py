@@ -18,6 +18,7 @@ import dataclasses
 import hashlib
 import itertools
 import unicodedata
+from collections.abc import Sequence
 
 from tl_research.errors import DataError
 
@@ -33,12 +34,21 @@ class Split:
     warnings: tuple[str, ...]
 
 
-def content_sha256(content):
+def content_sha256(content: bytes) -> str:
     """Returns the hexadecimal SHA-256 of a file's bytes."""
     return hashlib.sha256(content).hexdigest()
 
 
-def assign_sides(names, labels, contents, groups, fixed_sides, classes, fractions, seed):
+def assign_sides(
+    names: Sequence[str],
+    labels: Sequence[int],
+    contents: Sequence[str],
+    groups: Sequence[str],
+    fixed_sides: Sequence[str | None],
+    classes: Sequence[str],
+    fractions: Sequence[float],
+    seed: int,
+) -> Split:
     """Returns the `Split` of the files.
 
     Args:
@@ -75,7 +85,7 @@ def assign_sides(names, labels, contents, groups, fixed_sides, classes, fraction
         counts = _counts(side, fixed_sides, labels, groups)
         side_of[side] = _cut_all(counts, choices, shares, seed)
     sides = [
-        side_of[side][group] if side in side_of else side
+        side_of[side][group] if side is None or side in side_of else side
         for side, group in zip(fixed_sides, groups)
     ]
     sizes = collections.Counter(groups)
@@ -211,7 +221,7 @@ def _empty_sides(labels, sides, classes):
             yield f"no {side} images of {', '.join(empty[:5])}"
 
 
-def printable(name):
+def printable(name: str) -> str:
     """Returns a file's name on one line, with escapes for what cannot be shown, or would look like
     another name.
     """

@@ -49,13 +49,14 @@ def make(
     Its rate is never used: `GroupedOptimizer` sets it before every update. It gets no name: Keras
     would open a name scope, and group names hold characters that TensorFlow refuses there.
     """
-    kind, arguments = {
+    kinds: dict[str, tuple[Callable[..., keras.optimizers.Optimizer], dict[str, Any]]] = {
         "sgd": (keras.optimizers.SGD, {"momentum": float(momentum), "nesterov": nesterov}),
         "adam": (Adam, {}),
         "adamw": (AdamW, {"weight_decay": weight_decay}),
         "rmsprop": (keras.optimizers.RMSprop, {}),
         "lion": (keras.optimizers.Lion, {"weight_decay": weight_decay or None}),
-    }[name]
+    }
+    kind, arguments = kinds[name]
     return kind(**arguments)
 
 
@@ -94,10 +95,11 @@ def with_optimizers(
     """
     for group in groups:
         by_path = _chosen(group, make_optimizer)
-        variables, distinct = dict(zip(group.paths, group.variables)), {}  # optimizer: paths
+        variables = dict(zip(group.paths, group.variables))
+        distinct: dict[Any, list[str]] = {}  # optimizer: paths
         for path in group.paths:
             distinct.setdefault(by_path[path], []).append(path)
-        names = collections.Counter()
+        names: collections.Counter[str] = collections.Counter()
         for own, paths in distinct.items():
             kind, name = type(own).__name__.strip("_") if own else default_kind, group.name
             if own and len(distinct) > 1:

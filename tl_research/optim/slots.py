@@ -1,6 +1,6 @@
 """Every variable of the groups' Keras optimizers under a name: saved, restored, carried over."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -93,7 +93,8 @@ class OptimizerState:
             raise ValueError(
                 f"Received twice {repeated}. Expected disjoint groups with unique names."
             )
-        self.groups, self.kinds, self._held = groups, kinds, {}  # by path
+        self.groups, self.kinds = groups, kinds
+        self._held: dict[str, Any] = {}  # by path
         for part in zip(groups, kinds, optimizers):
             self._held |= claimed(*part)
 

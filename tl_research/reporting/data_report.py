@@ -81,7 +81,9 @@ def _images(train, validation, places):
     return [found[place] for place in places]
 
 
-def add_test(directory: RunDirectory, test: Examples, shares: np.ndarray, classes) -> None:
+def add_test(
+    directory: RunDirectory, test: Examples, shares: np.ndarray, classes: tuple[str, ...]
+) -> None:
     """Adds the test images, once they were read, to the table of an audited run.
 
     Args:

@@ -13,6 +13,8 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -32,12 +34,12 @@ _KEPT = 2  # the newest, and the one before in case the newest is damaged
 _FILES = ["arrays.bin", "manifest.json", "state.json"]
 
 
-def step_name(step):
+def step_name(step: int) -> str:
     """Returns the name of the checkpoint of a global step."""
     return f"step-{step:08d}"
 
 
-def check_room(directory, num_bytes):
+def check_room(directory: str, num_bytes: int) -> None:
     """Raises StorageError if checkpoints of this size, of which there may be one more than are
     kept, do not fit on the disk.
     """
@@ -49,7 +51,7 @@ def check_room(directory, num_bytes):
         )
 
 
-def save(directory, state, arrays):
+def save(directory: str, state: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Commits a checkpoint and then removes the ones that are no longer needed.
 
     Args:
@@ -65,13 +67,14 @@ def save(directory, state, arrays):
     try:
         make_folders(directory)
         os.mkdir(temporary)
-        entries, chunks, offset = {}, [], 0
+        entries, offset = {}, 0
+        chunks: list[bytes | memoryview] = []
         for name in sorted(arrays):
             array = np.asarray(arrays[name], order="C")
             array = array.astype(array.dtype.newbyteorder("<"), copy=False)
             padding = -offset % _ALIGNMENT
             # not copied: all of the state is in memory once more already
-            chunks += [bytes(padding), memoryview(array.reshape(-1).view(np.uint8))]
+            chunks += [bytes(padding), array.reshape(-1).view(np.uint8).data]
             offset += padding
             entries[name] = {"dtype": array.dtype.str, "shape": list(array.shape), "offset": offset}
             offset += array.nbytes
@@ -163,7 +166,9 @@ def _read(path, max_bytes):
     return json.loads(contents["state.json"]), arrays
 
 
-def load_newest(directory, max_bytes=1 << 40):
+def load_newest(
+    directory: str, max_bytes: int = 1 << 40
+) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
     """Returns (state, arrays) of the newest usable checkpoint, or None if there never was one.
 
     A damaged one is named on stderr, set aside as `<name>.corrupt-N`, and the one before it is

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tl_research.config import Config
 from tl_research.errors import UserError
 from tl_research.machine import cores
 
@@ -32,7 +33,7 @@ _VARIABLES = (
 )
 
 
-def resolve_device(config, recorded: dict, own_backbone: bool = False) -> tuple[str, bool]:
+def resolve_device(config: Config, recorded: dict, own_backbone: bool = False) -> tuple[str, bool]:
     """Sets Keras' dtype policy; returns (precision, whether XLA is on), as resolved here.
 
     Args:

@@ -2,7 +2,10 @@
 
 import dataclasses
 import sys
+from collections.abc import Callable
+from typing import Any
 
+from tl_research.config import Config
 from tl_research.errors import CheckpointError, UnreachableError
 
 BACKBONE = "EfficientNetLite0"  # its ImageNet weights come in a package
@@ -28,7 +31,7 @@ class Substitution:
         )
 
     @classmethod
-    def from_json(cls, value) -> "Substitution":
+    def from_json(cls, value: Any) -> "Substitution":
         """Returns what was recorded, also by versions that recorded a sentence."""
         if isinstance(value, dict):
             return cls(**value)
@@ -50,7 +53,7 @@ class Replacements:
         used: The `Substitution`s of this run.
     """
 
-    def __init__(self, config, recorded):
+    def __init__(self, config: Config, recorded: list | None):
         self._allowed = config.if_offline == "embedded"
         self._is_resumed = recorded is not None
         try:
@@ -60,7 +63,13 @@ class Replacements:
                 f"run.json is damaged ({error}); expected what a run wrote; use --resume=never"
             ) from error
 
-    def attempt(self, make, config, substitution, replacement):
+    def attempt(
+        self,
+        make: Callable[[Config], Any],
+        config: Config,
+        substitution: Substitution,
+        replacement: Config,
+    ) -> Any:
         """Returns make(config), or make(replacement) where what that needs is not reached.
 
         Args:

@@ -2,10 +2,17 @@
 
 import hashlib
 import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tl_research.errors import AuditError
+from tl_research.optim.grouped_optimizer import GroupedOptimizer
+from tl_research.training.state import TrainState
+
+if TYPE_CHECKING:  # they import this module
+    from tl_research.training.phase import PhaseSetup
 
 # Keras' 1e-7 as the first steps have it: beside sqrt(v), v = (1 - 0.999) g^2, in Adam, and under
 # the root in RMSprop.
@@ -13,7 +20,7 @@ _EPSILON = {"adam": 3.2e-6, "adamw": 3.2e-6, "rmsprop": 3.2e-4, "lion": 0.0}
 _OWN = 0.01  # an optimizer of the user's makes at least so much of the smaller of sgd's and adam's
 
 
-def hash_variables(variables):
+def hash_variables(variables: Mapping[str, Any]) -> dict[str, str]:
     """Returns {path: SHA-256 of dtype, shape and bytes, hexadecimal}.
 
     Args:
@@ -28,7 +35,7 @@ def hash_variables(variables):
     return hashes
 
 
-def weights_sha256(variables):
+def weights_sha256(variables: Mapping[str, Any]) -> str:
     """Returns one SHA-256 over the names and contents of all variables, hexadecimal."""
     hashes = hash_variables(variables)
     return hashlib.sha256(
@@ -37,8 +44,15 @@ def weights_sha256(variables):
 
 
 def audit_phase(
-    phase, before, variables, moved, statistics, largest_updates, *, statistics_may_move=False
-):
+    phase: str,
+    before: Mapping[str, str],
+    variables: Mapping[str, Any],
+    moved: Iterable[str],
+    statistics: Iterable[str],
+    largest_updates: Mapping[str, float],
+    *,
+    statistics_may_move: bool = False,
+) -> dict[str, int]:
     """Compares the start of a phase with its last step.
 
     Args:
@@ -93,7 +107,9 @@ def audit_phase(
     }
 
 
-def largest_updates(optimizer, gradient_peaks, largest_rate):
+def largest_updates(
+    optimizer: GroupedOptimizer, gradient_peaks: Mapping[str, float], largest_rate: float
+) -> dict[str, float]:
     """Returns {path: estimate of the largest change that one step made to an element}.
 
     Args:
@@ -114,7 +130,7 @@ def largest_updates(optimizer, gradient_peaks, largest_rate):
     return updates
 
 
-def check(setup, state):
+def check(setup: "PhaseSetup", state: TrainState) -> dict[str, int]:
     """Returns the counts of `audit_phase` for a phase that is over.
 
     Args:

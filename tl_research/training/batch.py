@@ -1,13 +1,18 @@
 """What a step is given, of one batch and of a whole epoch: tensors."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tensorflow as tf
 
 from tl_research import distribution
 from tl_research.data import pipeline
 from tl_research.data.mixing import Mix
+
+if TYPE_CHECKING:  # they import this module
+    from tl_research.training.features import Source
+    from tl_research.training.plan import Plan
+    from tl_research.training.step_loop import StepLoop
 
 
 class EpochInputs(NamedTuple):
@@ -44,7 +49,9 @@ class Batch(NamedTuple):
         )._replace(**whole)
 
 
-def batches(step, epoch: EpochInputs, row, rows, global_step) -> Callable[[], Batch]:
+def batches(
+    step: "StepLoop", epoch: EpochInputs, row: tf.Tensor, rows: Any, global_step: tf.Tensor
+) -> Callable[[], Batch]:
     """Returns a function that returns the `Batch` of the replica that calls it.
 
     Args:
@@ -58,7 +65,7 @@ def batches(step, epoch: EpochInputs, row, rows, global_step) -> Callable[[], Ba
     mask = step.classifier.dropout_mask(global_step, epoch.indices.shape[1])
     count = tf.reduce_sum(weights)
 
-    def batch_of():
+    def batch_of() -> Batch:
         own, own_weights, own_rows, own_mask = distribution.local_rows(
             [indices, weights, rows, mask]
         )
@@ -74,7 +81,7 @@ def batches(step, epoch: EpochInputs, row, rows, global_step) -> Callable[[], Ba
     return batch_of
 
 
-def epoch_inputs(plan, source, epoch: int) -> EpochInputs:
+def epoch_inputs(plan: "Plan", source: "Source", epoch: int) -> EpochInputs:
     """Returns what the calls of an epoch, counted from 1, are given; at most of the last."""
     config, num_examples, mix = plan.config, len(plan.train), None
     epoch = min(epoch, max(1, sum(phase.epochs for phase in plan.phases)))
@@ -86,10 +93,10 @@ def epoch_inputs(plan, source, epoch: int) -> EpochInputs:
         draws = views.mixing.draws(config.seed, epoch, num_examples, config.image_size)
         mix = tf.nest.map_structure(tf.constant, draws)
     parts = (indices, weights, source.of_view(view), view)
-    return EpochInputs(*tf.nest.map_structure(tf.constant, parts), mix)
+    return EpochInputs(*tf.nest.map_structure(tf.constant, parts))._replace(mix=mix)
 
 
-def first_images(plan, count: int) -> tuple[tf.Tensor, tf.Tensor]:
+def first_images(plan: "Plan", count: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the first images of the first batch, augmented and then preprocessed [n, H, W, 3].
 
     Augmented as in the second epoch: the first may have the images as they are.
@@ -103,7 +110,7 @@ def first_images(plan, count: int) -> tuple[tf.Tensor, tf.Tensor]:
     return images.numpy(), plan.classifier.preprocessing(images)
 
 
-def first_arguments(plan, source, epochs_done: int, steps_per_call: int) -> tuple:
+def first_arguments(plan: "Plan", source: "Source", epochs_done: int, steps_per_call: int) -> tuple:
     """Returns arguments of `TrainStep.prepare` that are like those of the next calls."""
     epoch = epoch_inputs(plan, source, epochs_done + 1)
     if not source.streamed:
@@ -112,7 +119,7 @@ def first_arguments(plan, source, epochs_done: int, steps_per_call: int) -> tupl
     return epoch, stack([next(iter(batches))], steps_per_call)
 
 
-def stack(batches: list, size: int):
+def stack(batches: list, size: int) -> Any:
     """Returns tensors [size, B, ...] of batches; filled up, so that a step is traced once."""
     filled = [*batches, *batches[-1:] * (size - len(batches))]
     return tf.nest.map_structure(lambda *tensors: tf.stack(tensors), *filled)

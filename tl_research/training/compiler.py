@@ -4,12 +4,14 @@ import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import tensorflow as tf
 
 from tl_research.config import Config
 from tl_research.errors import CompileError, OutOfMemoryError, StorageError, UserError
 from tl_research.files import storage_reason
+from tl_research.models.classifier import Classifier
 from tl_research.run.directory import RunDirectory
 
 
@@ -28,7 +30,7 @@ class Compiler:
     def __init__(self, xla: bool, required: bool, directory: RunDirectory):
         self.xla, self._required, self._directory = xla, required, directory
 
-    def prepared(self, make: Callable, *arguments):
+    def prepared(self, make: Callable, *arguments: Any) -> Any:
         """Returns a step, of training or evaluation, that is compiled.
 
         Args:
@@ -81,7 +83,7 @@ def memory_errors(config: Config, what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def compile_errors(classifier, xla: bool) -> Iterator[None]:
+def compile_errors(classifier: Classifier, xla: bool) -> Iterator[None]:
     """Turns an error of XLA's compiler into one line with the operation and the layer it names.
 
     A UserError that was raised while a step was traced, which TensorFlow wraps, is raised itself.

@@ -7,7 +7,9 @@ import tensorflow as tf
 
 from tl_research import distribution
 from tl_research.data import pipeline
+from tl_research.models.classifier import Classifier
 from tl_research.training.compiler import compile_errors
+from tl_research.training.features import Source
 
 
 class EvalStep:
@@ -20,7 +22,7 @@ class EvalStep:
         xla: Whether it is compiled with XLA.
     """
 
-    def __init__(self, classifier, source, batch_size: int, xla: bool = False):
+    def __init__(self, classifier: Classifier, source: Source, batch_size: int, xla: bool = False):
         self._classifier, self._source, self._xla = classifier, source, xla
         self._indices, _ = pipeline.make_batches(np.arange(len(source.examples)), batch_size)
         self._compute = tf.function(self._logits, jit_compile=True) if xla else self._logits
@@ -29,7 +31,7 @@ class EvalStep:
     def _run(self, indices, of_view, streamed):
         batch = self._source.lookup(indices, of_view) if streamed is None else streamed
 
-        def compute():
+        def compute() -> tf.Tensor:
             own, own_batch = distribution.local_rows([indices, batch])
             return self._compute(self._source.read(own, of_view, own_batch))
 

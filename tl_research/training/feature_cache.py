@@ -11,10 +11,14 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from tl_research.config import Config
 from tl_research.data import pipeline
+from tl_research.data.pipeline import Examples
 from tl_research.errors import UserError
+from tl_research.models.classifier import Classifier
 from tl_research.progress_bar import progress_bar
 from tl_research.training import features
+from tl_research.training.features import LiveSource, Source, Views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +68,15 @@ class FeatureCache:
     """
 
     def __init__(
-        self, config, classifier, evaluated, train, validation, boundary, directory, views
+        self,
+        config: Config,
+        classifier: Classifier,
+        evaluated: Classifier,
+        train: Examples,
+        validation: Examples,
+        boundary: Sequence[str],
+        directory: str,
+        views: Views,
     ):
         self._config, self._boundary = config, boundary
         self._classifiers = {"train": classifier, "validation": evaluated, "plain": classifier}
@@ -82,7 +94,9 @@ class FeatureCache:
             "validation": self.plan.validation,
             "plain": False,
         }
-        self._kept, self._pooled, self.view_seconds = {}, {}, 0.0
+        self._kept: dict[str, features.CachedSource] = {}
+        self._pooled: dict[str, np.ndarray] = {}
+        self.view_seconds = 0.0
 
     def _decide(self, dtype, on_disk):
         config, evaluated = self._config, self._classifiers["validation"].graph
@@ -137,13 +151,13 @@ class FeatureCache:
             )
         return why
 
-    def live_source(self, side, boundary):
+    def live_source(self, side: str, boundary: Sequence[str]) -> LiveSource:
         """Returns the source of a side's tensors at a boundary that computes them in the step."""
         return features.LiveSource(
             self._classifiers[side], self._examples[side], boundary, self._views[side]
         )
 
-    def source(self, side, boundary):
+    def source(self, side: str, boundary: Sequence[str]) -> Source:
         """Returns the source of the tensors of a side, `train` or `validation`, at a boundary.
 
         A view is computed when it is first used, which raises StorageError if the disk is full.

@@ -9,7 +9,7 @@ boundaries later derives its own from them.
 import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,15 @@ import tensorflow as tf
 from tl_research import in_place
 from tl_research.config import AUGMENTATIONS, Config
 from tl_research.data import pipeline
-from tl_research.data.mixing import Mixing, MixUp
+from tl_research.data.mixing import Mix, Mixing, MixUp
+from tl_research.data.pipeline import Examples
 from tl_research.errors import UserError, suggestion
 from tl_research.files import storage_errors, temporary_name
 from tl_research.models.augmentation import COLUMNS, Operation, apply_operations
+from tl_research.models.classifier import Classifier, FrozenPart
 
+# A context, for a view, in which a function is called with (batches done, batches in all).
+Bar = Callable[[int], contextlib.AbstractContextManager[Callable[[int, int], None]]]
 _LARGEST_FLOAT16 = 65504.0
 
 
@@ -40,17 +44,17 @@ class Views:
     operations: tuple[Operation, ...] = ()  # an extension's, which follow the built-in ones
     mixing: Mixing | None = None  # what blends the images in the end
 
-    def of_epoch(self, epoch):
+    def of_epoch(self, epoch: int) -> int:
         """Returns the view of a global epoch, counted from 1."""
         if not self.augmented:
             return 0
         return (epoch - 1) % self.num_views if self.num_views else epoch - 1
 
-    def used(self, num_epochs):
+    def used(self, num_epochs: int) -> int:
         """Returns how many different views that many epochs use."""
         return len({self.of_epoch(epoch + 1) for epoch in range(num_epochs)})
 
-    def draws(self, view, num_examples):
+    def draws(self, view: int, num_examples: int) -> np.ndarray:
         """Returns float32 [num_examples, columns], or [0, columns] if nothing is augmented.
 
         Those of the built-in operations stand first, then those of each other one. All are NaN of
@@ -143,30 +147,34 @@ class LiveSource:
 
     cached = False
 
-    def __init__(self, classifier, examples, boundary, views):
+    def __init__(
+        self, classifier: Classifier, examples: Examples, boundary: Sequence[str], views: Views
+    ):
         self.examples, self.boundary, self.views = examples, tuple(boundary), views
         self.dtypes = [tf.as_dtype(classifier.graph.dtype(name)) for name in self.boundary]
         self._augmentation = classifier.augmentation
         self._frozen_part = classifier.frozen_part(boundary)
 
     @property
-    def streamed(self):
+    def streamed(self) -> bool:
         """Whether the caller has to bring what `stream` yields for each batch."""
         return self.examples.pixels is None
 
-    def of_view(self, view):
+    def of_view(self, view: int) -> np.ndarray:
         """Returns what `lookup` and `read` need of a view: its `Views.draws`."""
         return self.views.draws(view, len(self.examples))
 
-    def stream(self, indices, view):
+    def stream(self, indices: np.ndarray, view: int) -> Iterator[tf.Tensor]:
         """Yields what `read` needs as `streamed` for each row of `indices` [S, B]."""
         return self.examples.stream(indices)
 
-    def lookup(self, indices, of_view):
+    def lookup(self, indices: tf.Tensor, of_view: Any) -> tf.Tensor:
         """Returns what `stream` would yield for one row, where it is in memory."""
         return self.examples.lookup(indices)
 
-    def read(self, indices, of_view, streamed=None, mix=None):
+    def read(
+        self, indices: tf.Tensor, of_view: Any, streamed: Any = None, mix: Mix | None = None
+    ) -> tf.Tensor:
         """Returns augmented images, float32 [B, H, W, 3]: what XLA need not compile.
 
         Args:
@@ -179,12 +187,12 @@ class LiveSource:
         images = self._augmented(
             self.lookup(indices, of_view) if streamed is None else streamed, indices, of_view
         )
-        if mix is not None:
+        if mix is not None and self.views.mixing is not None:
             others = self._augmented(self.lookup(mix.partners, of_view), mix.partners, of_view)
             images = self.views.mixing.blend(images, others, mix)
         return images
 
-    def compute(self, images):
+    def compute(self, images: tf.Tensor) -> list[tf.Tensor]:
         """Returns the list of tensors at the boundary, [B, ...] each, for what `read` returned."""
         return self._frozen_part(images)
 
@@ -192,7 +200,7 @@ class LiveSource:
         if draws.shape[0] == 0:
             return tf.cast(images, tf.float32)
 
-        def augmented():
+        def augmented() -> tf.Tensor:
             own = tf.gather(draws, indices)
             changed = self._augmentation.apply_draws(images, own[:, : len(COLUMNS)])
             return apply_operations(self.views.operations, changed, own[:, len(COLUMNS) :])
@@ -220,45 +228,58 @@ class CachedSource:
 
     cached = True
 
-    def __init__(self, examples, stored, fill, views, dtypes, *, streamed=False, then=None):
+    def __init__(
+        self,
+        examples: Examples,
+        stored: Sequence[str],
+        fill: Callable[[int], list[Any]],
+        views: Views,
+        dtypes: Sequence[tf.DType],
+        *,
+        streamed: bool = False,
+        then: FrozenPart | None = None,
+    ):
         self.examples, self.stored, self.views, self.dtypes = examples, tuple(stored), views, dtypes
-        self.streamed, self._fill, self._then, self._kept = streamed, fill, then, {}
+        self.streamed, self._fill, self._then = streamed, fill, then
+        self._kept: dict[int, list[Any]] = {}
         self.boundary = then.outputs if then else self.stored
 
-    def kept(self, view):
+    def kept(self, view: int) -> list[Any]:
         """Returns the list of tensors [N, ...] of a view; they are computed at first use."""
         if view not in self._kept:
             self._kept[view] = self._fill(view)
         return self._kept[view]
 
-    def has(self, view):
+    def has(self, view: int) -> bool:
         """Returns whether a view was computed."""
         return view in self._kept
 
-    def of_view(self, view):
+    def of_view(self, view: int) -> list[Any]:
         """As `LiveSource.of_view`: the features, or nothing where they are streamed."""
         return [] if self.streamed else self.kept(view)
 
-    def stream(self, indices, view):
+    def stream(self, indices: Iterable[np.ndarray], view: int) -> Iterator[list[tf.Tensor]]:
         """As `LiveSource.stream`."""
         for row in indices:
             yield [tf.constant(tensor[row]) for tensor in self.kept(view)]
 
-    def lookup(self, indices, of_view):
+    def lookup(self, indices: tf.Tensor, of_view: list[Any]) -> list[tf.Tensor]:
         """As `LiveSource.lookup`."""
         return [tf.gather(tensor, indices) for tensor in of_view]
 
-    def rows(self, rows, view):
+    def rows(self, rows: np.ndarray, view: int) -> list[tf.Tensor]:
         """Returns these rows of a view's tensors, in the types they are computed with."""
         if self.streamed:
             return self._cast(next(self.stream([rows], view)))
         return self._cast(self.lookup(rows, self.kept(view)))
 
-    def read(self, indices, of_view, streamed=None, mix=None):
+    def read(
+        self, indices: tf.Tensor, of_view: list[Any], streamed: Any = None, mix: Mix | None = None
+    ) -> list[tf.Tensor]:
         """As `LiveSource.read`, but returns the list of kept tensors; nothing is mixed."""
         return self._cast(self.lookup(indices, of_view) if streamed is None else streamed)
 
-    def compute(self, tensors):
+    def compute(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
         """As `LiveSource.compute`."""
         return self._then(tensors) if self._then else tensors
 
@@ -286,11 +307,11 @@ class Storage:
         on_disk: Whether they are in files.
     """
 
-    def __init__(self, directory=None, dtype=None):
+    def __init__(self, directory: str | None = None, dtype: str | None = None):
         self.on_disk = directory is not None
         self._directory, self._dtype = directory, dtype and tf.as_dtype(dtype).as_numpy_dtype
 
-    def collect(self, parts, num_rows):
+    def collect(self, parts: Iterable[list[np.ndarray]], num_rows: int) -> list[Any]:
         """Returns the parts of each tensor put together.
 
         Args:
@@ -301,7 +322,8 @@ class Storage:
             StorageError: If the disk is full.
             UserError: If a feature is too large for float16.
         """
-        kept, first = None, 0
+        kept: list[Any] = []
+        first = 0
         for arrays in parts:
             kept = kept or [
                 self._allocate((num_rows, *array.shape[1:]), self._dtype or array.dtype)
@@ -332,7 +354,9 @@ class Storage:
             return np.memmap(file, dtype, "w+", shape=shape)
 
 
-def compute_features(source, batch_size, bar=_no_bar, storage=Storage()):
+def compute_features(
+    source: LiveSource, batch_size: int, bar: Bar = _no_bar, storage: Storage = Storage()
+) -> CachedSource:
     """Returns a `CachedSource` of what a live source computes.
 
     A view is computed when it is first used, in fixed order and padded batches: again, it gives
@@ -349,7 +373,7 @@ def compute_features(source, batch_size, bar=_no_bar, storage=Storage()):
     fetch = tf.function(lambda *arguments: source.compute(source.read(*arguments)))
     indices, _ = pipeline.make_batches(np.arange(len(examples)), batch_size)
 
-    def parts(view, progress):
+    def parts(view: int, progress: Callable[[int, int], None]) -> Iterator[list[np.ndarray]]:
         draws = tf.constant(source.of_view(view))
         stream = source.stream(indices, view) if source.streamed else [None] * len(indices)
         for number, (row, streamed) in enumerate(zip(indices, stream)):
@@ -358,7 +382,7 @@ def compute_features(source, batch_size, bar=_no_bar, storage=Storage()):
             yield [tensor.numpy()[: len(examples) - number * batch_size] for tensor in tensors]
             progress(number + 1, len(indices))
 
-    def fill(view):
+    def fill(view: int) -> list[Any]:
         with bar(view) as progress:
             return storage.collect(parts(view, progress), len(examples))
 
@@ -367,7 +391,13 @@ def compute_features(source, batch_size, bar=_no_bar, storage=Storage()):
     )
 
 
-def derive_features(classifier, source, boundary, batch_size, storage=Storage()):
+def derive_features(
+    classifier: Classifier,
+    source: CachedSource,
+    boundary: Sequence[str],
+    batch_size: int,
+    storage: Storage = Storage(),
+) -> CachedSource:
     """Returns a `CachedSource` for a later boundary: features at the cheapest place before it,
     computed from the earlier ones of a view when that is first used.
     """
@@ -379,7 +409,7 @@ def derive_features(classifier, source, boundary, batch_size, storage=Storage())
         count = len(source.examples)
         rows, _ = pipeline.make_batches(np.arange(count), batch_size)
 
-        def fill(view):
+        def fill(view: int) -> list[Any]:
             parts = (
                 [tensor.numpy() for tensor in frozen_part(source.rows(row, view))] for row in rows
             )

@@ -54,7 +54,7 @@ def fit(
 def teller(observers: Sequence[Observer]) -> Callable[[Event], None]:
     """Returns a function that tells all observers."""
 
-    def tell(event):
+    def tell(event: Event) -> None:
         for observer in observers:
             observer(event)
 

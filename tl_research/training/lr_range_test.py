@@ -9,6 +9,7 @@ import tensorflow as tf
 from tl_research.training.batch import epoch_inputs, stack
 from tl_research.training.phase import PhaseSetup
 from tl_research.training.state import TrainState
+from tl_research.training.steps import TrainStep
 
 RATES = np.geomspace(1e-6, 1.0, 100)
 _SMOOTHING = 0.9
@@ -30,7 +31,7 @@ def range_test(setup: PhaseSetup, state: TrainState) -> list[dict[str, float]]:
     rate = tf.Variable(0.0)
     step = plan.step_maker(optimizer, setup.source, lambda step: rate)(plan.compiler.xla)
 
-    def undo():
+    def undo() -> None:
         plan.classifier.assign(values)
         optimizer.load_state(slots)
 
@@ -41,7 +42,9 @@ def range_test(setup: PhaseSetup, state: TrainState) -> list[dict[str, float]]:
     return rows
 
 
-def _losses(setup, state, step, rate, rates) -> Iterator[float]:
+def _losses(
+    setup: PhaseSetup, state: TrainState, step: TrainStep, rate: tf.Variable, rates: np.ndarray
+) -> Iterator[float]:
     """Takes a step at each rate and yields its loss, until one is not finite."""
     source, scaling = setup.source, state.scaling
     inputs = epoch_inputs(setup.plan, source, state.position.epoch + 1)

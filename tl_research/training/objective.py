@@ -3,10 +3,18 @@
 Those of other labels than classes are in `tl_research.training.objectives`.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import tensorflow as tf
 
 from tl_research.answers import ANSWERS, Answer
+from tl_research.config import Config
+from tl_research.data.pipeline import Examples
+from tl_research.training.batch import Batch
+
+if TYPE_CHECKING:  # they import this module
+    from tl_research.training.plan import Plan
 
 
 class Objective:
@@ -25,11 +33,11 @@ class Objective:
     identity: tuple[str, ...] = ()
 
     @classmethod
-    def from_config(cls, config, train) -> "Objective":
+    def from_config(cls, config: Config, train: Examples) -> "Objective":
         """Returns that of the settings, for `Examples` to train on."""
         return cls()
 
-    def begin(self, plan) -> None:
+    def begin(self, plan: "Plan") -> None:
         """Is called once, with the `plan.Plan` of the run, before any step is traced."""
 
     def loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -44,26 +52,26 @@ class Objective:
         """Returns float32 [B], what the losses with these labels are multiplied by, or None."""
         return None
 
-    def losses(self, logits: tf.Tensor, batch) -> tf.Tensor:
+    def losses(self, logits: tf.Tensor, batch: Batch) -> tf.Tensor:
         """Returns float32 [B], the training loss of each example of a `batch.Batch`.
 
         An image that is blended of two has the losses of both labels in the shares of its parts.
         """
 
-        def losses_with(labels):
+        def losses_with(labels: tf.Tensor) -> tf.Tensor:
             losses, factors = self.loss(logits, labels), self.factors(labels)
             return losses if factors is None else losses * factors
 
         losses = losses_with(batch.labels)
-        if batch.partner_labels is None:
+        if batch.partner_labels is None or batch.shares is None:
             return losses
         others = losses_with(batch.partner_labels)
         return losses * batch.shares + others * (1.0 - batch.shares)
 
-    def counts(self, logits: tf.Tensor, batch) -> dict[str, tf.Tensor]:
+    def counts(self, logits: tf.Tensor, batch: Batch) -> dict[str, tf.Tensor]:
         """Returns what `count` does; of a blended image the label of the larger part is right."""
         labels = batch.labels
-        if batch.partner_labels is not None:
+        if batch.partner_labels is not None and batch.shares is not None:
             own = tf.reshape(batch.shares >= 0.5, [-1, *[1] * (labels.shape.rank - 1)])
             labels = tf.where(own, labels, batch.partner_labels)
         return self.count(logits, labels)
@@ -92,21 +100,21 @@ class CrossEntropy(Objective):
         self.class_weights = class_weights
 
     @classmethod
-    def from_config(cls, config, train):
+    def from_config(cls, config: Config, train: Examples) -> "CrossEntropy":
         weights = None
         if config.class_weights == "balanced":
             weights = balanced_weights(train.labels, int(train.labels.max()) + 1)
         return cls(config.label_smoothing, weights)
 
-    def loss(self, logits, labels):
+    def loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         return cross_entropy(logits, labels, self.label_smoothing)
 
-    def factors(self, labels):
+    def factors(self, labels: tf.Tensor) -> tf.Tensor | None:
         if self.class_weights is None:
             return None
         return tf.gather(tf.constant(self.class_weights, tf.float32), labels)
 
-    def count(self, logits, labels):
+    def count(self, logits: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
         predicted = tf.argmax(logits, axis=1, output_type=tf.int32)
         return {"correct": tf.cast(tf.equal(predicted, labels), tf.float32)}
 

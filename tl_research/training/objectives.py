@@ -5,6 +5,8 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from tl_research.answers import ANSWERS, kind_of
+from tl_research.config import Config
+from tl_research.data.pipeline import Examples
 from tl_research.errors import UserError
 from tl_research.training.objective import CrossEntropy, Objective
 
@@ -19,10 +21,10 @@ class BinaryCrossEntropy(Objective):
     counted = {"correct": "accuracy"}
     refused = ("label_smoothing", "class_weights")
 
-    def loss(self, logits, labels):
+    def loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels, logits), axis=1)
 
-    def count(self, logits, labels):
+    def count(self, logits: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
         same = tf.reduce_all(tf.equal(logits >= 0.0, labels >= 0.5), axis=1)
         return {"correct": tf.cast(same, tf.float32)}
 
@@ -34,14 +36,14 @@ class SquaredError(Objective):
     counted = {"absolute_error": "mean_absolute_error"}
     refused = ("label_smoothing", "class_weights", "min_test_accuracy")
 
-    def loss(self, logits, labels):
+    def loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         return tf.square(logits[:, 0] - labels)
 
-    def count(self, logits, labels):
+    def count(self, logits: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"absolute_error": tf.abs(logits[:, 0] - labels)}
 
 
-def make(config, train, make_own: Callable | None = None) -> Objective:
+def make(config: Config, train: Examples, make_own: Callable | None = None) -> Objective:
     """Returns the objective of a run: its own, or else the one for such labels.
 
     Args:

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -39,7 +40,7 @@ class PhaseSetup:
     step: TrainStep
     evaluate: EvalStep
     steps_per_call: int
-    num_steps: int | tf.Variable  # that its schedule is laid out for
+    num_steps: Any  # that its schedule is laid out for; a `tf.Variable` under --time_limit
 
 
 def prepare(plan: Plan, index: int, state: TrainState, tell: Callable[[Event], None]) -> PhaseSetup:
@@ -52,12 +53,12 @@ def prepare(plan: Plan, index: int, state: TrainState, tell: Callable[[Event], N
         tell: Tells observers.
     """
     start, phase, classifier = time.perf_counter(), plan.phase(index, state), plan.classifier
-    opened, is_resumed = _begin(plan, index, state)
+    opened, optimizer, is_resumed = _begin(plan, index, state)
     num_steps = plan.steps_per_epoch * phase.epochs
     began = PhaseBegan(
         phase=phase,
         step=state.position.global_step - state.position.phase_step,
-        groups=state.optimizer.groups,
+        groups=optimizer.groups,
         num_layers=len(classifier.backbone.layers),
         open_layers=tuple(layer.name for layer in opened),
         first_unfrozen=next((layer.name for layer in opened if layer.trainable_variables), None),
@@ -78,14 +79,14 @@ def prepare(plan: Plan, index: int, state: TrainState, tell: Callable[[Event], N
     before = state.progress.seconds
     compiling = time.perf_counter()
     with timed(state, "compile"):
-        step, evaluate = _compiled(plan, state, source, validation, rate_at, first)
+        step, evaluate = _compiled(plan, optimizer, source, validation, rate_at, first)
     seconds = time.perf_counter() - compiling
     state.progress.compile_seconds += seconds
     tell(StepsCompiled(phase, began.step, seconds, plan.compiler.xla, step.graph))
     return PhaseSetup(
         plan=plan,
         phase=phase,
-        optimizer=state.optimizer,
+        optimizer=optimizer,
         is_resumed=is_resumed,
         seconds=lambda: before + time.perf_counter() - start,
         source=source,
@@ -97,27 +98,32 @@ def prepare(plan: Plan, index: int, state: TrainState, tell: Callable[[Event], N
 
 
 def _begin(plan, index, state):
-    """Opens a phase's layers and gives the state its optimizer; returns (layers, is resumed)."""
+    """Opens a phase's layers and gives the state its optimizer.
+
+    Returns:
+        (layers, optimizer, whether the phase is resumed)
+    """
     phase, classifier = plan.phases[index], plan.classifier
     opened = classifier.unfreeze(phase.unfreeze)
     state.past.joined = plan.joined(phase, state.past.joined)
-    previous, state.optimizer = state.optimizer, plan.make_optimizer(state.past.joined)
+    previous, optimizer = state.optimizer, plan.make_optimizer(state.past.joined)
+    state.optimizer = optimizer
     if state.slots is not None:
-        state.optimizer.load_state(state.slots)
+        optimizer.load_state(state.slots)
         state.slots = None
-        return opened, True
+        return opened, optimizer, True
     if state.weights.selected:
         classifier.assign(state.weights.selected, plan.saved_paths)
     state.begin_phase(index, audit.hash_variables(classifier.variables))
     if previous:
-        state.optimizer.carry_over(previous)
-    state.optimizer.restart_averages()  # of the weights that the phase before selected
-    return opened, False
+        optimizer.carry_over(previous)
+    optimizer.restart_averages()  # of the weights that the phase before selected
+    return opened, optimizer, False
 
 
-def _compiled(plan, state, source, validation, rate_at, first):
+def _compiled(plan, optimizer, source, validation, rate_at, first):
     """Returns the steps of training and of evaluation, compiled."""
-    make, compiler = plan.step_maker(state.optimizer, source, rate_at), plan.compiler
+    make, compiler = plan.step_maker(optimizer, source, rate_at), plan.compiler
     step, xla = compiler.prepared(make, *first), compiler.xla
     evaluate = compiler.prepared(
         lambda xla: EvalStep(plan.evaluated, validation, plan.config.batch_size, xla)

@@ -22,7 +22,7 @@ from tl_research.training import objectives
 from tl_research.training.batch import first_arguments
 from tl_research.training.compiler import Compiler, memory_errors
 from tl_research.training.feature_cache import FeatureCache
-from tl_research.training.features import make_views
+from tl_research.training.features import Source, make_views
 from tl_research.training.profiler import Profiler
 from tl_research.training.state import TrainState
 from tl_research.training.steps import TrainStep
@@ -132,7 +132,8 @@ class Plan:
         cannot be repeated exactly.
         """
         self._check_selection()
-        joined, previous = {}, None
+        joined: dict[str, str] = {}
+        previous = None
         for phase in self.phases:
             self.classifier.unfreeze(phase.unfreeze)
             joined = self.joined(phase, joined)
@@ -213,11 +214,13 @@ class Plan:
             make_optimizer=self.parts.make_optimizer,
         )
 
-    def step_maker(self, optimizer, source, rate_at) -> Callable[[bool], TrainStep]:
+    def step_maker(
+        self, optimizer: GroupedOptimizer, source: Source, rate_at: Callable[[tf.Tensor], tf.Tensor]
+    ) -> Callable[[bool], TrainStep]:
         """Returns a function that makes the training step, with XLA or without."""
         kind = self.parts.Step or TrainStep
 
-        def make(xla):
+        def make(xla: bool) -> TrainStep:
             step = kind(self.classifier, optimizer, source, self.objective, rate_at, xla=xla)
             known = {id(variable.value) for variable in self.classifier.variables.values()}
             for part in (step, self.objective):

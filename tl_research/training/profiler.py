@@ -1,6 +1,7 @@
 """`--profile_steps`: a profile of a few steps, each marked, for TensorBoard's profile plugin."""
 
 import contextlib
+from collections.abc import Iterator
 
 import tensorflow as tf
 
@@ -13,10 +14,10 @@ class Profiler:
         directory: The TensorBoard run.
     """
 
-    def __init__(self, steps, directory):
+    def __init__(self, steps: tuple[int, int], directory: str):
         (self._first, self._end), self._directory, self._running = steps, directory, False
 
-    def limit(self, step, count):
+    def limit(self, step: int, count: int) -> int:
         """Returns how many of `count` steps a call from `step` on may take, so that profiled steps
         come one by one.
         """
@@ -29,7 +30,7 @@ class Profiler:
         )
 
     @contextlib.contextmanager
-    def mark(self, step):
+    def mark(self, step: int) -> Iterator[None]:
         """Inside, the global step `step` is taken."""
         if not self._first <= step < self._end:
             self.stop()
@@ -41,7 +42,7 @@ class Profiler:
         with tf.profiler.experimental.Trace("train", step_num=step, _r=1):
             yield
 
-    def stop(self):
+    def stop(self) -> None:
         """Writes the profile, if one is being taken."""
         if self._running:
             self._running = False

@@ -1,7 +1,7 @@
 """When to save, what a checkpoint holds, and how a run goes on from one."""
 
 import contextlib
-import math
+import sys
 import time
 from collections.abc import Iterator
 
@@ -52,10 +52,10 @@ class Resume:
         checkpoints.save(self._directory.file("checkpoints"), contents, arrays)
         self.saved_step, self._saved_at = state.position.global_step, time.monotonic()
 
-    def steps_until_due(self, global_step: int) -> int | float:
+    def steps_until_due(self, global_step: int) -> int:
         """Returns how many steps may be taken before --checkpoint_every_steps asks for one."""
         every = self._config.checkpoint_every_steps
-        return every - global_step % every if every else math.inf
+        return every - global_step % every if every else sys.maxsize
 
     def save_if_due(self, state: TrainState) -> None:
         """Saves if --checkpoint_every_steps or --checkpoint_every_seconds ask for it now."""

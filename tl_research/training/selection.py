@@ -65,7 +65,7 @@ def end_epoch(setup: PhaseSetup, state: TrainState, resume: Resume) -> EpochEnde
     )
 
 
-def _value(plan, numbers) -> float:
+def _value(plan: Plan, numbers: dict[str, Any]) -> float:
     """Returns the number that the run selects by.
 
     Raises:
@@ -86,7 +86,7 @@ def _is_better(plan, value, other):
     return value < other if lower_is_better(plan.config.select_by) else value > other
 
 
-def _row(setup, state, found) -> dict[str, Any]:
+def _row(setup: PhaseSetup, state: TrainState, found: dict[str, Any]) -> dict[str, Any]:
     """Returns the row of `metrics.csv` of the epoch that was evaluated and is not counted yet."""
     sums, position = state.progress.epoch_totals, state.position
     examples = sums["examples"] or math.nan  # none, if every step was skipped for its loss
@@ -118,7 +118,7 @@ def _evaluated(setup, interruptible=contextlib.nullcontext()):
 
 
 @contextlib.contextmanager
-def _averaged(setup) -> Iterator[None]:
+def _averaged(setup: PhaseSetup) -> Iterator[None]:
     """Inside, the trained variables have their averages, if --ema_decay asks for them."""
     averages = setup.optimizer.averages()
     trained = setup.plan.classifier.values(averages)

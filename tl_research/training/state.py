@@ -124,11 +124,11 @@ class TrainState:
         Raises:
             TypeError: If names are missing or unknown.
         """
-        values, parts = dict(values), []
-        for kind in (Position, PhaseProgress, History):
+        values, parts = dict(values), dict[str, Any]()
+        for part, kind in (("position", Position), ("progress", PhaseProgress), ("past", History)):
             names = {field.name for field in dataclasses.fields(kind)} & values.keys()
-            parts.append(kind(**{name: values.pop(name) for name in names}))
-        return cls(*parts, **values)
+            parts[part] = kind(**{name: values.pop(name) for name in names})
+        return cls(**parts, **values)
 
 
 @contextlib.contextmanager

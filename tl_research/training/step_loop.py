@@ -8,13 +8,18 @@ itself is `steps.TrainStep`.
 import contextlib
 import time
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
 from tl_research.errors import UserError
+from tl_research.models.classifier import Classifier
 from tl_research.optim import loss_scale
-from tl_research.training.batch import EpochInputs, batches
+from tl_research.optim.grouped_optimizer import GroupedOptimizer
+from tl_research.training.batch import Batch, EpochInputs, batches
 from tl_research.training.compiler import compile_errors
+from tl_research.training.features import Source
+from tl_research.training.objective import Objective
 from tl_research.training.totals import Totals, norms_of
 
 
@@ -40,12 +45,15 @@ class StepLoop:
         graph: The `tf.Graph` of one step, once it was.
     """
 
+    step: Callable[..., Any]  # of the subclass, as `steps.TrainStep` has them
+    gradients: Callable[..., Any]
+
     def __init__(
         self,
-        classifier,
-        optimizer,
-        source,
-        objective,
+        classifier: Classifier,
+        optimizer: GroupedOptimizer,
+        source: Source,
+        objective: Objective,
         rate_at: Callable[[tf.Tensor], tf.Tensor],
         *,
         xla: bool = False,
@@ -69,7 +77,14 @@ class StepLoop:
         return tf.function(function, jit_compile=True) if self._xla else function
 
     def __call__(
-        self, epoch: EpochInputs, first, count, global_step, phase_step, streamed=None, scaling=None
+        self,
+        epoch: EpochInputs,
+        first: int,
+        count: int,
+        global_step: int,
+        phase_step: int,
+        streamed: Any = None,
+        scaling: dict | None = None,
     ) -> dict[str, tf.Tensor]:
         """Takes up to `count` steps.
 
@@ -101,7 +116,7 @@ class StepLoop:
         steps = [tf.constant(number, tf.int64) for number in (global_step, phase_step)]
         return self._call(epoch, *rows, *steps, streamed, scaling if self._scaled else None)
 
-    def prepare(self, epoch: EpochInputs, streamed=None) -> None:
+    def prepare(self, epoch: EpochInputs, streamed: Any = None) -> None:
         """Traces, compiles, and takes one step that is undone again.
 
         Args:
@@ -113,7 +128,7 @@ class StepLoop:
         with self._undone(), compile_errors(self.classifier, self._xla):
             self(epoch, 0, 1, 0, 0, streamed)
 
-    def seconds(self, most: int, epoch: EpochInputs, streamed=None) -> float:
+    def seconds(self, most: int, epoch: EpochInputs, streamed: Any = None) -> float:
         """Returns the seconds of a step, from up to 4 that are undone again.
 
         Args:
@@ -141,7 +156,7 @@ class StepLoop:
         self.traces += 1  # runs while tracing only
         before = [tf.identity(variable) for variable in self.variables]
 
-        def body(done, totals):
+        def body(done: tf.Tensor, totals: dict[str, tf.Tensor]) -> Any:
             row, step = first + done, tf.cast(done, tf.int64)
             if streamed is None:
                 rows = self.source.lookup(epoch.indices[row], epoch.of_view)
@@ -170,7 +185,7 @@ class StepLoop:
             "moved": tf.maximum(totals["moved"], tf.sign(changes)),
         }
 
-    def check(self, losses: tf.Tensor, batch) -> None:
+    def check(self, losses: tf.Tensor, batch: Batch) -> None:
         """Raises UserError unless there is one loss for each image: others would broadcast."""
         shape = getattr(losses, "shape", None)
         if shape != batch.weights.shape:
@@ -180,7 +195,7 @@ class StepLoop:
                 f"{batch.weights.shape}; correct its loss"
             )
 
-    def applied(self, gradients, rate: tf.Tensor) -> tf.Tensor:
+    def applied(self, gradients: list[tf.Tensor], rate: tf.Tensor) -> tf.Tensor:
         """Applies gradients; returns float32 [variables], 1 where it shows here what moved."""
         if {"sgd", "adam", "adamw", "rmsprop"}.issuperset(self.optimizer.kinds):
             self.optimizer.apply(gradients, rate)

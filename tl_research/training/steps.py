@@ -8,12 +8,17 @@
 `step_loop.StepLoop` runs it many times inside one compiled call.
 """
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from tl_research import distribution
 from tl_research.training.batch import Batch
 from tl_research.training.step_loop import StepLoop
 from tl_research.training.totals import norms_of
+
+# of the variables, the loss, and sums over examples by name
+Gradients = tuple[list[tf.Tensor], tf.Tensor, dict[str, tf.Tensor]]
 
 
 class TrainStep(StepLoop):
@@ -23,7 +28,9 @@ class TrainStep(StepLoop):
     outside the tape. A step whose loss or gradients are not finite changes nothing.
     """
 
-    def step(self, batch_of, rate: tf.Tensor, scale: tf.Tensor | None) -> dict[str, tf.Tensor]:
+    def step(
+        self, batch_of: Callable[[], Batch], rate: tf.Tensor, scale: tf.Tensor | None
+    ) -> dict[str, tf.Tensor]:
         """Takes one step; returns what `update` does.
 
         Args:
@@ -33,17 +40,17 @@ class TrainStep(StepLoop):
         """
         return self.update(*self.summed_gradients(batch_of, scale), rate, scale)
 
-    def summed_gradients(self, batch_of, scale: tf.Tensor | None):
+    def summed_gradients(self, batch_of: Callable[[], Batch], scale: tf.Tensor | None) -> Gradients:
         """Returns what `gradients` does, summed over replicas: the one place where they meet."""
 
-        def of_this_one():
+        def of_this_one() -> Gradients:
             gradients, *more = self.gradients(batch_of(), scale)
             self.optimizer.check(gradients)
             return distribution.summed((gradients, *more))
 
         return distribution.on_replicas(of_this_one)
 
-    def gradients(self, batch: Batch, scale: tf.Tensor | None):
+    def gradients(self, batch: Batch, scale: tf.Tensor | None) -> Gradients:
         """Returns what one replica's rows add to a step.
 
         All are sums over examples, divided by the examples of all replicas where they are means,
@@ -73,7 +80,14 @@ class TrainStep(StepLoop):
             self.source.boundary, tensors, training=True, dropout_mask=batch.dropout_mask
         )
 
-    def update(self, gradients, loss, sums, rate, scale) -> dict[str, tf.Tensor]:
+    def update(
+        self,
+        gradients: list[tf.Tensor],
+        loss: tf.Tensor,
+        sums: dict[str, tf.Tensor],
+        rate: tf.Tensor,
+        scale: tf.Tensor | None,
+    ) -> dict[str, tf.Tensor]:
         """Applies summed gradients, if they and the loss are finite.
 
         Returns:

@@ -42,7 +42,8 @@ def prepared(
     soonest = time.perf_counter() - plan.started + plan.cache.view_seconds
     late = soonest >= limit and state.past.selected is not None
     if max(distribution.of_all_workers(int(late))) and state.slots is None:
-        return _laid_out(plan.phases[index], 0, plan, state, tell)
+        _laid_out(plan.phases[index], 0, plan, state, tell)
+        return None
     setup = prepare(plan, index, state, tell)
     if setup.is_resumed:
         return setup
@@ -57,14 +58,16 @@ def prepared(
     return dataclasses.replace(setup, phase=phase)
 
 
-def _laid_out(phase, epochs, plan, state, tell) -> Phase | None:
+def _laid_out(
+    phase: Phase, epochs: int, plan: Plan, state: TrainState, tell: Callable[[Event], None]
+) -> Phase | None:
     """Records what was decided; returns the phase as it is now, or None without an epoch."""
     state.past.time_limit[phase.name] = epochs
     tell(PhaseLaidOut(phase, epochs, plan.config.time_limit))
     return dataclasses.replace(phase, epochs=epochs) if epochs else None
 
 
-def _epochs_that_fit(setup, state) -> int:
+def _epochs_that_fit(setup: PhaseSetup, state: TrainState) -> int:
     """Returns how many epochs of a phase fit into its share of the time that is left.
 
     Phases share it by their epochs, after the end of the run and their compilation are taken off.

@@ -1,8 +1,12 @@
 """What the steps of a call add up to: sums, and the evidence that the audit asks for."""
 
+from collections.abc import Iterable
+
 import tensorflow as tf
 
 from tl_research.optim import loss_scale
+from tl_research.optim.grouped_optimizer import GroupedOptimizer
+from tl_research.training.objective import Objective
 
 
 class Totals:
@@ -13,7 +17,7 @@ class Totals:
         objective: Their `Objective`.
     """
 
-    def __init__(self, optimizer, objective):
+    def __init__(self, optimizer: GroupedOptimizer, objective: Objective):
         self._optimizer, self._objective = optimizer, objective
 
     def zeros(self, scaling: dict | None) -> dict[str, tf.Tensor]:
@@ -26,7 +30,7 @@ class Totals:
         totals["finite"] = tf.ones([])
         return totals | {"skipped_steps": tf.zeros([]), **scaling} if scaling else totals
 
-    def added(self, totals: dict, metrics: dict, rate, scaling: dict | None) -> dict:
+    def added(self, totals: dict, metrics: dict, rate: tf.Tensor, scaling: dict | None) -> dict:
         """Returns the totals with those of one more step."""
         applied = finite = tf.cast(metrics["finite"], tf.float32)
         norms, more = metrics["norms"], {}
@@ -56,7 +60,7 @@ class Totals:
         return tf.stack([tf.norm(part) for part in tf.split(norms, sizes)])
 
 
-def norms_of(tensors) -> tf.Tensor:
+def norms_of(tensors: Iterable[tf.Tensor]) -> tf.Tensor:
     """Returns float32 [N], the norm of each; tf.norm would write all squares to memory first."""
     losses = [tf.nn.l2_loss(tf.cast(tensor, tf.float32)) for tensor in tensors]
     return tf.sqrt(2.0 * tf.stack(losses))
