@@ -450,26 +450,26 @@ def backbone_blocks(spec, model):
     the first block). Where several branches are listed interleaved, a block is still one contiguous
     run of `model.layers`.
     """
-    blocks, ended = [], False
+    blocks, ended = [[None, []]], False
     for layer in model.layers:
-        match = re.match(spec.blocks, layer.name)
-        name = match and (match.groupdict().get("block") or match.lastgroup)
-        if name and name.isdigit():
-            name = f"cell_{name}"
-        if spec.match_ends_block:
-            if not blocks or ended:
-                blocks.append([None, []])
-            blocks[-1][1].append(layer.name)
-            blocks[-1][0], ended = name or blocks[-1][0], bool(name)
-        elif not blocks or (name and blocks[-1][0] not in (None, name)):
-            blocks.append([name, [layer.name]])
-        else:
-            blocks[-1][0] = name or blocks[-1][0]
-            blocks[-1][1].append(layer.name)
+        name, block = _block_of(spec.blocks, layer.name), blocks[-1]
+        begins = ended if spec.match_ends_block else name and block[0] not in (None, name)
+        if begins:
+            block = [None, []]
+            blocks.append(block)
+        block[0], ended = name or block[0], bool(name)
+        block[1].append(layer.name)
     if blocks[-1][0] is None and len(blocks) > 1:  # layers behind the last marker
         _, rest = blocks.pop()
         blocks[-1][1].extend(rest)
     return [(name or "backbone", tuple(names)) for name, names in blocks]
+
+
+def _block_of(pattern, layer_name):
+    """Returns the name of the block that a layer's name tells, or None."""
+    match = re.match(pattern, layer_name)
+    name = match and (match.groupdict().get("block") or match.lastgroup)
+    return f"cell_{name}" if name and name.isdigit() else name
 
 
 def named_variables(model, prefix="backbone"):

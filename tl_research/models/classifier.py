@@ -10,6 +10,7 @@ import fractions
 import functools
 import math
 import re
+from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
@@ -370,7 +371,7 @@ def num_parameters(variables):
     return sum(math.prod(variable.shape) for variable in variables)
 
 
-def what_differs(classifier):
+def what_differs(classifier: Classifier) -> Iterator[str]:
     """Yields lines on what whoever made the backbone or the head may not expect of them."""
     whole = classifier.backbone._flatten_layers()
     nested = [layer for layer in whole if layer not in classifier.backbone.layers]
@@ -379,8 +380,7 @@ def what_differs(classifier):
         yield f"backbone: {count} BatchNorm layers inside others are computed as they are, unfolded"
     if keras.config.dtype_policy().compute_dtype != classifier.compute_dtype:
         yield f"backbone: computes in {classifier.compute_dtype}, which its layers were made with"
-    draws = [each for each in classifier.head._flatten_layers() if hasattr(each, "seed_generator")]
-    if idle := [layer.name for layer in draws if not heads.drops_out(layer)]:
+    if idle := heads.idle_layers(classifier.head):
         yield f"head: does nothing in training: {', '.join(idle)}"
     names = set(re.findall(r'"registered_name": "([^"]+>[^"]+)"', classifier.model.to_json()))
     if foreign := sorted(name for name in names if not name.startswith("tl_research>")):

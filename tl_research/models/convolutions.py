@@ -128,12 +128,10 @@ def _depthwise(inputs, kernel, strides, padding, dilation_rate):
         inputs: [B, H, W, C], with H and W known.
         kernel: [h, w, C, channel multiplier].
     """
-    height, width = kernel.shape[:2]
-    stride = strides[0]
-    half = inputs.dtype == tf.float16
+    stride, half = strides[0], inputs.dtype == tf.float16
     in_float32 = half or (stride > 1 and inputs.dtype == tf.bfloat16)
     if (
-        not (width > _FAST_WIDTH or in_float32)
+        not (kernel.shape[1] > _FAST_WIDTH or in_float32)
         or strides != (stride, stride)
         or dilation_rate != (1, 1)
         or tf.config.get_visible_devices("GPU")
@@ -164,23 +162,30 @@ def _depthwise(inputs, kernel, strides, padding, dilation_rate):
                 ),
                 inputs.dtype,
             )
-            # that a filter sees
-            sizes = [(outputs.shape[axis] - 1) * stride + kernel.shape[axis - 1] for axis in (1, 2)]
-            missing = [max(size - inputs.shape[axis], 0) for size, axis in zip(sizes, (1, 2))]
-            padded = tf.pad(
-                inputs, [(0, 0), *((size // 2, size - size // 2) for size in missing), (0, 0)]
-            )
-            padded = tf.cast(padded, tf.float32) if half else padded
-            upstream, parts = tf.cast(upstream, padded.dtype), []
-            for first in range(0, width, _FAST_WIDTH):
-                part = min(_FAST_WIDTH, width - first)
-                seen = padded[:, : sizes[0], first : first + sizes[1] - width + part]
-                shape = [height, part, *kernel.shape[2:]]
-                parts.append(
-                    tf.nn.depthwise_conv2d_backprop_filter(seen, shape, upstream, steps, "VALID")
-                )
-            return to_inputs, tf.cast(tf.concat(parts, axis=1), kernel.dtype)
+            to_kernel = _to_filter(inputs, kernel.shape, outputs.shape, upstream, stride)
+            return to_inputs, tf.cast(to_kernel, kernel.dtype)
 
         return outputs, gradient
 
     return convolved(inputs, kernel)
+
+
+def _to_filter(inputs, shape, of_outputs, upstream, stride):
+    """Returns the gradient to a depthwise filter of a shape, in parts of width `_FAST_WIDTH`, from
+    that to outputs of another.
+    """
+    height, width = shape[:2]
+    # that a filter sees
+    sizes = [(of_outputs[axis] - 1) * stride + shape[axis - 1] for axis in (1, 2)]
+    missing = [max(size - inputs.shape[axis], 0) for size, axis in zip(sizes, (1, 2))]
+    padded = tf.pad(inputs, [(0, 0), *((size // 2, size - size // 2) for size in missing), (0, 0)])
+    padded = tf.cast(padded, tf.float32) if inputs.dtype == tf.float16 else padded
+    upstream, steps, parts = tf.cast(upstream, padded.dtype), [1, stride, stride, 1], []
+    for first in range(0, width, _FAST_WIDTH):
+        part = min(_FAST_WIDTH, width - first)
+        seen = padded[:, : sizes[0], first : first + sizes[1] - width + part]
+        of_part = [height, part, *shape[2:]]
+        parts.append(
+            tf.nn.depthwise_conv2d_backprop_filter(seen, of_part, upstream, steps, "VALID")
+        )
+    return tf.concat(parts, axis=1)

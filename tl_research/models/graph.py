@@ -230,20 +230,14 @@ class FeatureGraph:
         Returns:
             A list of tensors, one for each name in `outputs`.
         """
-        values, dropout_masks = dict(known), dropout_masks or {}
+        values, constants, dropout_masks = dict(known), constants or {}, dropout_masks or {}
         for node, folded in self._needed(known, outputs):
+            args, kwargs = _arguments((*folded, node)[0], values)
             training = node.operation in batchnorm_in_training
-            first = (*folded, node)[0]
-            args, kwargs = first.arguments.fill_in(
-                {
-                    id(tensor): values[name]
-                    for tensor, name in zip(first.arguments.keras_tensors, first.inputs)
-                }
-            )
-            if node.outputs[0] in dropout_masks:
-                results = [_dropped(node.operation, *args, dropout_masks[node.outputs[0]])]
+            if (mask := dropout_masks.get(node.outputs[0])) is not None:
+                results = [_dropped(node.operation, *args, mask)]
             elif folded and not training:
-                weights = (constants or {}).get(node.outputs[0])
+                weights = constants.get(node.outputs[0])
                 weights = weights or folding.folded_weights(folded[-1].operation, node.operation)
                 padding = "same" if len(folded) == 2 else None
                 results = [
@@ -253,8 +247,7 @@ class FeatureGraph:
                 for before in folded:
                     args, kwargs = (_call(before.operation, args, kwargs),), {}
                 results = keras.tree.flatten(_call(node.operation, args, kwargs, training))
-            for name, result in zip(node.outputs, results):
-                values[name] = result
+            values.update(zip(node.outputs, results))
         return [values[name] for name in outputs]
 
     def layers(self, known, outputs):
@@ -282,6 +275,12 @@ class FeatureGraph:
             for _, kernels, _, written in self.layers(known, outputs)
             for kernel in kernels
         )
+
+
+def _arguments(node, values):
+    """Returns (args, kwargs) of a node's operation, from {name: tensor}."""
+    tensors = zip(node.arguments.keras_tensors, node.inputs)
+    return node.arguments.fill_in({id(tensor): values[name] for tensor, name in tensors})
 
 
 def _dropped(layer, inputs, mask):

@@ -57,3 +57,9 @@ def build_head(
 def drops_out(layer: keras.Layer) -> bool:
     """Returns whether a layer of the head drops out in training, by a mask of the loop's."""
     return type(layer) is keras.layers.Dropout and layer.rate > 0 and layer.noise_shape is None
+
+
+def idle_layers(head: keras.Model) -> list[str]:
+    """Returns the names of the head's layers that draw in training but are given no mask."""
+    draws = [layer for layer in head._flatten_layers() if hasattr(layer, "seed_generator")]
+    return [layer.name for layer in draws if not drops_out(layer)]

@@ -6,6 +6,7 @@ model itself. No attribute is read: a short one can declare gigabytes. Of a mode
 weights are read, so none of its code runs.
 """
 
+import collections
 import contextlib
 import io
 import json
@@ -161,16 +162,7 @@ def walk(file, h5py, file_size):
             if isinstance(item, h5py.Group):
                 groups.append((path + "/", item))
             elif isinstance(item, h5py.Dataset):
-                properties = item.id.get_create_plist()
-                if properties.get_external_count() or properties.get_layout() == h5py.h5d.VIRTUAL:
-                    raise ValueError(
-                        f"{path} keeps its data in another file; write the file again with its "
-                        "data inside"
-                    )
-                if properties.get_nfilters():  # a few bytes can inflate to gigabytes
-                    raise ValueError(
-                        f"{path} is compressed; write the file again without compression"
-                    )
+                _check_stored(path, item.id.get_create_plist(), h5py)
                 declared += item.size * item.dtype.itemsize if item.shape is not None else 0
                 if declared > 2 * file_size + 65536:
                     raise ValueError(
@@ -180,23 +172,23 @@ def walk(file, h5py, file_size):
     return datasets
 
 
+def _check_stored(path, properties, h5py):
+    """Raises ValueError unless a data set lies in its file as it is."""
+    if properties.get_external_count() or properties.get_layout() == h5py.h5d.VIRTUAL:
+        raise ValueError(
+            f"{path} keeps its data in another file; write the file again with its data inside"
+        )
+    if properties.get_nfilters():  # a few bytes can inflate to gigabytes
+        raise ValueError(f"{path} is compressed; write the file again without compression")
+
+
 def _match_keras3(model, datasets):
     """Returns ([(variable, label, data set path or None)], extra groups) of a Keras 3 file, laid
     out by class names.
     """
     found = {id(variable): (path, label) for path, label, variable in _keras3_paths(model, "")}
     expected = [(*found.get(id(each), ("?", each.path)), each) for each in model.weights]
-    prefixes = {
-        name[: -len(path)]
-        for path, _, _ in expected
-        for name in datasets
-        if ("/" + name).endswith("/" + path)
-    }
-    prefix = max(
-        sorted(prefixes),
-        default="",
-        key=lambda prefix: sum(prefix + path in datasets for path, _, _ in expected),
-    )
+    prefix = _prefix([path for path, _, _ in expected], datasets)
     matches = [
         (variable, label, prefix + path if prefix + path in datasets else None)
         for path, label, variable in expected
@@ -207,6 +199,18 @@ def _match_keras3(model, datasets):
     )
 
 
+def _prefix(paths, datasets):
+    """Returns what stands in the file before most of the paths."""
+    prefixes = {
+        name[: -len(path)]
+        for path in paths
+        for name in datasets
+        if ("/" + name).endswith("/" + path)
+    }
+    there = {prefix: sum(prefix + path in datasets for path in paths) for prefix in prefixes}
+    return max(sorted(there), default="", key=there.get)
+
+
 def _keras3_paths(saved, prefix, label="", visited=None):
     """Returns [(data set path, label, variable)] as Keras' saving_lib lays out what it saves.
 
@@ -215,7 +219,6 @@ def _keras3_paths(saved, prefix, label="", visited=None):
     """
     from keras.src.saving.keras_saveable import KerasSaveable
     from keras.src.saving.saving_lib import _walk_saveable
-    from keras.src.utils.naming import to_snake_case
 
     visited = set() if visited is None else visited
     if isinstance(saved, KerasSaveable):
@@ -227,12 +230,7 @@ def _keras3_paths(saved, prefix, label="", visited=None):
         paths = [(f"{prefix}vars/{i}", f"{label}{each.name}", each) for i, each in enumerate(own)]
         inside = _walk_saveable(saved)
     else:
-        paths, inside, counts = [], [], {}
-        for each in saved.values() if isinstance(saved, dict) else saved:
-            kind = "container" if not isinstance(each, KerasSaveable) else type(each).__name__
-            kind = to_snake_case(kind)
-            counts[kind] = counts.get(kind, -1) + 1
-            inside.append((kind + (f"_{counts[kind]}" if counts[kind] else ""), each))
+        paths, inside = [], _counted(saved.values() if isinstance(saved, dict) else saved)
     for name, each in inside:
         if isinstance(each, KerasSaveable):
             of_each = f"{label}{getattr(each, 'name', name)}/"
@@ -240,6 +238,19 @@ def _keras3_paths(saved, prefix, label="", visited=None):
         elif isinstance(each, (list, dict, tuple)):
             paths += _keras3_paths(each, f"{prefix}{name}/", label, visited)
     return paths
+
+
+def _counted(items):
+    """Yields (name that Keras gives it in a list, item)."""
+    from keras.src.saving.keras_saveable import KerasSaveable
+    from keras.src.utils.naming import to_snake_case
+
+    counts = collections.Counter()
+    for each in items:
+        kind = type(each).__name__ if isinstance(each, KerasSaveable) else "container"
+        kind = to_snake_case(kind)
+        yield kind + (f"_{counts[kind]}" if counts[kind] else ""), each
+        counts[kind] += 1
 
 
 def _match_legacy(model, datasets):
@@ -250,17 +261,8 @@ def _match_legacy(model, datasets):
 
     ours = [layer.name for layer in model.layers if layer.weights]
     kinds = {to_snake_case(type(layer).__name__) for layer in model.layers if layer.weights}
-    found = {}  # {the nested model's group, or "": {layer name in the file: data set paths}}
-    for path in datasets:
-        parts = path.removeprefix("model_weights/").split("/")
-        if len(parts) < 2 or parts[0] in ("optimizer_weights", "top_level_model_weights"):
-            continue
-        depth = next(
-            (i for i, part in enumerate(parts[:-1]) if part in ours or _split(part)[0] in kinds), 0
-        )
-        found.setdefault(parts[0] if depth else "", {}).setdefault(parts[depth], []).append(path)
     paths, extra = {}, []
-    for parent, layers in sorted(found.items()):
+    for parent, layers in sorted(_legacy_layers(datasets, ours, kinds).items()):
         aligned = _align(layers, ours, kinds)
         for name in layers:
             if name not in aligned:
@@ -276,6 +278,19 @@ def _match_legacy(model, datasets):
         pairs = _pair(layer.weights, paths.get(layer.name, []), datasets)
         matches += [(variable, f"{layer.name}/{variable.name}", path) for variable, path in pairs]
     return matches, sorted(extra)
+
+
+def _legacy_layers(datasets, ours, kinds):
+    """Returns {the nested model's group, or "": {layer name in the file: data set paths}}."""
+    found = collections.defaultdict(lambda: collections.defaultdict(list))
+    for path in datasets:
+        parts = path.removeprefix("model_weights/").split("/")
+        if len(parts) < 2 or parts[0] in ("optimizer_weights", "top_level_model_weights"):
+            continue
+        is_layer = [part in ours or _split(part)[0] in kinds for part in parts[:-1]]
+        depth = is_layer.index(True) if any(is_layer) else 0
+        found[parts[0] if depth else ""][parts[depth]].append(path)
+    return found
 
 
 def _split(name):
@@ -314,15 +329,13 @@ def _pair(variables, paths, datasets):
     by_name = {path.rpartition("/")[2].removesuffix(":0"): path for path in paths}
     if len(by_name) == len(paths) and {variable.name for variable in variables} <= by_name.keys():
         return [(variable, by_name[variable.name]) for variable in variables]
-    by_shape = {tuple(datasets[path].shape): path for path in paths}
-    if len(by_shape) != len(paths) or len({tuple(variable.shape) for variable in variables}) != len(
-        variables
-    ):
-        by_shape = {}
-    pairs = [(variable, by_shape.get(tuple(variable.shape))) for variable in variables]
     if len(paths) == len(variables) == 1:
-        pairs = [(variables[0], paths[0])]  # so that a wrong shape is named
-    return pairs
+        return [(variables[0], paths[0])]  # so that a wrong shape is named
+    shapes = [tuple(variable.shape) for variable in variables]
+    by_shape = {tuple(datasets[path].shape): path for path in paths}
+    if len(by_shape) != len(paths) or len(set(shapes)) != len(shapes):
+        by_shape = {}
+    return [(variable, by_shape.get(shape)) for variable, shape in zip(variables, shapes)]
 
 
 def _read(matches, datasets):

@@ -67,17 +67,7 @@ def save(directory: str, state: dict[str, Any], arrays: Mapping[str, np.ndarray]
     try:
         make_folders(directory)
         os.mkdir(temporary)
-        entries, offset = {}, 0
-        chunks: list[bytes | memoryview] = []
-        for name in sorted(arrays):
-            array = np.asarray(arrays[name], order="C")
-            array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-            padding = -offset % _ALIGNMENT
-            # not copied: all of the state is in memory once more already
-            chunks += [bytes(padding), array.reshape(-1).view(np.uint8).data]
-            offset += padding
-            entries[name] = {"dtype": array.dtype.str, "shape": list(array.shape), "offset": offset}
-            offset += array.nbytes
+        entries, chunks = _laid_out(arrays)
         files = {
             "arrays.bin": write_synced(os.path.join(temporary, "arrays.bin"), chunks),
             "state.json": write_synced(
@@ -111,6 +101,22 @@ def save(directory: str, state: dict[str, Any], arrays: Mapping[str, np.ndarray]
             _remove(os.path.join(directory, name))
 
 
+def _laid_out(arrays):
+    """Returns (what `manifest.json` has of each array, the chunks of `arrays.bin`)."""
+    entries, offset = {}, 0
+    chunks: list[bytes | memoryview] = []
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name], order="C")
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        padding = -offset % _ALIGNMENT
+        # not copied: all of the state is in memory once more already
+        chunks += [bytes(padding), array.reshape(-1).view(np.uint8).data]
+        offset += padding
+        entries[name] = {"dtype": array.dtype.str, "shape": list(array.shape), "offset": offset}
+        offset += array.nbytes
+    return entries, chunks
+
+
 def _remove(path):
     """Removes a checkpoint, if it is one, so that an interruption leaves nothing like it."""
     if sorted(os.listdir(path)) == _FILES:
@@ -135,17 +141,7 @@ def _read(path, max_bytes):
     Raises:
         ValueError: If anything about it is not as its manifest says.
     """
-    files = sorted(os.scandir(path), key=lambda entry: entry.name)
-    if [entry.name for entry in files] != _FILES or not all(
-        entry.is_file(follow_symlinks=False) for entry in files
-    ):
-        raise ValueError(f"expected the files {', '.join(_FILES)} and no others")
-    if sum(entry.stat().st_size for entry in files) > max_bytes:
-        raise ValueError(f"larger than the {max_bytes:,} bytes that this run can need")
-    contents = {}
-    for entry in files:
-        with open(entry.path, "rb") as file:
-            contents[entry.name] = file.read()
+    contents = _contents(path, max_bytes)
     digest, _, text = contents["manifest.json"].partition(b"\n")
     if hashlib.sha256(text).hexdigest().encode() != digest:
         raise ValueError("manifest.json: checksum differs")
@@ -164,6 +160,22 @@ def _read(path, max_bytes):
             entry["shape"]
         )
     return json.loads(contents["state.json"]), arrays
+
+
+def _contents(path, max_bytes):
+    """Returns {name: bytes} of the files of a checkpoint; raises ValueError if it has others."""
+    files = sorted(os.scandir(path), key=lambda entry: entry.name)
+    if [entry.name for entry in files] != _FILES or not all(
+        entry.is_file(follow_symlinks=False) for entry in files
+    ):
+        raise ValueError(f"expected the files {', '.join(_FILES)} and no others")
+    if sum(entry.stat().st_size for entry in files) > max_bytes:
+        raise ValueError(f"larger than the {max_bytes:,} bytes that this run can need")
+    contents = {}
+    for entry in files:
+        with open(entry.path, "rb") as file:
+            contents[entry.name] = file.read()
+    return contents
 
 
 def load_newest(

@@ -138,6 +138,16 @@ def sorted_arrays(arrays: Arrays, plan: Plan) -> dict[str, Arrays]:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"there are numbers in {name} that are not finite")
         kinds[kind][rest] = array
+    _check_weights(kinds, plan)
+    shape = (len(plan.validation), plan.classifier.num_classes)
+    for name, array in kinds["logits"].items():
+        if array.shape != shape or array.dtype.kind != "f":
+            raise ValueError(f"logits/{name} are {array.dtype} {array.shape}")
+    return kinds
+
+
+def _check_weights(kinds, plan):
+    """Raises ValueError if arrays that are weights are not those of the network."""
     weights = {path: plan.classifier.variables[path] for path in plan.saved_paths}
     expected = {path: (np.dtype(v.dtype), tuple(v.shape)) for path, v in weights.items()}
     for kind in ("variables", "best", "selected"):
@@ -145,8 +155,3 @@ def sorted_arrays(arrays: Arrays, plan: Plan) -> dict[str, Arrays]:
         if found != expected and (found or kind == "variables"):
             different = sorted(path for path, _ in found.items() ^ expected.items())
             raise ValueError(f"{kind} do not fit the network at {', '.join(different[:5])!a}")
-    shape = (len(plan.validation), plan.classifier.num_classes)
-    for name, array in kinds["logits"].items():
-        if array.shape != shape or array.dtype.kind != "f":
-            raise ValueError(f"logits/{name} are {array.dtype} {array.shape}")
-    return kinds
