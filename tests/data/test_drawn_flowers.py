@@ -12,11 +12,11 @@ from PIL import Image
 from tl_research.data import drawn_flowers
 
 PINNED = {  # a change here needs a new `VERSION`
-    "daisy": "01dbd5d3a248809ac1979d925fb674de8bdd5b082d27c53699e0696bc8cee176",
-    "dandelion": "eb740c6688e6a50a4fbe2de9c588edb3926107793320a4e78bc0353c6b545d96",
-    "roses": "94a1a0ff8e9c73e0c9b01fdf9945c6d65aaf377b4b6ad10e9d9f21507f24ca62",
-    "sunflowers": "9e064bad4f24f133212ab2f95cc283ddb1be1f2defc2a4b18feaa989fc2ef789",
-    "tulips": "c458935aa4697a2bf89acbd2d5a4e47811413dcd9ff5eebdab0d2009f4ca7e34",
+    "daisy": "257554d3384e5e4bdcfde0e417c214e16c908a1e9427dba291e691158bca28de",
+    "dandelion": "dc191eec19950d2aa73b702268bd75c525b5743adb96171cdcc33759674a9357",
+    "roses": "1218352ceaf3527ba8e9a13aca4e95318fbb4013107f7d50b8555102394cf171",
+    "sunflowers": "c97be9c2377934bee151b0fa63a370284a27225eb4bdbdc1b12815f78723dceb",
+    "tulips": "428ff8677ee7fefa24476e47bcf06a01bf9acc0c0e388e28069e20bfef1d0ea9",
 }
 
 

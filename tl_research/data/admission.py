@@ -7,7 +7,6 @@ from collections.abc import Collection
 from typing import Any
 
 from tl_research.config import Config
-from tl_research.data.catalog import Catalog
 from tl_research.data.decoding import UnreadableKind
 from tl_research.data.image_check import CheckedImages
 from tl_research.data.split import printable
@@ -24,8 +23,6 @@ class Admitted:
     images: CheckedImages
     contradictory: list[tuple[str, str]]  # [(name, reason)] of those in two classes, left out
     duplicates: list[dict[str, Any]]  # rows of `duplicates.csv`
-    num_images: int  # found at first
-    others: collections.Counter  # files that are no images, by kind
 
     @property
     def notes(self) -> list[str]:
@@ -50,26 +47,22 @@ class Admitted:
         ]
 
 
-def admit(catalog: Catalog, checked: CheckedImages, also: Collection[str] = ()) -> Admitted:
+def admit(checked: CheckedImages, also: Collection[str] = ()) -> Admitted:
     """Returns the good images but those that stand in two classes.
 
     Args:
-        catalog: All images.
-        checked: What the check found of them.
+        checked: What the check found of all images.
         also: Names of images that are wanted nevertheless.
     """
-    files = [catalog.files[index] for index in checked.good]
-    reasons = {}
-    if catalog.labels_are_classes:
-        reasons = _contradictory(files, checked.pixel_sha256s, catalog.classes)
+    files, reasons = checked.files, {}
+    if checked.catalog.labels_are_classes:
+        reasons = _contradictory(files, checked.pixel_sha256s, checked.catalog.classes)
         reasons = {row: why for row, why in reasons.items() if files[row].name not in also}
     images = checked.without(reasons)
     return Admitted(
         images,
         [(files[row].name, reason) for row, reason in sorted(reasons.items())],
-        _duplicates([catalog.files[index].name for index in images.good], images.pixel_sha256s),
-        len(catalog.files) + len(catalog.refused),
-        catalog.others,
+        _duplicates([file.name for file in images.files], images.pixel_sha256s),
     )
 
 
@@ -101,7 +94,8 @@ def refuse(admitted: Admitted, config: Config, is_own: bool = True, see: str = "
         is_own: Whether their user can correct the labels.
         see: What an error says of the list of them.
     """
-    checked, total = admitted.images, admitted.num_images
+    checked, catalog = admitted.images, admitted.images.catalog
+    total, others = len(catalog.files) + len(catalog.refused), catalog.others
     kinds = "; ".join(admitted.unreadable_kinds)
     if len(checked.unreadable) > len(checked.good):
         raise DataError(
@@ -110,8 +104,8 @@ def refuse(admitted: Admitted, config: Config, is_own: bool = True, see: str = "
         )
     if 10 * len(checked.unreadable) > total:
         print(f"warning: {kinds}", file=sys.stderr)
-    if 9 * admitted.others.total() > total:
-        print(f"warning: {others_text(admitted.others)}", file=sys.stderr)
+    if 9 * others.total() > total:
+        print(f"warning: {others_text(others)}", file=sys.stderr)
     if config.on_bad_image == "skip":
         return
     if checked.bad:

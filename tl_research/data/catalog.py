@@ -202,36 +202,12 @@ def find_images(
         given = sides.given(root, validation_dir, test_dir)
 
     walk = _Walk()
-    classes: list[str] = []
     for folder, side, flag in given:
-        found = walk.class_folders(folder, flag)
-        if not classes:
-            classes = found
-            _check_classes(found, folder, flag)
-        elif extra := sorted(set(found) - set(classes)):
-            _check_twins([*classes, *extra], folder)
-            raise DataError(
-                f"{flag}={folder} has class {extra[0]!r}, which the training images have not; "
-                f"expected {', '.join(classes[:5])}; remove it or add training images"
-            )
-        walk.warnings += [
-            f"class {name!r} has no folder in {folder}" for name in classes if name not in found
-        ]
-        prefix = sides.PREFIXES.get(side, f"{side}/")
-        for name in found:
-            count = len(walk.files)
-            walk.images(
-                os.path.join(folder, name), f"{prefix}{name}/", classes.index(name), side, folder
-            )
-            if len(walk.files) == count:
-                raise DataError(
-                    f"class {name!r} has 0 images in {folder}; expected photographs; "
-                    "add some or remove the folder"
-                )
+        walk.add(folder, side, flag)
     if not data_dir:
         _check_counts(dataset, walk.files, root)
     return Catalog(
-        tuple(classes),
+        tuple(walk.classes),
         tuple(sorted(walk.files, key=lambda file: file.name)),
         walk.others,
         tuple(sorted(walk.refused)),
@@ -342,10 +318,29 @@ class _Walk:
     """What was found so far."""
 
     def __init__(self):
-        self.files, self.refused, self.warnings = [], [], []
+        self.classes, self.files, self.refused, self.warnings = [], [], [], []
         self.others = collections.Counter()
 
-    def class_folders(self, folder: str, flag: str) -> list[str]:
+    def add(self, folder: str, side: str | None, flag: str) -> None:
+        """Adds the images of `folder`, which `flag` names; the first one has all classes."""
+        found = self._class_folders(folder, flag)
+        if not self.classes:
+            self.classes = found
+            _check_classes(found, folder, flag)
+        if extra := sorted(set(found) - set(self.classes)):
+            _check_twins([*self.classes, *extra], folder)
+            raise DataError(
+                f"{flag}={folder} has class {extra[0]!r}, which the training images have not; "
+                f"expected {', '.join(self.classes[:5])}; remove it or add training images"
+            )
+        prefix = sides.PREFIXES.get(side, f"{side}/")
+        for label, name in enumerate(self.classes):
+            if name in found:
+                self._images(folder, name, f"{prefix}{name}/", label, side)
+            else:
+                self.warnings.append(f"class {name!r} has no folder in {folder}")
+
+    def _class_folders(self, folder, flag):
         """Returns the sorted names of the class folders of `folder`.
 
         Whatever else lies there is ignored.
@@ -373,17 +368,23 @@ class _Walk:
                 names.append(entry.name)
         return sorted(names)
 
-    def images(self, folder: str, prefix: str, label: int, side: str | None, root: str) -> None:
+    def _images(self, root, name, prefix, label, side):
         """Adds every image below a class folder."""
+        folder, count = os.path.join(root, name), len(self.files)
         # the class folder may itself be a link
         inside = (os.path.realpath(root), os.path.realpath(folder))
-        for name, path, reason in images_below(folder, inside, self.others):
+        for found, path, reason in images_below(folder, inside, self.others):
             if reason and path == folder:
                 raise DataError(
                     f"class {prefix[:-1]!r} is an {reason} ({folder}); expected one that can be "
                     "read; change its permissions or remove it"
                 )
             if reason:
-                self.refused.append((prefix + name, reason))
+                self.refused.append((prefix + found, reason))
             else:
-                self.files.append(ImageFile(path, prefix + name, label, side))
+                self.files.append(ImageFile(path, prefix + found, label, side))
+        if len(self.files) == count:
+            raise DataError(
+                f"class {name!r} has 0 images in {root}; expected photographs; add some or remove "
+                "the folder"
+            )

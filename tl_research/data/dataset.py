@@ -44,10 +44,9 @@ class Dataset:
             DataError: If they are no such table, or hold bad images or one in two classes.
         """
         catalog, _ = _chosen(catalog_lib.of_table(Table(images, labels, classes)), config)
-        admitted = admission.admit(catalog, _check(catalog, config))
+        admitted = admission.admit(_check(catalog, config))
         admission.refuse(admitted, config)
-        found = _split(catalog, admitted.images, config)
-        return _divided(catalog, admitted, found, config)
+        return _divided(admitted, _split(admitted.images, config), config)
 
 
 def load(config: Config, directory: RunDirectory, load_catalog: Callable | None = None) -> Dataset:
@@ -61,15 +60,14 @@ def load(config: Config, directory: RunDirectory, load_catalog: Callable | None 
         UnreachableError: If a download cannot be reached.
     """
     catalog, names = _chosen(_find(config, load_catalog), config)
-    checked = _check(catalog, config)
-    admitted = admission.admit(catalog, checked)
+    admitted = admission.admit(_check(catalog, config))
     admission.write(admitted, directory)
     # the labels of a named data set its user cannot correct
     is_own = bool(load_catalog) or config.dataset == "directory"
     admission.refuse(admitted, config, is_own, f"see {directory.file('bad_images.csv')}, ")
-    found = _split(catalog, admitted.images, config)
-    _record(catalog, admitted.images, found, names, config, directory.file("split.json"))
-    return _divided(catalog, admitted, found, config)
+    found = _split(admitted.images, config)
+    _record(admitted.images, found, names, config, directory.file("split.json"))
+    return _divided(admitted, found, config)
 
 
 def load_recorded(
@@ -96,15 +94,15 @@ def load_recorded(
     known = manifest.read(manifest_path)
     recorded = {entry["path"]: entry for entry in known["files"] if entry["side"] in sides}
     catalog = _recorded_of(_find(config, load_catalog), recorded, known["classes"])
-    admitted = admission.admit(catalog, _check(catalog, config), also=recorded)
-    now = _entries(catalog, admitted.images)
+    admitted = admission.admit(_check(catalog, config), also=recorded)
+    now = _entries(admitted.images)
     manifest.check_same({**known, "files": list(recorded.values())}, {"files": now})
     found = split.Split(
         tuple(recorded[entry["path"]]["side"] for entry in now),
         tuple(recorded[entry["path"]].get("group") for entry in now),
         (),
     )
-    return _divided(catalog, admitted, found, config)
+    return _divided(admitted, found, config)
 
 
 def _recorded_of(catalog, recorded, classes):
@@ -157,9 +155,9 @@ def _check(catalog, config):
         )
 
 
-def _split(catalog, checked, config):
+def _split(checked, config):
     """Returns the `Split` of the good images: within each class, or by content alone."""
-    files = [catalog.files[index] for index in checked.good]
+    files, catalog = checked.files, checked.catalog
     is_class = catalog.labels_are_classes
     return split.assign_sides(
         [file.name for file in files],
@@ -173,9 +171,9 @@ def _split(catalog, checked, config):
     )
 
 
-def _entries(catalog, checked):
+def _entries(checked):
     """Returns what `split.json` has of each good image, without its side."""
-    files = [catalog.files[index] for index in checked.good]
+    catalog = checked.catalog
     is_class = catalog.labels_are_classes
     return [
         {
@@ -183,54 +181,61 @@ def _entries(catalog, checked):
             "class": catalog.classes[file.label] if is_class else file.label,
             "sha256": sha256,
         }
-        for file, sha256 in zip(files, checked.sha256s)
+        for file, sha256 in zip(checked.files, checked.sha256s)
     ]
 
 
-def _record(catalog, checked, found, names, config, path):
+def _record(checked, found, names, config, path):
     """Writes `split.json`, or compares it with the one that is there."""
-    entries = _entries(catalog, checked)
-    now = manifest.make(config.split_seed, config.split, catalog.classes, entries, found, names)
+    classes, entries = checked.catalog.classes, _entries(checked)
+    now = manifest.make(config.split_seed, config.split, classes, entries, found, names)
     if os.path.exists(path):
         manifest.check(path, now)
     else:
         manifest.write(path, now)
 
 
-def _divided(catalog, admitted, found, config):
+def _divided(admitted, found, config):
     """Returns the `Dataset` of the admitted images, divided as they were split."""
-    checked = admitted.images
-    files = [catalog.files[index] for index in checked.good]
+    checked, catalog, files = admitted.images, admitted.images.catalog, admitted.images.files
     kind = np.int32 if catalog.labels_are_classes else np.float32
-    labels, sides = np.array([file.label for file in files], kind), np.array(found.sides)
-    rows = {side: np.flatnonzero(sides == side) for side in split.SIDES}
+    labels = np.array([file.label for file in files], kind)
+    rows = {side: np.flatnonzero(np.array(found.sides) == side) for side in split.SIDES}
     rows["train"] = _kept(rows["train"], labels, checked.sha256s, catalog, config.class_shares)
-    pixels = None if checked.pixels is None else in_place.tensor_of(checked.pixels)
-
-    def examples(rows: np.ndarray) -> Examples:
-        return Examples(
-            tuple(files[row].name for row in rows),
-            tuple(files[row].path for row in rows),
-            labels[rows],
-            config.image_size,
-            pixels,
-            None if pixels is None else tf.constant(rows, tf.int32),
-            tuple(checked.sha256s[row] for row in rows),
-            config.max_image_pixels,
-        )
-
-    notes = _notes(catalog, admitted, found, config.image_size)
+    every = Examples(
+        tuple(file.name for file in files),
+        tuple(file.path for file in files),
+        labels,
+        config.image_size,
+        None if checked.pixels is None else in_place.tensor_of(checked.pixels),
+        None,
+        checked.sha256s,
+        config.max_image_pixels,
+    )
+    notes = _notes(admitted, found, config.image_size)
     notes += [
         f"{np.count_nonzero(labels[rows['train']] == catalog.classes.index(name))} training images "
         f"of {name} kept by --class_share"
         for name in config.class_shares
     ]
-    return Dataset(catalog.classes, *(examples(rows[side]) for side in split.SIDES), tuple(notes))
+    return Dataset(
+        catalog.classes, *(_chosen_rows(every, rows[side]) for side in split.SIDES), tuple(notes)
+    )
 
 
-def _notes(catalog, admitted, found, image_size):
+def _chosen_rows(every, rows):
+    """Returns the `Examples` in some rows; the pixels stay one tensor."""
+    columns = {
+        name: tuple(getattr(every, name)[row] for row in rows)
+        for name in ("names", "paths", "sha256s")
+    }
+    places = None if every.pixels is None else tf.constant(rows, tf.int32)
+    return dataclasses.replace(every, **columns, labels=every.labels[rows], rows=places)
+
+
+def _notes(admitted, found, image_size):
     """Returns a list of lines on the images that a user should see."""
-    checked = admitted.images
+    checked, catalog = admitted.images, admitted.images.catalog
     notes = [*catalog.warnings, *found.warnings]
     if equal := len(admitted.duplicates):
         notes.append(

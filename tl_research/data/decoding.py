@@ -13,6 +13,7 @@ import warnings
 
 import numpy as np
 import PIL.Image
+from PIL.Image import Transpose
 
 from tl_research.data import decoding_limits, formats, split
 from tl_research.data.decoding_limits import BadImage
@@ -20,13 +21,13 @@ from tl_research.data.decoding_limits import BadImage
 MAX_BYTES = 1 << 28
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
-    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
-    3: PIL.Image.Transpose.ROTATE_180,
-    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
-    5: PIL.Image.Transpose.TRANSPOSE,
-    6: PIL.Image.Transpose.ROTATE_270,
-    7: PIL.Image.Transpose.TRANSVERSE,
-    8: PIL.Image.Transpose.ROTATE_90,
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
 }
 _REDUCED = "of more than --max_image_pixels; decoded at a reduced scale"
 # What matters is said of the file; `catch_warnings` around each would not be safe in threads.
@@ -94,11 +95,7 @@ def decode_image(data: bytes, path: str, max_pixels: int = 0) -> tuple[np.ndarra
         UnreadableKind: If there is no decoder for a photograph of its kind.
         BadImage: With the reason why it cannot be used.
     """
-    kind = formats.kind_by_content(data[: formats.SNIFFED_BYTES], path)
-    if kind is None:
-        raise BadImage(f"{_text_or_nothing(data)} named {_suffix(path)}")
-    if not kind.is_readable:
-        raise UnreadableKind(kind)
+    kind = _readable_kind(data, path)
     decoding_limits.check_headers(kind.name, data, max_pixels)
     content = _without_texts(data) if kind.name == "PNG" else data
     try:
@@ -119,6 +116,16 @@ def decode_image(data: bytes, path: str, max_pixels: int = 0) -> tuple[np.ndarra
         raise BadImage(
             f"truncated {kind.name}" if is_cut else f"cannot be decoded: {what}"
         ) from error
+
+
+def _readable_kind(data, path):
+    kind = formats.kind_by_content(data[: formats.SNIFFED_BYTES], path)
+    if kind is None:
+        suffix = formats.suffix_of(path) or "without a suffix"
+        raise BadImage(f"{_text_or_nothing(data)} named {suffix}")
+    if not kind.is_readable:
+        raise UnreadableKind(kind)
+    return kind
 
 
 def _decoded(image, kind, data, path):
@@ -189,7 +196,3 @@ def _text_or_nothing(data):
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "HTML or XML text"
     return "no known image format"
-
-
-def _suffix(path):
-    return formats.suffix_of(path) or "without a suffix"

@@ -97,10 +97,8 @@ def reduced(image: PIL.Image.Image, kind: str, num_bytes: int, max_pixels: int) 
         BadImage: If it has more pixels.
     """
     limit, (width, height) = max_pixels or MAX_PIXELS, image.size
-    if kind == "JPEG" and width * height > limit:
-        fitting = (s for s in _SCALES if -(-width // s) * -(-height // s) <= limit)
-        scale = next(fitting, _SCALES[-1])
-        image.draft(None, (max(1, width // scale), max(1, height // scale)))
+    if kind == "JPEG":
+        _draft(image, limit)
     if image.width * image.height > limit:
         _check_pixels(width, height, limit)
     if kind == "TIFF":
@@ -114,6 +112,15 @@ def reduced(image: PIL.Image.Image, kind: str, num_bytes: int, max_pixels: int) 
             "memory for each, but for --max_image_pixels"
         )
     return (width, height) != image.size
+
+
+def _draft(image, limit):
+    """Lets a JPEG be decoded at the largest scale at which it has no more pixels than `limit`."""
+    width, height = image.size
+    fitting = (s for s in _SCALES if -(-width // s) * -(-height // s) <= limit)
+    scale = next(fitting, _SCALES[-1])
+    if scale > 1:
+        image.draft(None, (max(1, width // scale), max(1, height // scale)))
 
 
 def _check_pixels(width, height, limit):

@@ -83,14 +83,15 @@ def fetch(
         UserError: A URL that is neither https nor loopback.
     """
     _check_url(url, UserError)
+    expected = {key: value for key, value in (("size", size), ("sha256", sha256)) if value}
     target = os.path.join(os.path.abspath(directory), filename)
     with locked(target):
         if os.path.exists(target):
-            return _verify(target, target, size, sha256)
+            return _verify(target, target, expected)
         part = temporary_name(target, "part")
         try:
             _transfer(url, target, part, size, deadline_seconds)
-            return _verify(part, target, size, sha256)
+            return _verify(part, target, expected)
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(part)
@@ -315,42 +316,37 @@ def _copy(blocks, length, target, part, size):
         os.fsync(file.fileno())
 
 
-def _verify(path, target, size, sha256):
+def _verify(path, target, expected):
     """Returns `target`, renamed from `path` with its marker once it is what it must be."""
     marker = f"{target}.complete.json"
     with _storage(target):
-        if path == target and _is_marked(path, marker, size, sha256):
+        if path == target and _is_marked(path, marker, expected):
             return target
-        if size or sha256:
+        if expected:
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, hashlib.sha256).hexdigest()
             found = {"size": os.path.getsize(path), "sha256": digest}
-            if not _fits(found, size, sha256):
+            if not expected.items() <= found.items():
                 os.replace(path, f"{target}.bad")
                 raise DataError(
                     f"{target} has {found['size']} bytes and SHA-256 {digest}; expected "
-                    f"{size or 'any number of'} bytes and SHA-256 {sha256 or 'any'}; "
+                    f"{expected.get('size', 'any number of')} bytes and SHA-256 "
+                    f"{expected.get('sha256', 'any')}; "
                     f"kept as {target}.bad, run again or put a good file there"
                 )
         os.replace(path, target)
         sync(os.path.dirname(target))
-        if size or sha256:
+        if expected:
             write_atomically(marker, json.dumps(found))
     return target
 
 
-def _fits(found, size, sha256):
-    return found["size"] == (size or found["size"]) and found["sha256"] == (
-        sha256 or found["sha256"]
-    )
-
-
-def _is_marked(path, marker, size, sha256):
+def _is_marked(path, marker, expected):
     """Returns whether an earlier run saw that this file is what it must be."""
     try:
         with open(marker, encoding="utf-8") as file:
             known = json.load(file)
-        return known["size"] == os.path.getsize(path) and _fits(known, size, sha256)
+        return known["size"] == os.path.getsize(path) and expected.items() <= known.items()
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

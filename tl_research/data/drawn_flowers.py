@@ -3,14 +3,18 @@ on.
 
 Every picture is the same bytes on every machine: random numbers are `RandomState.random_sample`
 only (its normal deviates call `log`), arithmetic is + - * / sqrt and comparisons, which IEEE 754
-rounds in one way, angles come from a table rounded to 6 decimals, and nothing is reduced (the order
-of a sum differs between machines). Everything, from petal to blade of grass, is one primitive:
-`_Brush.blade`, a shape along an axis.
+rounds in one way, directions are rounded to 6 decimals, and nothing is reduced (the order of a sum
+differs between machines).
+
+Everything, from petal to blade of grass, is a piece along an axis; a part of a plant is a spiral of
+pieces, each 137.5 degrees further than the one before, as most plants grow. What plants look like
+stands in three tables: their parts, the pieces of each part, and colors.
 """
 
 import collections.abc
 import dataclasses
 import math
+import types
 from typing import Any
 
 import numpy as np
@@ -19,93 +23,139 @@ from PIL import Image
 CLASSES = ("daisy", "dandelion", "roses", "sunflowers", "tulips")  # the folders of tf_flowers
 IMAGES_PER_CLASS = 160
 IMAGE_SIZE = 192
-VERSION = 1  # raise it when any picture changes: it is part of the folder's name
+VERSION = 2  # raise it when any picture changes: it is part of the folder's name
 
-_TURN = 1024  # angles are integers, 1024 to a full turn, clockwise from the right
-_UP = 768
-_SINE = tuple(round(math.sin(2.0 * math.pi * i / _TURN), 6) for i in range(_TURN))
-_GOLDEN_ANGLE = 391.15  # of 1024: no two seeds of a disc stand in line
+_GOLDEN_ANGLE = 137.508  # degrees
 _PIXELS = np.arange(IMAGE_SIZE, dtype=np.float32)
 
-# A blade's half width at t in [0, 1] along its axis is width * sqrt(polynomial), at most 1 * width.
-_OUTLINES = {
-    "ellipse": lambda t: 4.0 * t * (1.0 - t),
-    "strap": lambda t: 1.0 - (2.0 * t - 1.0) * (2.0 * t - 1.0) * (2.0 * t - 1.0) * (2.0 * t - 1.0),
-    "ovate": lambda t: 6.75 * t * (1.0 - t) * (1.0 - t),  # widest near its foot, pointed
-    "obovate": lambda t: 6.75 * t * t * (1.0 - t),  # widest near its tip, rounded
-    "lance": lambda t: 16.0 * t * t * (1.0 - t) * (1.0 - t),  # pointed at both ends
-    "grass": lambda t: 1.0 - t,
-    "stem": lambda t: 1.0 + 0.0 * t,
-}
 
-
-def _palette(text):
-    """Returns {name: color [3, 1, 1], or colors [N, 3, 1, 1] where a line gives several}."""
-    palette = {}
+def _table(text):
+    """Returns {name: options, each a list of words} of lines `name: option, option, ...`."""
+    table = {}
     for line in text.strip().splitlines():
-        name, colors = line.split(":")
-        rows = np.array([color.split() for color in colors.split(",")], float)
-        palette[name.strip()] = rows.squeeze()[..., None, None] / 100
-    return palette
+        name, options = line.split(":", 1)
+        table.setdefault(name.strip(), []).extend(map(str.split, options.split(",")))
+    return table
 
 
-# Red, green and blue in percent; where there are several, a picture chooses.
-_COLORS = _palette("""
-    shadow:           16 30 10,  5 12  6, 24 17 11, 45 62 84, 62 58 54,  3  3  4, 30 44 22
-    sunlit:           38 52 20, 20 32 14, 46 36 25, 76 85 93, 84 81 76, 13 12 14, 68 74 48
-    glow:             80 75 40
-    clutter:          20 36 12, 32 48 18, 14 26 12, 42 44 20
-    dry grass:        60 70 30
-    twig foot, tip:   30 22 15, 40 32 22
-    far flower:       90 80 20, 90 90 88, 80 20 30, 70 40 80, 95 55 20
-    far heart:        70 60 20
-    leaf tip:         55 70 30
-    stem:             28 44 16
-    daisy:            96 96 94, 94 94 90, 97 95 97, 95 72 82, 96 84 35, 80 70 92
-    daisy foot:       70 75 50, 80 60 70
-    daisy heart:      93 74 12, 88 62 10, 80 72 22
-    daisy rim:        50 30  5
-    daisy seed:       55 40 10
-    sunflower:        98 78  8, 96 70  6, 98 84 25, 86 42 10
-    sunflower foot:   75 35  5
-    sunflower heart:  20 11  5, 30 18  7, 42 30 10, 36 34 12
-    sunflower seed:   65 42 10, 15  8  3
-    dandelion:        98 82  8, 97 76  5, 95 86 25, 95 62  6
-    dandelion foot:   70 42  2
-    dandelion tip:   100 95 50
-    dandelion leaf:   24 42 14
-    clock:            86 86 84
-    clock stalk:      55 52 45
-    clock heart:      45 36 22
-    petals:           78  8 12, 90 45 55, 96 90 84, 95 80 30, 92 45 22, 62 10 35, 93 70 76
-    rose light:      100 96 92
-    rose dark:        12  0  3
-    sepal foot, tip:  20 34 12, 34 50 20
-    tulip:            55 25 62, 30  8 22
-    tulip tip:       100 95 60, 100 100 100
-    tulip foot:       85 80 30, 30  5 10
-    tulip leaf:       30 48 26
-    stamen:           12 10  5, 80 70 20
+# Parts from behind to the front; of several forms a plant has any.
+_PLANTS = _table("""
+    light:      light
+    clutter:    grass, grass, grass, leaf, leaf, twig, far-petal far-heart
+    daisy:      stem leaf leaf daisy daisy daisy-heart daisy-seed
+    sunflowers: stem leaf leaf sunflower sunflower sunflower-heart sunflower-seed
+    dandelion:  stem toothed dandelion dandelion-heart
+    dandelion:  stem dandelion dandelion-heart
+    dandelion:  stem clock clock-stalk clock-tuft clock-heart
+    roses:      stem leaf leaf leaf rose, stem leaf leaf rose, stem leaf bud sepal
+    tulips:     stem blade blade cup, stem blade cup, stem cup, stem leaf open-tulip stamen
+""")
+
+# Of each part what differs from `any`, then the colors of a piece's foot and tip. Where it says
+# low:high, a plant has any number between.
+#   count     how many pieces
+#   turn      degrees from the stem's direction to the middle of all
+#   spread    degrees that they take around it
+#   begin     where on its axis a piece begins, as a share of its length
+#   length    in radii of the flower
+#   width     half of it, as a share of the length
+#   shape     two digits, how pointed foot and tip are
+#   shrink    share by which the square of the length falls until the last piece
+#   bend      how far the tips of the outer ones are moved to the middle, as a share of the length
+#   lines     how dark lines along a piece are
+#   blur      of its rim, in pixels
+#   opacity   1 hides what is behind
+#   down      how far down the stem they grow, in radii
+#   flat      1 where they do not lean with the flower
+#   blend     share of the foot's color at the foot
+_PARTS = _table("""
+    any: count=1 turn=180 spread=360 begin=0 length=1 width=.5 shape=21 shrink=0 bend=0 lines=0
+    any: blur=1.2 opacity=1 down=0 flat=0 blend=1
+    stem: turn=0 spread=1 length=9 width=.005:.008 shape=00 flat=1 leaf leaf
+    leaf: count=0:2 spread=200 length=.9:1.6 width=.16:.36 shape=22 lines=.12 down=.7:2.5 flat=1
+    leaf: leaf leaf-tip
+    blade: count=0:3 spread=60 length=1.6:2.6 width=.07:.14 shape=22 lines=.1 bend=.2 down=1.8
+    blade: flat=1 leaf leaf-tip
+    toothed: count=2:6 length=1.1:1.7 width=.06:.14 lines=.3 flat=1 leaf leaf-tip
+    grass: count=1:6 spread=70 begin=-.6 length=4:6 width=.01 shape=01 blur=1:6 flat=1 clutter dry
+    twig: turn=0:360 spread=1 length=1.5:4 width=.01:.02 shape=00 blur=1:5 flat=1 twig twig-tip
+    far-petal: count=5 begin=.1 length=.3:.4 width=.4 blur=2:6 flat=1 far far
+    far-heart: begin=-.5 length=.2 shape=11 blur=2:6 flat=1 dry dry
+    light: begin=-.5 length=.2:.9 shape=11 blur=4:12 opacity=.2:.7 flat=1 glow glow
+    daisy: count=11:25 begin=.2:.35 length=.6:.8 width=.13:.26 lines=.1 blend=.1:.5 daisy-foot daisy
+    daisy-heart: begin=-.5 length=.35:.7 shape=11 daisy-rim heart
+    daisy-seed: count=16:30 begin=2.4 length=.1 shape=11 shrink=1 opacity=.7 seed heart
+    sunflower: count=15:32 begin=.4:.6 length=.5:.7 width=.12:.24 shape=22 lines=.2 blend=.1:.6
+    sunflower: rust sunflower
+    sunflower-heart: begin=-.5 length=.5:1.1 shape=11 dark dark
+    sunflower-seed: count=45:80 begin=4:5 length=.1 shape=11 shrink=1 opacity=.7 dark sunflower-seed
+    dandelion: count=50:99 length=.9:1.1 width=.04:.06 shrink=.95 blend=.5 rust dandelion
+    dandelion-heart: count=14 begin=1 length=.1 shape=11 shrink=1 blend=.5 rust dandelion
+    clock: begin=-.5 length=1.6 shape=11 blur=9:30 opacity=.35 clock clock
+    clock-stalk: count=45:75 length=.9 width=.005 shape=00 shrink=1 opacity=.6 stalk clock
+    clock-tuft: count=45:75 begin=4.4 length=.18 width=.3 shrink=1 lines=.6 opacity=.5 clock clock
+    clock-heart: begin=-.5 length=.25 shape=11 stalk stalk
+    rose: count=12:25 begin=-.1 width=.4:.6 shrink=.95 lines=.05 blend=.4:.8 rose-dark petals
+    bud: count=6:9 spread=30:70 begin=-.1 length=1.1:1.3 width=.4 shrink=.5 bend=.3 blend=.4:.8
+    bud: flat=1 rose-dark petals
+    sepal: count=4 spread=170 begin=-.1 length=.5 width=.15 shape=22 flat=1 leaf leaf-tip
+    cup: count=6:8 spread=30:70 begin=-.1 length=1.3:1.7 width=.26:.36 shape=12 bend=.3 lines=.1
+    cup: blend=.1:.6 flat=1 tulip-foot petals
+    open-tulip: count=6 length=.9:1.1 width=.4 shape=12 shrink=.2 lines=.1 blend=.1:.6
+    open-tulip: tulip-foot petals
+    stamen: count=7 begin=.5 length=.15 width=.3 shape=11 shrink=.5 stamen stamen
+""")
+
+# Red, green and blue in percent; where there are several, a plant chooses.
+_COLORS = _table("""
+    shadow:         16 30 10,  5 12  6, 24 17 11, 45 62 84, 62 58 54,  3  3  4, 30 44 22
+    sunlit:         38 52 20, 20 32 14, 46 36 25, 76 85 93, 84 81 76, 13 12 14, 68 74 48
+    glow:           80 75 40, 38 52 20, 76 85 93, 16 30 10
+    clutter:        20 36 12, 32 48 18, 14 26 12, 42 44 20
+    dry:            50 60 26, 60 70 30
+    twig:           30 22 15
+    twig-tip:       40 32 22
+    far:            90 80 20, 90 90 88, 80 20 30, 70 40 80, 95 55 20
+    leaf:           28 44 16
+    leaf-tip:       45 60 26
+    daisy:          96 96 94, 94 94 90, 97 95 97, 95 72 82, 96 84 35, 80 70 92, 98 70 20
+    daisy-foot:     70 75 50, 80 60 70, 95 95 90
+    heart:          93 74 12, 88 62 10, 80 72 22
+    daisy-rim:      70 50 10
+    seed:           55 40 10
+    sunflower:      98 78  8, 96 70  6, 98 84 25, 86 42 10
+    rust:           75 38  4
+    dark:           20 11  5, 30 18  7, 42 30 10, 46 40 14
+    sunflower-seed: 65 42 10, 15  8  3
+    dandelion:      98 82  8, 97 76  5, 95 86 25, 95 62  6
+    clock:          86 86 84
+    stalk:          50 43 34
+    petals:         78  8 12, 90 45 55, 96 90 84, 95 80 30, 92 45 22, 62 10 35, 93 70 76, 55 25 62
+    rose-dark:      30  4  6
+    tulip-foot:     85 80 30, 30  5 10
+    stamen:         12 10  5, 80 70 20
 """)
 
 
 def draw(class_name: str, index: int) -> np.ndarray:
     """Returns picture `index` of a class: uint8 [192, 192, 3]."""
-    species = CLASSES.index(class_name)
-    random = np.random.RandomState(1_000_003 * VERSION + 10_007 * species + index)
-    brush = _Brush(random.random_sample, np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), np.float32))
-    _background(brush)
-    _clutter(brush, brush.count(0, 7))
-    count, margin, sizes = 1, 52, (26, 80)
-    if not brush.chance(0.6):
-        count, margin, sizes = brush.count(2, 4.5), 30, (20, 46)
-    size = brush.pick(*sizes)
-    for _ in range(count):
-        flower = brush.within(margin, IMAGE_SIZE - margin)
-        _PAINTERS[species](flower, size * brush.pick(0.8, 1.15))
-    if brush.chance(0.45):  # something stands before the flower
-        _clutter(brush, brush.count(1, 4), top=60, most=5)
-    return _photograph(brush)
+    seed = 1_000_003 * VERSION + 10_007 * CLASSES.index(class_name) + index
+    image = np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), np.float32)
+    brush = _Brush(np.random.RandomState(seed).random_sample, image)
+    pick = brush.pick
+    ground = 0.7 * brush.field(pick(2, 6)) + pick(0.05, 0.45) * brush.field(pick(9, 31))
+    image[:] = _mix(brush.color("shadow"), brush.color("sunlit"), ground)
+    flowers = (1, pick(26, 76), 46) if pick(0, 1) < 0.6 else (pick(2, 4.5), pick(19, 45), 26)
+    for name, count, size, margin in (
+        ("light", pick(-10, 12), 50, 0),
+        ("clutter", pick(0, 7), 50, 0),
+        (class_name, *flowers),
+        ("clutter", pick(-4, 5), 50, 0),  # before the flowers
+    ):
+        for _ in range(int(count)):
+            place = pick(margin, IMAGE_SIZE - margin), pick(margin, IMAGE_SIZE - margin)
+            brush.grow(brush.choose(_PLANTS[name]), size * pick(0.8, 1.15), *place)
+    return brush.photograph()
 
 
 def write_bmp(path: str, image: np.ndarray) -> None:
@@ -113,8 +163,8 @@ def write_bmp(path: str, image: np.ndarray) -> None:
     Image.fromarray(image).save(path, "BMP", dpi=(72, 72))
 
 
-def _direction(angle):
-    return _SINE[(int(angle) + _TURN // 4) % _TURN], _SINE[int(angle) % _TURN]
+def _direction(degrees):
+    return (round(f(math.radians(degrees)), 6) for f in (math.cos, math.sin))
 
 
 def _mix(a, b, share):
@@ -122,438 +172,110 @@ def _mix(a, b, share):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Dice:
-    """All that chance decides."""
+class _Brush:
+    """Paints a picture, float32 [3, H, W] in 0..1, as chance decides."""
 
     random: collections.abc.Callable  # as `RandomState.random_sample`
+    image: np.ndarray
 
     def pick(self, low: float, high: float, shape: Any = None) -> Any:
         """Returns a float, or floats, in [low, high)."""
         return low + (high - low) * self.random(shape)
 
-    def sway(self, most: float, shape: Any = None) -> Any:
-        return self.pick(-most, most, shape)
+    def choose(self, options: list) -> Any:
+        return options[int(self.pick(0, len(options)))]
 
-    def count(self, low: float, high: float) -> int:
-        return int(self.pick(low, high))
+    def color(self, name: str) -> np.ndarray:
+        """Returns one of the colors of a name, a little varied, [3, 1, 1]."""
+        color = np.array(self.choose(_COLORS[name]), float)[:, None, None] / 100
+        return color + self.pick(-0.06, 0.06) + self.pick(-0.03, 0.03, color.shape)
 
-    def chance(self, share: float) -> bool:
-        return self.random() < share
-
-    def choose(self, *options: Any) -> Any:
-        return options[self.count(0, len(options))]
-
-    def color(self, name: str, *more: np.ndarray) -> np.ndarray:
-        return self.choose(*_COLORS[name], *more)
-
-    def vary(self, color: np.ndarray, amount: float) -> np.ndarray:
-        """Returns the color moved by up to `amount` in brightness, half of it in each channel."""
-        return color + self.sway(amount) + self.sway(amount, color.shape) / 2
-
-    def field(self, cells: int) -> np.ndarray:
+    def field(self, cells: float) -> np.ndarray:
         """Returns smooth random numbers [H, W] in 0..1: a random grid, interpolated."""
-        grid = self.random((cells + 2, cells + 2)).astype(np.float32)
-        at = _PIXELS * (cells / IMAGE_SIZE)
+        grid = self.random((int(cells) + 2, int(cells) + 2)).astype(np.float32)
+        at = _PIXELS * (int(cells) / IMAGE_SIZE)
         low = at.astype(int)
         part = (at - low)[:, None]
         for _ in range(2):  # down, then across
             grid = _mix(grid[low], grid[low + 1], part * part * (3.0 - 2.0 * part)).T
         return grid
 
+    def grow(self, parts: list[str], size: float, x: float, y: float) -> None:
+        """Paints a plant whose flower, of radius `size`, is at (x, y)."""
+        colors = {name: self.color(name) for name in _COLORS}
+        stem, lean, shear = self.pick(65, 115), self.pick(0.45, 1.0), self.pick(-0.5, 0.5)
+        cos, sin = _direction(stem)
+        for name in parts:
+            *cells, foot, tip = sum(_PARTS["any"] + _PARTS[name], [])
+            look = types.SimpleNamespace()
+            for column, ends in (cell.split("=") for cell in cells):
+                low, _, high = ends.partition(":")
+                setattr(look, column, self.pick(float(low), float(high or low)))
+            look.x, look.y = x + cos * look.down * size, y + sin * look.down * size
+            look.lean, look.shear = (1.0, 0.0) if look.flat else (lean, shear)
+            for i in range(int(look.count)):
+                aside = (i * _GOLDEN_ANGLE) % look.spread / look.spread - 0.5
+                shade, jitter = self.pick(-0.07, 0.05), self.pick(-0.2, 0.2) / look.count
+                self.paint(
+                    look,
+                    stem + look.turn + (aside + jitter) * look.spread,
+                    size * look.length * math.sqrt(1.0 - look.shrink * i / look.count),
+                    self.pick(-0.1, 0.1) - look.bend * aside,
+                    _mix(colors[tip], colors[foot], look.blend) + shade,
+                    colors[tip] + shade,
+                )
 
-@dataclasses.dataclass(frozen=True)
-class _Brush(_Dice):
-    """Paints a picture, float32 [3, H, W] in 0..1, on a plane in it: where that stands, how it is
-    turned, and how much it leans away from the viewer.
-    """
-
-    image: np.ndarray
-    x: float = 0.0
-    y: float = 0.0
-    turn: float = 0.0
-    lean: float = 1.0
-    lean_angle: float = 0.0
-
-    def at(self, *plane: float) -> "_Brush":
-        """Returns a brush for another plane."""
-        return _Brush(self.random, self.image, *plane)
-
-    def within(self, low: float, high: float) -> "_Brush":
-        return self.at(self.pick(low, high), self.pick(low, high))
-
-    def tilted(self, least: float = 0.45) -> "_Brush":
-        pick = self.pick
-        return self.at(self.x, self.y, pick(0, _TURN), pick(least, 1.0), pick(0, _TURN))
-
-    def moved(self, angle: float, along: float, aside: float = 0.0) -> "_Brush":
-        cos, sin = _direction(angle)
-        return self.at(self.x + cos * along - sin * aside, self.y + sin * along + cos * aside)
-
-    def axis(self, angle: float) -> tuple[tuple[float, float], tuple[float, float], float]:
-        """Returns the directions along and across an axis as the viewer sees them, shorter where
-        they lean away, and by how much areas are smaller.
-        """
-        x, y = _direction(angle + self.turn)
-        cos, sin = _direction(self.lean_angle)
-        squash = self.lean - 1.0
-        xx, xy, yy = 1.0 + squash * cos * cos, squash * sin * cos, 1.0 + squash * sin * sin
-        along, across = (xx * x + xy * y, xy * x + yy * y), (xy * x - xx * y, yy * x - xy * y)
-        return along, across, xx * yy - xy * xy
-
-    def blade(
-        self,
-        angle: float,
-        start: float,
-        length: float,
-        width: float,
-        outline: str,
-        foot: np.ndarray,
-        tip: np.ndarray | None = None,
-        *,
-        bend: float = 0.0,
-        edge: float = 0.3,
-        veins: float = 0.0,
-        light: float = 0.0,
-        softness: float = 1.2,
-        opacity: float = 1.0,
+    def paint(
+        self, look: Any, angle: float, length: float, bend: float, foot: np.ndarray, tip: np.ndarray
     ) -> None:
-        """Paints one shape along an axis that leaves the origin of the plane at `angle`.
+        """Paints a piece.
 
         Args:
-            angle: Direction of the axis.
-            start: Where on the axis the shape begins, in pixels.
-            length, width: Length and largest half width, in pixels.
-            outline: A key of `_OUTLINES`.
-            foot, tip: Colors at both ends; one is enough.
-            bend: How far the tip is moved sideways, as a fraction of the length.
-            edge, veins, light: Darkening of the rim, of lines along the axis, and from one side to
-                the other.
-            softness: Width of the rim's blur in pixels.
-            opacity: 1 hides what is behind.
+            look: Numbers of `_PARTS`, and the origin and slant of the plane that it is in.
+            angle: Direction of its axis, in degrees.
+            length: In pixels.
+            bend: How far the tip is moved sideways, as a share of the length.
+            foot, tip: Colors at both ends.
         """
-        (ax, ay), (bx, by), area = self.axis(angle)
-        margin = width + abs(bend * length) + 2 * softness
+        cos, sin = _direction(angle)
+        start, width = length * look.begin, length * look.width + 0.6
+        margin = (width + abs(bend * length)) * (1.0 + abs(look.shear)) + 2.0 * look.blur
         rows, columns = (
-            slice(*(max(0, int(end)) for end in (min(ends) - margin, max(ends) + margin + 1)))
+            slice(max(0, int(min(ends) - margin)), max(0, int(max(ends) + margin + 1)))
             for ends in (
-                (self.y + ay * start, self.y + ay * (start + length)),
-                (self.x + ax * start, self.x + ax * (start + length)),
+                [look.y + look.lean * sin * at for at in (start, start + length)],
+                [look.x + (cos - look.shear * sin) * at for at in (start, start + length)],
             )
         )
-        # From pixels to t along (0 to 1) and s across (-1 to 1).
-        dx = _PIXELS[columns] + (0.5 - self.x)
-        dy = (_PIXELS[rows] + (0.5 - self.y))[:, None]
-        t = (by / area * dx - start) / length - bx / area / length * dy
-        s = ax / area / width * dy - ay / area * dx / width - bend * length / width * t * t
+        # From pixels to t along the axis (0 to 1) and s across (-1 to 1).
+        dy = (_PIXELS[rows, None] + (0.5 - look.y)) / look.lean
+        dx = _PIXELS[columns] + (0.5 - look.x) + look.shear * dy
+        t = (cos * dx + sin * dy - start) / length
+        s = (cos * dy - sin * dx) / width - bend * length / width * t * t
         inside = np.clip(t, 0.0, 1.0)
-        reach = np.sqrt(np.maximum(_OUTLINES[outline](inside), 0.0))
+        # The half width is the root of t^a (1 - t)^b, which is 1 at most.
+        a, b = divmod(int(look.shape), 10)
+        peak = (a + b) ** (a + b) / (a**a * b**b)
+        half = np.sqrt(math.prod([inside] * a + [1.0 - inside] * b, start=peak))
         # Distance to the rim in pixels, across the axis and beyond its ends, makes a smooth edge.
         distance = np.minimum(
-            (reach - np.abs(s)) * width, np.minimum(t, 1.0 - t) * length + 0.5 * softness
+            (half - np.abs(s)) * width, np.minimum(t, 1.0 - t) * length + 0.5 * look.blur
         )
-        cover = np.clip(distance / softness + 0.5 * (reach > 0), 0.0, 1.0) * opacity
-        shade = 1.0 - edge * (s * s) / (reach * reach + 0.05) + light * s
-        shade -= veins * np.abs(s * 2.5 - np.floor(s * 2.5) - 0.5)
-        ends = np.float32(foot), np.float32(foot if tip is None else tip)
+        cover = np.clip(distance / look.blur + 0.5 * (half > 0), 0.0, 1.0) * look.opacity
+        shade = 1.0 - 0.3 * (s * s) / (half * half + 0.05)
+        shade -= look.lines * np.abs(s * 2.5 - np.floor(s * 2.5) - 0.5)
         box = self.image[:, rows, columns]
-        box += (_mix(*ends, inside) * np.clip(shade, 0.2, 1.4) - box) * cover
+        color = _mix(np.float32(foot), np.float32(tip), inside)
+        box += (color * np.clip(shade, 0.2, 1.4) - box) * cover
 
-
-def _disc(brush, radius, *colors, **options):
-    brush.blade(0, -radius, 2 * radius, radius, "ellipse", *colors, **options)
-
-
-def _ring(brush, count, start, length, width, outline, foot, tip, jitter=1.0, turn=None, **options):
-    """Paints `count` petals around the brush, none like its neighbor; the first in the direction
-    `turn`, None for any.
-    """
-    turn = brush.pick(0, _TURN) if turn is None else turn
-    for i in range(count):
-        angle = turn + (i + jitter * brush.sway(0.28)) * _TURN / count
-        shade = brush.pick(-0.07, 0.05)
-        brush.blade(
-            angle,
-            start,
-            length * brush.pick(0.86, 1.08),
-            width * brush.pick(0.85, 1.12),
-            outline,
-            foot + shade,
-            tip + shade,
-            bend=brush.sway(0.1) * jitter,
-            light=brush.sway(0.12),
-            **options,
-        )
-
-
-def _seeds(brush, radius, count, size, dark, bright):
-    """Paints a disc of `count` seeds in a spiral."""
-    for i in range(count):
-        share = math.sqrt((i + 0.5) / count)
-        start, color = radius * share - size, _mix(dark, bright, share)
-        foot = brush.vary(color, 0.08)
-        brush.blade(i * _GOLDEN_ANGLE, start, 2 * size, size, "ellipse", foot, color, edge=0.5)
-
-
-def _leaf(brush, angle, length, share, green, **options):
-    bend, tip = brush.sway(0.25), brush.vary(_mix(green, _COLORS["leaf tip"], 0.3), 0.05)
-    half = dict(bend=bend, veins=0.12, light=brush.sway(0.2))
-    brush.blade(angle, 0, length, length * share, "lance", green, tip, **half, **options)
-    brush.blade(angle, 0, length * 0.9, 1.0, "grass", tip, bend=bend * 0.9, **options)
-
-
-def _stem(brush, width, leaves):
-    """Paints a stem from a flower down and out of the picture, with leaves."""
-    green = brush.vary(_COLORS["stem"], 0.07)
-    angle, bend = brush.pick(206, 306), brush.sway(0.15)
-    foot = brush.vary(green, 0.04)
-    brush.blade(angle, 0, 230, width, "stem", green, foot, bend=bend, light=0.25)
-    for _ in range(leaves):
-        down = brush.pick(30, 110)
-        _leaf(
-            brush.moved(angle, down, bend * down * down / 230),
-            brush.choose(900, 640) + brush.sway(70),
-            brush.pick(28, 75),
-            brush.pick(0.16, 0.4),
-            brush.vary(green, 0.04),
-        )
-
-
-def _background(brush):
-    """Fills the picture: meadow, hedge, earth, sky, wall or dusk, smooth or busy."""
-    dark, bright = brush.choose(*zip(_COLORS["shadow"], _COLORS["sunlit"]))
-    dark, bright = brush.vary(dark, 0.06), brush.vary(bright, 0.08)
-    smooth = brush.field(brush.choose(2, 3, 5))
-    busy = brush.field(brush.choose(9, 16, 30))
-    brush.image[:] = _mix(dark, bright, smooth * 0.7 + busy * brush.pick(0.05, 0.45))
-    for _ in range(brush.count(3, 12) if brush.chance(0.5) else 0):  # lights out of focus
-        radius = brush.pick(5, 22)
-        place = brush.within(0, IMAGE_SIZE)
-        color = brush.vary(brush.choose(dark, bright, _COLORS["glow"]), 0.12)
-        opacity = brush.pick(0.2, 0.7)
-        _disc(place, radius, color, softness=radius * 0.6, opacity=opacity, edge=0.0)
-
-
-def _clutter(brush, amount, top=0, most=9):
-    """Paints grass (below `most` blades at a time), leaves, twigs and flowers out of focus."""
-    for _ in range(amount):
-        green = brush.vary(brush.color("clutter"), 0.08)
-        kind, softness = brush.pick(0, 1), brush.pick(1.0, 6.0)
-        place = brush.at(brush.pick(0, IMAGE_SIZE), brush.pick(top, IMAGE_SIZE))
-        paint = next(paint for share, paint in _CLUTTER.items() if kind < share)
-        paint(place, green, softness, most)
-
-
-def _grass(brush, green, softness, most):
-    for _ in range(brush.count(2, most)):
-        brush.at(brush.x + brush.sway(50), IMAGE_SIZE + 4).blade(
-            _UP + brush.sway(110),
-            0,
-            brush.pick(60, 190),
-            brush.pick(1.5, 5),
-            "grass",
-            green,
-            brush.vary(_mix(green, _COLORS["dry grass"], 0.4), 0.05),
-            bend=brush.sway(0.3),
-            softness=softness,
-        )
-
-
-def _loose_leaf(brush, green, softness, _):
-    pick = brush.pick
-    _leaf(brush, pick(0, _TURN), pick(40, 90), pick(0.15, 0.42), green, softness=softness)
-
-
-def _twig(brush, green, softness, _):
-    angle, length, width = brush.pick(0, _TURN), brush.pick(60, 180), brush.pick(1, 3)
-    look = dict(bend=brush.sway(0.2), softness=softness)
-    brush.blade(angle, 0, length, width, "stem", *_COLORS["twig foot, tip"], **look)
-
-
-def _far_flower(brush, green, softness, _):
-    color = brush.vary(brush.color("far flower"), 0.08)
-    for angle in range(40, _TURN, 205):
-        length, width = brush.pick(9, 16), brush.pick(4, 7)
-        brush.blade(angle, 1, length, width, "obovate", color, softness=softness + 1.5)
-    _disc(brush, 4, _COLORS["far heart"], softness=softness + 1)
-
-
-_CLUTTER = {0.45: _grass, 0.75: _loose_leaf, 0.85: _twig, 1.0: _far_flower}  # upper ends of shares
-
-
-def _photograph(brush):
-    """Returns the picture under some light, through some lens, with some noise: uint8 [H, W, 3]."""
-    image = brush.image
-    gain = brush.pick(0.62, 1.25) * (1.0 + brush.sway(0.5) * (brush.field(2) - 0.5))
-    haze = brush.pick(0.0, 0.16) if brush.chance(0.5) else 0.0
-    image[:] = image * (gain * brush.pick(0.9, 1.1, (3, 1, 1))) * (1.0 - haze) + haze
-    for _ in range(brush.count(0, 2.6)):  # blur: each pixel with its neighbors, both ways
-        for view in (image, image.swapaxes(1, 2)):
-            view[:, 1:-1] = (view[:, :-2] + 2.0 * view[:, 1:-1] + view[:, 2:]) * 0.25
-    image = image + np.float32(brush.random(image.shape)) * brush.pick(0.01, 0.12)
-    return np.uint8(np.clip(image, 0.0, 1.0) * 255.0 + 0.5).transpose(1, 2, 0)
-
-
-def _daisy(brush, size):
-    petal = brush.color("daisy")
-    foot = _mix(petal, brush.color("daisy foot", petal), 0.35)
-    _stem(brush, size * 0.04 + 1, brush.count(0, 3))
-    brush = brush.tilted()
-    count, heart = brush.count(11, 25), size * brush.pick(0.18, 0.34)
-    start, width = heart * 0.6, size * brush.pick(2.2, 3.4) / count
-    for layer in range(brush.choose(1, 2, 2)):
-        length = size * (1 - layer * 0.1) - start
-        outline = brush.choose("strap", "obovate", "ellipse")
-        _ring(brush, count, start, length, width, outline, foot, petal, edge=0.22, veins=0.10)
-    yellow = brush.color("daisy heart")
-    _disc(brush, heart, yellow, _mix(yellow, _COLORS["daisy rim"], 0.3), edge=0.45)
-    dark = _mix(yellow, _COLORS["daisy seed"], 0.4)
-    _seeds(brush, heart * 0.85, 16 + int(heart), heart * 0.12 + 0.6, dark, yellow)
-
-
-def _sunflower(brush, size):
-    petal = brush.color("sunflower")
-    foot = _mix(petal, _COLORS["sunflower foot"], brush.pick(0.1, 0.6))
-    _stem(brush, size * 0.07 + 1.5, brush.count(0, 3))
-    brush = brush.tilted()
-    count, heart = brush.count(15, 32), size * brush.pick(0.28, 0.54)
-    start = heart * 0.75
-    for layer in range(2):
-        length, width = size * (1 - layer * 0.09) - start, size * brush.pick(2.4, 3.6) / count
-        outline = brush.choose("lance", "ellipse", "ovate")
-        _ring(brush, count, start, length, width, outline, foot, petal, edge=0.25, veins=0.16)
-    dark = brush.color("sunflower heart")
-    rim = _mix(dark, brush.color("sunflower seed"), 0.5)
-    _disc(brush, heart, dark, edge=-0.1)
-    _seeds(brush, heart * 0.92, brush.count(45, 80), heart * 0.08 + 0.6, dark, rim)
-
-
-def _dandelion(brush, size):
-    _stem(brush, size * 0.04 + 1, 0)
-    green = brush.vary(_COLORS["dandelion leaf"], 0.05)
-    if brush.chance(0.35):
-        return _clock(brush, size)
-    yellow = brush.color("dandelion")
-    foot = _mix(yellow, _COLORS["dandelion foot"], 0.55)
-    flower = brush.tilted(0.35)
-    for _ in range(brush.count(0, 4)):
-        _toothed_leaf(brush, brush.pick(0, _TURN), size * brush.pick(1.1, 1.7), green)
-    layers = brush.count(4, 7)
-    for layer in range(layers):
-        share = 1 - layer / (layers + 0.6)
-        tip = _mix(yellow, _COLORS["dandelion tip"], brush.pick(0, 0.3))
-        count, width = int(12 + 14 * share), size * 0.045 + 0.9
-        _ring(flower, count, size * 0.04, size * share, width, "strap", foot, tip, jitter=1.6)
-    _seeds(flower, size * 0.2, 14, size * 0.04 + 0.6, foot, yellow)
-
-
-def _toothed_leaf(brush, angle, length, green):
-    for tooth in range(5):
-        start = length * (0.15 + 0.16 * tooth)
-        for side in (-31.5, 31.5):
-            brush.blade(angle + side, start, length * 0.22, length * 0.07, "ovate", green)
-    _leaf(brush, angle, length, 0.1, green)
-
-
-def _clock(brush, size):
-    """A ball of seeds with parachutes."""
-    grey = brush.vary(_COLORS["clock"], 0.06)
-    _disc(brush, size * 0.8, grey, softness=size * 0.4, opacity=0.35, edge=0.0)
-    for i in range(brush.count(45, 75)):
-        angle, length = i * _GOLDEN_ANGLE, size * 0.9 * math.sqrt(brush.pick(0.02, 1))
-        brush.blade(angle, 0, length, 0.7, "stem", _COLORS["clock stalk"], grey, opacity=0.6)
-        for side in (-130, 0, 130):
-            tip = brush.moved(angle, length)
-            tip.blade(angle + side, 0, size * 0.17, 0.6, "stem", grey, opacity=0.75)
-    _disc(brush, size * 0.13, _COLORS["clock heart"])
-
-
-def _rose(brush, size):
-    color = brush.color("petals")
-    light = _mix(color, _COLORS["rose light"], brush.pick(0.1, 0.4))
-    dark = _mix(color, _COLORS["rose dark"], brush.pick(0.4, 0.6))
-    _stem(brush, size * 0.05 + 1.5, brush.count(1, 5))
-    if brush.chance(0.3):
-        return _bud(brush, size, dark, light)
-    brush = brush.tilted(0.55)
-    layers = brush.count(3, 6)
-    for layer in range(layers):
-        length = size * (1 - layer / (layers + 0.3))
-        count, start, width = 5 if layer < 3 else 3, -0.08 * length, length * brush.pick(0.46, 0.62)
-        _ring(brush, count, start, length, width, "obovate", dark, light, edge=0.34, veins=0.05)
-    for i in range(7):  # the heart: a spiral of rims
-        start, tip = size * (0.02 + 0.017 * i), _mix(color, light, 0.5)
-        brush.blade(i * 190, start, size * 0.14, size * 0.07, "ellipse", dark, tip, edge=0.5)
-
-
-def _bud(brush, size, dark, light):
-    """A rose from the side, much like a tulip."""
-    brush = brush.at(brush.x, brush.y + size * 0.5, brush.sway(80))
-    for side, share in ((-70, 0.95), (70, 0.95), (0, 1.0), (-45, 0.8), (50, 0.74), (5, 0.6)):
-        angle, width = _UP + side * brush.pick(0.7, 1.2), size * brush.pick(0.42, 0.52)
-        look = dict(bend=-side * 0.0018, edge=0.4, light=brush.sway(0.2))
-        brush.blade(angle, -size * 0.1, size * 1.2 * share, width, "obovate", dark, light, **look)
-    for side in (-150, -60, 20, 110):
-        colors = _COLORS["sepal foot, tip"]
-        brush.blade(_UP + side, -2, size * 0.5, size * 0.09, "lance", *colors, bend=0.1)
-
-
-def _tulip(brush, size):
-    color = brush.color("petals", *_COLORS["tulip"])
-    tip = _mix(color, brush.color("tulip tip", color), brush.pick(0.0, 0.5))
-    foot = _mix(color, brush.color("tulip foot", color), brush.pick(0.1, 0.6))
-    green = brush.vary(_COLORS["tulip leaf"], 0.06)
-    outline = brush.choose("ovate", "ellipse", "ellipse")
-    if brush.chance(0.22):
-        return _open_tulip(brush, size, outline, foot, tip)
-    brush = brush.at(brush.x, brush.y + size * 0.7)
-    _stem(brush, size * 0.05 + 1.5, 0)
-    for _ in range(brush.count(0, 3.5)):
-        _leaf(
-            brush.at(brush.x + brush.sway(12), brush.y + size * 1.6),
-            _UP + brush.sway(130),
-            size * brush.pick(1.6, 2.6),
-            brush.pick(0.1, 0.2),
-            green,
-        )
-    _cup(brush, size, outline, foot, tip)
-
-
-def _open_tulip(brush, size, outline, foot, tip):
-    """A tulip from above."""
-    _stem(brush, size * 0.05 + 2, 1)
-    brush = brush.tilted(0.6)
-    for length, turn in ((size, 0), (size * 0.92, 171)):
-        look = dict(jitter=0.4, turn=turn, edge=0.35, veins=0.12)
-        _ring(brush, 3, 0, length, size * 0.42, outline, foot, tip, **look)
-    _seeds(brush, size * 0.12, 7, size * 0.04 + 0.7, *_COLORS["stamen"])
-
-
-def _cup(brush, size, outline, foot, tip):
-    """A tulip from the side."""
-    pick = brush.pick
-    brush = brush.at(brush.x, brush.y, brush.sway(90), pick(0.8, 1.0), pick(0, _TURN))
-    spread, length, width = pick(25, 95), size * pick(1.3, 1.7), size * pick(0.4, 0.56)
-    for side, share, dim in (
-        (-0.6, 0.97, 0.75),
-        (0.6, 0.97, 0.75),
-        (0.1, 1.0, 0.8),
-        (-1, 0.96, 0.92),
-        (1, 0.96, 0.92),
-        (0, 0.9, 1.0),
-    ):
-        brush.blade(
-            _UP + (side + brush.sway(0.12)) * spread,
-            -size * 0.06,
-            length * share * pick(0.94, 1.05),
-            width,
-            outline,
-            foot * dim,
-            tip * dim,
-            bend=-0.14 * side * pick(0.3, 1.4),
-            edge=0.38,
-            veins=0.1,
-            light=brush.sway(0.15),
-        )
-
-
-_PAINTERS = (_daisy, _dandelion, _rose, _sunflower, _tulip)  # in the order of `CLASSES`
+    def photograph(self) -> np.ndarray:
+        """Returns the picture under some light, through a lens, with noise: uint8 [H, W, 3]."""
+        image, pick = self.image, self.pick
+        haze = max(0.0, pick(-0.16, 0.16))
+        light = pick(0.62, 1.25) * pick(0.9, 1.1, (3, 1, 1))
+        image[:] = _mix(image * light * (1.0 + pick(-0.5, 0.5) * (self.field(2) - 0.5)), 1.0, haze)
+        for _ in range(int(pick(0, 2.6))):  # blur: each pixel with its neighbors, both ways
+            for view in (image, image.swapaxes(1, 2)):
+                view[:, 1:-1] = (view[:, :-2] + 2.0 * view[:, 1:-1] + view[:, 2:]) * 0.25
+        image = image + np.float32(self.random(image.shape)) * pick(0.01, 0.12)
+        return (np.clip(image, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8).transpose(1, 2, 0)

@@ -8,14 +8,17 @@ aspect ratio) and rounded to uint8.
 import collections
 import dataclasses
 import hashlib
+import itertools
+import math
 from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from tl_research import ahead, in_place
 from tl_research.data import decoding, near_copies, split
-from tl_research.data.catalog import Catalog
+from tl_research.data.catalog import Catalog, ImageFile
 from tl_research.data.formats import Kind
 
 _AHEAD = 256  # files that wait in the queue at once; progress is told after so many
@@ -27,7 +30,8 @@ class CheckedImages:
     catalog.
     """
 
-    good: np.ndarray  # int64 [N], places of the good files in the catalog
+    catalog: Catalog
+    good: np.ndarray  # int64 [N], places of the good files in it
     sha256s: tuple[str, ...]  # SHA-256 of each file's bytes, hexadecimal
     pixel_sha256s: tuple[str, ...]  # of its type, shape and upright pixels before resizing
     thumbnails: np.ndarray  # uint8 [N, 16, 16, 3], see `tl_research.data.near_copies`
@@ -38,6 +42,11 @@ class CheckedImages:
     unreadable: list[tuple[str, Kind]]  # photographs of a kind that cannot be read
     traits: dict  # {what is said of good files that are not as one might think: how many they are}
     smallest: tuple[int, int] | None  # (width, height) of the good file with the fewest pixels
+
+    @property
+    def files(self) -> list[ImageFile]:
+        """The good files."""
+        return [self.catalog.files[index] for index in self.good]
 
     def without(self, rows: Collection[int]) -> "CheckedImages":
         """Returns this without some of the good files; it takes over the pixels."""
@@ -54,8 +63,7 @@ class CheckedImages:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Good:
+class _Good(NamedTuple):
     """What is kept of one good file."""
 
     sha256: str
@@ -151,24 +159,27 @@ def _load(image, max_pixels):
 
 def _gathered(catalog, results, pixels):
     """Returns the `CheckedImages` of what was found for each file of a catalog."""
-    files, bad, unreadable, good = catalog.files, list(catalog.refused), [], []
-    for index, (file, result) in enumerate(zip(files, results)):
+    good, bad, unreadable = [], list(catalog.refused), []
+    for index, result in enumerate(results):
+        name = catalog.files[index].name
         if isinstance(result, _Good):
             good.append(index)
         elif isinstance(result, decoding.UnreadableKind):
-            unreadable.append((file.name, result.kind))
+            unreadable.append((name, result.kind))
         else:
-            bad.append((file.name, str(result)))
-    found = [results[index] for index in good]
-    traits = collections.Counter(trait for result in found for trait in result.traits)
+            bad.append((name, str(result)))
+    columns = zip(*(results[index] for index in good)) if good else [()] * len(_Good._fields)
+    sha256s, pixel_sha256s, thumbnails, traits, sizes = columns
+    counts = collections.Counter(itertools.chain.from_iterable(traits))
     return CheckedImages(
+        catalog,
         np.array(good, np.int64),
-        tuple(result.sha256 for result in found),
-        tuple(result.pixel_sha256 for result in found),
-        np.array([result.thumbnail for result in found], np.uint8).reshape(-1, 16, 16, 3),
+        sha256s,
+        pixel_sha256s,
+        np.array(thumbnails, np.uint8).reshape(-1, 16, 16, 3),
         None if pixels is None else in_place.kept_rows(pixels, good),
         sorted(bad),
         unreadable,
-        dict(sorted(traits.items())),
-        min((result.size for result in found), key=lambda size: size[0] * size[1], default=None),
+        dict(sorted(counts.items())),
+        min(sizes, key=math.prod, default=None),
     )

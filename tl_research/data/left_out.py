@@ -17,31 +17,27 @@ def read_names(path: str, catalog: Catalog) -> list[str]:
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            columns = rows.fieldnames or ()
-            paths = [row["path"] for row in rows if row["path"]] if "path" in columns else None
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames or (), list(reader)
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(
             f"--leave_out={path} cannot be read ({error}); expected a CSV file; correct it"
         ) from error
-    if paths is None:
+    if "path" not in columns:
         raise DataError(
             f"--leave_out={path} has the columns {', '.join(columns) or 'none'}; expected one "
             "that is called path; name it in the first line"
         )
-    # as our own CSV files write them
-    names = {escaped(name): name for name in _all_names(catalog)}
-    if unknown := sorted(set(paths) - set(names)):
+    paths = {row["path"] for row in rows} - {"", None}
+    every = [*(file.name for file in catalog.files), *dict(catalog.refused)]
+    names = dict(zip(map(escaped, every), every))  # as our own CSV files write them
+    if unknown := sorted(paths - names.keys()):
         raise DataError(
             f"--leave_out={path} names {len(unknown)} files that are no images of this data set "
             f"({', '.join(map(printable, unknown[:5]))}); expected names as in split.json, such as "
             f"{printable(min(names))}; correct them"
         )
-    return sorted({names[path] for path in paths})
-
-
-def _all_names(catalog):
-    return [file.name for file in catalog.files] + [name for name, _ in catalog.refused]
+    return sorted(names[path] for path in paths)
 
 
 def without(catalog: Catalog, names: list[str]) -> Catalog:

@@ -122,11 +122,10 @@ def _check_files(before, now):
     differences = {
         "missing": [name for name in before if name not in now],
         "added": [name for name in now if name not in before],
-        "changed": [
+        "changed": [  # in what both say
             name
-            for name in before
-            if name in now
-            and any(before[name][key] != now[name][key] for key in before[name].keys() & now[name])
+            for name, entry in before.items()
+            if name in now and {**entry, **now[name]} != {**now[name], **entry}
         ],
     }
     _raise_if_any(differences)

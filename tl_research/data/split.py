@@ -19,6 +19,7 @@ import hashlib
 import itertools
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 from tl_research.errors import DataError
 
@@ -63,82 +64,85 @@ def assign_sides(
     Raises:
         DataError: If a class cannot have an image on every side.
     """
-    seen = sum(fractions[:2])
-    divisions = {
-        None: (SIDES, fractions),
-        "development": (SIDES[:2], [share / seen for share in fractions[:2]]),
-        "heldout": (SIDES[1:], (0.5, 0.5)),
-    }
-    scenes = {
-        (side, label)
-        for side, (_, shares) in divisions.items()
-        for label in _scenes(side, shares, fixed_sides, labels, contents, groups)
-    }
-    groups = [
-        content if (side, label) in scenes else group
-        for side, label, content, group in zip(fixed_sides, labels, contents, groups)
+    files = list(map(_File, names, labels, contents, groups, fixed_sides))
+    scenes = _decide(files, classes, fractions, seed)
+    warnings = [
+        f"most images of {printable(classes[label])} are near-copies, as of a fixed camera; they "
+        "are split as different images"
+        for label in sorted(scenes)
     ]
-    for side in (None, "development"):
-        _check_groups(side, divisions[side][0], fixed_sides, labels, groups, classes)
-    side_of = {}
-    for side, (choices, shares) in divisions.items():
-        counts = _counts(side, fixed_sides, labels, groups)
-        side_of[side] = _cut_all(counts, choices, shares, seed)
-    sides = [
-        side_of[side][group] if side is None or side in side_of else side
-        for side, group in zip(fixed_sides, groups)
-    ]
-    sizes = collections.Counter(groups)
+    sizes = collections.Counter(file.group for file in files)
     return Split(
-        tuple(sides),
-        tuple(group[:16] if sizes[group] > 1 else None for group in groups),
-        (
-            *(
-                f"most images of {printable(classes[label])} are near-copies, as of a fixed "
-                "camera; they are split as different images"
-                for _, label in sorted(scenes, key=lambda scene: scene[1])
-            ),
-            *_leaks(names, groups, sides),
-            *_empty_sides(labels, sides, classes),
-        ),
+        tuple(file.side for file in files),
+        tuple(file.group[:16] if sizes[file.group] > 1 else None for file in files),
+        (*warnings, *_leaks(files), *_empty_sides(files, classes)),
     )
 
 
-def _scenes(side, shares, sides, labels, contents, groups):
-    """Returns the classes whose near-copies on `side` leave too little to be cut to `shares`."""
-    found = collections.defaultdict(list)
-    for s, label, content, group in zip(sides, labels, contents, groups):
-        if s == side:
-            found[label].append((content, group))
+@dataclasses.dataclass(slots=True)
+class _File:
+    """What of a file decides its side."""
+
+    name: str
+    label: int
+    content: str
+    group: str
+    side: Any  # at first the fixed one
+
+
+def _decide(files, classes, fractions, seed):
+    """Gives each file its side; returns the classes whose near-copies are split."""
+    seen = sum(fractions[:2])
+    divisions = (
+        (None, SIDES, fractions),
+        ("development", SIDES[:2], [share / seen for share in fractions[:2]]),
+        ("heldout", SIDES[1:], (0.5, 0.5)),
+    )
     scenes = []
-    for label, images in found.items():
-        sizes = collections.Counter(group for _, group in images)
-        fits = max(sizes.values()) <= max(shares) * len(images)
-        can_split = len({content for content, _ in images}) > len(sizes)
-        if can_split and not (fits and len(sizes) >= len(shares)):
-            scenes.append(label)
+    for fixed, choices, shares in divisions:
+        undecided = [file for file in files if file.side == fixed]
+        scenes += _scenes(undecided, shares)
+        if fixed != "heldout":
+            _check_groups(undecided, choices, classes)
+        side_of = _cut_all(_counts(undecided), choices, shares, seed)
+        for file in undecided:
+            file.side = side_of[file.group]
     return scenes
 
 
-def _counts(side, sides, labels, groups):
-    """Returns {class: {group: its images of the class}} of the files on `side`, a group in the
-    first of its classes.
+def _scenes(files, shares):
+    """Returns the classes whose near-copies leave too little to be cut to `shares`; only their
+    equal images are groups from now on.
     """
-    files = [(label, group) for s, label, group in zip(sides, labels, groups) if s == side]
-    first = {}
-    for label, group in files:
-        first[group] = min(label, first.get(group, label))
-    counts = {label: collections.Counter() for label, _ in sorted(files)}
-    for label, group in files:
-        if label == first[group]:
-            counts[label][group] += 1
+    of_class = collections.defaultdict(list)
+    for file in files:
+        of_class[file.label].append(file)
+    scenes = []
+    for label, images in of_class.items():
+        sizes = collections.Counter(image.group for image in images)
+        fits = max(sizes.values()) <= max(shares) * len(images) and len(sizes) >= len(shares)
+        if not fits and len({image.content for image in images}) > len(sizes):
+            scenes.append(label)
+            for image in images:
+                image.group = image.content
+    return scenes
+
+
+def _counts(files):
+    """Returns {class: {group: its images of the class}}, a group in the first of its classes."""
+    files = sorted(files, key=lambda file: file.label)
+    first = {file.group: file.label for file in reversed(files)}
+    counts = {file.label: collections.Counter() for file in files}
+    for file in files:
+        if file.label == first[file.group]:
+            counts[file.label][file.group] += 1
     return counts
 
 
-def _check_groups(side, choices, sides, labels, groups, classes):
-    """Raises DataError if a class on `side`, to be split into `choices`, has too few groups."""
-    undecided = {(label, group) for s, label, group in zip(sides, labels, groups) if s == side}
-    for label, count in sorted(collections.Counter(label for label, _ in undecided).items()):
+def _check_groups(files, choices, classes):
+    """Raises DataError if a class, to be split into `choices`, has too few groups."""
+    groups = {(file.label, file.group) for file in files}
+    for label, count in sorted(collections.Counter(label for label, _ in groups).items()):
         if count < len(choices):
             raise DataError(
                 f"class {classes[label]!r} has {count} different images; expected {len(choices)} "
@@ -185,15 +189,15 @@ def _cuts(sizes, shares, later):
     return [*cuts, len(sizes)]
 
 
-def _leaks(names, groups, sides):
+def _leaks(files):
     """Yields a warning if images of one group stand on several sides, of given directories."""
     members = collections.defaultdict(list)
-    for name, group, side in zip(names, groups, sides):
-        members[group].append((name, side))
-    leaks = [found for found in members.values() if len({side for _, side in found}) > 1]
+    for file in files:
+        members[file.group].append(file)
+    leaks = [found for found in members.values() if len({file.side for file in found}) > 1]
     if leaks:
         examples = "; ".join(
-            " = ".join(printable(name) for name, _ in found[:2]) for found in leaks[:3]
+            " = ".join(printable(file.name) for file in found[:2]) for found in leaks[:3]
         )
         yield (
             f"{len(leaks)} images stand on more than one side, as they are or nearly so, since the "
@@ -201,24 +205,20 @@ def _leaks(names, groups, sides):
         )
 
 
-def _empty_sides(labels, sides, classes):
+def _empty_sides(files, classes):
     """Yields warnings of classes without an image on a side.
 
     Raises:
         DataError: If a class cannot be learned, or a side has no image at all.
     """
-    there = collections.defaultdict(set)
-    for label, side in zip(labels, sides):
-        there[side].add(label)
+    there = {(file.side, file.label) for file in files}
     for side in SIDES:
-        empty = [printable(name) for label, name in enumerate(classes) if label not in there[side]]
-        if empty and (side == "train" or not there[side]):
-            raise DataError(
-                f"no {side} images of {', '.join(empty[:5])}; expected some; add some or remove "
-                "the class"
-            )
+        empty = [name for label, name in enumerate(classes) if (side, label) not in there]
+        what = f"no {side} images of {', '.join(map(printable, empty[:5]))}"
+        if empty and (side == "train" or len(empty) == len(classes)):
+            raise DataError(f"{what}; expected some; add some or remove the class")
         if empty:
-            yield f"no {side} images of {', '.join(empty[:5])}"
+            yield what
 
 
 def printable(name: str) -> str:
