@@ -9,23 +9,32 @@ labels of their own, which count against it. Then the distance of copies from th
 the threshold of `tl_research/data_audit.py` was chosen by.
 """
 
-import dataclasses
 import tempfile
 import time
-
-from tl_research import quiet
-
-quiet.import_tensorflow()
 
 import measuring
 import numpy as np
 import PIL.Image
+import program
 
-from tl_research import cli, data_audit
+from tl_research import data_audit
 from tl_research.data import pipeline
-from tl_research.settings import check_fields, setting
+from tl_research.settings import setting
 from tl_research.training import features
 
+_LABELS = """
+seed | {seed}
+planted | {planted}
+precision = recall | {precision:.3f}
+seconds | {seconds:.1f}
+"""
+_COPIES = """
+copy | {copy}
+median distance | {median:.3f}
+largest | {largest:.3f}
+near | {near:.2f}
+original is nearest | {nearest:.2f}
+"""
 COPIES = {
     "encoded again, quality 75": lambda image: image,
     "90 % of its size": lambda image: image.resize([side * 9 // 10 for side in image.size]),
@@ -35,8 +44,7 @@ COPIES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(program.Training):
     """The flags of this benchmark."""
 
     dataset: str = setting("drawn_flowers", "as of train.py")
@@ -44,14 +52,9 @@ class Settings:
     backbone: str = setting("EfficientNetLite0", "as of train.py")
     weights: str = setting("imagenet", "as of train.py")
     image_size: int = setting(224, "as of train.py")
-    batch_size: int = setting(32, "images at a time")
     share: float = setting(0.03, "of the training labels that are exchanged", above=0, high=0.5)
     seeds: tuple[int, ...] = setting((0, 1, 2), "of the images that are chosen")
     copies: int = setting(20, "images of which copies are made")
-    output_json: str | None = setting(None, "file for all numbers; None writes none")
-
-    def __post_init__(self):
-        check_fields(self)
 
 
 def pooled(config, classifier, examples):
@@ -88,12 +91,11 @@ def label_row(found, data, share, seed):
     audit = data_audit.examine(found, labels, sides, names, classes)
     seconds = time.perf_counter() - start
     suspects = audit.order[:count].tolist()
-    others = [names[place] for place in suspects if place not in places]
     return {
         "seed": seed,
         "planted": count,
         "precision": np.isin(suspects, places).mean(),
-        "not_planted": others,
+        "not_planted": [names[place] for place in suspects if place not in places],
         "seconds": seconds,
     }
 
@@ -104,7 +106,10 @@ def copy_rows(config, classifier, found, data, count):
     """
     chosen = pipeline.generator(0).choice(len(data.train), count, replace=False)
     mean = found.mean(axis=0)
-    units = (found - mean) / np.linalg.norm(found - mean, axis=1, keepdims=True)
+
+    def units(features):
+        return (features - mean) / np.linalg.norm(features - mean, axis=1, keepdims=True)
+
     rows = []
     for kind, change in COPIES.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -115,8 +120,7 @@ def copy_rows(config, classifier, found, data, count):
             copies = pipeline.Examples(
                 tuple(paths), tuple(paths), data.train.labels[chosen], config.image_size, None
             )
-            cosines = pooled(config, classifier, copies) - mean
-        cosines = cosines / np.linalg.norm(cosines, axis=1, keepdims=True) @ units.T
+            cosines = units(pooled(config, classifier, copies)) @ units(found).T
         distances = 1 - cosines[np.arange(count), chosen]
         rows.append(
             {
@@ -130,26 +134,7 @@ def copy_rows(config, classifier, found, data, count):
     return rows
 
 
-def tables(labels, copies):
-    """Returns both tables as Markdown."""
-    lines = ["| seed | planted | precision = recall | seconds |", "|---|---|---|---|"]
-    for row in labels:
-        lines.append(
-            f"| {row['seed']} | {row['planted']} | {row['precision']:.3f} | {row['seconds']:.1f} |"
-        )
-    lines += ["", "| copy | median distance | largest | near | original is nearest |"]
-    lines.append("|---|---|---|---|---|")
-    for row in copies:
-        lines.append(
-            f"| {row['copy']} | {row['median']:.3f} | {row['largest']:.3f} | {row['near']:.2f} | "
-            f"{row['nearest']:.2f} |"
-        )
-    return "\n".join(lines)
-
-
-def main():
-    settings = cli.config_from_flags(Settings)
-    measuring.prepare_json(settings.output_json)
+def report(settings):
     with tempfile.TemporaryDirectory() as place:
         config = measuring.make_config(
             settings, settings.backbone, settings.image_size, workdir=place
@@ -160,12 +145,13 @@ def main():
     found = np.concatenate([pooled(config, classifier, examples) for examples in sides])
     labels = [label_row(found, data, settings.share, seed) for seed in settings.seeds]
     copies = copy_rows(config, classifier, found, data, settings.copies)
-    print(tables(labels, copies), flush=True)
-    for row in labels:
-        print(f"seed {row['seed']}, suspects not planted: {', '.join(row['not_planted'])}")
-    measuring.write_json(settings.output_json, settings, {"labels": labels, "copies": copies})
+    program.write_json(settings.output_json, settings, rows={"labels": labels, "copies": copies})
+    others = "".join(
+        f"\nseed {row['seed']}, suspects not planted: {', '.join(row['not_planted'])}"
+        for row in labels
+    )
+    return f"{program.table(_LABELS, labels)}\n\n{program.table(_COPIES, copies)}{others}"
 
 
 if __name__ == "__main__":
-    cli.define_flags(Settings)
-    cli.run(main)
+    program.main(Settings, report)

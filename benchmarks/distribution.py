@@ -10,7 +10,8 @@ replica whose weights begin one rounding off. Without GPUs the mirrored replicas
 of one CPU, whose cores all kinds share: images/s then show what distribution costs.
 """
 
-import dataclasses
+import contextlib
+import functools
 import json
 import os
 import socket
@@ -23,51 +24,38 @@ quiet.import_tensorflow()
 
 import measuring
 import numpy as np
+import program
 import tensorflow as tf
 from fault_forks import in_parallel
 
-from tl_research import cli, distribution
-from tl_research.config import DATASETS, Phase
+from tl_research import distribution
 from tl_research.data import pipeline
-from tl_research.optim import schedules
-from tl_research.optim.grouped_optimizer import GroupedOptimizer
-from tl_research.optim.param_groups import make_param_groups
 from tl_research.settings import setting
-from tl_research.training.batch import EpochInputs
-from tl_research.training.objective import CrossEntropy
-from tl_research.training.steps import TrainStep
 
 _KINDS = {"off": 1, "nudged": 1, "mirrored": 2, "multi_worker": 2}
+_COLUMNS = """
+backbone | {backbone}@{image_size}, {kind}
+replicas | {replicas}{failed}
+largest difference of a loss | {largest_difference:.1e}
+images/s | {images_per_second:.0f}
+"""
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(program.Networks, program.Photographs):
     """The flags of this benchmark."""
 
-    dataset: str = setting(
-        "tf_flowers", "where images come from; directory needs --data_dir", choices=DATASETS
-    )
-    data_dir: str | None = setting(
-        None,
-        "one folder per class; with a named data set, a copy used instead of downloading",
-        path="absolute",
-    )
     backbones: str = setting("EfficientNetLite0@224", "NAME@SIZE, a list")
-    weights: str = setting("none", "imagenet or none")
+    batch_size: int = setting(32, "images a step, on all replicas together", low=1)
     learning_rate: float = setting(1e-4, "of SGD with momentum 0.9", above=0)
     steps: int = setting(20, "to compare, and to time together", low=1)
-    batch_size: int = setting(32, "images a step, on all replicas together")
     rounds: int = setting(5, "times that the steps are timed; at least 1", low=1)
-    output_json: str | None = setting(None, "file for all numbers; None writes none")
 
 
 def free_ports(count):
     """Returns numbers of ports of the loopback address that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    with contextlib.ExitStack() as stack:
+        servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+        return [stack.enter_context(server).getsockname()[1] for server in servers]
 
 
 def tf_configs(count):
@@ -93,21 +81,19 @@ def measure(settings, place):
     """
     rows = []
     for name, size in measuring.parse_backbones(settings.backbones):
-        row, images = {"backbone": name, "image_size": size}, os.path.join(place, f"{name}.npz")
+        row, images = {"backbone": name, "image_size": size}, f"{place}/{name}.npz"
         in_parallel([lambda: _save_images(settings, name, size, images)], 1)
         for kind, replicas in _KINDS.items():
             configs = tf_configs(replicas) if kind == "multi_worker" else [None]
-            cases = [
-                lambda config=config, kind=kind: _steps(settings, name, size, images, kind, config)
-                for config in configs
-            ]
-            answers = in_parallel(cases, len(cases))
-            row[kind] = answers[0]
-            if "failed" not in answers[0]:
-                difference = np.abs(np.divide(answers[0]["losses"], row["off"]["losses"]) - 1).max()
-                row[kind]["largest_difference"] = float(difference)
+            steps = functools.partial(_steps, settings, name, size, images, kind)
+            found, *_ = in_parallel([functools.partial(steps, of) for of in configs], len(configs))
+            row[kind] = found
+            if "failed" not in found:
+                ratios = np.divide(found["losses"], row["off"]["losses"])
+                found["largest_difference"] = float(np.abs(ratios - 1).max())
         rows.append(row)
         print("\n".join(table([row]).splitlines()[2:]), flush=True)
+        program.write_json(settings.output_json, settings, rows=rows)
     return rows
 
 
@@ -135,27 +121,16 @@ def _steps(settings, name, size, images, kind, tf_config):
     with distribution.replicas(config), np.load(images) as data:
         labels = data["labels"]
         names = tuple(map(str, range(len(labels))))
+        examples = pipeline.Examples(names, names, labels, size, tf.constant(data["pixels"]))
         classifier = measuring.make_classifier(config, "finetune", int(labels.max()) + 1)
-        source = measuring.live_source(
-            config,
-            classifier,
-            pipeline.Examples(names, names, labels, size, tf.constant(data["pixels"])),
-        )
+        source = measuring.live_source(config, classifier, examples)
         if kind == "nudged":
             for variable in classifier.trainable_variables().values():
                 variable.assign(np.nextafter(variable.numpy(), np.float32(np.inf)))
-        groups = make_param_groups(classifier.trainable_variables(), {}, list(classifier.variables))
-        phase = Phase("finetune", 1, "30%", settings.learning_rate, 0, 0)
-        step = TrainStep(
-            classifier,
-            GroupedOptimizer(groups, "sgd"),
-            source,
-            CrossEntropy(),
-            schedules.make_schedule(phase, settings.steps),
-        )
-        order = pipeline.epoch_order(config.seed, 1, len(source.examples))
-        parts = (*pipeline.make_batches(order, config.batch_size), source.of_view(0), 0)
-        epoch = EpochInputs(*tf.nest.map_structure(tf.constant, parts))
+        options = {"learning_rate": settings.learning_rate, "num_steps": settings.steps}
+        step = measuring.make_step(classifier, source, "sgd", "finetune", **options)
+        order = pipeline.epoch_order(config.seed, 1, len(labels))
+        epoch = measuring.epoch_inputs(source, order, config.batch_size)
 
         def take(first, count):
             totals = step(epoch, first, count, first, first)
@@ -166,45 +141,22 @@ def _steps(settings, name, size, images, kind, tf_config):
         return {
             "losses": losses,
             "replicas": tf.distribute.get_strategy().num_replicas_in_sync,
-            "images_per_second": len(source.examples) / statistics.median(times),
+            "images_per_second": len(labels) / statistics.median(times),
             "seconds": times,
         }
 
 
 def table(rows):
-    """Returns the rows as a Markdown table."""
-    lines = [
-        "| backbone | replicas | largest difference of a loss | images/s |",
-        "|---|---|---|---|",
-    ]
-    for row in rows:
-        for kind in _KINDS:
-            found = row[kind]
-            cells = (
-                f"| {found['failed']} |"
-                if "failed" in found
-                else (
-                    f"{found['replicas']} | {found['largest_difference']:.1e} | "
-                    f"{found['images_per_second']:.0f}"
-                )
-            )
-            lines.append(f"| {row['backbone']}@{row['image_size']}, {kind} | {cells} |")
-    return "\n".join(lines)
+    """Returns the rows as a Markdown table; what failed says why in place of its replicas."""
+    lines = [{**row, "kind": kind, **row[kind]} for row in rows for kind in _KINDS]
+    return program.table(_COLUMNS, lines)
 
 
-def main():
-    settings = cli.config_from_flags(Settings)
-    measuring.prepare_json(settings.output_json)
+def report(settings):
     with tempfile.TemporaryDirectory() as place:
         rows = measure(settings, place)
-    print(
-        f"\n{settings.steps} steps of batch {settings.batch_size}, {os.cpu_count()} CPU "
-        f"cores\n\n{table(rows)}",
-        flush=True,
-    )
-    measuring.write_json(settings.output_json, settings, rows)
+    return f"{settings.steps} steps, {measuring.conditions(settings)}\n\n{table(rows)}"
 
 
 if __name__ == "__main__":
-    cli.define_flags(Settings)
-    cli.run(main)
+    program.main(Settings, report)

@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 
-from fault_lab import passed
+from fault_lab import hashed, one_hash, passed
+from program import TRAIN
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from tl_research.files import write_atomically
+
 _FLAGS = (
     "--dataset=directory --backbone=EfficientNetLite0 --weights=none --image_size=32 "
     "--batch_size=16 --epochs=1,1 --precision=float32 --augment_views=0 --resume=never"
@@ -20,40 +22,38 @@ _KERAS_JSON = {
     "epsilon": {"epsilon": 0.01},
     "backend": {"backend": "jax"},
 }
-_ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-# Of each case: environment, what stands before and behind the command, and the exit code.
+# Of each case the command of bash, in which RUN is that of the run.
 _CASES = {
-    "KERAS_BACKEND": ({"KERAS_BACKEND": "jax"}, "", "", 0),
-    "TF_USE_LEGACY_KERAS": ({"TF_USE_LEGACY_KERAS": "1"}, "", "", 0),
-    "KERAS_MAX_STEPS_PER_EPOCH": ({"KERAS_MAX_STEPS_PER_EPOCH": "1"}, "", "", 0),
-    "MPLBACKEND of a notebook": ({"MPLBACKEND": "module://matplotlib_inline.x"}, "", "", 0),
-    "TF_CONFIG of a platform": ({"TF_CONFIG": '{"cluster": {"worker": ["a:1"]}}'}, "", "", 0),
-    "ASCII locale": (_ASCII, "", "", 0),
-    "home that is not there": ({"HOME": "/proc/nobody"}, "", "", 0),
-    "no standard streams": ({}, "", "<&- >&- 2>&-", 0),
-    "stderr closed": ({}, "", "2>&-", 0),
-    "nobody reads": ({}, "", "| true; exit ${PIPESTATUS[0]}", 0),
-    "no room for the log": ({}, "", "> /dev/full", 9),
-    "one core": ({}, "taskset -c 0", "", 0),
-    "64 open files": ({}, "ulimit -n 64;", "", 0),
+    "KERAS_BACKEND": "export KERAS_BACKEND=jax; RUN",
+    "TF_USE_LEGACY_KERAS": "export TF_USE_LEGACY_KERAS=1; RUN",
+    "KERAS_MAX_STEPS_PER_EPOCH": "export KERAS_MAX_STEPS_PER_EPOCH=1; RUN",
+    "MPLBACKEND of a notebook": "export MPLBACKEND=module://matplotlib_inline.x; RUN",
+    "TF_CONFIG of a platform": """export TF_CONFIG='{"cluster": {"worker": ["a:1"]}}'; RUN""",
+    "ASCII locale": "export LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0; RUN",
+    "home that is not there": "export HOME=/proc/nobody; RUN",
+    "no standard streams": "RUN <&- >&- 2>&-",
+    "stderr closed": "RUN 2>&-",
+    "nobody reads": "RUN | true; exit ${PIPESTATUS[0]}",
+    "no room for the log": "RUN > /dev/full",
+    "one core": "taskset -c 0 RUN",
+    "64 open files": "ulimit -n 64; RUN",
 }
+_CODES = {"no room for the log": 9}  # others end with 0
 _OTHER_SUMS = ("one core",)  # fewer threads add in another order
 
 
 def environments(lab):
     """Fresh runs in other environments: each ends, with the weights of the plain one."""
-    cases = {name: ({"KERAS_HOME": lab.folder(name)}, "", "", 0) for name in _KERAS_JSON}
+    commands = {"plain": "RUN"}
     for name, settings in _KERAS_JSON.items():
-        os.makedirs(lab.folder(name))
-        with open(os.path.join(lab.folder(name), "keras.json"), "w", encoding="utf-8") as file:
-            json.dump(settings, file)
-    plain = _run(lab, "plain", {}, "", "", 0)
-    plans = [(name, *case) for name, case in (cases | _CASES).items()]
-    done = lab.each(_run, plans[: lab.many(len(plans))])
-    for case in done:
-        same = case.get("weights_sha256") == plain.get("weights_sha256")
-        if "failed" not in case and not same and case["name"] not in _OTHER_SUMS:
-            case["failed"] = "another hash"
+        os.makedirs(home := lab.folder(name))
+        write_atomically(f"{home}/keras.json", json.dumps(settings))
+        commands[name] = f"export KERAS_HOME='{home}'; RUN"
+    commands |= _CASES
+    plans = list(commands.items())[: 1 + lab.many(len(commands) - 1)]
+    plain, *done = lab.each(_run, plans)
+    others = [case for case in done if case["name"] in _OTHER_SUMS]
+    done = one_hash([plain, *(case for case in done if case not in others)])[1:] + others
     return [plain, *done], (
         f"{passed(done)} runs under other settings of Keras and matplotlib, locales, homes, "
         "streams and limits end, all but that on one core with the `weights_sha256` of the plain "
@@ -61,18 +61,10 @@ def environments(lab):
     )
 
 
-def _run(lab, name, environment, before, behind, code):
+def _run(lab, name, command):
     """Returns the case of one run of train.py in a shell."""
     run = lab.folder(f"{name} run")
-    command = (
-        f"{before} '{sys.executable}' '{_ROOT}/train.py' {_FLAGS} '--data_dir={lab.photos}' "
-        f"'--workdir={run}' {behind}"
-    )
-    done = subprocess.run(
-        ["bash", "-c", command], capture_output=True, env={**os.environ, **environment}
-    )
-    if done.returncode != code:
-        said = done.stderr[-300:].decode(errors="replace")
-        return {"name": name, "failed": f"exit code {done.returncode} instead of {code}: {said}"}
-    with open(os.path.join(run, "results.json"), encoding="utf-8") as file:
-        return {"name": name, "weights_sha256": json.load(file)["weights_sha256"]}
+    train = f"'{sys.executable}' '{TRAIN}' {_FLAGS} '--data_dir={lab.photos}' '--workdir={run}'"
+    done = subprocess.run(["bash", "-c", command.replace("RUN", train)], capture_output=True)
+    case = hashed(name, run, done.returncode, _CODES.get(name, 0))
+    return {**case, "said": done.stderr[-300:].decode(errors="replace")}

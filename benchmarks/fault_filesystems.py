@@ -11,12 +11,14 @@ import errno
 import fcntl
 import itertools
 import os
+import re
 import signal
 import subprocess
 
 from fault_forks import around, train
-from fault_lab import leftovers, newest_step, passed
+from fault_lab import passed
 
+from tl_research.files import read_text
 from tl_research.run import checkpoints
 
 _SIZE = 64 << 20
@@ -52,24 +54,17 @@ def _on(lab, number, kind, what):
         return {**case, "skipped": str(reason)}
     if what in _PATCHES:
         _PATCHES[what]()  # this process runs nothing else
+    expected = 9 if what in _ACTS else -9
     if what in _ACTS:
         case["code"] = train(run, lab.flags("cached"), lambda: _at_save(lambda: _ACTS[what](run)))
-        expected = 9
     else:
         case |= lab.interrupted(run, "cached", signal.SIGKILL, ("save", _AT_SAVE, 0))
-        expected = -9
-    with open(f"{run}.log", encoding="utf-8") as file:
-        said = [line for line in file if line.startswith(("error: ", "Traceback"))]
+    said = re.findall(r"^(?:error: |Traceback).*", read_text(f"{run}.log"), re.MULTILINE)
     if case["code"] != expected or len(said) != (expected == 9):
         return {**case, "failed": f"exit code {case['code']}, expected {expected}: {said}"}
     if what in _MENDS:
         _MENDS[what](kind, run)
-    case["resumed from"] = newest_step(run)
-    code = train(run, lab.flags("cached"))
-    different = lab.differences(run, "cached") if code == 0 else f"exit code {code}"
-    if different or leftovers(run):
-        return {**case, "failed": f"resumed: {different}, left behind {leftovers(run)}"}
-    return case
+    return lab.resumed(run, "cached", case)
 
 
 def _mount(kind, place):
@@ -110,7 +105,7 @@ def _at_save(act):
 
 
 def _fill(place):
-    with contextlib.suppress(OSError), open(os.path.join(place, "full"), "wb", 0) as file:
+    with contextlib.suppress(OSError), open(f"{place}/full", "wb", 0) as file:
         for size in (1 << 20, 1 << 12, 1):
             with contextlib.suppress(OSError):
                 while True:
@@ -118,7 +113,7 @@ def _fill(place):
 
 
 def _empty(kind, place):
-    os.remove(os.path.join(place, "full"))
+    os.remove(f"{place}/full")
 
 
 def _mount_again(kind, place):

@@ -19,6 +19,7 @@ import traceback
 import types
 
 import tiny_network
+from program import TRAIN
 
 from tl_research import artefacts, experiment, files
 from tl_research.data import dataset
@@ -26,7 +27,6 @@ from tl_research.run import checkpoints
 from tl_research.training import evaluation, features, loop, progress, time_limit
 
 FORKS = multiprocessing.get_context("fork")
-_TRAIN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "train.py")
 _SECONDS = 120  # after which a case counts as hanging
 _PLACES = (  # of a run: where they are entered, and their names
     (experiment, "run", "run"),
@@ -38,18 +38,7 @@ _PLACES = (  # of a run: where they are entered, and their names
     (checkpoints, "save", "save"),
     (artefacts, "save_keras", "export"),
 )
-_OPERATIONS = (
-    "mkdir",
-    "open",
-    "close",
-    "fsync",
-    "replace",
-    "unlink",
-    "rmdir",
-    "remove",
-    "listdir",
-    "scandir",
-)
+_OPERATIONS = "mkdir open close fsync replace unlink rmdir remove listdir scandir"
 
 
 def in_fork(function, log, seconds=_SECONDS):
@@ -90,10 +79,9 @@ def in_parallel(cases, jobs):
             running[reader] = index, process
         for reader in multiprocessing.connection.wait(running):
             index, process = running.pop(reader)
-            try:
+            found[index] = {"failed": "ended without an answer"}
+            with contextlib.suppress(EOFError):
                 found[index] = reader.recv()
-            except EOFError:
-                found[index] = {"failed": "ended without an answer"}
             process.join()
     return [found[index] for index in sorted(found)]
 
@@ -113,8 +101,8 @@ def train(workdir, arguments, prepare=lambda: None):
     def body():
         tiny_network.register()
         prepare()
-        sys.argv = [_TRAIN, *arguments, f"--workdir={workdir}"]
-        runpy.run_path(_TRAIN, run_name="__main__")
+        sys.argv = [TRAIN, *arguments, f"--workdir={workdir}"]
+        runpy.run_path(TRAIN, run_name="__main__")
 
     return in_fork(body, f"{workdir}.log")
 
@@ -214,7 +202,7 @@ class Operations:
     def __init__(self, save, operation=None, act=None):
         self.names, self._active = [], False
         self._operation, self._act = operation, act
-        for name in _OPERATIONS:
+        for name in _OPERATIONS.split():
             setattr(os, name, self._counted(name, getattr(os, name)))
         files.open, saves = self._open, itertools.count(1)
 

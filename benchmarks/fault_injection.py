@@ -8,8 +8,6 @@ case is a fork of this process (`fault_forks.py`) in which `train.py` itself run
 is printed and counted, never dropped.
 """
 
-import dataclasses
-import json
 import signal
 import sys
 import tempfile
@@ -23,11 +21,10 @@ import fault_environments
 import fault_filesystems
 import fault_misfeeding
 import fault_runs
+import program
 from fault_lab import Lab
 
-from tl_research import cli
 from tl_research.errors import UserError
-from tl_research.files import write_atomically
 from tl_research.settings import setting
 
 FIGURES = {
@@ -47,50 +44,53 @@ FIGURES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+_COLUMNS = """
+Fault | `{figure}`
+What happened | {line}
+Minutes | {minutes:.1f}
+"""
+
+
+class Settings(program.Settings):
     """The flags of this benchmark."""
 
-    figures: str = setting(
-        "all", f"which to measure, separated by commas, of {', '.join(FIGURES)}; all of them"
+    figures: tuple[str, ...] = setting(
+        ("all",), f"which to measure, of {', '.join(FIGURES)}; all of them"
     )
     quick: bool = setting(False, "a fifth of the cases, for a look")
     seed: int = setting(0, "of delays and damage", low=0)
     jobs: int = setting(2, "cases at a time", low=1)
-    output_json: str | None = setting(None, "file for every case; None writes none")
 
 
-def main():
+def _rows(chosen, lab):
+    """Yields a row for each figure."""
+    for name in chosen:
+        start = time.monotonic()
+        cases, line = FIGURES[name](lab)
+        seconds = time.monotonic() - start
+        failed = [case for case in cases if "failed" in case]
+        for case in failed:
+            print(f"failed: {name}: {case}", file=sys.stderr, flush=True)
+        row = {"figure": name, "line": line, "minutes": seconds / 60, "seconds": seconds}
+        yield {**row, "failed": len(failed), "cases": cases}
+
+
+def report(settings):
     # A shell starts what runs in the background with interrupts ignored, which every case would
     # inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    settings = cli.config_from_flags(Settings)
-    chosen = list(FIGURES) if settings.figures == "all" else settings.figures.split(",")
-    if wrong := [name for name in chosen if name not in FIGURES]:
+    chosen = FIGURES if settings.figures == ("all",) else settings.figures
+    if wrong := set(chosen) - set(FIGURES):
         raise UserError(
-            f"--figures={settings.figures} names {wrong[0]!r}; expected all or some of "
-            f"{','.join(FIGURES)}; correct it"
+            f"--figures names {', '.join(wrong)}; expected all or some of {','.join(FIGURES)}; "
+            "correct it"
         )
-    lines, report, failures = ["| Fault | What happened | Minutes |", "|---|---|---|"], {}, 0
     with tempfile.TemporaryDirectory() as place:
-        lab = Lab(settings, place)
-        for name in chosen:
-            start = time.monotonic()
-            cases, line = FIGURES[name](lab)
-            failed = [case for case in cases if "failed" in case]
-            for case in failed:
-                print(f"failed: {name}: {case}", file=sys.stderr, flush=True)
-            failures += len(failed)
-            report[name] = {"line": line, "cases": cases, "seconds": time.monotonic() - start}
-            lines.append(f"| `{name}` | {line} | {report[name]['seconds'] / 60:.1f} |")
-            print(lines[-1], flush=True)
-            if settings.output_json:
-                write_atomically(settings.output_json, json.dumps(report, indent=1) + "\n")
-    print("\n".join(["", *lines]))
-    if failures:
-        raise UserError(f"{failures} cases failed; expected none; they are named above")
+        found = program.gathered(settings, _COLUMNS, _rows(chosen, Lab(settings, place)))
+    print(f"\n{program.table(_COLUMNS, found)}")
+    if failed := sum(row["failed"] for row in found):
+        raise UserError(f"{failed} cases failed; expected none; they are named above")
 
 
 if __name__ == "__main__":
-    cli.define_flags(Settings)
-    cli.run(main)
+    program.main(Settings, report)

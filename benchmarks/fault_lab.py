@@ -4,36 +4,29 @@ import collections
 import contextlib
 import csv
 import functools
+import glob
 import hashlib
 import json
-import os
 import random
+import re
 import shutil
 import signal
 import time
 
 import tiny_network
 from fault_forks import Operations, Page, around, in_parallel, train
+from program import read_json
 
 from tl_research.errors import UserError
+from tl_research.files import read_text, write_atomically
 from tl_research.run import checkpoints
 
-FLAGS = (
-    "--dataset=directory",
-    "--backbone=Tiny",
-    "--weights=none",
-    "--image_size=16",
-    "--batch_size=8",
-    "--epochs=3,4",
-    "--unfreeze=0%,block3",
-    "--learning_rate=3e-2,3e-2",
-    "--patience=0,3",
-    "--lr_schedule=constant,cosine",
-    "--dropout=0.5",
-    "--checkpoint_every_steps=2",
-)
+FLAGS = """--dataset=directory --backbone=Tiny --weights=none --image_size=16 --batch_size=8
+    --epochs=3,4 --unfreeze=0%,block3 --learning_rate=3e-2,3e-2 --patience=0,3
+    --lr_schedule=constant,cosine --dropout=0.5 --checkpoint_every_steps=2"""
 VIEWS = {"cached": "--augment_views=2", "live": "--augment_views=0"}  # kinds of runs
-_TIMES = ("seconds", "images_per_second", "compile_seconds", "train_seconds", "run_seconds")
+# what two equal runs differ in: times, and where they lie
+_TIMES = ("seconds", "images_per_second", "compile_seconds", "train_seconds", "run_seconds", "run")
 
 
 class Lab:
@@ -58,10 +51,10 @@ class Lab:
         return max(1, number // 5) if self.settings.quick else number
 
     def folder(self, name):
-        return os.path.join(self._place, name)
+        return f"{self._place}/{name}"
 
     def flags(self, kind):
-        return [*FLAGS, VIEWS[kind], f"--data_dir={self.photos}", *self._more]
+        return [*FLAGS.split(), VIEWS[kind], f"--data_dir={self.photos}", *self._more]
 
     def each(self, function, plans):
         """Returns what `function(self, *plan)` returns for each plan, in forks."""
@@ -81,18 +74,13 @@ class Lab:
         """
         if kind not in self._references:
             run, start = self.folder(f"reference-{kind}"), time.monotonic()
-            code = train(run, self.flags(kind), functools.partial(_take_notes, f"{run}.json"))
-            if code:
-                with open(f"{run}.log", encoding="utf-8") as file:
-                    raise UserError(
-                        f"the unbroken run ended with {code}; expected 0; its output: "
-                        f"{file.read()[-500:]}"
-                    )
-            seconds = time.monotonic() - start
-            with open(f"{run}.json", encoding="utf-8") as file:
-                notes = json.load(file)
-            found = {"run": run, "fingerprint": fingerprint(run), "seconds": seconds, **notes}
-            self._references[kind] = found
+            if code := train(run, self.flags(kind), functools.partial(_take_notes, f"{run}.json")):
+                raise UserError(
+                    f"the unbroken run ended with {code}; expected 0; its output: "
+                    f"{read_text(f'{run}.log')[-500:]}"
+                )
+            found = {"run": run, "seconds": time.monotonic() - start, **read_json(f"{run}.json")}
+            self._references[kind] = {**found, "fingerprint": fingerprint(run)}
         return self._references[kind]
 
     def interrupted(self, run, kind, number, point):
@@ -114,8 +102,7 @@ class Lab:
             if code:
                 break
             shutil.rmtree(run)
-        expected = -9 if number == signal.SIGKILL else 128 + number
-        return {
+        case = {
             "signal": int(number),
             "kind": kind,
             "aimed at": list(point),
@@ -123,20 +110,23 @@ class Lab:
             "code": code,
             "seconds": seconds,
             "steps": page.steps.value,
-            **({"failed": f"exit code {code} instead of {expected}"} if code != expected else {}),
         }
+        expected = -9 if number == signal.SIGKILL else 128 + number
+        return judged(case, {f"exit code {code} instead of {expected}": code != expected})
 
     def resumed(self, run, kind, case):
-        """Completes a case: the run is resumed and must end as the unbroken one did."""
+        """Completes a case, unless it failed: the run is resumed and must end as the unbroken one
+        did.
+        """
+        if "failed" in case:
+            return case
         case["resumed from"] = newest_step(run)
-        code = train(run, self.flags(kind))
-        if code:
+        if code := train(run, self.flags(kind)):
             return {**case, "failed": f"resumed with exit code {code}"}
-        different = self.differences(run, kind)
-        if different or leftovers(run):
-            return {**case, "failed": f"differs in {different}, left behind {leftovers(run)}"}
-        shutil.rmtree(run)
-        return case
+        different, left = self.differences(run, kind), leftovers(run)
+        if not (different or left):
+            shutil.rmtree(run, ignore_errors=True)  # a mount stays
+        return judged(case, {f"differs in {different}": different, f"left behind {left}": left})
 
     def differences(self, run, kind):
         """Returns the parts in which a finished run differs from the unbroken one."""
@@ -157,14 +147,8 @@ def _take_notes(path):
     def left(place, seconds):
         lengths[place] = max(seconds, lengths.get(place, 0.0))
         if place == "run":
-            notes = {
-                "entries": entries,
-                "lengths": lengths,
-                "epoch_steps": epoch_steps,
-                "operations": operations.names,
-            }
-            with open(path, "w", encoding="utf-8") as file:
-                json.dump(notes, file)
+            notes = {"entries": entries, "lengths": lengths, "epoch_steps": epoch_steps}
+            write_atomically(path, json.dumps({**notes, "operations": operations.names}))
 
     Page().watch(entries.__setitem__, left)
     around(checkpoints, "save", noted)
@@ -174,17 +158,12 @@ def fingerprint(run):
     """Returns {part of a finished run: its SHA-256}: weights and optimizer, state, results and
     metrics; times, and where it lies, apart.
     """
-    state, arrays = checkpoints.load_newest(os.path.join(run, "checkpoints"))
+    state, arrays = checkpoints.load_newest(f"{run}/checkpoints")
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode() + array.tobytes())
-    with open(os.path.join(run, "results.json"), encoding="utf-8") as file:
-        results = json.load(file)
-    with open(os.path.join(run, "metrics.csv"), encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    for part in (state, results):
-        part.pop("run")
-    parts = {"state": state, "results": results, "metrics": rows}
+    rows = list(csv.DictReader(read_text(f"{run}/metrics.csv").splitlines()))
+    parts = {"state": state, "results": read_json(f"{run}/results.json"), "metrics": rows}
     texts = {name: json.dumps(_without_times(of), sort_keys=True) for name, of in parts.items()}
     hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
     return {"arrays": digest.hexdigest(), **hashes}
@@ -198,18 +177,42 @@ def _without_times(value):
 
 def leftovers(run):
     """Returns the temporary files that are left in a run directory."""
-    return sorted(
-        name
-        for _, folders, names in os.walk(run)
-        for name in folders + names
-        if ".tmp-" in name or ".trash-" in name
-    )
+    names = glob.iglob(f"{run}/**", recursive=True, include_hidden=True)
+    return sorted(name for name in names if re.search(r"\.(tmp|trash)-[^/]*$", name))
 
 
 def newest_step(run):
     """Returns the step of the newest checkpoint, 0 where there is none."""
-    names = checkpoints.step_names(os.path.join(run, "checkpoints"))
-    return int(names[-1][5:]) if names else 0
+    return int(["step-0", *checkpoints.step_names(f"{run}/checkpoints")][-1][5:])
+
+
+def judged(case, problems):
+    """Returns a case that failed for each of `problems`, {what is wrong: whether it is}."""
+    failed = ", ".join(filter(problems.get, problems))
+    return {**case, "failed": failed} if failed else case
+
+
+def hashed(name, run, code, expected=0):
+    """Returns the case of a run that ended with a code, and must have ended with another."""
+    if code != expected:
+        return {"name": name, "failed": f"exit code {code} instead of {expected}"}
+    return {"name": name, "weights_sha256": read_json(f"{run}/results.json")["weights_sha256"]}
+
+
+def one_hash(cases):
+    """Returns cases of `hashed`, which fail if their weights are not those of the first."""
+    first = cases[0].get("weights_sha256")
+    return [
+        case
+        if "failed" in case
+        else judged(case, {"another hash": case["weights_sha256"] != first})
+        for case in cases
+    ]
+
+
+def unless_failed(cases, text):
+    """Returns a text that is true if no case failed, or else none."""
+    return "" if any("failed" in case for case in cases) else text
 
 
 def passed(cases):

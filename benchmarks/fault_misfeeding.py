@@ -18,13 +18,14 @@ import fault_inputs
 import tiny_network
 from absl import flags
 from fault_forks import in_fork, train
-from fault_lab import passed
+from fault_lab import judged, passed, unless_failed
+from program import read_json
 
 from tl_research import cli, flagfile
 from tl_research.config import Config
 from tl_research.data import catalog, dataset, download, image_check
 from tl_research.errors import UserError
-from tl_research.files import write_atomically
+from tl_research.files import read_text, write_atomically
 from tl_research.models.efficientnet_lite import read_legacy_torch
 from tl_research.models.weights import load_weights_file
 from tl_research.run import checkpoints
@@ -40,17 +41,14 @@ def images(lab):
     """Odd and broken images among good ones."""
     folder, draw = lab.folder("odd-photos"), random.Random(lab.settings.seed)
     tiny_network.write_photos(folder)
-    place = os.path.join(folder, "ant")
-    expected = {
-        f"ant/{name}": kind
-        for name, kind in fault_inputs.write_images(place, draw, lab.many(8)).items()
-    }
+    place = f"{folder}/ant"
+    written = fault_inputs.write_images(place, draw, lab.many(8))
+    expected = {f"ant/{name}": kind for name, kind in written.items()}
     answer = lab.folder("images.json")
     check = functools.partial(_check_images, lab.photos, folder, answer)
     if code := in_fork(check, lab.folder("images.log")):
         return [{"failed": f"the check ended with {code}"}], "the check failed"
-    with open(answer, encoding="utf-8") as file:
-        megabytes = json.load(file)
+    megabytes = read_json(answer)
     cases = [{"failed": f"memory grew by {megabytes:.0f} MB"}] if megabytes > 50 else []
     arguments = [*lab.flags("cached"), f"--data_dir={folder}", "--epochs=1,1"]
     for choice, code in (("skip", 0), ("error", 2)):
@@ -70,47 +68,42 @@ def images(lab):
 
 def _check_images(good, odd, answer):
     """Checks good images, and then odd ones, and writes down by how much the memory grew."""
-    listed = [
-        catalog.find_images(
-            "directory", data_dir=folder, download_dir="", validation_dir=None, test_dir=None
-        )
-        for folder in (good, odd)
-    ]
-    image_check.check_images(listed[0], 16, keep_pixels_bytes=1 << 30)
-    before = _megabytes()
-    image_check.check_images(listed[1], 16, keep_pixels_bytes=1 << 30)
-    write_atomically(answer, json.dumps(_megabytes() - before))
+    most = []
+    for folder in (good, odd):
+        listed = catalog.find_images("directory", data_dir=folder, download_dir="")
+        image_check.check_images(listed, 16, keep_pixels_bytes=1 << 30)
+        most.append(_megabytes())
+    write_atomically(answer, json.dumps(most[1] - most[0]))
 
 
 def _named_and_used(run):
     """Returns {path: reason} of the images that a run refused, and the paths of the others."""
-    with open(os.path.join(run, "bad_images.csv"), encoding="utf-8", newline="") as file:
+    with open(f"{run}/bad_images.csv", encoding="utf-8", newline="") as file:
         named = {row["path"]: row["reason"] for row in csv.DictReader(file)}
-    with open(os.path.join(run, "split.json"), encoding="utf-8") as file:
-        return named, {entry["path"] for entry in json.load(file)["files"]}
+    return named, {entry["path"] for entry in read_json(f"{run}/split.json")["files"]}
 
 
 def _judge_image(name, kind, named, used):
     reason = named.get(os.fsencode(name).decode(errors="backslashreplace"))
-    case = {"name": ascii(name), "kind": kind, "reason": reason}
-    if (reason is not None) + (name in used) != (kind != "ignored"):
-        case["failed"] = "neither used nor named" if kind != "ignored" else "not ignored"
-    elif kind in ("good", "bad") and (kind == "good") != (name in used):
-        case["failed"] = f"{kind}, but {'used' if name in used else 'refused'}"
-    return case
+    taken = (reason is not None) + (name in used)
+    problems = {
+        "neither used nor named": kind != "ignored" and taken != 1,
+        "not ignored": kind == "ignored" and taken,
+        "good, but refused": kind == "good" and name not in used,
+        "bad, but used": kind == "bad" and name in used,
+    }
+    return judged({"name": ascii(name), "kind": kind, "reason": reason}, problems)
 
 
 def flagfiles(lab):
     """Mutated flag files: every line is applied, or named in one line."""
     cases = lab.shared_out(_mutated, 10000)
     accepted = sum(case.get("accepted", False) for case in cases)
-    line = f"{passed(cases)} mutated flag files"
-    if not any("failed" in case for case in cases):
-        line += (
-            f": {accepted} applied line by line, {len(cases) - accepted} refused in one line with "
-            "exit 1; 0 tracebacks, 0 settings lost"
-        )
-    return cases, line
+    return cases, f"{passed(cases)} mutated flag files" + unless_failed(
+        cases,
+        f": {accepted} applied line by line, {len(cases) - accepted} refused in one line with "
+        "exit 1; 0 tracebacks, 0 settings lost",
+    )
 
 
 def _mutated(lab, number, seed):
@@ -136,9 +129,8 @@ def _mutated(lab, number, seed):
                 problem = f"exit {error.code}"
         except BaseException as error:
             problem = f"{type(error).__name__}: {error}"
-        cases.append({"accepted": config is not None})
-        if problem:
-            cases[-1].update(failed=problem, content=ascii(content))
+        case = {"accepted": config is not None}
+        cases.append({**case, "failed": problem, "content": ascii(content)} if problem else case)
     return cases
 
 
@@ -186,9 +178,8 @@ def _settings_of(content, output):
 
 def _setting_of(line):
     """Returns (name, value) of a line of a flag file; a name that is none, if it is not a flag."""
-    match = re.fullmatch(r"--?([a-z_]+)(?:=(.*))?", line)
+    match, fields = re.fullmatch(r"--?([a-z_]+)(?:=(.*))?", line), Config.__dataclass_fields__
     name, value = match.groups() if match else ("", "")
-    fields = Config.__dataclass_fields__
     if value is None:
         return (name, True) if name in fields else (name.removeprefix("no"), False)
     kind = fields[name].type if name in fields else None
@@ -202,27 +193,25 @@ def artefacts(lab):
     names = list(fault_inputs.artefacts(lab.folder("secret"), ""))
     cases = lab.each(_given_artefact, enumerate(names))
     refused = sum(case.get("result", "").startswith("refused") for case in cases)
-    line = f"{passed(cases)} hostile artefacts"
-    if not any("failed" in case for case in cases):
-        line += (
-            f": {refused} refused in one line, {len(cases) - refused} names used as names; 0 "
-            "executed, 0 bytes outside, 0 files read"
-        )
-    return cases, line
+    return cases, f"{passed(cases)} hostile artefacts" + unless_failed(
+        cases,
+        f": {refused} refused in one line, {len(cases) - refused} names used as names; 0 "
+        "executed, 0 bytes outside, 0 files read",
+    )
 
 
 def _given_artefact(lab, number, name):
     # Everything happens below one folder, whose listing outside the artefact's own place must not
     # change.
     outside = lab.folder(f"artefact-{number}")
-    place = os.path.join(outside, "place")
+    place = f"{outside}/place"
     os.makedirs(place)
-    secret, canary = os.path.join(outside, "secret"), os.path.join(outside, "canary")
+    secret, canary = f"{outside}/secret", f"{outside}/canary"
     write_atomically(secret, fault_inputs.SECRET)
     kind, make = fault_inputs.artefacts(secret, f"touch {canary}")[name]
-    path = os.path.join(place, "artefact" + ".zip" * (kind == "archive.zip"))
+    path = f"{place}/{'artefact' + '.zip' * (kind == 'archive.zip')}"
     make(path)
-    answer, log = os.path.join(place, "answer"), os.path.join(place, "log")
+    answer, log = f"{place}/answer", f"{place}/log"
 
     def body():
         before = _megabytes()
@@ -234,16 +223,13 @@ def _given_artefact(lab, number, name):
         grown = _megabytes() - before
         write_atomically(answer, json.dumps({"result": result, "megabytes": grown}))
 
-    code = in_fork(body, log, seconds=60)
-    with open(log, encoding="utf-8") as file, open(secret, encoding="utf-8") as kept:
-        output, kept = file.read(), kept.read()
+    code, output = in_fork(body, log, seconds=60), read_text(log)
     case = {"name": name, "code": code}
     if code:
         return {**case, "failed": f"exit code {code}: {output[-300:]}"}
-    with open(answer, encoding="utf-8") as file:
-        case.update(json.load(file))
+    case |= read_json(answer)
     listing = sorted(os.listdir(outside))
-    untouched = listing == ["place", "secret"] and kept == fault_inputs.SECRET
+    untouched = listing == ["place", "secret"] and read_text(secret) == fault_inputs.SECRET
     problems = {
         f"executed or written outside: {listing}": not untouched,
         "the secret was read": fault_inputs.SECRET in output + case["result"],
@@ -253,8 +239,7 @@ def _given_artefact(lab, number, name):
         ),
     }
     shutil.rmtree(outside)
-    failed = ", ".join(filter(problems.get, problems))
-    return {**case, "failed": failed} if failed else case
+    return judged(case, problems)
 
 
 def _read_torch(path, lab):

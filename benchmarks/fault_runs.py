@@ -7,7 +7,9 @@ import collections.abc
 import contextlib
 import dataclasses
 import functools
+import glob
 import io
+import itertools
 import json
 import os
 import random
@@ -19,12 +21,13 @@ import time
 
 import fault_inputs
 from fault_forks import FORKS, Operations, Page, around, train
-from fault_lab import newest_step, passed
+from fault_lab import hashed, judged, newest_step, one_hash, passed
+from program import read_json
 
 from tl_research import machine
 from tl_research.config import Config
 from tl_research.errors import UserError
-from tl_research.files import write_atomically
+from tl_research.files import read_text, write_atomically
 from tl_research.models.classifier import Classifier
 from tl_research.run import checkpoints
 from tl_research.run.directory import RunDirectory
@@ -40,14 +43,12 @@ def kill(lab):
     ]
     # A resumed run is shorter, so a chain advances by its own steps: it is killed in its n-th save,
     # or a little later.
+    draw = lab.random
     chains = [
-        (
-            ("cached", "live")[number % 2],
-            [("save", lab.random.randint(2, 4), lab.random.uniform(0, 0.1)) for _ in range(5)],
-        )
-        for number in range(lab.many(5))
+        (kind, [("save", draw.randint(2, 4), draw.uniform(0, 0.1)) for _ in range(5)])
+        for kind in itertools.islice(itertools.cycle(("cached", "live")), lab.many(5))
     ]
-    cases = lab.each(_killed, [(i, *plan) for i, plan in enumerate(plans + chains)])
+    cases = lab.each(_broken_off, [(f"kill-{i}", *of) for i, of in enumerate(plans + chains)])
     single, chained = cases[: len(plans)], cases[len(plans) :]
     trails = [case.get("sent in", "").split("/") for case in single]
     names = ("head", "finetune", "save", "cache", "export", "data")
@@ -64,32 +65,42 @@ def _points(lab, kind, number):
     """
     reference = lab.reference(kind)
     entries, lengths, seconds = (reference[name] for name in ("entries", "lengths", "seconds"))
+    longest = {**lengths, "run": seconds, "finetune": seconds / 3}
+    shares = {"run": 0.56, "save": 0.8, "cache": 0.9, "finetune": 0.95, "export": 1}
+    if kind != "cached":
+        del shares["cache"]
 
     def point(share):
-        if share < 0.56:
-            place, longest = "run", seconds
-        elif share < 0.8:
-            place, longest = "save", lengths["save"]
-        elif share < 0.9 and kind == "cached":
-            place, longest = "cache", lengths["cache"]
-        elif share < 0.95:
-            place, longest = "finetune", seconds / 3
-        else:
-            place, longest = "export", lengths["export"]
+        place = next(place for place, end in shares.items() if share < end)
         count = lab.random.randint(1, entries[place]) if place in ("save", "cache") else 1
-        return place, count, lab.random.uniform(0, longest)
+        return place, count, lab.random.uniform(0, longest[place])
 
     return [point(i / number) for i in range(number)]
 
 
-def _killed(lab, index, kind, points):
-    run, trail = lab.folder(f"kill-{index}"), []
+def _broken_off(lab, name, kind, points, number=signal.SIGKILL, damaged=None):
+    """Breaks a run off at one point after the other; resumed, it must end as the unbroken one did.
+
+    Args:
+        lab: `Lab`.
+        name: Of its directory.
+        kind, points, number: As of `Lab.interrupted`.
+        damaged: Decides how its newest checkpoint is damaged then; None: not at all.
+    """
+    run, trail = lab.folder(name), []
     for point in points:
-        case = lab.interrupted(run, kind, signal.SIGKILL, point)
+        case = lab.interrupted(run, kind, number, point)
+        trail.append(case["sent in"])
         if "failed" in case:
             return case
-        trail.append(case["sent in"])
-    return lab.resumed(run, kind, {**case, "trail": trail})
+    case |= {"trail": trail, "saved": newest_step(run)}
+    if damaged is not None:
+        names = checkpoints.step_names(f"{run}/checkpoints")[-2:]
+        before, newest = (f"{run}/checkpoints/{name}" for name in names)
+        case["what"] = fault_inputs.damage(newest, before, random.Random(damaged))
+    lost = number != signal.SIGKILL and case["saved"] != case["steps"]
+    problems = {f"{case['steps']} steps finished, {case['saved']} saved": lost}
+    return lab.resumed(run, kind, judged(case, problems))
 
 
 def operations(lab):
@@ -122,22 +133,18 @@ def _at_operation(lab, number, name, mode):
 
     code, happened = train(run, lab.flags("cached"), prepare), note.value.decode()
     case = {"mode": mode, "operation": f"{number} {name}", "code": code, "happened at": happened}
-    with open(f"{run}.log", encoding="utf-8") as log:
-        problems = {
-            "never reached": not happened.startswith(f"{number} {name} in "),
-            f"exit code {code}": code not in ((-9,) if mode == "kill" else (0, 9)),
-            "traceback": "Traceback" in log.read(),
-        }
-    if any(problems.values()):
-        return {**case, "failed": ", ".join(filter(problems.get, problems))}
-    # nothing was killed: that the checkpoint is usable is enough
-    if mode == "fail" and code and number % 4:
-        state, _ = checkpoints.load_newest(os.path.join(run, "checkpoints"))
-        entries = os.listdir(os.path.join(run, "checkpoints"))
-        aside = [name for name in entries if ".corrupt-" in name]
-        failed = {"failed": f"damaged {aside}"} if aside else {}
-        return {**case, "usable": state["global_step"], **failed}
-    return lab.resumed(run, "cached", case)
+    problems = {
+        "never reached": not happened.startswith(f"{number} {name} in "),
+        f"exit code {code}": code not in ((-9,) if mode == "kill" else (0, 9)),
+        "traceback": "Traceback" in read_text(f"{run}.log"),
+    }
+    case = judged(case, problems)
+    # of four where nothing was killed, that the checkpoint is usable is enough in three
+    if "failed" in case or mode == "kill" or not code or number % 4 == 0:
+        return lab.resumed(run, "cached", case)
+    state, _ = checkpoints.load_newest(f"{run}/checkpoints")
+    aside = glob.glob(f"{run}/checkpoints/*.corrupt-*")
+    return judged({**case, "usable": state["global_step"]}, {f"damaged {aside}": aside})
 
 
 def damage(lab):
@@ -145,7 +152,11 @@ def damage(lab):
     lab.reference("cached")
     cases = lab.shared_out(_damaged, 1000)
     kinds = collections.Counter(case.get("what", "").split(" ")[0] for case in cases)
-    whole = lab.each(_resumed_from_damage, [(index,) for index in range(lab.many(10))])
+    plans = [
+        (f"damaged-run-{i}", "cached", [("save", 8 + i, 0)], signal.SIGKILL, i)
+        for i in range(lab.many(10))
+    ]
+    whole = lab.each(_broken_off, plans)
     return cases + whole, (
         f"{passed(cases)} damaged checkpoints named, set aside and the one before used "
         f"({', '.join(f'{count} {kind}' for kind, count in kinds.items())}); {passed(whole)} "
@@ -154,33 +165,24 @@ def damage(lab):
 
 
 def _damaged(lab, number, seed):
-    source = os.path.join(lab.reference("cached")["run"], "checkpoints")
+    source = f"{lab.reference('cached')['run']}/checkpoints"
     before, newest = checkpoints.step_names(source)[-2:]
     draw, cases = random.Random(seed), []
     for trial in range(number):
         folder = lab.folder(f"damage-{seed}-{trial}")
         shutil.copytree(source, folder)
-        paths = [os.path.join(folder, name) for name in (newest, before)]
+        paths = [f"{folder}/{name}" for name in (newest, before)]
         case, warnings = {"what": fault_inputs.damage(*paths, draw)}, io.StringIO()
         with contextlib.redirect_stderr(warnings):
             state, _ = checkpoints.load_newest(folder)
-        if checkpoints.step_name(state["global_step"]) != before:
-            case["failed"] = "loaded all the same"
-        elif newest not in warnings.getvalue() or not os.path.exists(f"{paths[0]}.corrupt-1"):
-            case["failed"] = "not named, or not set aside"
+        problems = {
+            "loaded all the same": checkpoints.step_name(state["global_step"]) != before,
+            "not named": newest not in warnings.getvalue(),
+            "not set aside": not os.path.exists(f"{paths[0]}.corrupt-1"),
+        }
         shutil.rmtree(folder)
-        cases.append(case)
+        cases.append(judged(case, problems))
     return cases
-
-
-def _resumed_from_damage(lab, index):
-    """A run killed in a save, its newest checkpoint damaged, must end as the unbroken one did."""
-    run = lab.folder(f"damaged-run-{index}")
-    case = lab.interrupted(run, "cached", signal.SIGKILL, ("save", 8 + index, 0))
-    folder = os.path.join(run, "checkpoints")
-    before, newest = (os.path.join(folder, n) for n in checkpoints.step_names(folder)[-2:])
-    case["what"] = fault_inputs.damage(newest, before, random.Random(index))
-    return lab.resumed(run, "cached", case)
 
 
 def signals(lab):
@@ -190,28 +192,15 @@ def signals(lab):
     for i, number in enumerate(numbers):
         kind = ("cached", "live")[i % 2]
         delay = lab.random.uniform(0, 0.9 * lab.reference(kind)["seconds"])
-        plans.append((f"signal-{i}", kind, number, ("run", 1, delay)))
-    cases = lab.each(_signalled, plans)
-    terms, others = [], []
-    for case in cases:
-        (terms if case.get("signal") == signal.SIGTERM else others).append(case)
+        plans.append((f"signal-{i}", kind, [("run", 1, delay)], number))
+    cases = lab.each(_broken_off, plans)
+    terms = cases[: lab.many(20)]
     seconds = [case["seconds"] for case in cases if "failed" not in case] or [0.0]
     return cases, (
         f"{passed(terms)} SIGTERM at random points: exit 143, no finished step lost, resumed "
-        f"bit for bit; {passed(others)} SIGINT and SIGHUP; answered in "
+        f"bit for bit; {passed(cases[len(terms) :])} SIGINT and SIGHUP; answered in "
         f"{statistics.median(seconds):.2f} s, at most {max(seconds):.2f} s"
     )
-
-
-def _signalled(lab, name, kind, number, point):
-    run = lab.folder(name)
-    case = lab.interrupted(run, kind, number, point)
-    case["saved"] = newest_step(run)
-    if "failed" in case:
-        return case
-    if case["saved"] != case["steps"]:
-        return {**case, "failed": f"{case['steps']} steps finished, {case['saved']} saved"}
-    return lab.resumed(run, kind, case)
 
 
 def starts(lab):
@@ -251,12 +240,10 @@ def _started_twice(lab, number):
     for process in processes:
         process.kill()
         process.join()
-    case = {"resume": resume, "codes": codes}
-    if codes != [0, 8]:
-        return {**case, "failed": "expected one winner and exit 8"}
     # a killed owner leaves no lock
     with RunDirectory(dataclasses.replace(config, resume="auto")):
-        return case
+        case = {"resume": resume, "codes": codes}
+        return judged(case, {"expected one winner and exit 8": codes != [0, 8]})
 
 
 def controls(lab):
@@ -278,29 +265,20 @@ def controls(lab):
 def _without(lab, run, name):
     copy = lab.folder(f"control-{name.replace(' ', '-')}")
     shutil.copytree(run, copy)
-    code = train(copy, lab.flags("cached"), lambda: _change_restored(_LEFT_OUT.get(name)))
-    case = {"left out": name, "code": code}
-    if not code:
-        case["different"] = lab.differences(copy, "cached")
-    if (name == "nothing") != (code == 0 and not case["different"]):
-        noticed = (
-            "differs all the same" if name == "nothing" else "the equality test did not notice"
-        )
-        case["failed"] = noticed
-    return case
-
-
-def _change_restored(change):
-    """Lets a resumed run go on with a state that was changed."""
-    restore = Resume.restore
+    change, restore = _LEFT_OUT.get(name, lambda state: None), Resume.restore
 
     def changed(resume):
         state = restore(resume)
-        if change:
-            change(state)
+        change(state)
         return state
 
-    Resume.restore = changed
+    code = train(copy, lab.flags("cached"), lambda: setattr(Resume, "restore", changed))
+    different = f"exit code {code}" if code else lab.differences(copy, "cached")
+    problems = {
+        "differs all the same": name == "nothing" and different,
+        "the equality test did not notice": name != "nothing" and not different,
+    }
+    return judged({"left out": name, "code": code, "different": different}, problems)
 
 
 def _dropout_seed(state):
@@ -308,33 +286,24 @@ def _dropout_seed(state):
     Classifier.dropout_mask = lambda classifier, step, size: mask(classifier, step - first, size)
 
 
-def _position(state):
-    state.position.epoch_step = 0
-
-
 def _slot_order(state):
     other = {"momentum": "velocity", "velocity": "momentum"}
-    swapped = {
-        name: re.sub(r"(momentum|velocity)$", lambda match: other[match[0]], name)
+    state.slots = {
+        name: state.slots[re.sub(r"(momentum|velocity)$", lambda match: other[match[0]], name)]
         for name in state.slots
     }
-    state.slots = {name: state.slots[swapped[name]] for name in swapped}
 
 
 def _early_stop(state):
     state.progress.best, state.progress.wait, state.weights.best = None, 0, {}
 
 
-def _metrics(state):
-    state.progress.epoch_totals = {}
-
-
 _LEFT_OUT = {
     "the dropout seed": _dropout_seed,
-    "the position": _position,
+    "the position": lambda state: setattr(state.position, "epoch_step", 0),
     "the slots' order": _slot_order,
     "the early-stop state": _early_stop,
-    "the metrics' state": _metrics,
+    "the metrics' state": lambda state: state.progress.epoch_totals.clear(),
 }
 
 
@@ -343,49 +312,37 @@ def repeat(lab):
     one hash.
     """
     fresh = lab.many(10)
-    plans = [(f"fresh {i}", [], None) for i in range(fresh)]
+    plans = [(f"fresh {i}",) for i in range(fresh)]
     for calls in (1, 2):
         cores = functools.partial(setattr, machine, "cores", lambda calls=calls: calls)
         plans.append((f"{calls} decode calls", ["--cache_pixels=0"], cores))
     plans.append(("listed backwards", [], _list_backwards))
-    plans += [(f"--deterministic {i}", ["--deterministic"], None) for i in (1, 2)]
+    plans += [(f"--deterministic {i}", ["--deterministic"]) for i in (1, 2)]
     cases = lab.each(_hashed, plans)
     # deterministic kernels are others, and round otherwise
-    for group in (cases[:-2], cases[-2:]):
-        for case in group:
-            if "failed" not in case and case["weights_sha256"] != group[0].get("weights_sha256"):
-                case["failed"] = "another hash"
-    return cases, (
-        f"{passed(cases[:-2])} runs end with one `weights_sha256`: {fresh} fresh ones, "
+    same, deterministic = one_hash(cases[:-2]), one_hash(cases[-2:])
+    return same + deterministic, (
+        f"{passed(same)} runs end with one `weights_sha256`: {fresh} fresh ones, "
         "with 1 and 2 parallel decode calls, with folders listed backwards; "
-        f"{passed(cases[-2:])} with --deterministic end with one too"
+        f"{passed(deterministic)} with --deterministic end with one too"
     )
 
 
-def _hashed(lab, name, arguments, prepare):
-    run = lab.folder("repeat-" + re.sub(r"\W+", "-", name))
-    code = train(run, [*lab.flags("live"), *arguments], prepare or (lambda: None))
-    if code:
-        return {"name": name, "failed": f"exit code {code}"}
-    with open(os.path.join(run, "results.json"), encoding="utf-8") as file:
-        return {"name": name, "weights_sha256": json.load(file)["weights_sha256"]}
+def _hashed(lab, name, arguments=(), prepare=lambda: None):
+    run = lab.folder(f"repeat-{name}")
+    return hashed(name, run, train(run, [*lab.flags("live"), *arguments], prepare))
 
 
 def _list_backwards():
     scandir = os.scandir
 
-    class Backwards(collections.abc.Iterator):
+    class Backwards(contextlib.AbstractContextManager, collections.abc.Iterator):
         def __init__(self, *args):
             with scandir(*args) as entries:
-                self._rest = list(entries)
+                self._rest = reversed(list(entries))
 
         def __next__(self):
-            if not self._rest:
-                raise StopIteration
-            return self._rest.pop()
-
-        def __enter__(self):
-            return self
+            return next(self._rest)
 
         def __exit__(self, *exception):
             pass
@@ -404,32 +361,18 @@ def cost(lab):
         seconds.append(time.perf_counter() - start)
         write_atomically(answer, json.dumps(seconds))
 
-    code = train(
-        run,
-        [
-            "--dataset=drawn_flowers",
-            "--backbone=EfficientNetLite0",
-            "--image_size=160",
-            f"--epochs={'1,1' if lab.settings.quick else '4,5'}",
-            f"--download_dir={lab.folder('drawn')}",
-            "--augment_views=0",
-            "--patience=0",
-        ],
-        lambda: around(Resume, "save", timed),
+    flags = (
+        "--dataset=drawn_flowers --backbone=EfficientNetLite0 --image_size=160 --augment_views=0 "
+        f"--patience=0 --epochs={'1,1' if lab.settings.quick else '4,5'}"
     )
-    if code:
+    arguments = [*flags.split(), f"--download_dir={lab.folder('drawn')}"]
+    if code := train(run, arguments, lambda: around(Resume, "save", timed)):
         return [{"failed": f"exit code {code}"}], "the run failed"
-    with (
-        open(answer, encoding="utf-8") as file,
-        open(os.path.join(run, "results.json"), encoding="utf-8") as results,
-    ):
-        seconds, total = json.load(file), json.load(results)["seconds"]["total"]
+    seconds, total = read_json(answer), read_json(f"{run}/results.json")["seconds"]["total"]
     spent = sum(seconds)
-    case = {"saves": len(seconds), "seconds in saves": spent, "total": total}
-    case["share"] = spent / total
-    if case["share"] > 0.03:
-        case["failed"] = "more than 3 %"
-    return [case], (
+    share = spent / total
+    case = {"saves": len(seconds), "seconds in saves": spent, "total": total, "share": share}
+    return [judged(case, {"more than 3 %": share > 0.03})], (
         f"{len(seconds)} checkpoints of EfficientNetLite0 at 160 px take {spent:.1f} of "
-        f"{total:.0f} s, {100 * case['share']:.1f} %"
+        f"{total:.0f} s, {100 * share:.1f} %"
     )

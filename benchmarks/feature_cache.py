@@ -12,11 +12,9 @@ view, filled and then used every epoch, costs less than as many live epochs. `fi
 has decoded them once.
 """
 
-import dataclasses
+import functools
 import math
-import os
 import statistics
-import tempfile
 import time
 
 from tl_research import quiet
@@ -25,69 +23,62 @@ quiet.import_tensorflow()
 
 import keras
 import measuring
+import program
 
-from tl_research import cli
-from tl_research.config import DATASETS
 from tl_research.errors import UserError
 from tl_research.settings import setting
 
+_RATIOS = {"live_ratio": ("live", "cached"), "fit_ratio": ("fit", "cached")}
+_COLUMNS = """
+backbone, phase | {backbone}@{image_size}, {phase}
+seconds to fill a view | {fill_seconds_per_view:.1f}
+KiB an image | {kib_per_image:.0f}
+cached | {cached:.0f}
+live | {live:.0f}
+fit | {fit:.0f}
+cached / live | {live_ratio:.1f} ({live_ratio_range[0]:.1f}-{live_ratio_range[1]:.1f})
+cached / fit | {fit_ratio:.1f} ({fit_ratio_range[0]:.1f}-{fit_ratio_range[1]:.1f})
+pays after epochs (none: never) | {pays_after_epochs}
+"""
+table = functools.partial(program.table, _COLUMNS)
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+
+class Settings(measuring.Settings, program.Photographs):
     """The flags of this benchmark."""
 
-    dataset: str = setting(
-        "tf_flowers", "where images come from; directory needs --data_dir", choices=DATASETS
-    )
-    data_dir: str | None = setting(
-        None,
-        "one folder per class; with a named data set, a copy used instead of downloading",
-        path="absolute",
-    )
-    backbones: str = setting(measuring.BACKBONES, "NAME@SIZE, a list")
-    weights: str = setting("none", "imagenet or none, which is as fast")
     precision: str = setting(
         "float32", "of our loop; fit is always float32", choices=measuring.PRECISIONS
     )
-    images: int = setting(640, "training images of an epoch, at most")
-    batch_size: int = setting(32, "images a step")
-    rounds: int = setting(5, "epochs timed of each kind, and views filled; at least 1")
-    output_json: str | None = setting(None, "file for all numbers; None writes none")
+    images: int = setting(640, "training images of an epoch, at most", low=1)
 
 
 def measure(settings):
-    """Returns a row for each backbone and phase; see `_measure_backbone`."""
+    """Returns a row for each backbone and phase; see `_rows`."""
     if settings.images <= settings.batch_size:
         raise UserError(
             f"--images={settings.images} with --batch_size={settings.batch_size}; expected two "
             "batches or more, to time filling; raise --images"
         )
-    rows = []
-    for name, size in measuring.parse_backbones(settings.backbones):
-        with tempfile.TemporaryDirectory() as place:
-            config = measuring.make_config(settings, name, size, workdir=os.path.join(place, "run"))
-            data, _ = measuring.load(config)
-            examples = measuring.first(data.train, min(settings.images, len(data.train)))
-            folder = measuring.as_folders(
-                examples.paths,
-                [data.classes[label] for label in examples.labels],
-                os.path.join(place, "images"),
-            )
-            rows += _measure_backbone(config, examples, len(data.classes), folder, settings.rounds)
-        print("\n".join(table(rows[-2:]).splitlines()[2:]), flush=True)
-    return rows
+
+    def rows():
+        for name, size in program.parse_backbones(settings.backbones):
+            with measuring.photographs(settings, name, size) as photos:
+                yield from _rows(photos, settings.rounds)
+            keras.backend.clear_session()
+
+    return program.gathered(settings, _COLUMNS, rows())
 
 
-def _measure_backbone(config, examples, num_classes, folder, rounds):
+def _rows(photos, rounds):
     """Fills the cache, and times epochs of each phase in turn.
 
-    Returns:
-        A list of dicts, one a phase: {kind: images per second, median}, `live_ratio` and
-        `fit_ratio` (medians of the ratios taken in each round) and their ranges,
-        `fill_seconds_per_view` (of this phase: filling, and deriving its features),
-        `bytes_per_image` and `pays_after_epochs` (None: never).
+    Yields:
+        A dict for each phase, as of `measuring.row`, with `fill_seconds_per_view` (of this phase:
+        filling, and deriving its features), `images`, `bytes_per_image` and `pays_after_epochs`
+        (None: never).
     """
-    classifier = measuring.make_classifier(config, "finetune", num_classes)
+    config, examples = photos.config, photos.examples
+    classifier = measuring.make_classifier(config, "finetune", photos.num_classes)
     fills = []
     for _ in range(rounds):
         clock = []  # of each batch
@@ -95,41 +86,29 @@ def _measure_backbone(config, examples, num_classes, folder, rounds):
             config, classifier, examples, lambda done, total: clock.append(time.perf_counter())
         )
         fills.append((clock[-1] - clock[0]) * len(clock) / (len(clock) - 1))
-    rows = []
+    stored = classifier.graph.bytes_per_image(filled.stored)
     for phase, (unfreeze, _) in measuring.PHASES.items():
         classifier.unfreeze(unfreeze)
         start = time.perf_counter()
         cached = measuring.cached_source(config, classifier, filled)
         fill = statistics.median(fills) + time.perf_counter() - start
+        live = measuring.live_source(config, classifier, examples)
+        images = measuring.read_folder(photos.folder, config)
         epochs = {
             "cached": measuring.our_epoch(config, phase, classifier, cached),
-            "live": measuring.our_epoch(
-                config, phase, classifier, measuring.live_source(config, classifier, examples)
-            ),
-            "fit": measuring.fit_epoch(
-                config, phase, num_classes, measuring.read_folder(folder, config)
-            ),
+            "live": measuring.our_epoch(config, phase, classifier, live),
+            "fit": measuring.fit_epoch(config, phase, photos.num_classes, images),
         }
         seconds = measuring.alternate(epochs, rounds)
-        row = {
-            "backbone": config.backbone,
-            "image_size": config.image_size,
-            "phase": phase,
-            **{kind: len(examples) / statistics.median(times) for kind, times in seconds.items()},
+        medians = [statistics.median(seconds[kind]) for kind in ("live", "cached")]
+        yield {
+            **measuring.row(config, phase, seconds, len(examples), _RATIOS),
             "fill_seconds_per_view": fill,
             "images": len(examples),
-            "bytes_per_image": classifier.graph.bytes_per_image(filled.stored),
-            "pays_after_epochs": epochs_to_pay(
-                fill, *(statistics.median(seconds[kind]) for kind in ("live", "cached"))
-            ),
+            "bytes_per_image": stored,
+            "kib_per_image": stored / 1024,
+            "pays_after_epochs": epochs_to_pay(fill, *medians),
         }
-        for other in ("live", "fit"):
-            row[f"{other}_ratio"], row[f"{other}_ratio_range"] = measuring.ratios(
-                seconds[other], seconds["cached"]
-            )
-        rows.append(row)
-    keras.backend.clear_session()
-    return rows
 
 
 def epochs_to_pay(fill, live, cached):
@@ -139,43 +118,13 @@ def epochs_to_pay(fill, live, cached):
     return math.ceil(fill / (live - cached)) if live > cached else None
 
 
-def table(rows):
-    """Returns the rows as a Markdown table."""
-    lines = [
-        (
-            "| backbone, phase | seconds to fill a view | KiB an image | cached | live | fit | "
-            "cached / live | cached / fit | pays after |"
-        ),
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        ratios = [
-            f"{row[name]:.1f} ({row[name + '_range'][0]:.1f}-{row[name + '_range'][1]:.1f})"
-            for name in ("live_ratio", "fit_ratio")
-        ]
-        pays = f"{row['pays_after_epochs']} epochs" if row["pays_after_epochs"] else "never"
-        lines.append(
-            f"| {row['backbone']}@{row['image_size']}, {row['phase']} | "
-            f"{row['fill_seconds_per_view']:.1f} | {row['bytes_per_image'] / 1024:.0f} | "
-            f"{row['cached']:.0f} | {row['live']:.0f} | {row['fit']:.0f} | {ratios[0]} | "
-            f"{ratios[1]} | {pays} |"
-        )
-    return "\n".join(lines)
-
-
-def main():
-    settings = cli.config_from_flags(Settings)
-    measuring.prepare_json(settings.output_json)
+def report(settings):
     rows = measure(settings)
-    print(
-        f"\nimages/s of an epoch, {os.cpu_count()} CPU cores, batch {settings.batch_size}, median "
-        f"of {settings.rounds}; ours in {settings.precision}; a view is of {rows[0]['images']} "
-        f"images\n\n{table(rows)}",
-        flush=True,
+    return (
+        f"images/s of an epoch, {measuring.conditions(settings)}; ours in {settings.precision}; a "
+        f"view is of {rows[0]['images']} images\n\n{table(rows)}"
     )
-    measuring.write_json(settings.output_json, settings, rows)
 
 
 if __name__ == "__main__":
-    cli.define_flags(Settings)
-    cli.run(main)
+    program.main(Settings, report)

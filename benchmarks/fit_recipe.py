@@ -11,7 +11,6 @@ import time
 
 STARTED = time.perf_counter()
 
-import dataclasses
 import json
 import os
 
@@ -22,72 +21,66 @@ quiet.import_tensorflow()
 import copied_recipe
 import keras
 import measuring
+import program
 
-from tl_research import cli
 from tl_research.settings import setting
 
 COLUMNS = ("fit", "fit held")
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(program.Training):
     """The flags of this program; `recipe_vs_fit.py` gives them."""
 
     folders: str | None = setting(
         None, "directory with train, validation and test, a folder per class in each; must be given"
     )
-    backbone: str = setting("EfficientNetLite0", "NAME@SIZE")
-    columns: str = setting(",".join(COLUMNS), "which to measure")
-    weights: str = setting("none", "imagenet or none; EfficientNetLite has its own")
+    backbone: str = setting("EfficientNetLite0@224", "NAME@SIZE")
+    columns: tuple[str, ...] = setting(COLUMNS, "which to measure")
     epochs: str = setting("8,10", "of the head and of fine-tuning; at least 1")
-    batch_size: int = setting(32, "images a step")
     seed: int = setting(0, "decides initial weights, order, augmentation and dropout")
 
 
 def measure(settings):
     """Trains, and yields a dict for each column when it is done."""
-    ((name, size),) = measuring.parse_backbones(settings.backbone)
+    ((name, size),) = program.parse_backbones(settings.backbone)
     config = measuring.make_config(settings, name, size)
-    sides = {
-        side: measuring.read_folder(
-            os.path.join(settings.folders, side), config, shuffle=side == "train"
-        )
+    train, validation, test = (
+        measuring.read_folder(f"{settings.folders}/{side}", config, shuffle=side == "train")
         for side in ("train", "validation", "test")
-    }
-    num_classes = len(os.listdir(os.path.join(settings.folders, "train")))
+    )
+    num_classes = len(os.listdir(f"{settings.folders}/train"))
     model = measuring.fit_model(config, "head", num_classes)
-    head, first = _train(model, sides, config.epochs[0], STARTED)
+    head, first = _train(model, train, validation, config.epochs[0], STARTED)
     dense = model.layers[-1].get_weights()
     shared = time.perf_counter() - STARTED
-    for column in settings.columns.split(","):
+    for column in settings.columns:
         keras.backend.clear_session()
-        model, base_model = copied_recipe.build_model(
-            config, num_classes, held=column == "fit held"
-        )
+        held = column == "fit held"
+        model, base_model = copied_recipe.build_model(config, num_classes, held=held)
         model.layers[-1].set_weights(dense)
         before = model.get_weights()
         start = time.perf_counter()
         copied_recipe.open_top(base_model)
         copied_recipe.compile_model(model, measuring.PHASES["finetune"][1])
-        finetune, more = _train(model, sides, config.epochs[1], start - shared)
-        selected = finetune
+        finetune, more = _train(model, train, validation, config.epochs[1], start - shared)
+        phases, selected = {"head": head, "finetune": finetune}, "finetune"
         if finetune["val_loss"] >= head["val_loss"]:  # as ours: the best of both phases
-            selected = head
+            selected = "head"
             model.set_weights(before)
-        loss, accuracy = model.evaluate(sides["test"], verbose=0)
+        loss, accuracy = model.evaluate(test, verbose=0)
         yield {
             "column": column,
             "seconds": shared + time.perf_counter() - start,
-            **selected,
-            "selected_phase": "head" if selected is head else "finetune",
-            "phases": {"head": head, "finetune": finetune},
+            **phases[selected],
+            "selected_phase": selected,
+            "phases": phases,
             "history": first + more,
             "test_loss": loss,
             "test_accuracy": accuracy,
         }
 
 
-def _train(model, sides, epochs, started):
+def _train(model, train, validation, epochs, started):
     """Trains all epochs and restores the weights of the best.
 
     Returns:
@@ -95,30 +88,22 @@ def _train(model, sides, epochs, started):
     """
     # never stops: it restores
     best = keras.callbacks.EarlyStopping(patience=epochs, restore_best_weights=True)
-    times = []
-    clock = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: times.append(time.perf_counter() - started)
-    )
-    history = model.fit(
-        sides["train"],
-        validation_data=sides["validation"],
-        epochs=epochs,
-        verbose=0,
-        callbacks=[best, clock],
-    ).history
-    rows = [
-        {"seconds": seconds, "val_loss": loss, "val_accuracy": accuracy}
-        for seconds, loss, accuracy in zip(times, history["val_loss"], history["val_accuracy"])
-    ]
-    best = min(rows, key=lambda row: row["val_loss"])
-    return {name: best[name] for name in ("val_loss", "val_accuracy")}, rows
+    rows = []
+
+    def note(epoch, logs):
+        metrics = {name: logs[name] for name in ("val_loss", "val_accuracy")}
+        rows.append({"seconds": time.perf_counter() - started, **metrics})
+
+    callbacks = [best, keras.callbacks.LambdaCallback(on_epoch_end=note)]
+    model.fit(train, validation_data=validation, epochs=epochs, verbose=0, callbacks=callbacks)
+    _, *metrics = min(rows, key=lambda row: row["val_loss"]).items()
+    return dict(metrics), rows
 
 
-def main():
-    for row in measure(cli.config_from_flags(Settings)):
+def report(settings):
+    for row in measure(settings):
         print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
-    cli.define_flags(Settings)
-    cli.run(main)
+    program.main(Settings, report)

@@ -15,9 +15,8 @@ the reference.
 """
 
 import dataclasses
+import functools
 import gc
-import os
-import statistics
 
 from tl_research import quiet
 
@@ -26,106 +25,79 @@ quiet.import_tensorflow()
 import keras
 import measuring
 import numpy as np
+import program
 import tensorflow as tf
 
-from tl_research import cli
 from tl_research.errors import UserError
 from tl_research.models import backbones
 from tl_research.models.classifier import Classifier
 from tl_research.settings import setting
 
 _OUTPUT_TOLERANCE, _GRADIENT_TOLERANCE = 1e-5, 1e-4
+_COLUMNS = """
+backbone, phase | {backbone}@{image_size}, {phase}
+plain | {plain:.0f}
+folded | {folded:.0f}
+folded / plain | {ratio:.2f} ({ratio_range[0]:.2f}-{ratio_range[1]:.2f})
+"""
+_CHECKED = """
+backbone | {backbone}@{image_size}
+BatchNorm layers folded | {folded} of {batchnorms}
+outputs | {outputs:.1e}
+gradients | {gradients:.1e}
+largest of | `{worst}`
+ | {verdict}
+"""
+table, check_table = (functools.partial(program.table, of) for of in (_COLUMNS, _CHECKED))
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(measuring.Settings):
     """The flags of this benchmark."""
 
-    check: bool = setting(False, "compare values instead of times")
+    check: bool = setting(False, "compare values, in float64, instead of times")
     backbones: str | None = setting(
-        None, f"NAME@SIZE, a list; None: {measuring.BACKBONES}, and with --check the whole table"
+        None, f"NAME@SIZE, a list; None: {program.BACKBONES}, and with --check the whole table"
     )
-    weights: str = setting("none", "imagenet or none, which is as fast")
-    precision: str = setting(
-        "float32", "of the steps; --check is in float64", choices=measuring.PRECISIONS
-    )
-    images: int = setting(320, "images of an epoch, which is what is timed")
-    batch_size: int = setting(32, "images a step")
-    rounds: int = setting(5, "epochs timed of each kind; at least 1")
-    output_json: str | None = setting(None, "file for all numbers; None writes none")
+    precision: str = setting("float32", "of the steps", choices=measuring.PRECISIONS)
 
 
 def measure(settings):
     """Returns a row for each backbone and phase: images per second folded and plain, medians, and
     the ratio with its range.
     """
-    rows = []
-    for name, size in measuring.parse_backbones(settings.backbones or measuring.BACKBONES):
-        config = measuring.make_config(settings, name, size)
-        examples = measuring.drawn_examples(config, settings.images)
-        for phase in measuring.PHASES:
-            epochs = {}
-            for kind in ("folded", "plain"):
-                classifier = measuring.make_classifier(config, phase, 5, fold=kind == "folded")
-                source = measuring.live_source(config, classifier, examples)
-                epochs[kind] = measuring.our_epoch(
-                    config, phase, classifier, source, same_batch=True
-                )
-            seconds = measuring.alternate(epochs, settings.rounds)
-            ratio, ratio_range = measuring.ratios(seconds["plain"], seconds["folded"])
-            rows.append(
-                {
-                    "backbone": name,
-                    "image_size": size,
-                    "phase": phase,
-                    "ratio": ratio,
-                    "ratio_range": ratio_range,
-                    **{
-                        kind: settings.images / statistics.median(times)
-                        for kind, times in seconds.items()
-                    },
-                }
-            )
-            print(table(rows[-1:]).splitlines()[-1], flush=True)
-            keras.backend.clear_session()
-    return rows
+    settings = dataclasses.replace(settings, backbones=settings.backbones or program.BACKBONES)
 
+    def epochs(make, phase):
+        return {
+            kind: measuring.step_epoch(make(fold_batchnorm=fold), phase, settings.images)
+            for kind, fold in (("folded", "on"), ("plain", "off"))
+        }
 
-def table(rows):
-    """Returns the rows of `measure` as a Markdown table."""
-    lines = ["| backbone, phase | plain | folded | folded / plain |", "|---|---|---|---|"]
-    for row in rows:
-        lines.append(
-            f"| {row['backbone']}@{row['image_size']}, {row['phase']} | {row['plain']:.0f} | "
-            f"{row['folded']:.0f} | {row['ratio']:.2f} "
-            f"({row['ratio_range'][0]:.2f}-{row['ratio_range'][1]:.2f}) |"
-        )
-    return "\n".join(lines)
+    return measuring.compare(settings, _COLUMNS, epochs, {"ratio": ("plain", "folded")})
 
 
 def check(settings):
     """Returns a row for each backbone that has BatchNorm; see `_check_backbone`."""
-    entries = (
-        measuring.parse_backbones(settings.backbones)
-        if settings.backbones
-        else [(spec.name, max(64, spec.min_image_size)) for spec in backbones.BACKBONES.values()]
+    entries = settings.backbones or ",".join(
+        f"{spec.name}@{max(64, spec.min_image_size)}" for spec in backbones.BACKBONES.values()
     )
     before = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
-    rows = []
-    try:
-        for name, size in entries:
+
+    def rows():
+        for name, size in program.parse_backbones(entries):
             row = _check_backbone(name, size)
             if row["batchnorms"]:
-                rows.append(row)
-                print(check_table([row]).splitlines()[-1], flush=True)
+                yield row
             keras.backend.clear_session()
             gc.collect()  # the largest backbones do not fit twice
+
+    try:
+        return program.gathered(settings, _CHECKED, rows())
     finally:
         keras.config.set_floatx(before[0])
         keras.config.set_dtype_policy(before[1])
-    return rows
 
 
 def _check_backbone(name, size):
@@ -133,24 +105,15 @@ def _check_backbone(name, size):
     differences of folded from plain.
     """
     classifier = Classifier(name, "none", size, 3)
-    layers = [
-        layer
-        for layer in classifier.backbone.layers
-        if isinstance(layer, keras.layers.BatchNormalization)
-    ]
-    row = {
-        "backbone": name,
-        "image_size": size,
-        "batchnorms": len(layers),
-        "folded": classifier.graph.num_folded,
-    }
+    layers, graph = measuring.batchnorms(classifier.backbone), classifier.graph
+    row = {"backbone": name, "image_size": size, "batchnorms": len(layers)}
+    row["folded"] = graph.num_folded
     if not layers:
         return row
     images = classifier.preprocessing(tf.cast(_pictures(16, size), tf.float32))
     _randomize(classifier, layers, images)
     # some of those: of others a network of hundreds of layers may make numbers out of all bounds
     images = images[:2]
-    graph = classifier.graph
     (frozen,) = graph.run(
         {graph.input: images},
         classifier.head_boundary,
@@ -170,6 +133,7 @@ def _check_backbone(name, size):
     )
     # not a NaN either
     row["passed"] = row["outputs"] <= _OUTPUT_TOLERANCE and row["gradients"] <= _GRADIENT_TOLERANCE
+    row["verdict"] = "equal" if row["passed"] else "DIFFERENT"
     return row
 
 
@@ -214,17 +178,14 @@ def _randomize(classifier, batchnorms, images):
         for variable in layer.trainable_variables:
             shape = variable.shape
             if "kernel" in variable.name:
-                depthwise = "depthwise" in variable.name or isinstance(
-                    layer, keras.layers.DepthwiseConv2D
-                )
-                fan_in = np.prod(shape[:2] if depthwise else shape[:-1])
-                variable.assign(random.standard_normal(shape) * np.sqrt(2 / fan_in))
+                depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
+                fan_in = np.prod(shape[: 2 if depthwise or "depthwise" in variable.name else -1])
+                value = random.normal(0, np.sqrt(2 / fan_in), shape)
+            elif variable.name == "gamma":
+                value = random.uniform(0.5, 1.5, shape)
             else:
-                variable.assign(
-                    random.uniform(0.5, 1.5, shape)
-                    if variable.name == "gamma"
-                    else random.normal(0, 0.3, shape)
-                )
+                value = random.normal(0, 0.3, shape)
+            variable.assign(value)
     momenta = [layer.momentum for layer in batchnorms]
     for layer in batchnorms:
         layer.momentum = 0.0
@@ -238,48 +199,23 @@ def _randomize(classifier, batchnorms, images):
     classifier.unfreeze("0%")
 
 
-def check_table(rows):
-    """Returns the rows of `check` as a Markdown table."""
-    lines = [
-        "| backbone | BatchNorm layers folded | outputs | gradients | largest of | |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row['backbone']}@{row['image_size']} | {row['folded']} of {row['batchnorms']} | "
-            f"{row['outputs']:.1e} | {row['gradients']:.1e} | `{row['worst']}` | "
-            f"{'equal' if row['passed'] else 'DIFFERENT'} |"
+def report(settings):
+    if not settings.check:
+        rows = measure(settings)
+        return (
+            f"images/s of our step without input, {settings.precision}, "
+            f"{measuring.conditions(settings)}\n\n{table(rows)}"
         )
-    return "\n".join(lines)
-
-
-def main():
-    settings = cli.config_from_flags(Settings)
-    measuring.prepare_json(settings.output_json)
-    rows = check(settings) if settings.check else measure(settings)
-    if settings.check:
-        print(
-            "\nfolded against plain, float64, norm of the difference over norm of the "
-            f"reference\n\n{check_table(rows)}",
-            flush=True,
-        )
-    else:
-        print(
-            f"\nimages/s of our step without input, {os.cpu_count()} CPU cores, "
-            f"{settings.precision}, batch {settings.batch_size}, median of "
-            f"{settings.rounds}\n\n{table(rows)}",
-            flush=True,
-        )
-    measuring.write_json(settings.output_json, settings, rows)
-    failed = [row["backbone"] for row in rows if settings.check and not row["passed"]]
-    if failed:
+    rows = check(settings)
+    print(f"\n{check_table(rows)}", flush=True)
+    if failed := [row["backbone"] for row in rows if not row["passed"]]:
         raise UserError(
             f"folded differs from plain in {', '.join(failed)}; expected at most "
             f"{_OUTPUT_TOLERANCE:g} in outputs and {_GRADIENT_TOLERANCE:g} in gradients; see the "
             "table above"
         )
+    return "float64, norm of the difference of folded from plain over norm of the reference"
 
 
 if __name__ == "__main__":
-    cli.define_flags(Settings)
-    cli.run(main)
+    program.main(Settings, report)

@@ -24,7 +24,6 @@ of a GPU in `_PUBLISHED`, else that of a large copy made here. Public training s
 0.43 of the published one. For a head on cached features it says nothing: its time goes to launches.
 """
 
-import dataclasses
 import gc
 import itertools
 import math
@@ -39,19 +38,33 @@ import gpu_checks
 import keras
 import limits
 import measuring
+import program
 import tensorflow as tf
 
-from tl_research import cli
 from tl_research.errors import UserError
 from tl_research.settings import setting
 
 _ROUNDS = 3
 # GB/s, by the device's name
 _PUBLISHED = {"H200": 4800, "H100 80GB HBM3": 3350, "A100-SXM4-80GB": 2039, "A100-SXM4-40GB": 1555}
+_COLUMNS = """
+backbone, phase | {backbone}@{image_size}, {phase}
+kind | {kind}
+precision | {precision}
+XLA | {xla}
+images/s (range) | {images_per_second:.0f} ({range[0]:.0f}-{range[1]:.0f})
+first epoch, s | {first_epoch_seconds:.1f}
+roofline | {roofline:.2f}
+over fit | {over_fit:.2f}
+"""
+_MACHINE = (
+    "machine: {device}, TensorFlow {tensorflow}, Keras {keras}, float32 (TF32 on a GPU) "
+    "{float32:.0f}, bfloat16 {bfloat16:.0f} GFLOP/s, memory {copy:.0f} GB/s read and written; "
+    "published, GB/s: {published}"
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(program.Networks):
     """The flags of this benchmark."""
 
     device: str = setting(
@@ -66,38 +79,28 @@ class Settings:
     cells: int = setting(
         0, "measurements at most, in order; 0: as many as there is time for", low=0
     )
-    weights: str = setting("none", "imagenet or none, which is as fast")
     images: int = setting(2048, "images of an epoch", low=1)
     batch_size: int = setting(256, "images a step", low=1)
     seconds: float = setting(1.0, "of a timed window", above=0)
-    output_json: str | None = setting(None, "file for all numbers; None writes none")
 
 
 def make_cells(settings):
     """Returns what is to be measured, a dict each: first in the precision and with the XLA that a
     run here chooses by itself.
     """
-    own = gpu_checks.resolved(settings)
+    own, xla = gpu_checks.resolved(settings)
     variants = sorted(
         itertools.product(gpu_checks.PRECISIONS, (True, False)),
-        key=lambda variant: (
-            sum(mine != its for mine, its in zip(own, variant)),
-            variant[0] != own[0],
-        ),
+        key=lambda of: ((own != of[0]) + (xla != of[1]), own != of[0]),
     )
+    networks = measuring.parse_backbones(settings.backbones)
+    names = ("backbone", "image_size", "phase", "kind", "precision", "xla")
     cells = [
-        {
-            "backbone": name,
-            "image_size": size,
-            "phase": phase,
-            "kind": kind,
-            "precision": precision,
-            "xla": xla,
-        }
-        for precision, xla in variants
+        dict(zip(names, (*network, phase, kind, *variant)))
+        for variant in variants
         for phase in ("finetune", "head")
         for kind in ("live", "fit", "cached")
-        for name, size in measuring.parse_backbones(settings.backbones)
+        for network in networks
     ]
     return cells[: settings.cells or None]
 
@@ -111,24 +114,14 @@ def measure_cell(settings, backbone, image_size, phase, kind, precision, xla):
     config = measuring.make_config(settings, backbone, image_size, precision=precision)
     examples = measuring.drawn_examples(config, settings.images)
     classifier = measuring.make_classifier(config, phase, 5)
-    source = measuring.live_source(config, classifier, examples)
+    source = measuring.source(config, classifier, examples, cached=kind == "cached")
     if kind == "fit":
         with tf.device("/CPU:0"):
             images = tf.data.Dataset.from_tensor_slices((examples.pixels, examples.labels))
-        epoch = measuring.fit_epoch(
-            config,
-            phase,
-            5,
-            images.batch(config.batch_size).prefetch(tf.data.AUTOTUNE),
-            augment=not xla,
-            precision=precision,
-            jit_compile=xla,
-        )
+        images = images.batch(config.batch_size).prefetch(tf.data.AUTOTUNE)
+        options = {"augment": not xla, "precision": precision, "jit_compile": xla}
+        epoch = measuring.fit_epoch(config, phase, 5, images, **options)
     else:
-        if kind == "cached":
-            source = measuring.cached_source(
-                config, classifier, measuring.fill_cache(config, classifier, examples)
-            )
         epoch = measuring.our_epoch(config, phase, classifier, source, xla=xla)
     first = epoch()
     count = math.ceil(settings.seconds / epoch())
@@ -169,46 +162,46 @@ def measure(settings, gpu=None, started=None):
         UserError: If there is no such check.
     """
     deadline = 60 * settings.minutes + (time.perf_counter() if started is None else started)
-    names = [] if settings.checks == "none" else settings.checks.split(",")
-    if unknown := set(names) - set(gpu_checks.CHECKS):
-        raise UserError(
-            f"--checks has {', '.join(unknown)}; expected any of {', '.join(gpu_checks.CHECKS)}, "
-            "or none; correct it"
-        )
-    work = [
-        ({"machine": True}, lambda: probe(gpu)),
-        *(
-            (
-                {"check": name},
-                lambda check=gpu_checks.CHECKS[name]: dict(
-                    zip(("passed", "detail"), check(settings))
-                ),
-            )
-            for name in names
-        ),
-        *(
-            (dict(cell), lambda cell=cell: measure_cell(settings, **cell))
-            for cell in make_cells(settings)
-        ),
-    ]
     rows, longest = [], 0.0
-    for row, do in work:
+    for row, work in _work(settings, gpu):
         rows.append(row)
         start = time.perf_counter()
         if start + longest > deadline:
             row["skipped"] = True
             continue
         try:
-            row.update(do())
+            row.update(work())
         except Exception as error:  # whatever it is, the other rows are worth having
             row["error"] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         row["seconds"] = time.perf_counter() - start
         longest = max(longest, row["seconds"])
         compare(rows)
         print(_line(row), flush=True)
-        measuring.write_json(settings.output_json, settings, rows)
-    measuring.write_json(settings.output_json, settings, rows)
+        program.write_json(settings.output_json, settings, rows=rows)
+    program.write_json(settings.output_json, settings, rows=rows)
     return rows
+
+
+def _work(settings, gpu):
+    """Returns [(the beginning of a row, the function that measures the rest of it)]."""
+    names = [] if settings.checks == "none" else settings.checks.split(",")
+    if unknown := set(names) - set(gpu_checks.CHECKS):
+        raise UserError(
+            f"--checks has {', '.join(unknown)}; expected any of {', '.join(gpu_checks.CHECKS)}, "
+            "or none; correct it"
+        )
+
+    def check(name):
+        return dict(zip(("passed", "detail"), gpu_checks.CHECKS[name](settings)))
+
+    return [
+        ({"machine": True}, lambda: probe(gpu)),
+        *(({"check": name}, lambda name=name: check(name)) for name in names),
+        *(
+            ({**cell}, lambda cell=cell: measure_cell(settings, **cell))
+            for cell in make_cells(settings)
+        ),
+    ]
 
 
 def compare(rows):
@@ -217,80 +210,54 @@ def compare(rows):
     """
     bandwidth = rows[0].get("published") or rows[0].get("copy")
     cells = [row for row in rows if "images_per_second" in row]
+
+    def place(row):
+        return tuple(row[key] for key in ("backbone", "image_size", "phase", "precision"))
+
+    fits = {}
     for row in cells:
-        row["roofline"] = (
-            row["images_per_second"] * row["bytes_per_image"] / (1e9 * bandwidth)
-            if bandwidth
-            else None
-        )
-        beside = [
-            other["images_per_second"]
-            for other in cells
-            if other["kind"] == "fit"
-            and all(
-                other[key] == row[key] for key in ("backbone", "image_size", "phase", "precision")
-            )
-        ]
-        row["over_fit"] = row["images_per_second"] / max(beside) if beside else None
+        rate = row["images_per_second"]
+        moved = rate * row["bytes_per_image"] / 1e9
+        row["roofline"] = moved / bandwidth if bandwidth else None
+        if row["kind"] == "fit":
+            fits[place(row)] = max(rate, fits.get(place(row), 0.0))
+    for row in cells:
+        beside = fits.get(place(row))
+        row["over_fit"] = row["images_per_second"] / beside if beside else None
 
 
 def _line(row):
     """Returns a row as a line: of the table, if it is a cell that was measured."""
     if "images_per_second" in row:
-        roofline, over = (f"{row[key]:.2f}" if row[key] else "" for key in ("roofline", "over_fit"))
-        low, high = row["range"]
-        return (
-            f"| {row['backbone']}@{row['image_size']}, {row['phase']} | {row['kind']} | "
-            f"{row['precision']} | {'on' if row['xla'] else 'off'} | "
-            f"{row['images_per_second']:.0f} ({low:.0f}-{high:.0f}) | "
-            f"{row['first_epoch_seconds']:.1f} | {roofline} | {over} |"
-        )
-    name = (
-        "machine"
-        if "machine" in row
-        else f"check {row['check']}"
-        if "check" in row
-        else (
-            f"{row['backbone']}@{row['image_size']}, {row['phase']}, {row['kind']}, "
-            f"{row['precision']}, XLA {'on' if row['xla'] else 'off'}"
-        )
-    )
-    if "skipped" in row or "error" in row:
-        return f"{name}: {row.get('error', 'skipped')}"
-    if "check" in row:
-        return f"{name}: {'passed' if row['passed'] else 'FAILED'}: {row['detail']}"
-    return (
-        f"{name}: {row['device']}, TensorFlow {row['tensorflow']}, Keras {row['keras']}, float32 "
-        f"(TF32 on a GPU) {row['float32']:.0f}, bfloat16 {row['bfloat16']:.0f} GFLOP/s, memory "
-        f"{row['copy']:.0f} GB/s read and written"
-        + (f", published {row['published']} GB/s" if row["published"] else "")
-    )
+        return program.table(_COLUMNS, [row]).splitlines()[-1]
+    name = "check {check}" if "check" in row else "machine"
+    if "phase" in row:
+        name = "{backbone}@{image_size}, {phase}, {kind}, {precision}, XLA {xla}"
+    form = f"{name}: {{error}}" if "error" in row else f"{name}: skipped"
+    if "passed" in row:
+        form = f"{name}: {'passed' if row['passed'] else 'FAILED'}: {{detail}}"
+    return program.text(_MACHINE if "device" in row else form, **row)
 
 
 def table(rows):
     """Returns the machine and the checks, the cells that were measured as a Markdown table, and the
     others.
     """
+    cells = [row for row in rows if "images_per_second" in row]
     return "\n".join(
         [
             *(_line(row) for row in rows if "phase" not in row),
             "",
-            (
-                "| backbone, phase | kind | precision | XLA | images/s (range) | first epoch, s | "
-                "roofline | over fit |"
-            ),
-            "|---|---|---|---|---|---|---|---|",
-            *(_line(row) for row in rows if "images_per_second" in row),
+            program.table(_COLUMNS, cells),
             "",
-            *(_line(row) for row in rows if "phase" in row and "images_per_second" not in row),
+            *(_line(row) for row in rows if "phase" in row and row not in cells),
         ]
     )
 
 
-def main():
-    started, settings = time.perf_counter(), cli.config_from_flags(Settings)
+def report(settings):
+    started = time.perf_counter()
     tf.get_logger().setLevel("ERROR")  # it warns that each network traces its own functions
-    measuring.prepare_json(settings.output_json)
     gpus = tf.config.list_physical_devices("GPU")
     if settings.device == "cpu":
         tf.config.set_visible_devices([], "GPU")
@@ -298,15 +265,13 @@ def main():
         print(
             "no GPU here: nothing was checked or measured; --device=cpu runs the program on the CPU"
         )
-        return
+        return None
     rows = measure(settings, gpus[0] if settings.device == "auto" else None, started)
-    print(
-        f"\nbatch {settings.batch_size}, {settings.images} images an epoch, median of "
-        f"{_ROUNDS}\n\n{table(rows)}",
-        flush=True,
+    return (
+        f"batch {settings.batch_size}, {settings.images} images an epoch, median of "
+        f"{_ROUNDS}\n\n{table(rows)}"
     )
 
 
 if __name__ == "__main__":
-    cli.define_flags(Settings)
-    cli.run(main)
+    program.main(Settings, report)

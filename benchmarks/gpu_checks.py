@@ -67,16 +67,11 @@ def float16(settings):
     With one that fits, weights change as in float32.
     """
     config, classifier, source = make_network(settings, "mixed_float16")
-    steps, scaling, taken, skipped = (
-        measuring.our_steps(config, "finetune", classifier, source),
-        None,
-        0,
-        0,
-    )
+    steps = measuring.our_steps(config, "finetune", classifier, source)
+    scaling, taken, skipped = {**loss_scale.initial(), "loss_scale": _LARGE_SCALE}, 0, 0
     for _ in range(8):
-        totals = steps(scaling=scaling or {**loss_scale.initial(), "loss_scale": _LARGE_SCALE})
-        totals = {name: value.numpy() for name, value in totals.items()}
-        scaling = {name: float(totals[name]) for name in loss_scale.initial()}
+        totals = {name: value.numpy() for name, value in steps(scaling=scaling).items()}
+        scaling = {name: float(totals[name]) for name in scaling}
         taken, skipped = taken + int(totals["steps"]), skipped + int(totals["skipped_steps"])
     fits = {**loss_scale.initial(), "loss_scale": scaling["loss_scale"] / 4}
     with _tf32(False):
@@ -113,9 +108,8 @@ def determinism(settings):
     finally:
         # there is no public way back, and what is timed next would be slower
         tf_config.disable_op_determinism()
-    return hashes[0] == hashes[
-        1
-    ], f"{name}, XLA {'on' if compiled else 'off'}: {hashes[0]} and {hashes[1]}"
+    told = f"{name}, XLA {'on' if compiled else 'off'}: {' and '.join(hashes)}"
+    return hashes[0] == hashes[1], told
 
 
 def parity(settings):
@@ -177,16 +171,11 @@ def make_network(settings, precision, weights=None, **more):
 def weight_changes(settings, precision, xla=False, scaling=None):
     """Returns {path: what steps of SGD change a variable by}."""
     config, classifier, source = make_network(settings, precision)
-    before = {
-        path: np.array(variable) for path, variable in classifier.trainable_variables().items()
-    }
-    measuring.our_steps(config, "finetune", classifier, source, learning_rate=1e-3, xla=xla)(
-        scaling=scaling
-    )
-    return {
-        path: np.array(variable) - before[path]
-        for path, variable in classifier.trainable_variables().items()
-    }
+    variables = classifier.trainable_variables()
+    before = {path: np.array(variable) for path, variable in variables.items()}
+    options = {"learning_rate": 1e-3, "xla": xla}
+    measuring.our_steps(config, "finetune", classifier, source, **options)(scaling=scaling)
+    return {path: np.array(variable) - before[path] for path, variable in variables.items()}
 
 
 def _gradients(classifier, source, batch_size):
@@ -203,14 +192,8 @@ def _gradients(classifier, source, batch_size):
                 tf.gather(source.examples.labels, rows), logits
             )
             loss = scale * tf.reduce_mean(losses)
-        return (
-            tensors,
-            logits,
-            [
-                each / scale
-                for each in tape.gradient(loss, [each.value for each in variables.values()])
-            ],
-        )
+        gradients = tape.gradient(loss, [each.value for each in variables.values()])
+        return tensors, logits, [each / scale for each in gradients]
 
     tensors, logits, gradients = compute(tf.range(batch_size))
     return tensors, logits, dict(zip(variables, gradients))
@@ -219,14 +202,11 @@ def _gradients(classifier, source, batch_size):
 def _off(values, reference):
     """Returns the norm of the difference of two {name: array} over that of the second."""
 
-    def norm(arrays):
-        return math.sqrt(
-            sum(float(np.sum(np.square(np.asarray(array, np.float64)))) for array in arrays)
-        )
+    def all_of(arrays):
+        return np.concatenate([np.ravel(arrays[name]).astype(np.float64) for name in reference])
 
-    return norm(
-        np.asarray(values[name], np.float64) - reference[name] for name in reference
-    ) / norm(reference.values())
+    expected = all_of(reference)
+    return float(np.linalg.norm(all_of(values) - expected) / np.linalg.norm(expected))
 
 
 @contextlib.contextmanager

@@ -11,37 +11,36 @@ boundary. The rest (activations, pooling, the dense head, Adam) counts as nothin
 cannot be reached.
 """
 
-import dataclasses
+import functools
 import math
 import os
-import statistics
 
-from tl_research import quiet
-
-quiet.import_tensorflow()
-
-import keras
 import measuring
+import program
 import tensorflow as tf
 
-from tl_research import cli
 from tl_research.settings import setting
 
 _SIDE, _REPEATS = 2048, 8
 _COPIED = 1 << 26  # float32 values, 256 MiB: more than caches hold
+_COLUMNS = """
+backbone, step | {backbone}@{image_size}, {kind}
+images/s | {images_per_second:.0f}
+GFLOP an image | {gflop_per_image:.3f}
+GFLOP/s | {gflop_per_second:.0f}
+share of the peak | {share_of_peak:.0%}
+"""
+_MACHINE = (
+    "{0} CPU cores: float32 {float32:.0f} GFLOP/s, bfloat16 {bfloat16:.0f} GFLOP/s, memory "
+    "{copy:.0f} GB/s read and written"
+)
+table = functools.partial(program.table, _COLUMNS)
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(measuring.Settings):
     """The flags of this benchmark."""
 
-    backbones: str = setting(measuring.BACKBONES, "NAME@SIZE, a list")
-    weights: str = setting("none", "imagenet or none, which is as fast")
     precision: str = setting("float32", "of the steps", choices=("float32", "mixed_bfloat16"))
-    images: int = setting(320, "images of an epoch, which is what is timed")
-    batch_size: int = setting(32, "images a step")
-    rounds: int = setting(5, "epochs timed of each kind; at least 1")
-    output_json: str | None = setting(None, "file for all numbers; None writes none")
 
 
 def probe(rounds, side=_SIDE, copied=_COPIED):
@@ -68,11 +67,8 @@ def probe(rounds, side=_SIDE, copied=_COPIED):
     }
     kinds["copy"] = repeated(lambda x: x + 1.0, tf.zeros([copied]))
     work = {"float32": 2 * side**3, "bfloat16": 2 * side**3, "copy": 2 * 4 * copied}
-    seconds = measuring.alternate(kinds, rounds)
-    return {
-        name: _REPEATS * work[name] / statistics.median(times) / 1e9
-        for name, times in seconds.items()
-    }
+    found = measuring.rates(measuring.alternate(kinds, rounds), _REPEATS / 1e9)
+    return {name: work[name] * rate for name, rate in found.items()}
 
 
 def gflop_per_image(classifier, source):
@@ -103,12 +99,9 @@ def bytes_per_image(classifier, source):
     trained = {written for *_, written in graph.layers(boundary, classifier.head_boundary)}
     numbers = sum(math.prod(graph.shape(name)) for name in classifier.head_boundary)  # read by it
     for layer, kernels, read, written in graph.layers(begin, classifier.head_boundary):
-        inputs, output = (
-            [math.prod(graph.shape(name)) for name in read],
-            math.prod(graph.shape(written)),
-        )
+        *inputs, output = (math.prod(graph.shape(name)) for name in (*read, written))
         if kernels:
-            backward = 0 if written not in trained else 1 if set(read) <= set(boundary) else 2
+            backward = (written in trained) * (2 - (set(read) <= set(boundary)))
             numbers += (1 + backward) * (sum(inputs) + output) + output * (backward > 0)
         elif len(read) > 1 or "Pooling" in type(layer).__name__:
             numbers += max(inputs)
@@ -118,31 +111,16 @@ def bytes_per_image(classifier, source):
 def measure(settings):
     """Returns (what `probe` returns, a row for each backbone and kind of step)."""
     machine = probe(settings.rounds)
-    print(_machine_line(machine), flush=True)
+    print(_MACHINE.format(os.cpu_count(), **machine), flush=True)
     peak = machine["float32" if settings.precision == "float32" else "bfloat16"]
-    rows = []
-    for name, size in measuring.parse_backbones(settings.backbones):
-        config = measuring.make_config(settings, name, size)
-        examples = measuring.drawn_examples(config, settings.images)
-        epochs, work = {}, {}
-        for kind, phase in {
-            "live head": "head",
-            "live finetune": "finetune",
-            "cached finetune": "finetune",
-        }.items():
-            classifier = measuring.make_classifier(config, phase, 5)
-            source = measuring.live_source(config, classifier, examples)
-            if kind.startswith("cached"):
-                source = measuring.cached_source(
-                    config, classifier, measuring.fill_cache(config, classifier, examples)
-                )
-            epochs[kind] = measuring.our_epoch(config, phase, classifier, source, same_batch=True)
-            work[kind] = gflop_per_image(classifier, source)
-        seconds = measuring.alternate(epochs, settings.rounds)
-        for kind, times in seconds.items():
-            rate = settings.images / statistics.median(times)
-            rows.append(
-                {
+
+    def rows():
+        for name, size in program.parse_backbones(settings.backbones):
+            config = measuring.make_config(settings, name, size)
+            epochs, work = _kinds(config, settings.images)
+            seconds = measuring.alternate(epochs, settings.rounds)
+            for kind, rate in measuring.rates(seconds, settings.images).items():
+                yield {
                     "backbone": name,
                     "image_size": size,
                     "kind": kind,
@@ -151,46 +129,30 @@ def measure(settings):
                     "gflop_per_second": rate * work[kind],
                     "share_of_peak": rate * work[kind] / peak,
                 }
-            )
-            print(table(rows[-1:]).splitlines()[-1], flush=True)
-        keras.backend.clear_session()
-    return machine, rows
+            measuring.keras.backend.clear_session()
+
+    return machine, program.gathered(settings, _COLUMNS, rows(), machine=machine)
 
 
-def _machine_line(machine):
-    return (
-        f"{os.cpu_count()} CPU cores: float32 {machine['float32']:.0f} GFLOP/s, bfloat16 "
-        f"{machine['bfloat16']:.0f} GFLOP/s, memory {machine['copy']:.0f} GB/s read and written"
-    )
+def _kinds(config, images):
+    """Returns {kind of step: function that returns the seconds of an epoch}, and its arithmetic."""
+    examples, epochs, work = measuring.drawn_examples(config, images), {}, {}
+    for kind in ("live head", "live finetune", "cached finetune"):
+        place, phase = kind.split()
+        classifier = measuring.make_classifier(config, phase, 5)
+        source = measuring.source(config, classifier, examples, cached=place == "cached")
+        epochs[kind] = measuring.our_epoch(config, phase, classifier, source, same_batch=True)
+        work[kind] = gflop_per_image(classifier, source)
+    return epochs, work
 
 
-def table(rows):
-    """Returns the rows as a Markdown table."""
-    lines = [
-        "| backbone, step | images/s | GFLOP an image | GFLOP/s | share of the peak |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row['backbone']}@{row['image_size']}, {row['kind']} | "
-            f"{row['images_per_second']:.0f} | {row['gflop_per_image']:.3f} | "
-            f"{row['gflop_per_second']:.0f} | {100 * row['share_of_peak']:.0f} % |"
-        )
-    return "\n".join(lines)
-
-
-def main():
-    settings = cli.config_from_flags(Settings)
-    measuring.prepare_json(settings.output_json)
+def report(settings):
     machine, rows = measure(settings)
-    print(
-        f"\nour step without input, {settings.precision}, batch {settings.batch_size}, median of "
-        f"{settings.rounds}; {_machine_line(machine)}\n\n{table(rows)}",
-        flush=True,
+    return (
+        f"our step without input, {settings.precision}, {measuring.conditions(settings)}; "
+        f"{_MACHINE.format(os.cpu_count(), **machine)}\n\n{table(rows)}"
     )
-    measuring.write_json(settings.output_json, settings, rows, machine=machine)
 
 
 if __name__ == "__main__":
-    cli.define_flags(Settings)
-    cli.run(main)
+    program.main(Settings, report)

@@ -8,87 +8,98 @@ weights. The best rate has the lowest validation loss, on photographs that are n
 """
 
 import dataclasses
-import json
+import functools
 import os
 import random
 import shutil
 import tempfile
 import time
 
-import numpy as np
+from tl_research import quiet
 
-from tl_research import cli
+quiet.import_tensorflow()
+
+import numpy as np
+import program
+import tensorflow as tf
+
+from tl_research import experiment
 from tl_research.config import Config
-from tl_research.errors import UserError
-from tl_research.files import write_atomically
-from tl_research.settings import check_fields, setting
+from tl_research.optim import schedules
+from tl_research.settings import setting
+from tl_research.training import loop, lr_range_test, phase
+from tl_research.training.batch import epoch_inputs
 
 _SWEEP = tuple(10.0 ** (exponent / 2) for exponent in range(-10, -1))  # 1e-5 to 1e-1
 _HELD_OUT = 80  # photographs of each class; half are validation images
+_COLUMNS = """
+images | {images}
+seed | {seed}
+phase | {phase}
+suggested | {suggested:.1e}{reason}
+best of the sweep | {best:.1e}
+factor | {factor:.2g}
+"""
+table = functools.partial(program.table, _COLUMNS)
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(program.Settings):
     """The flags of this benchmark."""
 
+    required = ("data_dir",)
     data_dir: str | None = setting(None, "one folder per class; must be given", path="absolute")
     backbone: str = setting("EfficientNetLite0", "a name from tl_research/models/backbones.py")
     image_size: int = setting(96, "height and width in pixels that images are resized to")
     images: tuple[int, ...] = setting((400, 10000), "training images, at most", low=10)
     seeds: tuple[int, ...] = setting((0, 1, 2), "of the run and of the photographs", low=0)
     epochs: int = setting(3, "of each phase at each rate of the sweep", low=1)
-    output_json: str | None = setting(None, "file for all numbers; None writes none")
-
-    def __post_init__(self):
-        check_fields(self)
-        if not self.data_dir:
-            raise UserError(
-                "--data_dir is missing; expected one folder of photographs per class; add "
-                "--data_dir=DIR"
-            )
 
 
 def measure(settings):
-    """Yields a dict for each phase of each run: its range test, and the validation loss of each
-    rate of the sweep.
+    """Yields a dict for each phase of each run: its range test, the rate that this suggests or the
+    reason for none, the validation loss of each rate of the sweep, the best of these, and the
+    factor between the two.
     """
     for images in settings.images:
         for seed in settings.seeds:
             with tempfile.TemporaryDirectory() as place:
                 _copy_photographs(settings.data_dir, place, images, seed)
                 for row in _measure_run(settings, seed, place):
-                    yield {"images": images, "seed": seed, **row}
+                    suggested, reason = lr_range_test.suggest(row["range_test"])
+                    best = _SWEEP[int(np.nanargmin(row["validation_losses"]))]
+                    yield {
+                        "images": images,
+                        "seed": seed,
+                        **row,
+                        "suggested": suggested,
+                        "reason": None if suggested else reason,
+                        "best": best,
+                        "factor": suggested and suggested / best,
+                    }
 
 
 def _copy_photographs(data_dir, place, images, seed):
     """Makes `place`/validation and `place`/train, disjoint random choices of each class."""
     classes = sorted(entry.name for entry in os.scandir(data_dir) if entry.is_dir())
     for name in classes:
-        files = sorted(os.listdir(os.path.join(data_dir, name)))
+        files = sorted(os.listdir(f"{data_dir}/{name}"))
         random.Random(seed).shuffle(files)
-        end = _HELD_OUT + images // len(classes)
-        for side, chosen in (
-            ("validation", files[:_HELD_OUT]),
-            ("train", files[_HELD_OUT:end]),
-        ):
-            os.makedirs(os.path.join(place, side, name))
-            for file in chosen:
-                shutil.copy(os.path.join(data_dir, name, file), os.path.join(place, side, name))
+        for number, file in enumerate(files[: _HELD_OUT + images // len(classes)]):
+            side = "validation" if number < _HELD_OUT else "train"
+            os.makedirs(f"{place}/{side}/{name}", exist_ok=True)
+            shutil.copy(f"{data_dir}/{name}/{file}", f"{place}/{side}/{name}")
 
 
 def _measure_run(settings, seed, place):
     """Yields a dict for each phase of one run."""
-    from tl_research import experiment
-    from tl_research.training import loop, lr_range_test, phase
-
     config = Config(
         dataset="directory",
-        data_dir=os.path.join(place, "train"),
-        validation_dir=os.path.join(place, "validation"),
+        data_dir=f"{place}/train",
+        validation_dir=f"{place}/validation",
         backbone=settings.backbone,
         image_size=settings.image_size,
         seed=seed,
-        workdir=os.path.join(place, "run"),
+        workdir=f"{place}/run",
     )
     with experiment.opened(config) as opened:
         ready = experiment.prepare(opened, time.perf_counter())
@@ -104,11 +115,6 @@ def _measure_run(settings, seed, place):
 
 def _sweep(setup, state, epochs):
     """Returns the validation loss after `epochs` of the phase at each rate; leaves no trace."""
-    import tensorflow as tf
-
-    from tl_research.optim import schedules
-    from tl_research.training.batch import epoch_inputs
-
     plan, optimizer, source = setup.plan, setup.optimizer, setup.source
     classifier, steps = plan.classifier, plan.steps_per_epoch
     values, slots = classifier.values(classifier.variables), optimizer.state()
@@ -129,32 +135,9 @@ def _sweep(setup, state, epochs):
     return losses
 
 
-def table(rows):
-    """Returns the measured rows as a Markdown table."""
-    from tl_research.training import lr_range_test
-
-    lines = ["| images | seed | phase | suggested | best of the sweep | factor |", "|" + "---|" * 6]
-    for row in rows:
-        suggested, reason = lr_range_test.suggest(row["range_test"])
-        best = _SWEEP[int(np.nanargmin(row["validation_losses"]))]
-        factor = f"{suggested / best:.2g}" if suggested else ""
-        lines.append(
-            f"| {row['images']} | {row['seed']} | {row['phase']} | "
-            f"{f'{suggested:.1e}' if suggested else reason} | {best:.1e} | {factor} |"
-        )
-    return "\n".join(lines)
-
-
-def main():
-    settings = cli.config_from_flags(Settings)
-    rows = []
-    for row in measure(settings):
-        rows.append(row)
-        if settings.output_json:
-            write_atomically(settings.output_json, json.dumps(rows, indent=1) + "\n")
-    print(table(rows), flush=True)
+def report(settings):
+    return table(program.gathered(settings, _COLUMNS, measure(settings)))
 
 
 if __name__ == "__main__":
-    cli.define_flags(Settings)
-    cli.run(main)
+    program.main(Settings, report)

@@ -4,26 +4,34 @@ and the timing in turn.
 
 import contextlib
 import dataclasses
-import json
+import functools
 import os
 import statistics
+import tempfile
 import time
+
+from tl_research import quiet
+
+quiet.import_tensorflow()
 
 import copied_recipe
 import keras
 import numpy as np
+import program
 import tensorflow as tf
 
-from tl_research.config import Config
+# these two are called here from outside
+from program import parse_backbones, prepare_json  # noqa: F401
+
+from tl_research.config import Config, Phase
 from tl_research.data import dataset, pipeline
-from tl_research.errors import UserError
-from tl_research.files import write_atomically
 from tl_research.models.classifier import Classifier
 from tl_research.optim import schedules
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.optim.param_groups import make_param_groups
 from tl_research.run import environment
 from tl_research.run.directory import RunDirectory
+from tl_research.settings import setting
 from tl_research.training import features
 from tl_research.training.batch import EpochInputs
 from tl_research.training.objective import CrossEntropy
@@ -31,20 +39,18 @@ from tl_research.training.steps import TrainStep
 
 PHASES = {"head": ("0%", 1e-3), "finetune": ("30%", 1e-5)}
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-BACKBONES = "MobileNetV2@160,EfficientNetLite0@224,EfficientNetV2B0@224,ResNet50@224"
 
 
-def parse_backbones(text):
-    """Returns [(name, image size)] of a list NAME@SIZE,NAME@SIZE."""
-    parsed = []
-    for entry in text.split(","):
-        name, at, size = entry.partition("@")
-        if not (at and size.isdigit()):
-            raise UserError(
-                f"--backbones has {entry!r}; expected NAME@SIZE; for example MobileNetV2@160"
-            )
-        parsed.append((name, int(size)))
-    return parsed
+class Settings(program.Networks):
+    """The flags of benchmarks that time epochs of several kinds in turn."""
+
+    images: int = setting(320, "images of an epoch, which is what is timed", low=1)
+    rounds: int = setting(5, "epochs timed of each kind; at least 1", low=1)
+
+
+def conditions(settings):
+    """Returns what figures are of, as text."""
+    return f"{os.cpu_count()} CPU cores, batch {settings.batch_size}, median of {settings.rounds}"
 
 
 def make_config(settings, name, size, **more):
@@ -75,28 +81,44 @@ def load(config):
 
 def drawn_examples(config, count, num_classes=5):
     """Returns `Examples` of random pixels, for steps whose speed does not depend on the values."""
-    random = np.random.RandomState(0)
-    pixels = random.randint(0, 256, (count, config.image_size, config.image_size, 3), np.uint8)
-    names = tuple(str(index) for index in range(count))
-    return pipeline.Examples(
-        names,
-        names,
-        np.arange(count, dtype=np.int32) % num_classes,
-        config.image_size,
-        tf.constant(pixels),
+    pixels = np.random.RandomState(0).randint(
+        0, 256, (count, *[config.image_size] * 2, 3), np.uint8
     )
+    names = tuple(map(str, range(count)))
+    labels = np.arange(count, dtype=np.int32) % num_classes
+    return pipeline.Examples(names, names, labels, config.image_size, tf.constant(pixels))
 
 
-def first(examples, count):
-    """Returns the first images of a random order, so that every class is there."""
-    rows = pipeline.epoch_order(0, 0, len(examples))[:count]
-    return pipeline.Examples(
-        tuple(examples.names[i] for i in rows),
-        tuple(examples.paths[i] for i in rows),
-        examples.labels[rows],
-        examples.image_size,
-        examples.images(rows),
-    )
+@dataclasses.dataclass(frozen=True)
+class Photographs:
+    """Photographs to train on, in memory and, the same, as files."""
+
+    config: Config
+    examples: pipeline.Examples
+    folder: str  # one folder per class
+    num_classes: int
+    decoded_per_second: float
+
+
+@contextlib.contextmanager
+def photographs(settings, name, size):
+    """Yields the first training images of a random order, so that every class is there, for a
+    backbone at an image size.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        config = make_config(settings, name, size, workdir=f"{place}/run")
+        data, rate = load(config)
+        train, rows = data.train, pipeline.epoch_order(0, 0, len(data.train))[: settings.images]
+        examples = pipeline.Examples(
+            tuple(train.names[i] for i in rows),
+            tuple(train.paths[i] for i in rows),
+            train.labels[rows],
+            size,
+            train.images(rows),
+        )
+        classes = [data.classes[label] for label in examples.labels]
+        folder = as_folders(examples.paths, classes, f"{place}/images")
+        yield Photographs(config, examples, folder, len(data.classes), rate)
 
 
 def as_folders(paths, class_names, place):
@@ -109,8 +131,8 @@ def as_folders(paths, class_names, place):
         place: Directory for the folders.
     """
     for index, (path, name) in enumerate(zip(paths, class_names)):
-        os.makedirs(os.path.join(place, name), exist_ok=True)
-        os.symlink(path, os.path.join(place, name, f"{index}{os.path.splitext(path)[1]}"))
+        os.makedirs(f"{place}/{name}", exist_ok=True)
+        os.symlink(path, f"{place}/{name}/{index}{os.path.splitext(path)[1]}")
     return place
 
 
@@ -128,10 +150,64 @@ def alternate(epochs, rounds):
     return seconds
 
 
-def ratios(slower, faster):
-    """Returns (median, [least, most]) of the ratios taken in each round."""
-    values = [a / b for a, b in zip(slower, faster, strict=True)]
-    return statistics.median(values), [min(values), max(values)]
+def rates(seconds, images):
+    """Returns {kind: images per second, median} of what `alternate` returned."""
+    return {kind: images / statistics.median(times) for kind, times in seconds.items()}
+
+
+def row(config, phase, seconds, images, ratios):
+    """Returns the row of a backbone and phase.
+
+    Args:
+        config: `Config`.
+        phase: A name in `PHASES`.
+        seconds: As `alternate` returned them.
+        images: Of an epoch.
+        ratios: {name: (the slower kind, the faster one)}.
+
+    Returns:
+        dict: backbone, image_size, phase, {kind: images per second, median}, and of the ratios
+        taken in each round {name: median} and {name_range: [least, most]}.
+    """
+    found = {
+        "backbone": config.backbone,
+        "image_size": config.image_size,
+        "phase": phase,
+        **rates(seconds, images),
+    }
+    for name, (slower, faster) in ratios.items():
+        values = [a / b for a, b in zip(seconds[slower], seconds[faster], strict=True)]
+        found[name], found[f"{name}_range"] = statistics.median(values), [min(values), max(values)]
+    return found
+
+
+def compare(settings, columns, epochs_of, ratios):
+    """Returns a row for each backbone and phase, as `program.gathered` does.
+
+    Args:
+        settings: `Settings`.
+        columns: Of the table.
+        epochs_of: A function of (a function that makes a `Config`, a name in `PHASES`) to
+            {kind: function that returns the seconds of an epoch}.
+        ratios: As of `row`.
+    """
+
+    def rows():
+        for name, size in parse_backbones(settings.backbones):
+            make = functools.partial(make_config, settings, name, size)
+            for phase in PHASES:
+                config, seconds = make(), alternate(epochs_of(make, phase), settings.rounds)
+                yield row(config, phase, seconds, settings.images, ratios)
+                keras.backend.clear_session()
+
+    return program.gathered(settings, columns, rows())
+
+
+def batchnorms(backbone):
+    """Returns the BatchNorm layers of a backbone."""
+    return [
+        layer for layer in backbone.layers if isinstance(layer, keras.layers.BatchNormalization)
+    ]
 
 
 def timed(work):
@@ -145,68 +221,63 @@ def timed(work):
     return epoch
 
 
-def make_classifier(config, phase, num_classes, **options):
+def make_classifier(config, phase, num_classes):
     """Returns a `Classifier` with the layers open that the phase trains."""
-    classifier = Classifier(
-        config.backbone,
-        config.weights,
-        config.image_size,
-        num_classes,
-        augmentation=config.augmentation,
-        dropout=config.dropout,
-        seed=config.seed,
-        **options,
-    )
+    classifier = Classifier.from_config(config, num_classes)
     classifier.unfreeze(PHASES[phase][0])
     return classifier
 
 
-def our_steps(
-    config, phase, classifier, source, *, same_batch=False, learning_rate=None, xla=False
-):
+def make_step(classifier, source, optimizer, phase, *, learning_rate=None, num_steps=1, xla=False):
+    """Returns a `TrainStep`.
+
+    Args:
+        classifier: A `Classifier`.
+        source: Where the tensors at the boundary come from.
+        optimizer: Its name.
+        phase: A name in `PHASES`; `classifier` has its layers open.
+        learning_rate: Instead of the phase's own.
+        num_steps: Of the phase.
+        xla: Whether the step is compiled with XLA.
+    """
+    unfreeze, own_rate = PHASES[phase]
+    groups = make_param_groups(classifier.trainable_variables(), {}, list(classifier.variables))
+    schedule = schedules.make_schedule(
+        Phase(phase, 1, unfreeze, learning_rate or own_rate, 0, 0), num_steps
+    )
+    optimizer = GroupedOptimizer(groups, optimizer)
+    return TrainStep(classifier, optimizer, source, CrossEntropy(), schedule, xla=xla)
+
+
+def epoch_inputs(source, order, batch_size, same_batch=False):
+    """Returns `EpochInputs` of a source's images in an order: all batches of it, or the first as
+    often, not augmented.
+    """
+    indices, weights = pipeline.make_batches(order, batch_size)
+    of_view = source.of_view(0)
+    if same_batch:
+        indices = np.repeat(indices[:1], len(indices), axis=0)
+        of_view = of_view if source.cached else of_view[:0]
+    return EpochInputs(*tf.nest.map_structure(tf.constant, (indices, weights, of_view, 0)))
+
+
+def our_steps(config, phase, classifier, source, *, same_batch=False, **options):
     """Returns a function that takes an epoch of our steps, all in one call as the loop does when
     cached.
 
     Args:
         config: `Config`.
-        phase: A name in `PHASES`; `classifier` has its layers open.
-        classifier: A `Classifier`.
-        source: Where the tensors at the boundary come from.
+        phase, classifier, source: As of `make_step`.
         same_batch: Whether every step is given the first batch, not augmented: a step without
             input.
-        learning_rate: Instead of the phase's own.
-        xla: Whether the step is compiled with XLA.
+        options: Of `make_step`.
 
     Returns:
         A function that returns what `TrainStep` does, and takes what that takes besides.
     """
-    unfreeze, own_rate = PHASES[phase]
-    config = dataclasses.replace(
-        config,
-        phases=(phase,),
-        epochs=(1,),
-        unfreeze=(unfreeze,),
-        patience=(0,),
-        learning_rate=(learning_rate or own_rate,),
-        lr_schedule=("constant",),
-        warmup=(0,),
-    )
-    groups = make_param_groups(classifier.trainable_variables(), {}, list(classifier.variables))
-    step = TrainStep(
-        classifier,
-        GroupedOptimizer(groups, config.optimizer),
-        source,
-        CrossEntropy(),
-        schedules.make_schedule(config.phase_plan[0], 1),
-        xla=xla,
-    )
-    indices, weights = pipeline.make_batches(np.arange(len(source.examples)), config.batch_size)
-    of_view = source.of_view(0)
-    if same_batch:
-        indices = np.repeat(indices[:1], len(indices), axis=0)
-        of_view = of_view if source.cached else of_view[:0]
-    epoch = EpochInputs(*tf.nest.map_structure(tf.constant, (indices, weights, of_view, 0)))
-    return lambda **more: step(epoch, 0, len(indices), 0, 0, **more)
+    step = make_step(classifier, source, config.optimizer, phase, **options)
+    epoch = epoch_inputs(source, np.arange(len(source.examples)), config.batch_size, same_batch)
+    return lambda **more: step(epoch, 0, len(epoch.indices), 0, 0, **more)
 
 
 def our_epoch(*arguments, **options):
@@ -216,6 +287,13 @@ def our_epoch(*arguments, **options):
     """
     steps = our_steps(*arguments, **options)
     return timed(lambda: float(steps()["loss_sum"]))
+
+
+def step_epoch(config, phase, images):
+    """Returns a function that returns the seconds of an epoch of our live step without input."""
+    classifier = make_classifier(config, phase, 5)
+    source = live_source(config, classifier, drawn_examples(config, images))
+    return our_epoch(config, phase, classifier, source, same_batch=True)
 
 
 def live_source(config, classifier, examples, boundary=None):
@@ -231,9 +309,8 @@ def fill_cache(config, classifier, examples, progress=lambda done, total: None):
     """Returns the `CachedSource` that a run fills from pixels, with one view, at the cheapest place
     before what `classifier` has open.
     """
-    views = features.Views(config.seed, 0, bool(config.augmentation))
     boundary = classifier.graph.cheapest_boundary(classifier.boundary())
-    live = features.LiveSource(classifier, examples, boundary, views)
+    live = live_source(config, classifier, examples, boundary)
     filled = features.compute_features(
         live, config.batch_size, lambda view: contextlib.nullcontext(progress)
     )
@@ -248,6 +325,13 @@ def cached_source(config, classifier, filled):
     source = features.derive_features(classifier, filled, classifier.boundary(), config.batch_size)
     source.kept(0)
     return source
+
+
+def source(config, classifier, examples, cached):
+    """Returns a phase's source at its own boundary: live, or kept features."""
+    if not cached:
+        return live_source(config, classifier, examples)
+    return cached_source(config, classifier, fill_cache(config, classifier, examples))
 
 
 class _EpochClock(keras.callbacks.Callback):
@@ -300,17 +384,3 @@ def fit_epoch(config, phase, num_classes, images, **options):
         return clock.seconds
 
     return fit
-
-
-def prepare_json(path):
-    """Makes the directory of a file now, rather than fail after measuring."""
-    if path:
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-
-
-def write_json(path, settings, rows, **more):
-    """Writes the settings and all numbers, if a path is given."""
-    if path:
-        write_atomically(
-            path, json.dumps({"settings": vars(settings), "rows": rows, **more}, indent=1) + "\n"
-        )

@@ -7,7 +7,6 @@ for among all. The sheet shows every group of the photographs: whether one of th
 pictures only eyes can tell.
 """
 
-import dataclasses
 import io
 import math
 import os
@@ -17,16 +16,16 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageEnhance
+import program
+from fault_pictures import encoded
 
-from tl_research import cli
 from tl_research.data import catalog, near_copies
 from tl_research.settings import setting
 
 _TILE, _COLUMNS = 120, 12  # pixels and pictures of the sheet
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(program.Settings):
     """The flags of this benchmark."""
 
     data_dir: str = setting("photos", "a directory with one folder per class", path="absolute")
@@ -35,40 +34,37 @@ class Settings:
     sheet: str | None = setting(None, "PNG file for all groups; None draws none")
 
 
-def _resized(image, share):
-    size = [round(share * side) for side in image.size]
-    return image.resize(size, PIL.Image.Resampling.BICUBIC)
-
-
-def _cropped(image, left, top, right, bottom):
-    """Returns an image without these shares of it at its edges."""
-    width, height = image.size
-    box = (left * width, top * height, (1 - right) * width, (1 - bottom) * height)
-    return image.crop([round(edge) for edge in box])
-
-
-# name: (change, JPEG quality)
+_TABLE = """
+planted copies | {change}
+found | {found:.1f} %
+joined to another | {others}
+"""
+# {name: (JPEG quality, what is changed before)}
 CHANGES = {
-    "encoded, quality 70": (lambda image: image, 70),
-    "encoded, quality 95": (lambda image: image, 95),
-    "resized to 90 %": (lambda image: _resized(image, 0.9), 90),
-    "resized to 50 %": (lambda image: _resized(image, 0.5), 90),
-    "cropped by 5 %, all around": (lambda image: _cropped(image, *[0.025] * 4), 90),
-    "cropped by 5 %, one corner": (lambda image: _cropped(image, 0, 0, 0.05, 0.05), 90),
-    "cropped by 10 %, all around": (lambda image: _cropped(image, *[0.05] * 4), 90),
-    "brighter by 15 %": (lambda image: PIL.ImageEnhance.Brightness(image).enhance(1.15), 90),
+    "encoded, quality 70": (70, {}),
+    "encoded, quality 95": (95, {}),
+    "resized to 90 %": (90, {"share": 0.9}),
+    "resized to 50 %": (90, {"share": 0.5}),
+    "cropped by 5 %, all around": (90, {"edges": (0.025, 0.025, 0.975, 0.975)}),
+    "cropped by 5 %, one corner": (90, {"edges": (0, 0, 0.95, 0.95)}),
+    "cropped by 10 %, all around": (90, {"edges": (0.05, 0.05, 0.95, 0.95)}),
+    "brighter by 15 %": (90, {"brightness": 1.15}),
 }
+
+
+def _changed(path, quality, share=1.0, edges=(0, 0, 1, 1), brightness=1.0):
+    """Returns a photograph cropped (left, top, right, bottom), resized, brighter, and encoded."""
+    image = _opened(path)
+    image = image.crop([round(edge * side) for edge, side in zip(edges, 2 * image.size)])
+    size = [round(share * side) for side in image.size]
+    image = image.resize(size, PIL.Image.Resampling.BICUBIC)
+    image = PIL.ImageEnhance.Brightness(image).enhance(brightness)
+    return _opened(io.BytesIO(encoded("JPEG", image, quality=quality)))
 
 
 def _opened(path):
     with PIL.Image.open(path) as image:
         return image.convert("RGB")
-
-
-def _encoded(image, quality):
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return PIL.Image.open(buffer).convert("RGB")
 
 
 def _thumbnails(images):
@@ -81,20 +77,22 @@ def _thumbnails(images):
     return np.stack(found), seconds
 
 
-def planted(paths, thumbnails, names, chosen, change, quality):
-    """Returns (share of the chosen that is found in its changed copy, copies joined to others).
+def planted(paths, thumbnails, names, chosen, change):
+    """Returns how many percent of the chosen are found in their changed copy, and how many copies
+    are joined to others.
 
     Args:
         paths, thumbnails, names: Of all photographs, and of their groups.
         chosen: int [P], places of those that are changed.
-        change: A function of a PIL image.
-        quality: Of its encoding.
+        change: A key of `CHANGES`.
     """
-    copies, _ = _thumbnails(_encoded(change(_opened(paths[i])), quality) for i in chosen)
+    quality, options = CHANGES[change]
+    copies, _ = _thumbnails(_changed(paths[i], quality, **options) for i in chosen)
     pairs = near_copies.pairs(np.concatenate([thumbnails, copies])).tolist()
     joined = [(i, chosen[j - len(paths)]) for i, j in pairs if i < len(paths) <= j]
     found = sum(i == own for i, own in joined)
-    return found / len(chosen), sum(names[i] != names[own] for i, own in joined)
+    others = sum(names[i] != names[own] for i, own in joined)
+    return {"change": change, "found": 100 * found / len(chosen), "others": others}
 
 
 def draw(groups, path):
@@ -133,12 +131,10 @@ def measure(settings):
         draw(groups, settings.sheet)
     random = np.random.default_rng(settings.seed)
     chosen = random.choice(len(paths), min(settings.planted, len(paths)), replace=False)
-    print(f"\n| {len(chosen)} planted | found | joined to another |\n|---|---|---|")
-    for name, (change, quality) in CHANGES.items():
-        share, others = planted(paths, thumbnails, names, chosen, change, quality)
-        print(f"| {name} | {100 * share:.1f} % | {others} |", flush=True)
+    print(f"\n{len(chosen)} planted\n\n{program.table(_TABLE, [])}")
+    rows = (planted(paths, thumbnails, names, chosen, change) for change in CHANGES)
+    program.gathered(settings, _TABLE, rows)
 
 
 if __name__ == "__main__":
-    cli.define_flags(Settings)
-    cli.run(lambda: measure(cli.config_from_flags(Settings)))
+    program.main(Settings, measure)

@@ -20,43 +20,37 @@ last number. What --output_json has is not measured again, so the same command g
 stopped; `fit` then trains its head anew if a column is missing.
 """
 
-import dataclasses
 import json
 import os
-import shlex
 import shutil
 import statistics
 import subprocess
-import sys
 
-from tl_research import cli
-from tl_research.config import DATASETS
-from tl_research.errors import UserError
-from tl_research.files import write_atomically
+import program
+
 from tl_research.settings import setting
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-_COLUMNS = ("fit", "fit held", "ours")
+_FITS = ("fit", "fit held")
+_TABLE = """
+backbone | {backbone}
+ | {column}
+seconds | {seconds}
+against ours | {against}
+validation accuracy | {val_accuracy}
+validation loss | {val_loss}
+test accuracy | {test_accuracy}
+"""
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(program.Networks, program.Photographs):
     """The flags of this benchmark."""
 
+    required = ("runs", "data_dir", "output_json")
     runs: str | None = setting(
         None, "directory for our run directories, which decide the split; must be given"
     )
-    dataset: str = setting(
-        "tf_flowers", "where images come from; directory needs --data_dir", choices=DATASETS
-    )
-    data_dir: str | None = setting(
-        None,
-        "one folder per class; with a named data set, a copy used instead of downloading; "
-        "must be given",
-        path="absolute",
-    )
     backbones: str = setting("EfficientNetLite0@224,MobileNetV2@160", "NAME@SIZE, a list")
-    weights: str = setting("none", "imagenet or none; EfficientNetLite has its own")
     precision: str = setting(
         "auto",
         "of our runs, as of train.py; fit is always float32",
@@ -64,21 +58,7 @@ class Settings:
     )
     augment_views: int = setting(4, "of our runs", low=0)
     epochs: str = setting("8,10", "of the head and of fine-tuning; at least 1")
-    seeds: str = setting("0,1,2", "of the run and of the split, a list")
-    batch_size: int = setting(32, "images a step")
-    output_json: str | None = setting(
-        None, "file for all numbers, rewritten after each; must be given"
-    )
-
-    def __post_init__(self):
-        missing = [
-            f"--{name}" for name in ("runs", "data_dir", "output_json") if not getattr(self, name)
-        ]
-        if missing:
-            raise UserError(
-                f"{', '.join(missing)} missing; expected directories and a file; "
-                "for example --runs=runs/recipe --data_dir=PHOTOS --output_json=runs/recipe.json"
-            )
+    seeds: tuple[int, ...] = setting((0, 1, 2), "of the run and of the split")
 
 
 def measure(settings):
@@ -89,60 +69,40 @@ def measure(settings):
         UserError: If a run fails, its own message stands above; or if --output_json is of other
             settings.
     """
-    rows = _read(settings)
-
-    def add(row):
-        rows.append(row)
-        write_atomically(
-            settings.output_json,
-            json.dumps({"settings": vars(settings), "rows": rows}, indent=1) + "\n",
-        )
-
+    apart = ("backbones", "seeds", "runs", "data_dir", "output_json")
+    rows = program.rows_so_far(settings, settings.output_json, apart)
     for backbone in settings.backbones.split(","):
-        for seed in map(int, settings.seeds.split(",")):
-            place = os.path.join(settings.runs, backbone, f"seed{seed}")
-            key = {"backbone": backbone, "seed": seed}
-            done = [
-                row["column"] for row in rows if (row["backbone"], row["seed"]) == (backbone, seed)
-            ]
-            if "ours" not in done:
-                add(
-                    {
-                        **key,
-                        "column": "ours",
-                        **run_ours(settings, backbone, seed, os.path.join(place, "ours")),
-                    }
-                )
-            if missing := [column for column in _COLUMNS if column not in (*done, "ours")]:
-                split = os.path.join(place, "ours", "split.json")
-                for row in run_fit(settings, backbone, seed, place, split, missing):
-                    add({**key, **row})
+        add_rows(rows, settings, settings.output_json, backbone, {"ours": run_ours}, _FITS)
     return rows
 
 
-def _read(settings):
-    """Returns the rows that are there already."""
-    if not os.path.exists(settings.output_json):
-        return []
-    with open(settings.output_json, encoding="utf-8") as file:
-        content = json.load(file)
-    different = [
-        name
-        for name, value in content["settings"].items()
-        if name not in ("backbones", "seeds", "runs", "data_dir", "output_json")
-        and value != getattr(settings, name)
-    ]
-    if different:
-        raise UserError(
-            f"--output_json={settings.output_json} has numbers with another --{different[0]}; "
-            "expected the same; give another file"
-        )
-    return content["rows"]
+def add_rows(rows, settings, path, backbone, ours, fits):
+    """Adds the rows of a backbone that are not there yet, and writes all after each.
 
+    Args:
+        rows: A list, added to.
+        settings: With runs, seeds, and what `run_fit` needs.
+        path: Of the file.
+        backbone: NAME@SIZE.
+        ours: {column: function of (settings, backbone, seed, run directory) to a row}.
+        fits: Columns of `fit`, on the split of the first of ours.
+    """
+    for seed in settings.seeds:
+        place, key = f"{settings.runs}/{backbone}/seed{seed}", {"backbone": backbone, "seed": seed}
+        done = {row["column"] for row in rows if key.items() <= row.items()}
 
-def _weights(settings, backbone):
-    # their weights come in packages
-    return "imagenet" if backbone.startswith("EfficientNetLite") else settings.weights
+        def found():
+            for column, make in ours.items():
+                if column not in done:
+                    row = make(settings, backbone, seed, f"{place}/{column}")
+                    yield {"column": column, **row}
+            if missing := [column for column in fits if column not in done]:
+                split = f"{place}/{next(iter(ours))}/split.json"
+                yield from run_fit(settings, backbone, seed, place, split, missing)
+
+        for row in found():
+            rows.append({**key, **row})
+            program.write_json(path, settings, rows=rows)
 
 
 def run_train(settings, backbone, seed, workdir, flagfiles=(), more=()):
@@ -156,12 +116,10 @@ def run_train(settings, backbone, seed, workdir, flagfiles=(), more=()):
         flagfiles: That stand before all flags here, from the root of the project.
         more: Flags behind them.
     """
-    root = os.path.dirname(HERE)
     name, _, size = backbone.partition("@")
-    command = [
-        os.path.join(root, "train.py"),
-        *(f"--flagfile={os.path.join(root, path)}" for path in flagfiles),
-        f"--workdir={workdir}",
+    return program.train(
+        workdir,
+        *(f"--flagfile={program.ROOT}/{path}" for path in flagfiles),
         f"--dataset={settings.dataset}",
         f"--data_dir={settings.data_dir}",
         f"--backbone={name}",
@@ -170,33 +128,26 @@ def run_train(settings, backbone, seed, workdir, flagfiles=(), more=()):
         f"--split_seed={seed}",
         *more,
         "--resume=never",
-    ]
-    _finish(_start(command, stdout=subprocess.DEVNULL))
-    with open(os.path.join(workdir, "results.json"), encoding="utf-8") as file:
-        return json.load(file)
+    )
 
 
 def run_ours(settings, backbone, seed, workdir):
     """Runs train.py; returns what `fit_recipe.py` writes of a column."""
-    more = [
-        f"--weights={_weights(settings, backbone)}",
-        f"--precision={settings.precision}",
-        f"--augment_views={settings.augment_views}",
-        f"--epochs={settings.epochs}",
-        "--learning_rate=1e-3,1e-5",
-        "--lr_schedule=constant",
-        "--warmup=0",
-        "--label_smoothing=0",
-        # seconds are of one process
-        f"--batch_size={settings.batch_size}",
-        "--patience=0",
-    ]
-    results = run_train(settings, backbone, seed, workdir, more=more)
+    # their weights come in packages
+    weights = "imagenet" if backbone.startswith("EfficientNetLite") else settings.weights
+    more = (
+        f"--weights={weights} --precision={settings.precision} --epochs={settings.epochs} "
+        f"--augment_views={settings.augment_views} --learning_rate=1e-3,1e-5 "
+        f"--lr_schedule=constant --warmup=0 --label_smoothing=0 --patience=0 "
+        f"--batch_size={settings.batch_size}"
+    )
+    results = run_train(settings, backbone, seed, workdir, more=more.split())
     phases = {
         phase["name"]: {key: phase[key] for key in ("val_loss", "val_accuracy")}
         for phase in results["phases"]
     }
     return {
+        # of one process
         "seconds": results["seconds"]["total"],
         **phases[results["selected_phase"]],
         "selected_phase": results["selected_phase"],
@@ -221,19 +172,15 @@ def run_fit(settings, backbone, seed, place, split_path, columns):
         split_path: `split.json` of a run of ours.
         columns: Of `fit_recipe.COLUMNS`.
     """
-    folders = os.path.join(place, "images")
-    with open(split_path, encoding="utf-8") as file:
-        split = json.load(file)
+    folders = f"{place}/images"
     shutil.rmtree(folders, ignore_errors=True)
-    for entry in split["files"]:
-        folder = os.path.join(folders, entry["side"], entry["class"])
+    for entry in program.read_json(split_path)["files"]:
+        folder = f"{folders}/{entry['side']}/{entry['class']}"
         os.makedirs(folder, exist_ok=True)
-        os.symlink(
-            os.path.join(os.path.abspath(settings.data_dir), entry["path"]),
-            os.path.join(folder, entry["path"].replace("/", "_")),
-        )
-    command = [
-        os.path.join(HERE, "fit_recipe.py"),
+        path = f"{os.path.abspath(settings.data_dir)}/{entry['path']}"
+        os.symlink(path, f"{folder}/{entry['path'].replace('/', '_')}")
+    process = program.start(
+        f"{HERE}/fit_recipe.py",
         f"--folders={folders}",
         f"--backbone={backbone}",
         f"--seed={seed}",
@@ -241,74 +188,37 @@ def run_fit(settings, backbone, seed, place, split_path, columns):
         f"--epochs={settings.epochs}",
         f"--batch_size={settings.batch_size}",
         f"--columns={','.join(columns)}",
-    ]
-    process = _start(command, stdout=subprocess.PIPE, text=True)
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     for line in process.stdout:
         if line.startswith("{"):
             yield json.loads(line)
-    _finish(process)
-
-
-def _start(command, **options):
-    command = [sys.executable, *command]
-    print(shlex.join(command), file=sys.stderr, flush=True)
-    return subprocess.Popen(command, **options)
-
-
-def _finish(process):
-    if process.wait():
-        raise UserError(
-            f"{shlex.join(process.args)} ended with exit code {process.returncode}; expected 0; "
-            "correct the flags"
-        )
+    program.finish(process)
 
 
 def table(rows):
     """Returns a Markdown table: a line for each backbone and column, means over the seeds with each
     value in brackets.
     """
-
-    def cell(values, digits):
-        mean = f"{statistics.mean(values):.{digits}f}"
-        return (
-            mean
-            if len(values) == 1
-            else f"{mean} ({', '.join(f'{value:.{digits}f}' for value in values)})"
-        )
-
-    lines = [
-        (
-            "| backbone | | seconds | against ours | validation accuracy | validation loss | test "
-            "accuracy |"
-        ),
-        "|---|---|---|---|---|---|---|",
-    ]
+    digits = {"seconds": 0, "val_accuracy": 3, "val_loss": 3, "test_accuracy": 3}
+    lines = []
     for backbone in dict.fromkeys(row["backbone"] for row in rows):
-        for column in _COLUMNS:
+        for column in (*_FITS, "ours"):
             found = sorted(
                 (row for row in rows if (row["backbone"], row["column"]) == (backbone, column)),
                 key=lambda row: row["seed"],
             )
             if found:
-                ratios = seconds_ratios(rows, backbone, column)
-                against = (
-                    f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-                    if ratios
-                    else ""
-                )
-                cells = [
-                    cell([row[name] for row in found], digits)
-                    for name, digits in (
-                        ("seconds", 0),
-                        ("val_accuracy", 3),
-                        ("val_loss", 3),
-                        ("test_accuracy", 3),
-                    )
-                ]
-                lines.append(
-                    f"| {backbone} | {column} | {cells[0]} | {against} | {' | '.join(cells[1:])} |"
-                )
-    return "\n".join(lines)
+                line = {
+                    name: program.mean_and_each([row[name] for row in found], places)
+                    for name, places in digits.items()
+                }
+                if ratios := seconds_ratios(rows, backbone, column):
+                    low, high = min(ratios), max(ratios)
+                    line["against"] = f"{statistics.median(ratios):.2f} ({low:.2f}-{high:.2f})"
+                lines.append({"backbone": backbone, "column": column, **line})
+    return program.table(_TABLE, lines)
 
 
 def seconds_ratios(rows, backbone, column):
@@ -326,19 +236,14 @@ def seconds_ratios(rows, backbone, column):
     ]
 
 
-def main():
-    settings = cli.config_from_flags(Settings)
-    # now, rather than fail after measuring
-    os.makedirs(os.path.dirname(settings.output_json) or ".", exist_ok=True)
+def report(settings):
     rows = measure(settings)
-    print(
+    return (
         f"whole recipe, epochs {settings.epochs}, {os.cpu_count()} CPU cores, batch "
         f"{settings.batch_size}; ours in precision {settings.precision} with "
-        f"{settings.augment_views} views; against ours: median of the seeds\n\n{table(rows)}",
-        flush=True,
+        f"{settings.augment_views} views; against ours: median of the seeds\n\n{table(rows)}"
     )
 
 
 if __name__ == "__main__":
-    cli.define_flags(Settings)
-    cli.run(main)
+    program.main(Settings, report)

@@ -7,8 +7,11 @@ which part takes longest.
 import dataclasses
 import math
 
+from tl_research.reporting.pictures import markdown_table
+
 _IMAGES = (10**5, 10**6, 10**7, 10**8, 10**9)
 _GPUS = (1, 8, 64, 512)
+_UNITS = {"d": 86400, "h": 3600, "min": 60, "s": 1}
 _FEWEST_STEPS = 10  # of an epoch; with fewer there is nothing to train
 
 
@@ -68,20 +71,15 @@ def predict(images, gpus, inputs=Inputs(), shared=False):
     node = min(1.0, gpus / inputs.node_gpus)
     own = images / processes if shared else images
     kept = inputs.views * own * inputs.feature_bytes
-    place = (
-        "memory"
-        if kept <= node * inputs.node_memory
-        else "disk"
-        if kept <= node * inputs.node_disk
-        else "nowhere"
-    )
+    room = {"memory": node * inputs.node_memory, "disk": node * inputs.node_disk}
+    place = next((place for place, size in room.items() if kept <= size), "nowhere")
     live, epochs = place == "nowhere", inputs.head_epochs + inputs.finetune_epochs
     in_memory = own * inputs.pixel_bytes <= node * inputs.node_memory
+    again, through_frozen, filling = inputs.views, inputs.views, gpus if shared else 1
+    if live:
+        again, through_frozen, filling = epochs, inputs.head_epochs, gpus
     # the first checks each file, and keeps its pixels
-    passes = 1 + (0 if in_memory else epochs if live else inputs.views)
-    through_frozen, filling = (
-        (inputs.head_epochs, gpus) if live else (inputs.views, gpus if shared else 1)
-    )
+    passes = 1 if in_memory else 1 + again
     trained = inputs.finetune_epochs * images / gpus
     return {
         "storage": passes * processes * own * inputs.file_bytes / inputs.store,
@@ -124,31 +122,19 @@ def table(inputs=Inputs(), shared=False):
             return "-"
         parts, place = predict(images, gpus, inputs, shared)
         seconds = total(parts)
-        unit, size = next(
-            each
-            for each in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-            if seconds >= each[1]
-        )
+        unit, size = next(each for each in _UNITS.items() if seconds >= each[1])
         return f"{seconds / size:.2g} {unit}: {max(parts, key=parts.get)} ({place})"
 
-    return "\n".join(
-        [
-            f"| images | {' | '.join(f'{gpus} GPU' for gpus in _GPUS)} |",
-            "|---" * (1 + len(_GPUS)) + "|",
-            *(
-                f"| 10^{round(math.log10(images))} | "
-                f"{' | '.join(cell(images, gpus) for gpus in _GPUS)} |"
-                for images in _IMAGES
-            ),
-        ]
-    )
+    rows = [
+        [f"10^{round(math.log10(images))}", *(cell(images, gpus) for gpus in _GPUS)]
+        for images in _IMAGES
+    ]
+    return markdown_table(["images", *(f"{gpus} GPU" for gpus in _GPUS)], rows)
 
 
 def main():
-    print(
-        f"each process has all images\n\n{table()}\n\neach process has its "
-        f"part\n\n{table(shared=True)}\n"
-    )
+    print(f"each process has all images\n\n{table()}\n")
+    print(f"each process has its part\n\n{table(shared=True)}\n")
     for name in ("forward", "live", "cached"):
         print(f"{name}: {rate(getattr(Inputs, name)):.0f} images/s a GPU")
     steps = ", ".join(

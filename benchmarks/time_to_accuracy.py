@@ -10,111 +10,70 @@ all, the model that it would return: that of the lowest validation loss so far. 
 DIR/rows.json is not measured again.
 """
 
-import dataclasses
-import json
+import functools
+import itertools
 import os
 import statistics
 
 import matplotlib.figure
+import program
 import recipe_vs_fit
 
-from tl_research import cli
-from tl_research.errors import UserError
-from tl_research.files import write_atomically
-from tl_research.settings import check_fields, setting
+from tl_research.reporting.pictures import markdown_table
+from tl_research.seeds import selected
+from tl_research.settings import setting
 
 FIT = "fit"
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(program.Training, program.Photographs):
     """The flags of this benchmark."""
 
+    required = ("runs", "data_dir")
     runs: str | None = setting(None, "directory for all runs; must be given", path="absolute")
-    data_dir: str | None = setting(
-        None, "the flower photographs, a folder per class; must be given", path="absolute"
-    )
-    dataset: str = setting("tf_flowers", "as of train.py")
     backbone: str = setting("EfficientNetLite0@224", "NAME@SIZE")
     recipes: tuple[str, ...] = setting(
         ("instant", "flowers"), "names in recipes/, put after flowers.flags; flowers is that alone"
     )
-    columns: str = setting("fit", "of fit: fit, or fit,fit held")
+    columns: tuple[str, ...] = setting((FIT,), "of fit: fit, or fit,fit held")
     epochs: str = setting("8,10", "of fit: of the head and of fine-tuning")
-    batch_size: int = setting(32, "images a step")
-    weights: str = setting("none", "imagenet or none; EfficientNetLite has its own")
     seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "of the run and of the split")
     target: float = setting(0.97, "the third accuracy")
     figure: str | None = setting(None, "file for the picture; None draws none")
-
-    def __post_init__(self):
-        check_fields(self)
-        if not self.runs or not self.data_dir:
-            raise UserError("--runs or --data_dir is missing; expected directories; add both")
 
 
 def measure(settings):
     """Returns a list of dicts: column, seed, and the `history` of what a user would have when:
     [{"seconds", "val_accuracy"}], and the test accuracy of the last.
     """
-    path = os.path.join(settings.runs, "rows.json")
-    rows = []
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            rows = json.load(file)
-    os.makedirs(settings.runs, exist_ok=True)
-    for seed in settings.seeds:
-        for column in (*settings.recipes, FIT):
-            if not any((row["column"], row["seed"]) == (column, seed) for row in rows):
-                measured = (
-                    _fit(settings, seed) if column == FIT else [_ours(settings, column, seed)]
-                )
-                rows += [{"seed": seed, **row} for row in measured]
-                write_atomically(path, json.dumps(rows, indent=1) + "\n")
+    path = f"{settings.runs}/rows.json"
+    apart = ("recipes", "columns", "seeds", "runs", "data_dir", "target", "figure", "output_json")
+    rows = program.rows_so_far(settings, path, apart)
+    program.prepare_json(path)
+    ours = {recipe: functools.partial(_ours, recipe) for recipe in settings.recipes}
+    recipe_vs_fit.add_rows(rows, settings, path, settings.backbone, ours, settings.columns)
+    rows = [{**row, "history": _best_so_far(row["history"])} for row in rows]
+    program.write_json(settings.output_json, settings, rows=rows)
     return rows
 
 
-def _place(settings, recipe, seed):
-    return os.path.join(settings.runs, f"seed{seed}", recipe)
-
-
-def _ours(settings, recipe, seed):
+def _ours(recipe, settings, backbone, seed, place):
     """Runs `train.py` with a recipe; returns its row."""
-    flagfiles = ["flowers.flags"]
-    if recipe != "flowers":
-        flagfiles.append(f"recipes/{recipe}.flags")
-    place = _place(settings, recipe, seed)
-    results = recipe_vs_fit.run_train(settings, settings.backbone, seed, place, flagfiles)
-    chosen = next(
-        (of for of in results["phases"] if of["name"] == results["selected_phase"]),
-        results["head_start"],
-    )
-    found = {"seconds": results["seconds"]["total"], "val_accuracy": chosen["val_accuracy"]}
-    return {
-        "column": recipe,
-        "history": [found],
-        "val_accuracy": found["val_accuracy"],
-        "test_accuracy": results["test"]["accuracy"],
-    }
+    flagfiles = ["flowers.flags", f"recipes/{recipe}.flags"][: 1 + (recipe != "flowers")]
+    results = recipe_vs_fit.run_train(settings, backbone, seed, place, flagfiles)
+    chosen = selected(results) or results["head_start"]
+    found = {name: chosen[name] for name in ("val_accuracy", "val_loss")}
+    history = [{"seconds": results["seconds"]["total"], **found}]
+    return {**found, "history": history, "test_accuracy": results["test"]["accuracy"]}
 
 
-def _fit(settings, seed):
-    """Yields a row for each column of `fit`, on the split of our run."""
-    place = os.path.join(settings.runs, f"seed{seed}")
-    split = os.path.join(_place(settings, settings.recipes[0], seed), "split.json")
-    columns = settings.columns.split(",")
-    for row in recipe_vs_fit.run_fit(settings, settings.backbone, seed, place, split, columns):
-        history, best = [], None
-        for epoch in row["history"]:
-            if best is None or epoch["val_loss"] < best["val_loss"]:
-                best = epoch
-            history.append({"seconds": epoch["seconds"], "val_accuracy": best["val_accuracy"]})
-        yield {
-            "column": row["column"],
-            "history": history,
-            "val_accuracy": row["val_accuracy"],
-            "test_accuracy": row["test_accuracy"],
-        }
+def _best_so_far(history):
+    """Returns what a user has when, of what each epoch found."""
+    bests = itertools.accumulate(history, lambda *two: min(two, key=lambda of: of["val_loss"]))
+    return [
+        {"seconds": epoch["seconds"], "val_accuracy": best["val_accuracy"]}
+        for epoch, best in zip(history, bests)
+    ]
 
 
 def seconds_to(history, accuracy):
@@ -132,17 +91,16 @@ def table(rows, target):
         "plus 2 points": lambda seed: fit[seed]["val_accuracy"] + 0.02,
         f"{target:g}": lambda seed: target,
     }
-    lines = [
-        f"| | {' | '.join(goals)} | validation | test |",
-        "|---" * (len(goals) + 3) + "|",
-    ]
+    lines = []
     for column in dict.fromkeys(row["column"] for row in rows):
         found = [row for row in rows if row["column"] == column and row["seed"] in fit]
-        cells = [_cell(found, fit, accuracy_of) for accuracy_of in goals.values()]
-        for name in ("val_accuracy", "test_accuracy"):
-            cells.append(f"{statistics.mean(row[name] for row in found):.3f}")
-        lines.append(f"| {column} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        cells = (_cell(found, fit, accuracy_of) for accuracy_of in goals.values())
+        lines.append([column, *cells, _mean(found, "val_accuracy"), _mean(found, "test_accuracy")])
+    return markdown_table(["", *goals, "validation", "test"], lines)
+
+
+def _mean(rows, name):
+    return f"{statistics.mean(row[name] for row in rows):.3f}"
 
 
 def _cell(found, fit, accuracy_of):
@@ -179,18 +137,15 @@ def draw(path, rows):
     figure.savefig(path, dpi=120)
 
 
-def main():
-    settings = cli.config_from_flags(Settings)
+def report(settings):
     rows = measure(settings)
-    print(
-        f"{settings.backbone}, {os.cpu_count()} CPU cores; seconds to a validation accuracy, "
-        f"median of the seeds that reach it\n\n{table(rows, settings.target)}",
-        flush=True,
-    )
     if settings.figure:
         draw(settings.figure, rows)
+    return (
+        f"{settings.backbone}, {os.cpu_count()} CPU cores; seconds to a validation accuracy, "
+        f"median of the seeds that reach it\n\n{table(rows, settings.target)}"
+    )
 
 
 if __name__ == "__main__":
-    cli.define_flags(Settings)
-    cli.run(main)
+    program.main(Settings, report)

@@ -27,11 +27,8 @@ def build_tiny(name, image_size, weights, seed=0, **_):
     x = keras.layers.ReLU(name="block3_relu")(x)
     model = keras.Model(inputs, x, name="tiny")
     draw = np.random.RandomState(seed)
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.set_weights(
-                [draw.uniform(0.5, 1.5, weight.shape) for weight in layer.get_weights()]
-            )
+    for variable in (each for each in model.variables if "_bn/" in each.path):
+        variable.assign(draw.uniform(0.5, 1.5, variable.shape))
     return model
 
 
@@ -44,19 +41,16 @@ def register():
     )(name, *args, **options)
 
 
-def write_photos(directory, count=15, size=16):
-    """Writes `count` noisy images of each of three classes, whose brightest channel is their class.
+def write_photos(directory, count=15, size=16, classes=("ant", "bee", "cat")):
+    """Writes `count` noisy images of each class, whose brightest channel is their class.
 
     Returns the directory.
     """
-    for label, name in enumerate(("ant", "bee", "cat")):
-        os.makedirs(os.path.join(directory, name))
+    for label, name in enumerate(classes):
+        os.makedirs(f"{directory}/{name}")
         for i in range(count):
-            pixels = (
-                np.random.RandomState(1000 * label + i)
-                .randint(0, 200, (size, size, 3))
-                .astype(np.uint8)
-            )
+            draw = np.random.RandomState(1000 * label + i)
+            pixels = draw.randint(0, 200, (size, size, 3)).astype(np.uint8)
             pixels[size // 4 :, :, label] += 40
-            PIL.Image.fromarray(pixels).save(os.path.join(directory, name, f"{i:02d}.png"))
+            PIL.Image.fromarray(pixels).save(f"{directory}/{name}/{i:02d}.png")
     return directory

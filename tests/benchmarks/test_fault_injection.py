@@ -22,7 +22,8 @@ _KILLS = r"""
 import json, signal, sys
 import fault_forks, fault_injection
 
-fault_injection.cli.define_flags(fault_injection.Settings)  # as the program has them when it forks
+# as the program has them when it forks
+fault_injection.program.cli.define_flags(fault_injection.Settings)
 lab = fault_injection.Lab(fault_injection.Settings(), sys.argv[1], ["--epochs=1,2"])
 cases = []
 for point in [("save", 7, 0.0), ("export", 1, 0.0)]:  # in the second phase, and after the last step

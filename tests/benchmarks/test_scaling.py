@@ -1,6 +1,7 @@
 import json
 import os
 
+import program
 import pytest
 import scaling
 
@@ -59,7 +60,7 @@ with open(os.path.join(flags["workdir"], "results.json"), "w") as file:
     seconds = dict.fromkeys(parts, len(contents))
     json.dump({"phases": [{"epochs": 2}], "seconds": seconds}, file)
 """)
-    monkeypatch.setattr(scaling, "_TRAIN", str(script))
+    monkeypatch.setattr(program, "TRAIN", str(script))
     output = tmp_path / "out.json"
     settings = scaling.Settings(
         data_dir=str(photographs),

@@ -31,7 +31,7 @@ def test_seconds_are_those_of_the_first_time():
 
 def test_table_counts_seeds_and_compares_those_that_both_reach():
     lines = time_to_accuracy.table(ROWS, 0.92).splitlines()
-    assert lines[0] == "| | what fit ends with | plus 2 points | 0.92 | validation | test |"
+    assert lines[0] == "|  | what fit ends with | plus 2 points | 0.92 | validation | test |"
     assert lines[2:] == [
         "| instant | 20 s (1 of 2), 15.0 x (15.0-15.0) | never (0 of 2) | 20 s (1 of 2) | 0.910 | "
         "0.850 |",

@@ -12,10 +12,14 @@ import functools
 import os
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from tl_research.data import download
 from tl_research.errors import DataError, StorageError, UnreachableError, UserError
+
+if TYPE_CHECKING:
+    import keras
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +165,7 @@ BACKBONES = _table()
 _SILENCE_SECONDS = 15.0  # that end a transfer of Keras
 
 
-def get_spec(name):
+def get_spec(name: str) -> BackboneSpec:
     """Returns the `BackboneSpec` called `name`.
 
     Raises:
@@ -175,7 +179,9 @@ def get_spec(name):
     raise UserError(f"No backbone is called {name!r}; {hint}")
 
 
-def build(backbone: str | Callable, image_size: int, weights: str, seed: int):
+def build(
+    backbone: str | Callable, image_size: int, weights: str, seed: int
+) -> tuple[BackboneSpec, "keras.Model"]:
     """Returns (`BackboneSpec`, functional `keras.Model`) of a backbone.
 
     Args:
@@ -217,7 +223,7 @@ def build(backbone: str | Callable, image_size: int, weights: str, seed: int):
     return spec, model
 
 
-def compute_dtype(model) -> str:
+def compute_dtype(model: "keras.Model") -> str:
     """Returns `float16` or `bfloat16` if layers of a model compute in it, else `float32`."""
     import keras
 
@@ -228,7 +234,7 @@ def compute_dtype(model) -> str:
 
 
 @contextlib.contextmanager
-def dtype_policy(name):
+def dtype_policy(name: str) -> Iterator[None]:
     """Makes layers compute as a policy says that are made inside."""
     import keras
 
@@ -257,7 +263,9 @@ def _why_not_functional(model, image_size):
     return None
 
 
-def build_backbone(name, image_size, weights="imagenet", seed=0):
+def build_backbone(
+    name: str, image_size: int, weights: str = "imagenet", seed: int = 0
+) -> "keras.Model":
     """Returns a backbone without top: a functional `keras.Model`, images [B, S, S, 3] -> features
     [B, h, w, C].
 
@@ -288,7 +296,7 @@ def build_backbone(name, image_size, weights="imagenet", seed=0):
         constructor = functools.partial(efficientnet_lite.efficientnet_lite, name)
     else:
 
-        def constructor(size, keras_weights=None):
+        def constructor(size: int, keras_weights: str | None = None) -> "keras.Model":
             model = getattr(keras.applications, name)(
                 include_top=False, weights=keras_weights, input_shape=(size, size, 3)
             )
@@ -315,7 +323,7 @@ def _load_file(model, path):
         print(note)
 
 
-def reach_weights(name, image_size, weights):
+def reach_weights(name: str, image_size: int, weights: str) -> None:
     """Downloads ImageNet weights that are not in Keras' cache yet.
 
     Arguments and errors as of `build_backbone`, which calls this.
@@ -353,7 +361,7 @@ def _spec_for(name, image_size):
 
 
 @contextlib.contextmanager
-def repeatable(seed):
+def repeatable(seed: int) -> Iterator[None]:
     """Makes what is built inside depend on nothing that the process did before.
 
     Sets the global seeds, numbers Keras' own layer names (conv2d_7) from zero, and leaves the
@@ -384,11 +392,11 @@ def _like_imagenet(model, keras_weights):
 
     from tl_research.models.preprocessing import Normalization
 
-    def clone(layer):
+    def clone(layer: "keras.Layer") -> "keras.Layer":
         kind = Normalization if isinstance(layer, keras.layers.Normalization) else type(layer)
         return kind.from_config(layer.get_config())
 
-    def call(layer, *args, **kwargs):
+    def call(layer: "keras.Layer", *args, **kwargs) -> Any:
         outputs = layer(*args, **kwargs)
         if keras_weights is None and isinstance(layer, Normalization):
             outputs = keras.layers.Rescaling(
@@ -404,7 +412,7 @@ def _like_imagenet(model, keras_weights):
     return like
 
 
-def imagenet_file(spec, image_size):
+def imagenet_file(spec: BackboneSpec, image_size: int) -> tuple[str, str]:
     """Returns (address, place in Keras' cache) of the ImageNet weights."""
     from keras.src.backend.config import keras_home  # where `get_file` looks; no public name
 
@@ -441,7 +449,7 @@ def _weights_errors(spec, image_size):
         socket.setdefaulttimeout(before)
 
 
-def backbone_blocks(spec, model):
+def backbone_blocks(spec: BackboneSpec, model: "keras.Model") -> list[tuple[str, tuple[str, ...]]]:
     """Returns [(block name, its layer names)] from input to output.
 
     Every layer of `model.layers` stands in one block.
@@ -472,7 +480,7 @@ def _block_of(pattern, layer_name):
     return f"cell_{name}" if name and name.isdigit() else name
 
 
-def named_variables(model, prefix="backbone"):
+def named_variables(model: "keras.Model", prefix: str = "backbone") -> dict[str, "keras.Variable"]:
     """Returns {"backbone/<layer>/<variable>": variable} of all weights, in the model's order, those
     of inner models and of layers of layers one level deeper.
 
@@ -480,7 +488,7 @@ def named_variables(model, prefix="backbone"):
         UserError: If two variables share a name.
     """
 
-    def path_of(variable, layer):
+    def path_of(variable: "keras.Variable", layer: "keras.Layer") -> str:
         parts = variable.path.split("/")
         inside = parts[parts.index(layer.name) + 1 :] if layer.name in parts[:-1] else parts[-1:]
         return "/".join([prefix, layer.name, *inside])

@@ -10,12 +10,16 @@ import fractions
 import functools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from tl_research.config import Config
 from tl_research.errors import CheckpointError, UserError, suggestion
+from tl_research.extension import Extension
 from tl_research.models import backbones, heads
 from tl_research.models.augmentation import Augmentation
 from tl_research.models.graph import FeatureGraph
@@ -36,20 +40,20 @@ class InferenceBackbone(keras.layers.Layer):
         super().__init__(**kwargs)
         self.backbone = backbone
 
-    def call(self, images):
+    def call(self, images: tf.Tensor) -> tf.Tensor:
         return self.backbone(images, training=False)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return self.backbone.compute_output_shape(input_shape)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "backbone": keras.saving.serialize_keras_object(self.backbone),
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "InferenceBackbone":
         backbone = keras.saving.deserialize_keras_object(config.pop("backbone"))
         return cls(backbone, **config)
 
@@ -150,7 +154,9 @@ class Classifier:
         self.head_boundary = self.boundary()
 
     @classmethod
-    def from_config(cls, config, num_classes, parts=None):
+    def from_config(
+        cls, config: Config, num_classes: int, parts: Extension | None = None
+    ) -> "Classifier":
         """Returns the classifier of a run's `Config` and `Extension`; errors as of the class."""
         make_backbone = parts and parts.make_backbone
         return cls(
@@ -167,7 +173,7 @@ class Classifier:
             make_head=parts and parts.make_head,
         )
 
-    def in_float32(self):
+    def in_float32(self) -> "Classifier":
         """Returns this classifier, if it computes in float32, or else one that does, frozen, with
         the weights of this moment.
         """
@@ -181,11 +187,11 @@ class Classifier:
         return copy
 
     @property
-    def backbone_blocks(self):
+    def backbone_blocks(self) -> list[tuple[str, tuple[str, ...]]]:
         """[(block name, names of its layers)] from input to output."""
         return backbones.backbone_blocks(self.spec, self.backbone)
 
-    def unfreeze(self, what):
+    def unfreeze(self, what: str) -> list[keras.Layer]:
         """Makes the head and the part of the backbone that `what` names trainable, and nothing
         else.
 
@@ -226,7 +232,7 @@ class Classifier:
             layer.trainable = index >= first
         return layers[first:]
 
-    def trainable_variables(self):
+    def trainable_variables(self) -> dict[str, keras.Variable]:
         """{path: variable} of what the current phase trains, from input to output."""
         trainable = {
             id(variable)
@@ -236,11 +242,11 @@ class Classifier:
             path: variable for path, variable in self.variables.items() if id(variable) in trainable
         }
 
-    def values(self, paths):
+    def values(self, paths: Iterable[str]) -> dict[str, np.ndarray]:
         """Returns {path: array} of these variables."""
         return {path: self.variables[path].numpy() for path in paths}
 
-    def assign(self, arrays, paths=None):
+    def assign(self, arrays: Mapping[str, np.ndarray], paths: Iterable[str] | None = None) -> None:
         """Sets these variables, by default those that arrays are given for.
 
         Args:
@@ -264,7 +270,7 @@ class Classifier:
         for path in paths:
             self.variables[path].assign(arrays[path])
 
-    def variable_blocks(self):
+    def variable_blocks(self) -> dict[str, tuple[int, str]]:
         """{path: (place of its block, from input to output, name of the block)}, of the backbone's
         variables.
         """
@@ -276,7 +282,7 @@ class Classifier:
         backbone = [path.split("/") for path in self.variables if path.startswith("backbone/")]
         return {"/".join(parts): of_layer[parts[1]] for parts in backbone}
 
-    def batchnorm_statistics(self):
+    def batchnorm_statistics(self) -> set[str]:
         """The paths of all moving means and variances."""
         statistics = set()
         for layer in (*self.backbone._flatten_layers(), *self.head._flatten_layers()):
@@ -294,7 +300,7 @@ class Classifier:
             if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
         )
 
-    def boundary(self):
+    def boundary(self) -> tuple[str, ...]:
         """The names of the tensors that cross from the frozen into the trainable part."""
         open_batchnorms = self._open_batchnorms()
         return self.graph.boundary(
@@ -305,13 +311,15 @@ class Classifier:
             )
         )
 
-    def frozen_part(self, outputs, inputs=None):
+    def frozen_part(
+        self, outputs: Iterable[str], inputs: Iterable[str] | None = None
+    ) -> FrozenPart:
         """Returns a `FrozenPart` from pixels, or from the named tensors `inputs`, to the named
         tensors `outputs`.
         """
         return FrozenPart(self, outputs, inputs)
 
-    def dropout_mask(self, step, batch_size):
+    def dropout_mask(self, step: tf.Tensor, batch_size: int) -> dict[str, tf.Tensor]:
         """Returns {tensor: bool [batch_size, ...]}, what each dropout layer of the head keeps in a
         step.
 
@@ -331,7 +339,14 @@ class Classifier:
             masks[name] = draws >= layer.rate
         return masks
 
-    def logits(self, boundary, tensors, *, training=False, dropout_mask=None):
+    def logits(
+        self,
+        boundary: Iterable[str],
+        tensors: Iterable[tf.Tensor],
+        *,
+        training: bool = False,
+        dropout_mask: Mapping[str, tf.Tensor] | None = None,
+    ) -> tf.Tensor:
         """Returns float32 logits [B, K].
 
         Args:
@@ -366,7 +381,7 @@ def _num_frozen(what, count):
     raise UserError(f"--unfreeze={what}; expected a share between 0% and 100%; correct it")
 
 
-def num_parameters(variables):
+def num_parameters(variables: Iterable[keras.Variable]) -> int:
     """Returns how many numbers variables hold."""
     return sum(math.prod(variable.shape) for variable in variables)
 
@@ -387,7 +402,7 @@ def what_differs(classifier: Classifier) -> Iterator[str]:
         yield f"export: to load it, import what defines {', '.join(foreign)}"
 
 
-def folded_logits(model):
+def folded_logits(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     """Returns a function from float32 images [B, S, S, 3] in 0..255 to float32 logits [B, K], for
     inference.
 
@@ -402,7 +417,7 @@ def folded_logits(model):
     graph = FeatureGraph(backbone.backbone)
     constants = graph.fold_constants((graph.input,), (graph.output,))
 
-    def logits(images):
+    def logits(images: tf.Tensor) -> tf.Tensor:
         (features,) = graph.run({graph.input: preprocessing(images)}, (graph.output,), constants)
         return head(features, training=False)
 

@@ -2,6 +2,8 @@
 results.
 """
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 
@@ -9,7 +11,13 @@ import tensorflow as tf
 _FAST_WIDTH = 3
 
 
-def convolve(layer, inputs, kernel, bias=None, padding=None):
+def convolve(
+    layer: keras.Layer,
+    inputs: tf.Tensor,
+    kernel: tf.Tensor,
+    bias: tf.Tensor | None = None,
+    padding: str | None = None,
+) -> tf.Tensor:
     """Returns what a convolution or dense layer with this kernel and bias computes, before its
     activation.
 
@@ -61,7 +69,7 @@ def _add_bias(outputs, bias):
         return tf.nn.bias_add(outputs, bias)
 
     @tf.custom_gradient
-    def added(outputs, bias):
+    def added(outputs: tf.Tensor, bias: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         return tf.nn.bias_add(outputs, bias), lambda upstream: (
             upstream,
             tf.cast(
@@ -73,7 +81,7 @@ def _add_bias(outputs, bias):
     return added(outputs, bias)
 
 
-def is_same_padding(padding, convolution):
+def is_same_padding(padding: keras.Layer, convolution: keras.Layer) -> bool:
     """Returns whether a layer only adds the zeros that the convolution after it would add itself
     with padding "same".
 
@@ -98,7 +106,7 @@ def is_same_padding(padding, convolution):
     return True
 
 
-def is_depthwise(layer):
+def is_depthwise(layer: keras.Layer) -> bool:
     """Returns whether a layer is a depthwise convolution, also one written as Conv2D with a group
     for each channel.
 
@@ -111,7 +119,7 @@ def is_depthwise(layer):
     return type(layer) is keras.layers.DepthwiseConv2D
 
 
-def call_depthwise(layer, inputs):
+def call_depthwise(layer: keras.Layer, inputs: tf.Tensor) -> tf.Tensor:
     """Returns `layer(inputs)` of a layer that `is_depthwise`."""
     return layer.activation(
         convolve(layer, inputs, layer.kernel, layer.bias if layer.use_bias else None)
@@ -147,10 +155,10 @@ def _depthwise(inputs, kernel, strides, padding, dilation_rate):
     steps, padding = [1, stride, stride, 1], padding.upper()
 
     @tf.custom_gradient
-    def convolved(inputs, kernel):
+    def convolved(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         outputs = tf.nn.depthwise_conv2d(inputs, kernel, steps, padding)
 
-        def gradient(upstream):
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             dtype = tf.float32 if in_float32 else inputs.dtype
             to_inputs = tf.cast(
                 tf.nn.depthwise_conv2d_backprop_input(

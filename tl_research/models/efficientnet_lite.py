@@ -88,7 +88,7 @@ def _blocks(variant):
     return blocks
 
 
-def efficientnet_lite(name, image_size):
+def efficientnet_lite(name: str, image_size: int) -> keras.Model:
     """Returns an EfficientNet-Lite without its top, randomly initialized: [B, S, S, 3] -> [B, S/32,
     S/32, 1280], rounded up.
 
@@ -104,7 +104,9 @@ def efficientnet_lite(name, image_size):
     layers = keras.layers
     kernel_initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
 
-    def conv(x, filters, kernel_size, strides, name):
+    def conv(
+        x: keras.KerasTensor, filters: int, kernel_size: int, strides: int, name: str
+    ) -> keras.KerasTensor:
         return layers.Conv2D(
             filters,
             kernel_size,
@@ -115,7 +117,7 @@ def efficientnet_lite(name, image_size):
             name=name,
         )(x)
 
-    def batchnorm(x, name, relu=None):
+    def batchnorm(x: keras.KerasTensor, name: str, relu: str | None = None) -> keras.KerasTensor:
         x = layers.BatchNormalization(epsilon=1e-3, name=name)(x)
         return layers.ReLU(6.0, name=relu)(x) if relu else x
 
@@ -142,7 +144,7 @@ def efficientnet_lite(name, image_size):
     return keras.Model(inputs, x, name=variant.published_name.replace("-", "_"))
 
 
-def packaged_weights(name):
+def packaged_weights(name: str) -> dict[str, np.ndarray]:
     """Returns the ImageNet weights of the installed package: {PyTorch name: array}, the classifier
     `_fc` included.
 
@@ -173,7 +175,7 @@ def packaged_weights(name):
     return read_legacy_torch(data)
 
 
-def load_packaged_weights(name, model):
+def load_packaged_weights(name: str, model: keras.Model) -> None:
     """Assigns the packaged ImageNet weights to every variable of `efficientnet_lite(name, ...)`."""
     weights = packaged_weights(name)
     prefixes = {
@@ -225,17 +227,17 @@ class _TensorUnpickler(pickle.Unpickler):
         ),
     }
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> type:
         if (module, name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return self._ALLOWED[module, name]
 
-    def persistent_load(self, pid):
+    def persistent_load(self, pid: tuple) -> tuple:
         _, dtype, key, _, length, _ = pid
         return _Storage(key, dtype, length)
 
 
-def read_legacy_torch(data):
+def read_legacy_torch(data: bytes) -> dict[str, np.ndarray]:
     """Returns {name: array} of a file that PyTorch before 1.6 wrote with `torch.save(state_dict)`,
     without PyTorch.
 

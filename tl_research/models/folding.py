@@ -12,7 +12,7 @@ import tensorflow as tf
 _LINEAR = keras.activations.linear
 
 
-def can_fold(convolution, batchnorm):
+def can_fold(convolution: keras.Layer, batchnorm: keras.Layer) -> bool:
     """Returns whether the two layers can be computed as one convolution."""
     if not isinstance(batchnorm, keras.layers.BatchNormalization) or batchnorm.axis not in (-1, 3):
         return False
@@ -31,7 +31,9 @@ def can_fold(convolution, batchnorm):
     return type(convolution) in kinds and convolution.activation is _LINEAR
 
 
-def folded_weights(convolution, batchnorm):
+def folded_weights(
+    convolution: keras.Layer, batchnorm: keras.layers.BatchNormalization
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns (kernel, bias) in float32 such that a convolution with them equals both layers.
 
     The kernel has the layer's own shape; of a SeparableConv2D it is the pointwise kernel.

@@ -9,8 +9,11 @@ it where that is exact.
 
 import dataclasses
 import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tl_research.errors import UserError
@@ -94,7 +97,7 @@ class FeatureGraph:
         """
         uses = [name for node in self._nodes for name in node.inputs] + [self.output]
 
-        def only_before(node):
+        def only_before(node: _Node) -> _Node | None:
             return self._producers.get(node.inputs[0]) if uses.count(node.inputs[0]) == 1 else None
 
         folded = {}
@@ -109,17 +112,17 @@ class FeatureGraph:
         return folded
 
     @property
-    def num_folded(self):
+    def num_folded(self) -> int:
         return len(self._folded)
 
-    def shape(self, name):
+    def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor without its batch dimension."""
         return tuple(self._tensors[name].shape[1:])
 
-    def dtype(self, name):
+    def dtype(self, name: str) -> str:
         return self._tensors[name].dtype
 
-    def boundary(self, trains):
+    def boundary(self, trains: Callable[[Any], bool]) -> tuple[str, ...]:
         """Returns the names of the tensors that cross from the frozen into the trainable part.
 
         Args:
@@ -141,7 +144,7 @@ class FeatureGraph:
         ]
         return tuple(dict.fromkeys(crossing))
 
-    def cheapest_boundary(self, outputs):
+    def cheapest_boundary(self, outputs: Collection[str]) -> tuple[str, ...]:
         """Returns the boundary at or before the tensors `outputs` at which it is cheapest to keep
         features.
 
@@ -150,7 +153,7 @@ class FeatureGraph:
         boundary to `outputs`.
         """
 
-        def cost_of(boundary):
+        def cost_of(boundary: Collection[str]) -> int:
             return _MULTIPLY_ADDS_PER_NUMBER * sum(
                 math.prod(self.shape(name)) for name in boundary
             ) + self.multiply_adds(boundary, outputs)
@@ -169,7 +172,7 @@ class FeatureGraph:
                     best, best_cost = boundary, cost
         return best
 
-    def bytes_per_image(self, boundary, dtype=None):
+    def bytes_per_image(self, boundary: Collection[str], dtype: str | None = None) -> int:
         """Returns the bytes of a boundary's tensors for one image, in `dtype` or their own."""
         return sum(
             math.prod(self.shape(name)) * tf.as_dtype(dtype or self.dtype(name)).size
@@ -199,7 +202,9 @@ class FeatureGraph:
             )
         return needed[::-1]
 
-    def fold_constants(self, known, outputs):
+    def fold_constants(
+        self, known: Collection[str], outputs: Collection[str]
+    ) -> dict[str, tuple[np.ndarray | tf.Tensor, tf.Tensor]]:
         """Returns {BatchNorm's output: (kernel, bias)} of all that is folded between two
         boundaries, for parts that do not change.
 
@@ -216,7 +221,15 @@ class FeatureGraph:
                 constants[node.outputs[0]] = kernel if on_gpu else kernel.numpy(), bias
         return constants
 
-    def run(self, known, outputs, constants=None, *, batchnorm_in_training=(), dropout_masks=None):
+    def run(
+        self,
+        known: Mapping[str, tf.Tensor],
+        outputs: Collection[str],
+        constants: Mapping[str, tuple] | None = None,
+        *,
+        batchnorm_in_training: Collection[keras.Layer] = (),
+        dropout_masks: Mapping[str, tf.Tensor] | None = None,
+    ) -> list[tf.Tensor]:
         """Computes tensors from others.
 
         Args:
@@ -250,7 +263,9 @@ class FeatureGraph:
             values.update(zip(node.outputs, results))
         return [values[name] for name in outputs]
 
-    def layers(self, known, outputs):
+    def layers(
+        self, known: Collection[str], outputs: Collection[str]
+    ) -> Iterator[tuple[Any, list[keras.Variable], tuple[str, ...], str]]:
         """Yields (layer or operator, its kernels, names it reads, name it writes) between two
         boundaries.
 
@@ -266,7 +281,7 @@ class FeatureGraph:
             ]
             yield node.operation, kernels, together[0].inputs, node.outputs[0]
 
-    def multiply_adds(self, known, outputs):
+    def multiply_adds(self, known: Collection[str], outputs: Collection[str]) -> int:
         """Returns the multiplications of the convolutions and dense layers between two boundaries,
         per image.
         """

@@ -2,7 +2,10 @@
 get it wrong.
 """
 
+from typing import Any
+
 import keras
+import tensorflow as tf
 from keras import ops
 
 from tl_research.errors import UserError
@@ -42,7 +45,7 @@ class Preprocessing(keras.layers.Layer):
             )
         self.mode = mode
 
-    def call(self, images):
+    def call(self, images: tf.Tensor) -> tf.Tensor:
         x = ops.cast(images, "float32")
         if self.mode == "tf":
             x = x / 127.5 - 1.0
@@ -55,10 +58,10 @@ class Preprocessing(keras.layers.Layer):
             x = (x - 127.0) / 128.0
         return ops.cast(x, self.compute_dtype)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "mode": self.mode}
 
 
@@ -71,7 +74,7 @@ class Normalization(keras.layers.Normalization):
     class keeps Keras' name because `.weights.h5` files are laid out by class names.
     """
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         x = ops.cast(inputs, self.compute_dtype)
         mean, variance = (
             ops.cast(v, self.compute_dtype) for v in (self.adapt_mean, self.adapt_variance)

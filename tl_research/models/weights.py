@@ -13,13 +13,20 @@ import json
 import os
 import re
 import zipfile
+from collections.abc import Iterable, Iterator
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from tl_research.errors import DataError
+
+if TYPE_CHECKING:
+    import h5py
+    import keras
 
 _MAX_DEPTH, _MAX_OBJECTS = 12, 100_000
 
 
-def load_weights_file(model, path):
+def load_weights_file(model: "keras.Model", path: str) -> list[str]:
     """Assigns every variable of a backbone from a weights file, all or none, and returns notes on
     what was ignored.
 
@@ -57,7 +64,7 @@ def load_weights_file(model, path):
     return [f"--weights={path}: ignored {len(extra)} extra layers: {_first(extra, 20, ', ')}"]
 
 
-def load_head(model, head, path, classes):
+def load_head(model: "keras.Model", head: "keras.Model", path: str, classes: Iterable[str]) -> bool:
     """Gives a head the weights of a run's model that tells the same classes apart, if it fits.
 
     Args:
@@ -127,7 +134,7 @@ def _found(model, path):
 
 
 @contextlib.contextmanager
-def opened(path):
+def opened(path: str) -> Iterator[str | io.BytesIO]:
     """Yields what h5py opens: a file's path or, of a `.keras` model, the weights in it."""
     if not zipfile.is_zipfile(path):
         yield path
@@ -143,7 +150,7 @@ def _first(items, number, separator):
     return separator.join(items[:number] + ["..."] * (len(items) > number))
 
 
-def walk(file, h5py, file_size):
+def walk(file: "h5py.File", h5py: ModuleType, file_size: int) -> dict[str, "h5py.Dataset"]:
     """Returns {path: data set} of the whole file.
 
     Raises ValueError for what could read outside it or declares too much.

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from tl_research.errors import UserError
@@ -78,7 +79,7 @@ class GroupedOptimizer(OptimizerState):
         super().__init__(groups, kinds, self._optimizers)
 
     @property
-    def variables(self):
+    def variables(self) -> list[keras.Variable]:
         """All trainable keras.Variables, group after group: the order of `gradients` below."""
         return [variable for group in self.groups for variable in group.variables]
 

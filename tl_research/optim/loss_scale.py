@@ -8,6 +8,8 @@ variable, slot or step count of any group, and halves the scale. It is a step al
 `global_step`, which decides data, dropout and learning rate, counts it.
 """
 
+from collections.abc import Mapping
+
 import tensorflow as tf
 
 INITIAL = 2.0**15
@@ -16,14 +18,14 @@ GROWTH_STEPS = 2000  # applied one after the other, after which the scale double
 MAX_SKIPPED = 20  # one after the other, which end the run: 15 halvings lead from INITIAL to FLOOR
 
 
-def initial():
+def initial() -> dict[str, float]:
     """Returns the state of a new run, numbers: the scale, steps applied since it changed, steps
     skipped since one was applied.
     """
     return {"loss_scale": INITIAL, "good_steps": 0.0, "skipped_in_a_row": 0.0}
 
 
-def update(state, applied):
+def update(state: Mapping[str, tf.Tensor], applied: tf.Tensor) -> dict[str, tf.Tensor]:
     """Returns the state after a step.
 
     Args:

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import math
 import re
+from collections.abc import Iterable, Mapping, Sequence
 
 import keras
 
@@ -30,15 +31,15 @@ class ParamGroup:
 
 
 def make_param_groups(
-    named_variables,
-    blocks,
-    all_paths,
+    named_variables: Mapping[str, keras.Variable],
+    blocks: Mapping[str, tuple[int, str]],
+    all_paths: Sequence[str],
     *,
-    backbone_lr_multiplier=1.0,
-    layer_decay=1.0,
-    lr_multiplier=(),
-    joined=None,
-):
+    backbone_lr_multiplier: float = 1.0,
+    layer_decay: float = 1.0,
+    lr_multiplier: Iterable[str] = (),
+    joined: Mapping[str, str] | None = None,
+) -> list[ParamGroup]:
     """Returns the groups of one phase, from input to output, the head's last.
 
     A variable's multiplier is the product of `backbone_lr_multiplier` (backbone only), the layer

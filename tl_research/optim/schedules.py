@@ -1,11 +1,16 @@
 """Learning-rate factor as a function of the step within a phase."""
 
 import math
+from collections.abc import Callable
 
 import tensorflow as tf
 
+from tl_research.config import Phase
 
-def learning_rate_factor(step, num_steps, schedule, warmup_steps):
+
+def learning_rate_factor(
+    step: tf.Tensor, num_steps: int | tf.Tensor, schedule: str, warmup_steps: int | tf.Tensor
+) -> tf.Tensor:
     """Returns the factor on the base learning rate for the step that is about to be taken.
 
     With t = `step`, T = `num_steps`, W = `warmup_steps`:
@@ -46,7 +51,7 @@ def learning_rate_factor(step, num_steps, schedule, warmup_steps):
     return tf.where(step < warmup_steps, (step + 1.0) / tf.maximum(warmup_steps, 1.0), factor)
 
 
-def make_schedule(phase, num_steps):
+def make_schedule(phase: Phase, num_steps: int | tf.Variable) -> Callable[[tf.Tensor], tf.Tensor]:
     """Returns a function from the step in a phase, int tensor [], to its base learning rate.
 
     However short the phase, two steps come after warm-up: one at the base rate, and one on which
@@ -57,7 +62,7 @@ def make_schedule(phase, num_steps):
         num_steps: Steps of the whole phase: a number, or a variable that may change between steps.
     """
 
-    def rate_at(step):
+    def rate_at(step: tf.Tensor) -> tf.Tensor:
         steps = tf.convert_to_tensor(num_steps, tf.int64)
         share = tf.cast(tf.round(phase.warmup * tf.cast(steps, tf.float64)), tf.int64)
         warmup_steps = tf.minimum(share, tf.maximum(steps - 2, 0))

@@ -1,0 +1,228 @@
+"""What a benchmark's program is made of: its flags, rows that are printed and written as they come,
+a table, and runs of `train.py`.
+
+Imports no TensorFlow, so that what a child takes is not what this process takes.
+"""
+
+import dataclasses
+import json
+import os
+import shlex
+import statistics
+import string
+import subprocess
+import sys
+
+from tl_research import cli
+from tl_research.config import DATASETS
+from tl_research.errors import UserError
+from tl_research.files import write_atomically
+from tl_research.reporting.pictures import markdown_table
+from tl_research.reporting.results import without_nan
+from tl_research.settings import check_fields, setting
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TRAIN = f"{ROOT}/train.py"
+BACKBONES = "MobileNetV2@160,EfficientNetLite0@224,EfficientNetV2B0@224,ResNet50@224"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The flags that every benchmark has; `required` names those that must be given.
+
+    What is derived from it is a frozen dataclass too.
+    """
+
+    output_json: str | None = setting(
+        None, "file for all numbers, rewritten after each row; None writes none"
+    )
+    required = ()
+
+    def __init_subclass__(cls):
+        dataclasses.dataclass(frozen=True)(cls)
+
+    def __post_init__(self):
+        check_fields(self)
+        need(self, *self.required)
+
+
+class Training(Settings):
+    """The flags of a benchmark that trains."""
+
+    weights: str = setting(
+        "none", "imagenet or none, which is as fast; EfficientNetLite has its own"
+    )
+    batch_size: int = setting(32, "images a step", low=1)
+
+
+class Networks(Training):
+    """The flags of a benchmark of some networks."""
+
+    backbones: str = setting(BACKBONES, "NAME@SIZE, a list")
+
+
+class Photographs(Settings):
+    """The flags of a benchmark on photographs."""
+
+    dataset: str = setting(
+        "tf_flowers", "where images come from; directory needs --data_dir", choices=DATASETS
+    )
+    data_dir: str | None = setting(
+        None,
+        "one folder per class; with a named data set, a copy used instead of downloading",
+        path="absolute",
+    )
+
+
+def need(settings, *names):
+    """Raises UserError if one of these settings has no value."""
+    if not all(getattr(settings, name) for name in names):
+        flags = " or ".join(f"--{name}" for name in names)
+        raise UserError(f"{flags} is missing; expected a value; --helpshort says which")
+
+
+def parse_backbones(text):
+    """Returns [(name, image size)] of a list NAME@SIZE,NAME@SIZE."""
+    parsed = [entry.partition("@")[::2] for entry in text.split(",")]
+    for name, size in parsed:
+        if not size.isdigit():
+            raise UserError(
+                f"--backbones has {name!r} of size {size!r}; expected NAME@SIZE; "
+                "for example MobileNetV2@160"
+            )
+    return [(name, int(size)) for name, size in parsed]
+
+
+class _Texts(string.Formatter):
+    """Writes None, and what is not there, as nothing, and what is true or false as on or off."""
+
+    def get_value(self, key, args, kwargs):
+        return kwargs.get(key)
+
+    def format_field(self, value, spec):
+        if isinstance(value, bool):
+            return "on" if value else "off"
+        return "" if value is None else super().format_field(value, spec)
+
+
+text = _Texts().format
+
+
+def table(columns, rows):
+    """Returns rows, dicts, as a Markdown table.
+
+    Args:
+        columns: Lines of `title | format of a row's values`.
+        rows: What it is about.
+    """
+    titles, cells = zip(*(line.split("|") for line in columns.strip().splitlines()))
+    found = [[text(cell.strip(), **row) for cell in cells] for row in rows]
+    return markdown_table(list(map(str.strip, titles)), found)
+
+
+def mean_and_each(values, digits=3):
+    """Returns the mean and, of several values, each of them in brackets."""
+    each = ", ".join(f"{value:.{digits}f}" for value in values)
+    return each if len(values) == 1 else f"{statistics.mean(values):.{digits}f} ({each})"
+
+
+def gathered(settings, columns, rows, **more):
+    """Returns a list of rows, each printed as a line of the table, and written, when it comes.
+
+    Args:
+        settings: `Settings`.
+        columns: As of `table`.
+        rows: Yields them.
+        more: What the file has besides.
+    """
+    found = []
+    for row in rows:
+        found.append(row)
+        print(table(columns, [row]).splitlines()[-1], flush=True)
+        write_json(settings.output_json, settings, rows=found, **more)
+    return found
+
+
+def prepare_json(path):
+    """Makes the directory of a file now, rather than fail after measuring."""
+    if path:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+
+
+def write_json(path, settings, **numbers):
+    """Writes the settings and all numbers, if a path is given."""
+    if path:
+        content = without_nan({"settings": vars(settings), **numbers})
+        write_atomically(path, json.dumps(content, indent=1) + "\n")
+
+
+def read_json(path):
+    """Returns what a file of JSON holds."""
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def rows_so_far(settings, path, but):
+    """Returns the rows that a file has of earlier calls with the same settings, some apart.
+
+    Raises:
+        UserError: If another one was different.
+    """
+    if not os.path.exists(path):
+        return []
+    content, now = read_json(path), json.loads(json.dumps(vars(settings)))
+    for name, value in content["settings"].items():
+        if name not in but and value != now[name]:
+            raise UserError(
+                f"{path} has numbers with another --{name}; expected the same; give another file"
+            )
+    return content["rows"]
+
+
+def main(settings_class, report):
+    """Runs a benchmark.
+
+    Args:
+        settings_class: Its flags, a `Settings`.
+        report: Measures; a function of the settings to the text that is printed in the end, if any.
+    """
+
+    def program():
+        settings = cli.config_from_flags(settings_class)
+        prepare_json(settings.output_json)
+        if text := report(settings):
+            print(f"\n{text}", flush=True)
+
+    cli.define_flags(settings_class)
+    cli.run(program)
+
+
+def start(*command, **options):
+    """Returns the process of a Python program, which is named on stderr."""
+    command = [sys.executable, *command]
+    print(shlex.join(command), file=sys.stderr, flush=True)
+    return subprocess.Popen(command, **options)
+
+
+def finish(process):
+    """Waits for a process; returns its peak memory in MiB, as the kernel reports it.
+
+    Raises:
+        UserError: If it fails; its own message stands above.
+    """
+    # of this child alone; getrusage has the largest of all
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise UserError(
+            f"{shlex.join(process.args)} ended with exit code {process.returncode}; expected 0; "
+            "correct the flags"
+        )
+    return usage.ru_maxrss / 1024
+
+
+def train(workdir, *flags):
+    """Runs `train.py`; returns its `results.json`, and `peak_mib` of the process."""
+    process = start(TRAIN, *flags, f"--workdir={workdir}", stdout=subprocess.DEVNULL)
+    peak = finish(process)
+    return {**read_json(f"{workdir}/results.json"), "peak_mib": peak}
