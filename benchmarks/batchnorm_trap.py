@@ -108,7 +108,7 @@ def _run_loop(ready):
             ended.append((event.result, classifier.head.get_weights(), moved))
             ready.state.optimizer = None  # a new Adam each
 
-    observers = [ready.recorder, observe]
+    observers = [*ready.observers, observe]
     loop.fit(ready.plan, ready.state, resume=ready.resume, observers=observers)
     return before, ended
 

@@ -93,7 +93,7 @@ def measure(settings, place):
                 found["largest_difference"] = float(np.abs(ratios - 1).max())
         rows.append(row)
         print("\n".join(table([row]).splitlines()[2:]), flush=True)
-        program.write_json(settings.output_json, settings, rows=rows)
+        program.write_json(settings.output_json, settings, rows)
     return rows
 
 

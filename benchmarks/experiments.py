@@ -25,6 +25,7 @@ import subprocess
 import program
 
 from tl_research import seeds
+from tl_research.reporting import results
 from tl_research.settings import setting
 
 _COLUMNS = """
@@ -65,7 +66,7 @@ def measure(settings):
             flags += [f"--seeds={','.join(missing)}", f"--workdir={place}"]
             program.finish(program.start(program.TRAIN, *flags, stdout=subprocess.DEVNULL))
         rows[row] = _finished(place)
-    program.write_json(settings.output_json, settings, rows=rows)
+    program.write_json(settings.output_json, settings, rows)
     return rows
 
 
@@ -98,7 +99,7 @@ def _against(runs, first):
     both = sorted(set(runs) & set(first))
     if not both:
         return -math.inf, ""
-    pairs = [(seeds.selected(runs[seed]), seeds.selected(first[seed])) for seed in both]
+    pairs = [(results.selected(runs[seed]), results.selected(first[seed])) for seed in both]
     gains = [100 * (one["val_accuracy"] - other["val_accuracy"]) for one, other in pairs]
     losses, others = zip(*((one["val_loss"], other["val_loss"]) for one, other in pairs))
     gain, percent = statistics.mean(gains), 100 * (sum(losses) / sum(others) - 1)

@@ -230,9 +230,13 @@ class Operations:
     @contextlib.contextmanager
     def _open(self, *args, **kwargs):
         with self._counted("create", open)(*args, **kwargs) as file:
-            yield types.SimpleNamespace(
-                write=self._counted("write", file.write),
-                flush=self._counted("flush", file.flush),
-                fileno=file.fileno,
-                close=file.close,
+            yield (
+                types.SimpleNamespace(
+                    write=self._counted("write", file.write),
+                    flush=self._counted("flush", file.flush),
+                    fileno=file.fileno,
+                    close=file.close,
+                )
+                if self._active
+                else file
             )

@@ -352,7 +352,6 @@ def artefacts(secret, touch):
         touch: Shell command that creates the canary.
     """
     folder, pickled = os.path.dirname(secret), pickle.dumps(_Payload(touch))
-    link = functools.partial(functools.partial, os.symlink)
     kinds = {
         "weights": _weights(secret, touch, pickled),
         "torch": {
@@ -372,16 +371,9 @@ def artefacts(secret, touch):
             "flag file with a profile": f"--run_with_profiling\n--profile_file={folder}/canary\n",
             "flag file that names another": f"--flagfile={secret}\n",
             "flag file that is a FIFO": os.mkfifo,
-            "flag file that is a link to a device": link("/dev/zero"),
+            "flag file that is a link to a device": functools.partial(os.symlink, "/dev/zero"),
         },
-        "run": {
-            "run with its lock linked outside": {".lock": link(secret)},
-            "run with its checkpoints linked outside": {"checkpoints": link(folder)},
-            "run with a link in its export": {"run.json": "{}", "export": {"a": link(secret)}},
-            "run whose results are a pipe": {"run.json": "{}", "results.json": os.mkfifo},
-            "run with results of no run": {"run.json": "{}", "results.json": '{"test": 5}'},
-            "run with nested results": {"run.json": "{}", "results.json": "[" * 100_000},
-        },
+        "run": _runs(secret, folder),
         "photos": {
             "class named ; rm -rf": {f"; {touch} #": _photos(0)},
             "class named $()": {f"$({touch.replace('/', '_')})": _photos(0)},
@@ -396,6 +388,18 @@ def artefacts(secret, touch):
         name: (kind, functools.partial(_make, {**beside[kind], **what} if kind in beside else what))
         for kind, of in kinds.items()
         for name, what in of.items()
+    }
+
+
+def _runs(secret, folder):
+    link = functools.partial(functools.partial, os.symlink)
+    return {
+        "run with its lock linked outside": {".lock": link(secret)},
+        "run with its checkpoints linked outside": {"checkpoints": link(folder)},
+        "run with a link in its export": {"run.json": "{}", "export": {"a": link(secret)}},
+        "run whose results are a pipe": {"run.json": "{}", "results.json": os.mkfifo},
+        "run with results of no run": {"run.json": "{}", "results.json": '{"test": 5}'},
+        "run with nested results": {"run.json": "{}", "results.json": "[" * 100_000},
     }
 
 

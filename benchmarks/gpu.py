@@ -177,8 +177,8 @@ def measure(settings, gpu=None, started=None):
         longest = max(longest, row["seconds"])
         compare(rows)
         print(_line(row), flush=True)
-        program.write_json(settings.output_json, settings, rows=rows)
-    program.write_json(settings.output_json, settings, rows=rows)
+        program.write_json(settings.output_json, settings, rows)
+    program.write_json(settings.output_json, settings, rows)
     return rows
 
 

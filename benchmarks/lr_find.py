@@ -103,7 +103,7 @@ def _measure_run(settings, seed, place):
     )
     with experiment.opened(config) as opened:
         ready = experiment.prepare(opened, time.perf_counter())
-        tell = loop.teller((ready.recorder,))
+        tell = loop.teller(ready.observers)
         for index in ready.plan.left(ready.state):
             setup = phase.prepare(ready.plan, index, ready.state, tell)
             rows = lr_range_test.range_test(setup, ready.state)

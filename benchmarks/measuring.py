@@ -20,8 +20,8 @@ import numpy as np
 import program
 import tensorflow as tf
 
-# these two are called here from outside
-from program import parse_backbones, prepare_json  # noqa: F401
+# these are called here from outside
+from program import parse_backbones, prepare_json, write_json  # noqa: F401
 
 from tl_research.config import Config, Phase
 from tl_research.data import dataset, pipeline

@@ -139,7 +139,7 @@ def gathered(settings, columns, rows, **more):
     for row in rows:
         found.append(row)
         print(table(columns, [row]).splitlines()[-1], flush=True)
-        write_json(settings.output_json, settings, rows=found, **more)
+        write_json(settings.output_json, settings, found, **more)
     return found
 
 
@@ -149,10 +149,10 @@ def prepare_json(path):
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
 
 
-def write_json(path, settings, **numbers):
+def write_json(path, settings, rows=None, **more):
     """Writes the settings and all numbers, if a path is given."""
     if path:
-        content = without_nan({"settings": vars(settings), **numbers})
+        content = without_nan({"settings": vars(settings), "rows": rows, **more})
         write_atomically(path, json.dumps(content, indent=1) + "\n")
 
 

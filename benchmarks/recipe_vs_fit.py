@@ -102,7 +102,7 @@ def add_rows(rows, settings, path, backbone, ours, fits):
 
         for row in found():
             rows.append({**key, **row})
-            program.write_json(path, settings, rows=rows)
+            program.write_json(path, settings, rows)
 
 
 def run_train(settings, backbone, seed, workdir, flagfiles=(), more=()):

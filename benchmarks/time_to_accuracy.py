@@ -20,7 +20,7 @@ import program
 import recipe_vs_fit
 
 from tl_research.reporting.pictures import markdown_table
-from tl_research.seeds import selected
+from tl_research.reporting.results import selected
 from tl_research.settings import setting
 
 FIT = "fit"
@@ -53,7 +53,7 @@ def measure(settings):
     ours = {recipe: functools.partial(_ours, recipe) for recipe in settings.recipes}
     recipe_vs_fit.add_rows(rows, settings, path, settings.backbone, ours, settings.columns)
     rows = [{**row, "history": _best_so_far(row["history"])} for row in rows]
-    program.write_json(settings.output_json, settings, rows=rows)
+    program.write_json(settings.output_json, settings, rows)
     return rows
 
 

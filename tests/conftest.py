@@ -4,6 +4,7 @@ has TensorFlow.
 
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -224,3 +225,31 @@ def read_only():
     yield protect
     for path in mounted[:1]:
         subprocess.run(["umount", path], check=True)
+
+
+@pytest.fixture
+def on_terminal():
+    """A function of a command, and of variables of its environment, that returns what it shows on a
+    terminal of 40 columns.
+    """
+
+    def show(command, **environment):
+        outer, inner = pty.openpty()
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "40", **environment}
+        with subprocess.Popen(command, stdout=inner, stderr=inner, env=environment) as process:
+            os.close(inner)
+            said = b""
+            while part := _read(outer):
+                said += part
+        os.close(outer)
+        assert process.returncode == 0, said
+        return said.decode().replace("\r\n", "\n")
+
+    return show
+
+
+def _read(terminal):
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError:  # nobody writes to it any more
+        return b""

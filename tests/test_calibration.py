@@ -96,6 +96,7 @@ def test_run_without_epochs_is_evaluated(tiny_backbone, write_images, tmp_path, 
         epochs=(0, 0),
         batch_size=8,
         workdir=run,
+        verbose=True,
     )
     found = experiment.run(config)["calibration"]
     said = "calibration: temperature 1 (no epoch was trained); of the test: expected calibration "

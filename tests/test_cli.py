@@ -59,10 +59,13 @@ def test_helpshort_answers_within_a_second_and_lists_the_settings():
         (["--epocs=3"], ["--epocs is no flag", "did you mean epochs?"]),
         (["--warmup_steps=276"], ["--warmup_steps is no flag", "did you mean warmup?"]),
         (["epochs=3"], ["'epochs=3' is not a flag", "did you mean --epochs=3?"]),
-        (["--batch_size=many"], ["--batch_size=many: expected one whole number"]),
-        (["--image_size=64,96"], ["--image_size=64,96: expected one whole number"]),
-        (["--dropout=a half"], ["--dropout=a half: expected one number"]),
-        (["--optimizer=adm"], ["adm", "adamw"]),
+        (["--batch_size=many"], ["--batch_size=many; expected a whole number; correct it"]),
+        (["--image_size=64,96"], ["--image_size=64,96; expected a whole number; correct it"]),
+        (["--dropout=a half"], ["--dropout=a half; expected a finite number; correct it"]),
+        (
+            ["--optimizer=adm"],
+            ["--optimizer=adm; expected one of sgd, adam, adamw, rmsprop, lion; did you mean adam"],
+        ),
         (["--flagfile=/nowhere.flags"], ["/nowhere.flags"]),
         (["--epochs=1,2,3"], ["--epochs=1,2,3", "one for each of --phases"]),
         (["--learning_rate=nan"], ["--learning_rate=nan", "finite"]),
@@ -96,8 +99,7 @@ def test_each_field_is_one_flag_of_the_same_type_and_default():
         "'--lr_multiplier=b=2', '--dropout=0.5'])\nconfig = cli.config_from_flags(Config)\nassert "
         "config == Config(epochs=(1, 2), nesterov=True, optimizer='sgd', lr_multiplier=('a=1', "
         "'b=2'), dropout=0.5)\nassert {f.name for f in dataclasses.fields(Config)} | {'debug'} == "
-        "set(flags.FLAGS.get_key_flags_for_module(sys.argv[0]) and [f.name for f in "
-        "flags.FLAGS.get_key_flags_for_module(sys.argv[0])])\n"
+        "{f.name for f in flags.FLAGS.get_key_flags_for_module('tl_research.cli')}\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -361,6 +363,17 @@ def wrong(run_train, write_images, tmp_path_factory):
             1,
             ["blok6a", "did you mean block6a"],
         ),
+        "misspelt layer, before the images are looked for": _Wrong(
+            [*directory("nowhere"), "--unfreeze=blok6a"], 1, ["blok6a", "did you mean block6a"]
+        ),
+        "too small, before the images are looked for": _Wrong(
+            [*directory("nowhere"), "--backbone=InceptionV3"], 1, ["at least 75 pixels"]
+        ),
+        "no such weights, before the images are looked for": _Wrong(
+            [*directory("nowhere"), f"--weights={home}/mine.h5"],
+            2,
+            [f"--weights={home}/mine.h5 is not there; expected imagenet, none, a Keras weights or"],
+        ),
         "misspelt pattern": _Wrong(
             [*data, "--lr_multiplier=blok6=2", f"--workdir={home}/pattern"],
             1,
@@ -399,6 +412,9 @@ def wrong(run_train, write_images, tmp_path_factory):
         "run among its images",
         "runs among test images, through a link",
         "misspelt layer",
+        "misspelt layer, before the images are looked for",
+        "too small, before the images are looked for",
+        "no such weights, before the images are looked for",
         "misspelt pattern",
         "images not reached",
         "weights not reached",
@@ -415,6 +431,12 @@ def test_bad_image_is_written_down_before_the_run_stops(wrong):
     _, home = wrong
     lines = (home / "run_broken" / "bad_images.csv").read_text().splitlines()
     assert lines[0] == "path,reason" and len(lines) == 2 and lines[1].startswith("bee/00.png,")
+
+
+def test_failed_start_leaves_no_directory(wrong):
+    _, home = wrong
+    left = {"photos", "one", "sides", "broken", "file", "other", "link", "run_broken"}
+    assert {name for name in os.listdir(home) if not name.startswith(".")} - {"keras"} == left
 
 
 def test_what_is_no_run_stays_as_it_was(wrong):

@@ -275,14 +275,3 @@ def test_path_that_no_flag_file_can_hold_is_refused_however_it_is_written(tmp_pa
         Config(data_dir="flowers")
     # which no flags.txt has
     assert Config(workdir=str(tmp_path / "run #1")).workdir.endswith("run #1")
-
-
-def test_settings_to_compare_runs_by_are_numbers_bools_and_text():
-    settings = Config(data_dir="/photos", epochs=(1, 2)).compared_settings
-    assert (
-        settings["epochs"] == "1,2"
-        and settings["batch_size"] == 32
-        and settings["nesterov"] is False
-    )
-    assert "data_dir" not in settings and None not in settings.values()
-    assert {type(value) for value in settings.values()} == {int, float, bool, str}

@@ -189,7 +189,12 @@ def test_test_number_is_read_once_over_the_test_side(trained):
         z / (1 + z * z / count) * math.sqrt(p * (1 - p) / count + z * z / (4 * count**2)),
     )
     assert test["ci95"] == pytest.approx([max(0, center - half), min(1, center + half)])
-    assert f"test accuracy {p:.4f}" in stdout
+    hits = round(p * count)
+    low, high = (100 * share for share in test["ci95"])
+    assert (
+        f"test accuracy {100 * p:.1f} % ({hits} of {count} images), 95 % interval {low:.1f} to "
+        f"{high:.1f} %\n"
+    ) in stdout
 
 
 def test_split_has_shares_of_each_class_and_equal_images_on_one_side(trained, place):
@@ -223,7 +228,7 @@ def test_split_has_shares_of_each_class_and_equal_images_on_one_side(trained, pl
     }
     assert of_class["ant"] == [16, 2, 2] and of_class["bee"] == [15, 2, 2]
     assert sum(of_class["cat"]) == 21 and of_class["cat"][0] in (16, 17, 18)
-    assert "split: bee  train 15, validation  2, test  2" in trained[1]
+    assert "split: bee  train 15, validation  2, test  2" in (trained[0] / "plan.txt").read_text()
 
 
 def test_bad_image_is_named_and_left_out(trained):
@@ -305,8 +310,8 @@ def test_checkpoints_figure_and_event_files_are_there_and_nothing_half_written(t
 
 
 def test_plan_is_told_before_training(trained):
-    _, stdout, _ = trained
-    plan, _, rest = stdout.partition("phase head: ")
+    run, stdout, _ = trained
+    plan = (run / "plan.txt").read_text()
     for part in (
         "device: ",
         "data: 60 images in 3 classes",
@@ -314,13 +319,16 @@ def test_plan_is_told_before_training(trained):
         "cache: ",
         "plan: head",
         "plan: finetune",
+        "phase head: ",
+        "phase finetune: 43 of 141 backbone layers open, 2,597,475 of 3,416,867 parameters train",
+        "first unfrozen: block6a_dwconv",
     ):
         assert part in plan
-    assert (
-        "phase finetune: 43 of 141 backbone layers open, 2,597,475 of 3,416,867 parameters train"
-        in rest
-    )
-    assert "first unfrozen: block6a_dwconv" in rest and rest.count(" epoch ") >= 2
+    told, _, rest = stdout.partition("head: head trains, backbone frozen; up to 1 epoch\n")
+    assert "60 images in 3 classes: " in told
+    assert "\nEfficientNetLite0 with ImageNet weights at 64 px, on " in told
+    assert "finetune: head and top 43 of 141 layers of the backbone train" in rest
+    assert re.findall(r"^ +(\d/2  \w+)", rest, re.MULTILINE) == ["1/2  head", "2/2  finetune"]
 
 
 _PREDICT = """
@@ -526,6 +534,6 @@ def test_two_classes_in_the_layout_of_their_archive_without_a_network(
     # From layer 100 of 154 up, 35.06 %, of a backbone that could not be had: 50 of 141 layers of
     # the one that is used instead.
     assert (
-        "finetune: 50 of 141 backbone layers open" in stdout
+        "finetune: head and top 50 of 141 layers of the backbone train" in stdout
         and "MobileNetV2 could not be reached" in stdout
     )

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from tl_research.errors import DataError, RunDirectoryError, StorageError
+from tl_research.errors import DataError, RunDirectoryError, StorageError, UserError
 from tl_research.evaluate import EvaluateConfig, evaluate
 from tl_research.run.directory import RunDirectory
 from tl_research.trained import TrainedRun
@@ -45,7 +45,7 @@ def test_validation_report_repeats_what_selected_the_weights(finished_run, capsy
         assert json.load(file) == report
     out = capsys.readouterr().out
     assert json.loads(out.splitlines()[-1].removeprefix("RESULT ")) == report
-    assert f"validation accuracy {report['accuracy']:.4f}" in out
+    assert f"validation: accuracy {report['accuracy']:.4f}" in out
 
 
 def test_files_agree_with_each_other_and_with_the_split(finished_run, monkeypatch):
@@ -147,6 +147,64 @@ def test_images_of_other_sides_may_be_gone_and_others_be_there(finished_run):
     assert evaluate(moved) == whole
 
 
+def test_any_folder_of_the_classes_is_evaluated_whole(finished_run, write_images, tmp_path, capsys):
+    folder = write_images(tmp_path / "mine", ("bee", "cat"), count=4, size=48)
+    first = _split_of(finished_run, "train")[0]
+    shutil.copy(os.path.join(_photos(finished_run), first), os.path.join(folder, "bee", "old.png"))
+    with open(os.path.join(folder, "cat", "bad.png"), "w") as file:
+        file.write("no image")
+    report = evaluate(EvaluateConfig(run=finished_run, data_dir=folder))
+    said = capsys.readouterr()
+    assert report["n"] == 9 and report["data_dir"] == folder and report["side"] == "folder"
+    assert report["of_run"] == {"train": 1, "validation": 0, "test": 0}
+    assert [row["support"] for row in report["per_class"].values()] == [0, 5, 4]
+    assert f"warning: 1 of the 9 images in {folder} were trained on\n" in said.err
+    assert "warning: 1 images are left out: cat/bad.png\n" in said.err
+    assert json.loads(said.out.splitlines()[-1].removeprefix("RESULT ")) == report
+    rows = _rows(finished_run, "folder-mine", "predictions.csv")
+    assert {row["path"].split("/")[0] for row in rows} == {"bee", "cat"} and len(rows) == 9
+    place = os.path.join(finished_run, "report", "folder-mine")
+    with open(os.path.join(place, "index.html")) as file:
+        assert f"{round(9 * report['accuracy'])} of 9 images are answered" in file.read()
+    assert {"confusion.png", "worst_mistakes.png"} <= set(os.listdir(place))
+
+
+def test_classes_that_the_run_does_not_know_are_exit_2(finished_run, write_images, tmp_path):
+    folder = write_images(tmp_path / "mine", ("bee", "dog", "emu"), count=1)
+    with pytest.raises(
+        DataError, match=r"has 2 classes that .* know \(dog, emu\); expected some of ant, bee, cat"
+    ) as error:
+        evaluate(EvaluateConfig(run=finished_run, data_dir=folder))
+    assert error.value.exit_code == 2
+
+
+def test_training_images_are_a_side(finished_run):
+    report = evaluate(EvaluateConfig(run=finished_run, side="train"))
+    assert report["n"] == len(_split_of(finished_run, "train")) and "test_reads" not in report
+
+
+def test_several_runs_stand_side_by_side(finished_run, tmp_path, capsys):
+    other = str(tmp_path / "trained" / "other")
+    shutil.copytree(finished_run, other)
+    with open(os.path.join(other, "export", "calibration.json"), "w") as file:
+        json.dump({"temperature": 1.0}, file)
+    found = evaluate(EvaluateConfig(run=[finished_run, other]))["runs"]
+    assert list(found) == [finished_run, other]
+    *_, first, second, third, result = capsys.readouterr().out.splitlines()
+    assert (
+        first.split() == ["run", "images", "accuracy", "log_loss"]
+        and json.loads(result.removeprefix("RESULT "))["runs"] == found
+    )
+    for line, name, path in ((second, "run", finished_run), (third, "other", other)):
+        report = found[path]
+        low, high = (f"{bound:.3f}" for bound in report["ci95"])
+        accuracy = [f"{report['accuracy']:.4f}", f"({low}-{high})"]
+        cells = [name, str(report["n"]), *accuracy, f"{report['log_loss']:.4f}"]
+        assert line.split() == cells
+    with pytest.raises(UserError, match="with 2 runs, which would write the same files"):
+        evaluate(EvaluateConfig(run=[finished_run, other], output_dir=str(tmp_path / "out")))
+
+
 def test_run_that_cannot_be_written_is_evaluated_elsewhere(
     finished_run, read_only, tmp_path, capsys
 ):
@@ -209,15 +267,15 @@ def test_run_of_another_version_and_one_in_use_are_exit_8(finished_run):
     "tool, arguments, code, message",
     [
         ("evaluate", [], 1, "--run is missing"),
-        ("evaluate", ["--run=x", "--side=train"], 1, "--side=train"),
+        ("evaluate", ["--run=x", "--side=all"], 1, "--side=all"),
         ("evaluate", ["--run=x", "photo.jpg"], 1, "'photo.jpg' is not a flag"),
         ("predict", ["--run=x"], 1, "no images are named"),
         ("predict", ["--run=x", "/nowhere.jpg"], 2, "1 of 1 paths do not exist (/nowhere.jpg)"),
         ("predict", ["--run=x", "--batch_size=0", "."], 1, "--batch_size=0"),
-        ("evaluate", ["--helpshort"], 1, None),
-        ("predict", ["--helpshort"], 1, None),
-        ("export", ["--run=x", "--format=onnx"], 1, "expected one of saved_model, litert"),
-        ("export", ["--helpshort"], 1, None),
+        ("evaluate", ["--helpshort"], 0, None),
+        ("predict", ["--helpshort"], 0, None),
+        ("export", ["--run=x", "--format=tf"], 1, "expected one of saved_model, litert, onnx"),
+        ("export", ["--helpshort"], 0, None),
     ],
 )
 def test_command_line_answers_without_tensorflow(tool, arguments, code, message):
@@ -228,10 +286,8 @@ def test_command_line_answers_without_tensorflow(tool, arguments, code, message)
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     if message is None:
-        assert (
-            "--run: the directory of a finished run" in done.stdout
-            and f"python -m tl_research.{tool}" in done.stdout
-        )
+        assert done.returncode == code and f"python -m tl_research.{tool}" in done.stdout
+        assert "\n  --run=PATH                    the directory of a finished run; " in done.stdout
     else:
         assert (
             done.returncode == code

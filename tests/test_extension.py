@@ -171,7 +171,7 @@ def test_run_belongs_to_its_file(settings, write, tmp_path, capsys):
     lines = (place / "flags.txt").read_text().splitlines()
     assert f"# extension {moved} of SHA-256 {sha256}" in lines
     assert not any(line.startswith("--extension") for line in lines)
-    assert f"extension: make_objective from {path}" in capsys.readouterr().out
+    assert f"extension: make_objective from {path}" in (place / "plan.txt").read_text()
 
 
 def test_other_sources_of_the_package_do_not_go_on_with_a_run(settings, tmp_path, monkeypatch):

@@ -127,3 +127,9 @@ def test_wilson_interval_stays_inside():
         for correct in (0, total):
             low, high = metrics.wilson_interval(correct, total)
             assert 0 <= low <= correct / total <= high <= 1
+
+
+def test_commonest_mistakes_come_first_and_none_of_no_image():
+    confusion = np.array([[9, 2, 0], [5, 9, 0], [0, 2, 9]])
+    assert metrics.most_confused(confusion, 9) == [(5, 1, 0), (2, 0, 1), (2, 2, 1)]
+    assert metrics.most_confused(confusion, 2) == [(5, 1, 0), (2, 0, 1)]

@@ -63,6 +63,7 @@ _COMMON = {
     "precision": "float32",
     "xla": "off",
     "data_audit": "off",
+    "verbose": True,
 }
 _FORMS = {
     "cached": {"feature_cache": "memory", "checkpoint_every_steps": 2, "data_audit": "on"},
@@ -140,8 +141,8 @@ def _without_times(line, place):
     line = re.sub(r"^RESULT .*", "RESULT <results>", line)
     line = re.sub(r"^device: .*", "device: <device>", line)
     line = line.replace(os.path.realpath(place), "<place>").replace(place, "<place>")
-    line = re.sub(r"\d+ images/s", "<rate> images/s", line)
-    return re.sub(r"\b\d+\.\d s\b", "<time> s", line)
+    line = re.sub(r"^  \D.*", "  <command>", line)
+    return re.sub(r" +\d+(\.\d)? (s|min)\b", " <time>", line)
 
 
 def _steps_of_tags(path, side):

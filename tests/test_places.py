@@ -13,10 +13,12 @@ import pytest
 import tensorflow as tf
 
 from tl_research import experiment, export, trained
+from tl_research.config import Config
 from tl_research.errors import CheckpointError, RunDirectoryError
 from tl_research.run import directory
-from tl_research.run.directory import quoted, resume_command
+from tl_research.run.directory import command, quoted, resume_command, with_flags_of_run
 
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _NAME = "a  run [1]*? $HOME 'of' \"\u00fc\" & ~"
 
 
@@ -26,10 +28,10 @@ def moved_run(finished_run, tmp_path):
     return shutil.move(finished_run, tmp_path / _NAME)
 
 
-def _in_a_shell(command, place):
+def _in_a_shell(line, place):
     """Runs a command as somebody pastes it elsewhere: another directory, another environment."""
     return subprocess.run(
-        ["bash", "-c", command],
+        ["bash", "-c", line],
         cwd=place,
         env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
         capture_output=True,
@@ -44,20 +46,63 @@ def test_printed_command_works_from_another_place_and_environment(moved_run, tmp
     assert again.returncode == 0 and again.stdout.startswith("RESULT "), again.stderr
     assert again.stderr == f"{moved_run} is finished\n"
     # A program that is a module, from a place where the package is not.
-    found = _in_a_shell(resume_command(moved_run, "-m tl_research.lr_find"), tmp_path)
+    found = _in_a_shell(resume_command(moved_run, "lr_find"), tmp_path)
     assert found.returncode == 1
     assert found.stderr.startswith(f"error: --workdir={moved_run} is a finished run; ")
     assert os.listdir(tmp_path / "elsewhere") == []
 
 
+def test_finished_run_on_a_terminal_ends_with_what_to_do_with_it(moved_run, on_terminal, tmp_path):
+    train = [sys.executable, os.path.join(_ROOT, "train.py"), f"--workdir={moved_run}"]
+    test = trained.TrainedRun(moved_run).results["test"]
+    said = on_terminal(train, COLUMNS="120", NO_COLOR="1")
+    right = f"{round(test['accuracy'] * test['n'])} of {test['n']} images"
+    assert f"test accuracy {100 * test['accuracy']:.1f} % ({right}), 95 % interval " in said
+    assert "RESULT" not in said
+    lines = said.splitlines()
+    predict = lines[lines.index("to predict:") + 1].strip()
+    photo = os.path.join(os.path.dirname(moved_run), "trained", "photos", "ant", "00.png")
+    done = _in_a_shell(predict.replace("PHOTO.jpg", quoted(photo)), tmp_path)
+    assert done.returncode == 0 and done.stdout.splitlines()[1].startswith(f"{photo},"), done.stderr
+    with_json = on_terminal([*train, "--json"]).splitlines()
+    assert with_json[-1].startswith("RESULT {")
+
+
 def test_command_names_absolute_places_and_the_extension(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "executable", "/opt/the env/python")
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     assert resume_command("runs/x", extension="mine.py") == (
-        f"'/opt/the env/python' {root}/train.py --flagfile={tmp_path}/runs/x/flags.txt "
-        f"--workdir={tmp_path}/runs/x --extension={tmp_path}/mine.py"
+        f"'/opt/the env/python' {_ROOT}/train.py --workdir={tmp_path}/runs/x "
+        f"--extension={tmp_path}/mine.py"
     )
+    assert command("predict", "--run=my run") == (
+        f"env PYTHONPATH={_ROOT} '/opt/the env/python' -m tl_research.predict '--run=my run'"
+    )
+
+
+def test_program_that_began_as_tl_research_is_named_so(monkeypatch, tmp_path):
+    script = tmp_path / "bin" / "tl-research"
+    script.parent.mkdir()
+    script.touch(0o755)
+    monkeypatch.setattr(sys, "argv", [str(script), "--epochs=1"])
+    monkeypatch.setenv("PATH", "/usr/bin")  # where it is not
+    assert command("lr_find", "--workdir=x") == f"{script} lr-find --workdir=x"
+    monkeypatch.setenv("PATH", f"/usr/bin:{script.parent}")
+    assert resume_command("/runs/x") == "tl-research train --workdir=/runs/x"
+
+
+def test_directory_alone_brings_the_flags_of_its_run(finished_run, tmp_path):
+    default = vars(Config())
+    values = {**default, "workdir": finished_run, "json": True, "data_dir": "/moved"}
+    found = with_flags_of_run(values, ["workdir", "json", "data_dir"])
+    of_run = trained.TrainedRun(finished_run).config
+    expected = {**vars(of_run), "workdir": finished_run, "json": True, "data_dir": "/moved"}
+    assert found == expected and found["epochs"] == (2, 0) != default["epochs"]
+    assert with_flags_of_run(values, ["workdir", "epochs"]) == values  # what may not change
+    other = {**values, "workdir": str(tmp_path)}
+    assert with_flags_of_run(other, ["workdir"]) == other  # no run is there
+    (tmp_path / "flags.txt").write_text("--not_ours=1\n")
+    assert with_flags_of_run(other, ["workdir"]) == other
 
 
 def test_what_cannot_be_printed_is_quoted_by_its_bytes(tmp_path):
@@ -74,8 +119,8 @@ def test_run_that_is_not_finished_names_the_command_with_its_extension(finished_
         file.write(f"# extension /some where/mine.py of SHA-256 {'0' * 64}\n{text}")
     with pytest.raises(RunDirectoryError) as error:
         trained.TrainedRun(finished_run)
-    command = resume_command(finished_run, extension="/some where/mine.py")
-    assert str(error.value).endswith(f"; go on with {command}")
+    resume = resume_command(finished_run, extension="/some where/mine.py")
+    assert str(error.value).endswith(f"; go on with {resume}")
 
 
 def test_directory_of_seeds_is_named_as_that(finished_run, tmp_path):
@@ -86,7 +131,7 @@ def test_directory_of_seeds_is_named_as_that(finished_run, tmp_path):
 
 def test_saved_model_is_exported_where_a_pattern_would_not_match(moved_run):
     paths = export.export(export.ExportConfig(run=moved_run, format=("saved_model",)))
-    assert paths["saved_model"] == os.path.join(moved_run, "export", "saved_model")
+    assert paths["saved_model"] == os.path.join(moved_run, "export", "saved_model", "1")
     assert os.path.isfile(os.path.join(paths["saved_model"], "saved_model.pb"))
 
 

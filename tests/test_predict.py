@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import pty
 import subprocess
 import sys
 
@@ -16,7 +17,9 @@ import pytest
 import tensorflow as tf
 
 from tl_research import predict as tool
-from tl_research.errors import DataError
+from tl_research import trained
+from tl_research.answers import ANSWERS
+from tl_research.errors import DataError, UserError
 from tl_research.predict import PredictConfig, predict
 
 
@@ -147,7 +150,7 @@ def test_only_a_few_batches_are_in_memory_at_once(finished_run, tmp_path, monkey
     def images(places, others):
         for number in range(1000):
             taken.append(number)
-            yield photo, None
+            yield photo, photo, None
 
     monkeypatch.setattr(tool, "image_files", images)
     _, predictions = predict(PredictConfig(run=finished_run, batch_size=4), [photo])
@@ -168,3 +171,105 @@ def test_classes_called_as_other_columns_have_columns_of_their_own():
         *first,
         *("ant", "probability class", "probability probability path", "probability path"),
     ]
+
+
+def test_arrays_pictures_and_bytes_get_the_probabilities_of_their_file(finished_run, tmp_path):
+    turned = PIL.Image.Exif()
+    turned[0x0112] = 6
+    pixels = np.random.RandomState(3).randint(0, 255, (40, 30, 3), np.uint8)
+    path = tmp_path / "photo.png"
+    PIL.Image.fromarray(pixels).save(path, exif=turned)
+    upright = np.rot90(pixels, -1)
+    given = [
+        path,
+        path.read_bytes(),
+        PIL.Image.open(path),
+        PIL.Image.fromarray(upright).convert("RGBA"),
+        np.array(upright),
+        tf.constant(upright),
+        np.float32(upright),
+        b"no image",
+        upright[..., 0],
+    ]
+    _, predictions = predict(PredictConfig(run=finished_run), given)
+    names, reasons, outputs = zip(*predictions)
+    assert names == (str(path), *(f"image {number}" for number in range(1, 9)))
+    for received in outputs[1:6]:
+        np.testing.assert_allclose(received, outputs[0], rtol=1e-5)
+    assert reasons == (
+        *[None] * 6,
+        "array of float32 [30, 40, 3]; expected uint8 [H, W, 3]",
+        "no known image format named without a suffix",
+        "array of uint8 [30, 40]; expected uint8 [H, W, 3]",
+    )
+    assert outputs[6:] == (None, None, None)
+
+
+def test_no_image_is_computed_that_was_not_given(finished_run, monkeypatch):
+    sizes, load = [], trained.TrainedRun.load_classifier
+
+    def watched(run, extension):
+        classifier = load(run, extension)
+        return lambda images: (sizes.append(len(images)), classifier(images))[1]
+
+    monkeypatch.setattr(trained.TrainedRun, "load_classifier", watched)
+    images = [np.zeros((8, 8, 3), np.uint8)] * 5
+    _, predictions = predict(PredictConfig(run=finished_run, batch_size=4), images)
+    assert len(list(predictions)) == 5 and sizes == [4, 1]
+
+
+def test_terminal_shows_the_most_probable_classes(finished_run, tmp_path):
+    photo = os.path.join(os.path.dirname(finished_run), "photos", "ant", "00.png")
+    terminal, end = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "tl_research.predict", f"--run={finished_run}", photo, "--top_k=2"],
+        stdout=end,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(end)
+    assert done.returncode == 0, done.stderr
+    (_, _, outputs), *_ = predict(PredictConfig(run=finished_run), [photo])[1]
+    (first, p), (second, q), _ = sorted(zip(["ant", "bee", "cat"], outputs), key=lambda c: -c[1])
+    said = f"{photo}   {first} {100 * p:.0f} %   {second} {100 * q:.0f} %\r\n"
+    assert os.read(terminal, 1000).decode() == said
+    assert done.stderr.startswith("1 image in ")
+
+
+_OUTPUTS = {"class": (0.003, 0.107, 0.89), "set": (0.002, 0.9, 0.75), "number": (1234.5678,)}
+
+
+@pytest.mark.parametrize(
+    "kind, text, cells",
+    [
+        (
+            "class",
+            "cat 89 %   bee 11 %",
+            {"class": "cat", "probability": 0.89, "probabilities": (0.003, 0.107, 0.89)},
+        ),
+        (
+            "set",
+            "bee 90 %   cat 75 %",
+            {"classes": "bee;cat", "probability": 0.67365, "probabilities": (0.002, 0.9, 0.75)},
+        ),
+        ("number", "ant 1235", {"numbers": (1234.57,)}),
+    ],
+)
+def test_lines_of_each_kind_of_answer(kind, text, cells):
+    classes, outputs = ["ant", "bee", "cat"], np.array(_OUTPUTS[kind])
+    names = classes[: len(outputs)]
+    file = io.StringIO()
+    write = tool._text(file, ANSWERS[kind], names, 3)
+    for path in ("photo.jpg", "a.jpg"):  # columns stay where they are
+        write(path, outputs)
+    assert file.getvalue() == f"photo.jpg   {text}\na.jpg       {text}\n"
+    file = io.StringIO()
+    tool._jsonl(file, ANSWERS[kind], names, 3)("photo.jpg", outputs)
+    *_, (key, values) = cells.items()
+    expected = {"path": "photo.jpg", **cells, key: dict(zip(names, values))}
+    assert json.loads(file.getvalue()) == expected and file.getvalue().endswith("}\n")
+
+
+def test_two_kinds_of_lines_at_once_are_refused():
+    with pytest.raises(UserError, match="--csv=a and --jsonl=b; expected one of them; leave one"):
+        PredictConfig(run="x", csv="a", jsonl="b")

@@ -107,12 +107,52 @@ with quiet.dropped_stderr():
     assert done.stderr == "between\nneeds AVX, which is not there\n"
 
 
-def test_several_runs_of_a_process_print_no_retracing_warnings(caplog):
-    quiet.import_tensorflow()
+def test_several_runs_of_a_process_print_no_retracing_warnings():
+    quiet.drop_retracing_notes()
+    quiet.drop_retracing_notes()
     logger = tf.get_logger()
     for text, shown in (("5 out of 5 calls triggered tf.function retracing.", False), ("x", True)):
         record = logging.makeLogRecord({"msg": text, "levelno": logging.WARNING})
         assert bool(logger.filter(record)) is shown
+    assert len(logger.filters) == 1
+
+
+_GLOBALS = """
+import json, logging, os, sys
+import matplotlib, tensorflow as tf
+tf.keras.Sequential
+
+def state():
+    loggers = {"": logging.root, "tensorflow": tf.get_logger(), **logging.root.manager.loggerDict}
+    loggers = {name: of for name, of in loggers.items() if hasattr(of, "filters")}
+    ours = ("tl_research", "PIL", "matplotlib", "tqdm")  # made when a module is imported
+    return (
+        dict(os.environ),
+        os.getcwd(),
+        matplotlib.rcParams._get("backend"),
+        {name: (of.level, list(map(str, of.handlers)), list(map(str, of.filters)))
+         for name, of in sorted(loggers.items()) if not name.startswith(ours)},
+        [sys.stdout is sys.__stdout__, sys.excepthook is sys.__excepthook__],
+    )
+
+before = state()
+from tl_research import evaluate, experiment, export, finished, lr_find, predict, run_of, seeds
+names = ("environment", "directory", "backend", "loggers", "streams")
+print(json.dumps([name for name, a, b in zip(names, before, state()) if a != b]))
+"""
+
+
+def test_import_changes_nothing_for_others():
+    environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+    done = subprocess.run(
+        [sys.executable, "-c", _GLOBALS],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**environment, "KERAS_MAX_EPOCHS": "3"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n"
 
 
 def test_every_program_imports_tensorflow_quietly_and_with_our_settings(tmp_path):

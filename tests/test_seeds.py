@@ -154,6 +154,10 @@ def test_each_seed_is_the_run_that_it_is_alone(write_images, tmp_path):
     broken.send_signal(signal.SIGTERM)
     _, said = broken.communicate(timeout=100)
     assert broken.returncode == 143, said
+    assert said.endswith(
+        "stopped by SIGTERM, signal 15; nothing is lost. To go on:\n"
+        f"  the same command with --workdir={tmp_path / 'both'}\n"
+    )
     done = _train(*together)  # not refused, since the one of seed 1 has ended too
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))

@@ -19,7 +19,8 @@ def test_error_that_came_of_an_interruption_is_that():
     before = signal.getsignal(signal.SIGHUP)
     with (
         pytest.raises(
-            Interrupted, match="interrupted by signal 1; .*; go on with train.py again"
+            Interrupted,
+            match="^stopped by SIGHUP, signal 1; nothing is lost. To go on:\n  train.py again$",
         ) as error,
         Signals("train.py again"),
     ):

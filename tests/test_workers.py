@@ -70,7 +70,8 @@ def test_missing_worker_is_named_and_a_signal_ends_the_waiting():
         assert line == f"worker 0 waits for worker 1 at 127.0.0.1:{ports[1]}\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=5) == 143
-        assert process.stderr.read().startswith("error: interrupted by signal 15; ")
+        said = "stopped by SIGTERM, signal 15; the same command begins anew\n"
+        assert process.stderr.read() == said
 
 
 def test_waiting_has_a_limit(monkeypatch, capsys):

@@ -255,6 +255,9 @@ class Number(Answer):
     def said(self, output: Array, classes: Sequence[str]) -> tuple:
         return ()
 
+    def text(self, answer: Any, classes: Sequence[str]) -> str:
+        return f"{answer:.4g}"
+
     def rows(self, logits: Array, labels: Array, classes: Sequence[str]) -> list[dict[str, Any]]:
         numbers = zip(*(map(float, of) for of in (labels, self.decided(self.outputs(logits)))))
         return [

@@ -5,72 +5,49 @@ documented exit code.
 import dataclasses
 import errno
 import functools
+import io
 import os
 import re
 import sys
 import traceback
+from collections.abc import Callable
+from typing import Any, TextIO, cast
 
 from absl import app, flags
 
-from tl_research import flagfile, settings
+from tl_research import flagfile, settings, usage
 from tl_research.config import Config
-from tl_research.errors import Interrupted, StorageError, UserError, suggestion
+from tl_research.errors import DataError, Interrupted, StorageError, UserError, suggestion
 from tl_research.files import storage_reason
+from tl_research.run.directory import with_flags_of_run
 from tl_research.signals import Signals
 
-# the program that calls define_flags is the one whose --helpshort lists them
-flags.disclaim_key_flags()
+_names: dict[str, Any] = {}  # the flags of this program, and what declares them
+_places: dict[str, str] = {}  # {name: FILE:LINE} of those that a flag file set
 
 
-class _WholeNumber(flags.IntegerParser):
-    def convert(self, argument):
-        try:
-            return super().convert(argument)
-        except ValueError:
-            raise ValueError("expected one whole number") from None
-
-
-class _Number(flags.FloatParser):
-    def convert(self, argument):
-        try:
-            return super().convert(argument)
-        except ValueError:
-            raise ValueError("expected one number") from None
-
-
-_PARSERS = {int: _WholeNumber, float: _Number}
-_names = {}  # the flags of this program: whether a flag file may set them
-_places = {}  # {name: FILE:LINE} of those that a flag file set
-
-
-def define_flags(config_class=Config):
+def define_flags(config_class: type = Config) -> None:
     """Defines one absl flag for each field of `config_class`, in place of those of a call before.
 
     Values are checked by the class itself.
     """
-    flags.FLAGS.remove_flag_values(_names)
+    flags.FLAGS.remove_flag_values(_names.keys() & set(flags.FLAGS))
     _names.clear()
+    debug = settings.setting(False, "show the traceback of an error", group="Every program")
+    _names.update({field.name: field for field in dataclasses.fields(config_class)}, debug=debug)
     for field in dataclasses.fields(config_class):
-        name, rules = field.name, field.metadata
-        if rules["repeated"]:
-            flags.DEFINE_multi_string(name, list(field.default), rules["help"])
-        elif settings.is_list(field):
-            flags.DEFINE_string(name, settings.flag_text(field.default), rules["help"])
+        name, default, help = field.name, cast(Any, field.default), field.metadata["help"]
+        if field.metadata["repeated"]:
+            flags.DEFINE_multi_string(name, list(default), help)
         elif settings.item_type(field) is bool:
-            flags.DEFINE_bool(name, field.default, rules["help"])
-        elif rules["choices"]:
-            flags.DEFINE_enum(name, field.default, rules["choices"], rules["help"])
-        elif parser := _PARSERS.get(settings.item_type(field)):
-            serializer = flags.ArgumentSerializer()
-            flags.DEFINE(parser(), name, field.default, rules["help"], serializer=serializer)
+            flags.DEFINE_bool(name, default, help)
         else:
-            flags.DEFINE_string(name, field.default, rules["help"])
-        _names[name] = rules["in_files"]
-    flags.DEFINE_bool("debug", False, "show the traceback of an error")
-    _names["debug"] = True
+            default = default if default is None else settings.flag_text(default)
+            flags.DEFINE_string(name, default, help)
+    flags.DEFINE_bool("debug", False, debug.metadata["help"])
 
 
-def config_from_flags(config_class=Config):
+def config_from_flags(config_class: type = Config) -> Any:
     """Returns the config that the parsed flags describe.
 
     Raises:
@@ -78,9 +55,10 @@ def config_from_flags(config_class=Config):
             that set it.
     """
     try:
-        values = {
-            field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(config_class)
-        }
+        given = {field.name: flags.FLAGS[field.name] for field in dataclasses.fields(config_class)}
+        values = {name: flag.value for name, flag in given.items()}
+        if config_class is Config:
+            values = with_flags_of_run(values, [name for name in given if given[name].present])
         settings.check_fields(config := config_class(**values))
         return config
     except UserError as error:
@@ -89,28 +67,32 @@ def config_from_flags(config_class=Config):
         raise UserError(f"{_places[error.flag]}: {error}", error.flag) from error
 
 
-def debug_flag():
+def debug_flag() -> list[str]:
     """Returns --debug as arguments for another program."""
     return ["--debug"] if flags.FLAGS.debug else []
 
 
-def run(main, takes=False):
+def run(main: Callable, takes: bool | str = False) -> None:
     """Parses the flags, calls `main()` and exits with its code, or with that of the error that it
     raises.
 
     Args:
         main: Called without arguments, or with the list of those that are no flags if the program
             takes any.
-        takes: Whether the program takes arguments that are no flags.
+        takes: Whether the program takes arguments that are no flags; "folder": at most one, that
+            of the images to train on, and some argument.
     """
 
-    def guarded(argv):
+    def guarded(argv: list[str]) -> int | None:
         try:
             with Signals():  # a run has its own; this one is for what comes before and after
-                code = main(argv[1:]) if takes else main()
-            sys.stdout.check()
+                code = main(argv[1:]) if takes is True else main()
+            cast(_Output, sys.stdout).check()
             return code
-        except (Exception, Interrupted) as error:
+        except Interrupted as stop:
+            print(stop, file=sys.stderr)
+            return stop.exit_code
+        except Exception as error:
             if flags.FLAGS.debug:
                 traceback.print_exc()
             return fail(*_describe(error))
@@ -119,7 +101,8 @@ def run(main, takes=False):
     _open_closed_streams()
     os.environ["MPLBACKEND"] = "Agg"  # a notebook that starts this program has set its own
     sys.stdout, sys.stderr = (_Output(stream) for stream in (sys.stdout, sys.stderr))
-    app.run(guarded, flags_parser=functools.partial(parse, takes=takes))
+    about = main.__globals__["__doc__"] or ""
+    app.run(guarded, flags_parser=functools.partial(parse, takes=takes, about=about))
 
 
 def _in_utf8():
@@ -142,7 +125,7 @@ def _open_closed_streams():
 
 def _describe(error):
     """Returns (one line, exit code) of what ended a program."""
-    if isinstance(error, (UserError, Interrupted)):
+    if isinstance(error, UserError):
         return error, error.exit_code
     if isinstance(error, MemoryError):
         return (
@@ -164,38 +147,81 @@ def _describe(error):
     ), 1
 
 
-def fail(message, exit_code):
+def fail(message: object, exit_code: int) -> int:
     """Prints `error: message` as one line on stderr and returns the exit code."""
     print("error: " + re.sub(r"\s*[\r\n]\s*", " ", str(message).strip()), file=sys.stderr)
     return exit_code
 
 
-def parse(argv, takes=False):
-    """Sets the flags from a command line, program first.
+def parse(argv: list[str], takes: bool | str = False, about: str = "") -> list[str]:
+    """Sets the flags from a command line, program first; returns the arguments that are none.
 
-    Exits with 1 and one line if they cannot be.
+    Exits with 1 and one line if they cannot be set, and with 0 after an answer to --help and its
+    like.
+
+    Args:
+        argv: The command line.
+        takes: As of `run`.
+        about: What --help says first.
     """
+    trains = takes == "folder"
+    if answer := usage.answer(argv[1:], about, _names, Config.FIRST if trains else ()):
+        print(answer)
+        sys.exit()
+    if trains and not argv[1:]:
+        sys.exit(usage.beginning(argv[0]))
     try:
-        arguments, places = flagfile.expand(argv[1:], set(filter(_names.get, _names)))
-        rest = flags.FLAGS([argv[0], *arguments])
+        return _set_flags(argv, takes)
     except UserError as error:
         sys.exit(fail(error, error.exit_code))
     except flags.UnrecognizedFlagError as error:
-        near = suggestion(error.flagname, _names) or "; run with --helpshort for the flags"
+        near = flagfile.nearest(error.flagname, _names) or "; run with --help for the flags"
         sys.exit(fail(f"--{error.flagname} is no flag of this program{near}", 1))
     except (flags.Error, ValueError) as error:
-        sys.exit(fail(f"{error}; run with --helpshort for the flags", 1))
-    if len(rest) > 1 and not takes:
-        sys.exit(
-            fail(
-                f"{rest[1]!r} is not a flag; expected --name=value; did you mean "
-                f"--{rest[1].lstrip('-')}?",
-                1,
-            )
-        )
+        sys.exit(fail(f"{error}; run with --help for the flags", 1))
+
+
+def _set_flags(argv, takes):
+    names = {name for name, field in _names.items() if field.metadata["in_files"]}
+    arguments, places = flagfile.expand(argv[1:], names)
+    rest = flags.FLAGS([argv[0], *arguments])
     _places.clear()
     _places.update(places)
+    if takes == "folder":
+        _take_folder(rest[1:])
+    elif len(rest) > 1 and not takes:
+        raise UserError(_not_a_flag(rest[1]))
     return rest
+
+
+def _take_folder(rest):
+    """Trains on the folder that is the one argument without a flag, if there is one."""
+    for folder in rest:
+        if "=" in folder:
+            raise UserError(_not_a_flag(folder))
+        if len(rest) > 1:
+            raise UserError(
+                f"{len(rest)} arguments are no flags ({', '.join(map(repr, rest))}); expected one, "
+                "the folder of the images; put quotes around a name with spaces"
+            )
+        for name in ("dataset", "data_dir"):
+            if flags.FLAGS[name].present and name not in _places:
+                raise UserError(
+                    f"{folder!r} stands beside --{name}; expected one of them to say where the "
+                    "images are; leave one out"
+                )
+        if not os.path.isdir(folder):
+            kind = "a file" if os.path.exists(folder) else "not there"
+            hint = suggestion(folder, flagfile.presets()).replace("mean ", "mean --preset=")
+            raise DataError(
+                f"{folder!r} is {kind}; expected a folder that holds one folder of photographs for "
+                f"each class{hint or '; correct it'}"
+            )
+        flags.FLAGS(["", "--dataset=directory", f"--data_dir={folder}"])
+
+
+def _not_a_flag(word):
+    return f"{word!r} is not a flag; expected --name=value; did you mean --{word.lstrip('-')}?"
 
 
 class _Output:
@@ -204,22 +230,27 @@ class _Output:
     no text reaches no terminal: names may hold what one obeys.
     """
 
-    def __init__(self, stream):
-        stream.reconfigure(errors="backslashreplace")
+    def __init__(self, stream: TextIO):
+        cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")
         self._stream, self._error = stream, None
 
     def __getattr__(self, name):
         return getattr(self._stream, name)
 
-    def write(self, text):
+    def write(self, text: str) -> int:
         if self._stream.isatty() and not re.fullmatch(r"\n*(\x1b\[A)*", text):  # of nested bars
-            text = "".join(c if c.isprintable() or c in "\n\r\t" else ascii(c)[1:-1] for c in text)
+            parts = re.split(r"(\x1b\[(?:0|1|32)m)", text)  # bold and green are ours
+            for place, part in enumerate(parts[::2]):
+                parts[2 * place] = "".join(
+                    c if c.isprintable() or c in "\n\r\t" else ascii(c)[1:-1] for c in part
+                )
+            text = "".join(parts)
         return self._unless_closed(self._stream.write, text)
 
-    def flush(self):
+    def flush(self) -> None:
         self._unless_closed(self._stream.flush)
 
-    def check(self):
+    def check(self) -> None:
         """Raises StorageError if what was printed could not be written."""
         self.flush()
         if self._error:

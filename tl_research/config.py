@@ -7,8 +7,11 @@ construct `Config` directly and get the same checks. Imports neither tensorflow 
 """
 
 import dataclasses
+import glob
 import math
+import os
 import re
+from typing import Any
 
 from tl_research.errors import UserError, suggestion
 from tl_research.settings import (
@@ -19,6 +22,9 @@ from tl_research.settings import (
     setting,
 )
 
+FLOWERS = ("daisy", "dandelion", "roses", "sunflowers", "tulips")  # the folders of tf_flowers
+# Holds the name of the newest run beside it. No link: TensorBoard would show that run twice.
+LATEST = os.path.join("runs", "latest")
 DATASETS = ("tf_flowers", "cats_vs_dogs", "drawn_flowers", "directory")
 PREPROCESSINGS = ("auto", "raw", "tf", "caffe", "torch", "lite")
 # Factors mean what they mean in the Keras layer of the same name; flip is horizontal and takes
@@ -28,7 +34,7 @@ AUGMENTATIONS = ("flip", "rotation", "zoom", "translation", "brightness", "contr
 _FORMER_SETTINGS = ("warmup_steps",)
 
 
-def lower_is_better(name):
+def lower_is_better(name: str) -> bool:
     """Returns whether a metric is to be small: it is if its name ends in `loss` or `error`."""
     return name.endswith(("loss", "error"))
 
@@ -57,9 +63,20 @@ class Config:
         UserError: If a value is of the wrong type, out of bounds, or contradicts another.
     """
 
-    # Data
-    dataset: str = setting(
-        "tf_flowers", "where images come from; directory needs --data_dir", choices=DATASETS
+    # what --help shows first
+    FIRST = tuple(
+        [
+            *("data_dir", "backbone", "weights", "image_size", "epochs", "unfreeze"),
+            *("learning_rate", "batch_size", "workdir", "seed"),
+        ]
+    )
+
+    dataset: str | None = setting(
+        None,
+        "where images come from; None: directory with a --data_dir, unless that is a copy of "
+        "tf_flowers; without one tf_flowers",
+        choices=DATASETS,
+        group="Data",
     )
     data_dir: str | None = setting(
         None,
@@ -175,8 +192,9 @@ class Config:
         choices=("auto", "float16", "bfloat16"),
     )
 
-    # Model
-    backbone: str = setting("EfficientNetV2B0", "a name from tl_research/models/backbones.py")
+    backbone: str = setting(
+        "EfficientNetV2B0", "the pretrained network; list prints a table of them", group="Model"
+    )
     weights: str = setting(
         "imagenet",
         "imagenet, none (random), a Keras weights or model file, or the directory of a finished "
@@ -208,12 +226,12 @@ class Config:
         choices=("on", "off"),
     )
 
-    # Fine-tuning
     phases: tuple[str, ...] = setting(
         ("head", "finetune"),
         "names of the phases, in order; each has an entry in the lists that follow. Of a list left "
         "at its default the first of several phases, or one named head, has the first entry, every "
         "other phase the last",
+        group="Fine-tuning",
     )
     epochs: tuple[int, ...] = setting((8, 10), "epochs of each phase; 0 skips it", low=0)
     unfreeze: tuple[str, ...] = setting(
@@ -250,11 +268,11 @@ class Config:
         repeated=True,
     )
 
-    # Optimization
     optimizer: str = setting(
         "adam",
         "Keras optimizer, one per parameter group",
         choices=("sgd", "adam", "adamw", "rmsprop", "lion"),
+        group="Optimization",
     )
     momentum: float = setting(0.9, "of sgd", low=0, high=0.9999)
     nesterov: bool = setting(False, "Nesterov momentum in sgd")
@@ -297,8 +315,7 @@ class Config:
         high=0.99,
     )
 
-    # Loop
-    batch_size: int = setting(32, "images a step", low=1)
+    batch_size: int = setting(32, "images a step", low=1, group="Loop")
     steps_per_call: int = setting(
         0,
         "training steps in one call of the compiled loop; 0 chooses by the cost of a step",
@@ -345,13 +362,13 @@ class Config:
         0.0, "exit 3 when the test accuracy is below", low=0, high=1, may_change=True
     )
 
-    # Precision
     precision: str = setting(
         "auto",
         "of training; validation, test and export are float32; auto: mixed_bfloat16 on a GPU from "
         "compute capability 8.0, mixed_float16 on others; on a CPU mixed_bfloat16 where the "
         "processor multiplies it and the backbone is known to gain, else float32",
         choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"),
+        group="Precision",
     )
     xla: str = setting(
         "auto",
@@ -363,13 +380,13 @@ class Config:
         "every run gives the same bits on a GPU too, if more slowly; a CPU needs no flag for that",
     )
 
-    # Devices
     distribute: str = setting(
         "off",
         "share each batch: mirrored: among the GPUs of this machine; multi_worker: among the "
         "processes of TF_CONFIG",
         choices=("off", "mirrored", "multi_worker"),
         may_change=True,
+        group="Devices",
     )
     worker_timeout: float = setting(
         0.0,
@@ -378,12 +395,19 @@ class Config:
         may_change=True,
     )
 
-    # Output
     workdir: str | None = setting(
         None,
-        "the run directory; without it runs/<UTC time>-<dataset>-<backbone>",
+        "the run directory; alone it goes on with the run in it, as that was begun; without it "
+        "runs/<UTC time>-<folder of the images>-<backbone>",
         may_change=True,
         path="as given",
+        recorded=False,
+        group="Output",
+    )
+    name: str | None = setting(
+        None,
+        "of a new directory in runs/, where no --workdir is given",
+        may_change=True,
         recorded=False,
     )
     extension: str | None = setting(
@@ -401,6 +425,18 @@ class Config:
         "TensorBoard",
         may_change=True,
     )
+    json: bool = setting(
+        False,
+        "print the results as a RESULT line on a terminal too",
+        may_change=True,
+        recorded=False,
+    )
+    verbose: bool = setting(
+        False,
+        "print the whole plan and what the audits counted",
+        may_change=True,
+        recorded=False,
+    )
     resume: str = setting(
         "auto",
         "auto: go on with an unfinished run in --workdir; never: set the old run aside and start "
@@ -412,6 +448,9 @@ class Config:
 
     def __post_init__(self):
         check_fields(self)
+        if self.dataset is None:
+            own = self.data_dir and not _holds_flowers(self.data_dir)
+            object.__setattr__(self, "dataset", "directory" if own else "tf_flowers")
         for flag, is_wrong, text in _RULES:
             if is_wrong(self):
                 shown = {name: flag_text(value) for name, value in vars(self).items()}
@@ -427,7 +466,7 @@ class Config:
         self.phase_plan  # noqa: B018 (checks the lists against each other)
 
     @property
-    def phase_plan(self):
+    def phase_plan(self) -> tuple[Phase, ...]:
         """The phases, one `Phase` each, in order."""
         for name in self.phases:
             if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
@@ -457,7 +496,7 @@ class Config:
         )
 
     @property
-    def augmentation(self):
+    def augmentation(self) -> dict[str, float]:
         """{operation: factor} of those of `--augment` that are built in."""
         return {
             name: self.augment_factors[name]
@@ -466,7 +505,7 @@ class Config:
         }
 
     @property
-    def augment_factors(self):
+    def augment_factors(self) -> dict[str, float]:
         """`--augment` as a dict of factors; flip has factor 1.
 
         With an extension, which is not known here, any name may be one of its operations.
@@ -493,7 +532,7 @@ class Config:
         return factors
 
     @property
-    def class_shares(self):
+    def class_shares(self) -> dict[str, float]:
         """`--class_share` as a dict, class name -> share of its training images."""
         shares = {}
         for part in self.class_share:
@@ -513,25 +552,16 @@ class Config:
         return shares
 
     @property
-    def compared_settings(self):
-        """{name: number, bool or text} of the settings that decide a run's numbers, for a table of
-        runs.
-        """
-        return {
-            field.name: flag_text(value) if isinstance(value, tuple) else value
-            for field in dataclasses.fields(self)
-            if (value := getattr(self, field.name)) is not None and not field.metadata["may_change"]
-        }
-
-    @property
-    def profiled_steps(self):
+    def profiled_steps(self) -> tuple[int, int]:
         """(A, B) of `--profile_steps=A:B`, or (0, 0)."""
-        return tuple(map(int, self.profile_steps.split(":"))) if self.profile_steps else (0, 0)
+        first, end = map(int, (self.profile_steps or "0:0").split(":"))
+        return first, end
 
     @classmethod
-    def from_flags(cls, text):
+    def from_flags(cls, text: str) -> "Config":
         """Returns the settings that `to_flags` wrote, in this version or an earlier one."""
-        fields, values = {field.name: field for field in dataclasses.fields(cls)}, {}
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
         for line in text.splitlines():
             if line.startswith("#"):
                 if line.startswith("# extension "):
@@ -548,7 +578,7 @@ class Config:
                 values[name] = value == "true" if item_type(fields[name]) is bool else value
         return cls(**values)
 
-    def to_flags(self):
+    def to_flags(self) -> str:
         """The settings as flagfile lines, without the run's own place.
 
         Replaying them repeats the run.
@@ -563,6 +593,19 @@ class Config:
             else:
                 lines.append(f"--{field.name}={flag_text(value)}")
         return "\n".join(lines) + "\n"
+
+
+def _holds_flowers(folder):
+    """Returns whether a folder is a copy of tf_flowers, by the folders in it."""
+    return sorted(glob.glob("*/", root_dir=folder)) == [f"{name}/" for name in FLOWERS]
+
+
+def _is_no_part(what):
+    """Returns whether an entry of --unfreeze has a form that nothing in any backbone has."""
+    try:
+        return not 0 <= float(what.removesuffix("%")) <= 100 or not what.endswith("%")
+    except ValueError:
+        return not re.fullmatch(r"[\w./ -]+", what)
 
 
 def _is_no_range(text):
@@ -594,6 +637,18 @@ _RULES = (
         "split",
         lambda c: len(c.split) != 3 or abs(sum(c.split) - 1) > 1e-9,
         "={split}; expected three fractions that sum to 1; write for example --split=0.8,0.1,0.1",
+    ),
+    (
+        "unfreeze",
+        lambda c: any(map(_is_no_part, c.unfreeze)),
+        "={unfreeze}; expected for each phase N% with N from 0 to 100, all, or the name of a layer "
+        "or block; for example --unfreeze=0%,30%",
+    ),
+    (
+        "name",
+        lambda c: c.name and not re.fullmatch(r"(?!latest$)[\w+-][\w.+ -]*", c.name),
+        "={name}; expected letters, digits, spaces and . _ + -, and another than latest; write for "
+        "example --name=roses",
     ),
     (
         "weight_decay",
@@ -642,6 +697,26 @@ _RULES = (
 )
 
 
+def run_called(name: str) -> str:
+    """Returns the directory that `--run` names: `latest` is what `runs/latest` says.
+
+    Raises:
+        UserError: If there is no such file.
+    """
+    if name != "latest" or os.path.lexists(name):
+        return name
+    if os.path.isdir(LATEST):  # somebody's --workdir
+        return LATEST
+    try:
+        with open(LATEST, encoding="utf-8") as file:
+            return os.path.join(os.path.dirname(LATEST), file.readline().strip())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--run=latest, and {LATEST} cannot be read ({getattr(error, 'strerror', error)}); "
+            "expected a place where a run was made; go there, or name the run's directory"
+        ) from error
+
+
 @dataclasses.dataclass(frozen=True)
 class ToolConfig:
     """Settings of a program that works on a finished run.
@@ -651,7 +726,10 @@ class ToolConfig:
     """
 
     run: str | None = setting(
-        None, "the directory of a finished run", path="as given", recorded=False
+        None,
+        "the directory of a finished run; latest: the newest in runs/",
+        path="as given",
+        recorded=False,
     )
     extension: str | None = setting(
         None,
@@ -667,8 +745,12 @@ class ToolConfig:
         check_fields(self)
         if not self.run:
             raise UserError(
-                "--run is missing; expected the directory of a finished run; add --run=DIR"
+                "--run is missing; expected the directory of a finished run; add --run=DIR, or "
+                "--run=latest for the newest in runs/"
             )
+        run = self.run
+        several = tuple(map(run_called, run)) if isinstance(run, tuple) else run_called(run)
+        object.__setattr__(self, "run", several)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -186,8 +186,8 @@ def _lost_workers(config):
             raise
         reason = error.message.partition("aborted by: ")[2] or error.message
         raise Interrupted(
-            f"another worker ended or cannot be reached ({reason.splitlines()[0][:80]}); expected "
-            "all of TF_CONFIG to the end; see what it says, and start all with the same flags to "
-            "go on from the last checkpoint",
+            f"error: another worker ended or cannot be reached ({reason.splitlines()[0][:80]}); "
+            "expected all of TF_CONFIG to the end; see what it says, and start all with the same "
+            "flags to go on from the last checkpoint",
             signal.SIGTERM,
         ) from error

@@ -25,16 +25,18 @@ import tensorflow as tf
 from tl_research import __version__, artefacts, calibration, distribution, memory, metrics
 from tl_research import extension as extension_lib
 from tl_research.config import Config
-from tl_research.data import dataset
+from tl_research.data import dataset, sides
 from tl_research.errors import CheckpointError, GateError, UserError
 from tl_research.extension import Extension
 from tl_research.files import make_folders, storage_errors
 from tl_research.models import backbones, weights
 from tl_research.models.classifier import Classifier
-from tl_research.reporting import data_report, figures, pages, plan_text, results
+from tl_research.reporting import data_report, figures, pages, plan_text, report, results
+from tl_research.reporting.console import Console
 from tl_research.reporting.epoch_bar import EpochBar
 from tl_research.reporting.recorder import Recorder
 from tl_research.reporting.summaries import Summaries
+from tl_research.reporting.terminal import is_watched, say
 from tl_research.run import environment, offline
 from tl_research.run.directory import RunDirectory, check_place, resume_command
 from tl_research.run.offline import Replacements, Substitution
@@ -71,10 +73,12 @@ def run(
     with opened(config, extension) as place:
         if place.directory.results:
             print(f"{place.directory.path} is finished", file=sys.stderr)
+            if sys.stdout.isatty():
+                say(*results.ending(place.directory.results, place.directory.path))
             return _report(config, place.directory, place.directory.results)
         ready = prepare(place, started)
         _audit_data(ready)
-        observers = (ready.recorder, EpochBar(config.batch_size), *observers)
+        observers = (*ready.observers, EpochBar(config.batch_size), *observers)
         loop.fit(ready.plan, ready.state, resume=ready.resume, observers=observers)
         return _finish(ready, started)
 
@@ -92,14 +96,14 @@ class Place:
 
 @contextlib.contextmanager
 def opened(
-    config: Config, extension: Extension | None = None, program: str = "train.py"
+    config: Config, extension: Extension | None = None, program: str = "train"
 ) -> Iterator[Place]:
     """Yields the `Place` of a run, new or not.
 
     Args:
         config: Its settings.
         extension: Parts that replace the package's own; by default those of `config.extension`.
-        program: The one that goes on with the run if it is interrupted.
+        program: The one that goes on with the run if it is interrupted, as of `command`.
     """
     if config.seeds:
         raise UserError(
@@ -107,9 +111,14 @@ def opened(
             "use train.py for several"
         )
     check_place(config)
+    quiet.drop_retracing_notes()
+    config = sides.resolved(config)
     parts = extension or extension_lib.load(config.extension)
     if not parts.make_backbone:
-        backbones.get_spec(config.backbone)  # a misspelt name should not wait for the data
+        backbones.check(config)  # which should not wait for the data, nor should its layers
+        # a strategy has to be made before anything is computed
+        if config.distribute == "off" and (names := _layers_named(config)):
+            list(map(_untrained(config, 2).unfreeze, names))
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     with (
@@ -165,7 +174,7 @@ class Ready:
     state: TrainState
     resume: Resume
     summaries: Summaries
-    recorder: Recorder
+    observers: tuple[Observer, ...]  # the recorder and the console
     precision: str
     substitutions: list[Substitution]
     seconds: dict[str, float]  # of this process: until `prepare`, and of the data and the network
@@ -174,7 +183,6 @@ class Ready:
 def prepare(place: Place, started: float) -> Ready:
     """Returns a run with its data, network and plan, which is printed, and its state restored."""
     directory, config, begun = place.directory, place.config, time.perf_counter()
-    print(f"run directory: {os.path.realpath(directory.path)}", flush=True)
     recorded = read_record(directory.file("run.json"))
     precision, xla = environment.resolve_device(config, recorded, bool(place.parts.make_backbone))
     distribution.check_equal("precision and XLA", f"{precision}, {xla}")
@@ -182,12 +190,14 @@ def prepare(place: Place, started: float) -> Ready:
     features.make_views(config, place.parts.augmentations)  # a misspelt one should not wait
     data = _load_data(place, replacements)
     classifier = _make_classifier(place, data, replacements)
+    _name_directory(place, classifier, replacements)
+    say(f"run directory: {os.path.realpath(directory.path)}")
     config = _within_memory(_with_layers_of(classifier, config), data, recorded)
     seconds = {"start": begun - started, "data": time.perf_counter() - begun}
     plan = Plan(config, place.parts, classifier, data, directory, xla=xla, started=started)
     plan.check()
     lines = plan_text.describe_run(plan, data, precision, replacements.used)
-    print("\n".join(lines), flush=True)
+    say(*(lines if config.verbose else plan_text.summarize_run(plan, data, replacements.used)))
     resume = Resume(plan, directory, place.signals)
     state = resume.restore() or TrainState()
     step, is_new = state.position.global_step, not state.progress.phase_hashes
@@ -197,13 +207,14 @@ def prepare(place: Place, started: float) -> Ready:
         environment.warn_of_others(recorded)
         print(f"resumed {_where(plan, state)}", file=sys.stderr)
     else:
-        _write_run_json(place, precision, plan, replacements.used)
+        _write_plan(place, precision, plan, replacements.used, lines)
         summaries.text("train", "plan", "\n\n".join(lines), 0)
         resume.check_room()
     if not summaries.has("train", "first_batch", 0):
-        shown = batch.first_images(plan, pages.SHOWN)
-        pages.first_batch(summaries, *shown, classifier.spec.preprocessing)
-    recorder = Recorder(config, plan.objective.answer, data, directory, summaries)
+        images, labels, inputs = batch.first_images(plan, pages.SHOWN)
+        named = [plan.objective.answer.text(label, data.classes) for label in labels]
+        pages.first_batch(summaries, images, named, inputs, classifier.spec.preprocessing)
+    recorder = Recorder(plan.objective.answer, data, directory, summaries)
     return Ready(
         place=place,
         data=data,
@@ -211,11 +222,21 @@ def prepare(place: Place, started: float) -> Ready:
         state=state,
         resume=resume,
         summaries=summaries,
-        recorder=recorder,
+        observers=(recorder, Console(config, len(data.validation))),
         precision=precision,
         substitutions=replacements.used,
         seconds=seconds,
     )
+
+
+def _name_directory(place, classifier, replacements):
+    """Names the directory after what runs, which was not known before."""
+    before = os.path.abspath(place.directory.path)
+    images = {used.what: used.used for used in replacements.used}.get("dataset")
+    images = "catalog" if place.parts.load_catalog else images
+    place.directory.name_after(place.config, images, classifier.spec.name)
+    after = os.path.abspath(place.directory.path)
+    place.signals.resume = place.signals.resume.replace(before, after)
 
 
 def _where(plan, state):
@@ -227,6 +248,7 @@ def _where(plan, state):
 
 def _load_data(place, replacements):
     """Returns the `Dataset`: what was asked for or, offline, what is embedded."""
+    say("reading and checking the images")
     config = place.config
     data = replacements.attempt(
         lambda chosen: dataset.load(chosen, place.directory, place.parts.load_catalog),
@@ -240,9 +262,10 @@ def _load_data(place, replacements):
 
 def _make_classifier(place, data, replacements):
     """Returns the `Classifier`: with what was asked for or, offline, with what is embedded."""
+    say("loading the network")
     config = place.config
 
-    def make(chosen):
+    def make(chosen: Config) -> Classifier:
         if not place.parts.make_backbone:
             backbones.reach_weights(chosen.backbone, config.image_size, chosen.weights)
         # Said before variables are made: workers make each together, and would wait for ever for
@@ -267,6 +290,15 @@ def _make_classifier(place, data, replacements):
     return classifier
 
 
+def _layers_named(config):
+    """Returns what --unfreeze has besides shares: names of layers and blocks."""
+    return [what for what in config.unfreeze if what != "all" and not what.endswith("%")]
+
+
+def _untrained(config, num_classes):
+    return Classifier(config.backbone, "none", config.image_size, num_classes)
+
+
 def _with_layers_of(classifier, config):
     """Returns `config` with what --unfreeze names of a backbone that was replaced as the same share
     of the other one's layers.
@@ -274,12 +306,12 @@ def _with_layers_of(classifier, config):
     if (
         classifier.spec.name == config.backbone
         or classifier.spec.family == "own"
-        or all(what == "all" or what.endswith("%") for what in config.unfreeze)
+        or not _layers_named(config)
     ):
         return config
-    asked_for = Classifier(config.backbone, "none", config.image_size, classifier.num_classes)
+    asked_for = _untrained(config, classifier.num_classes)
 
-    def share(what):
+    def share(what: str) -> str:
         return (
             what
             if what.endswith("%")
@@ -303,7 +335,8 @@ def _within_memory(config, data, recorded):
     return dataclasses.replace(config, cache_bytes=cache_bytes)
 
 
-def _write_run_json(place, precision, plan, substitutions):
+def _write_plan(place, precision, plan, substitutions, lines):
+    place.directory.write_text("plan.txt", "\n".join([*lines, ""]))
     place.directory.write_json(
         "run.json",
         {
@@ -340,26 +373,29 @@ def _finish(ready, started):
     plan.update_evaluated()
     final = plan.evaluated  # what is saved, and so what the test number is of
     if state.past.test is None:
+        say("reading the test images, once")
         with timed(state, "evaluate"):
             _read_test(ready, final)
         ready.resume.save(state)  # from here on an interruption does not read the images again
     ready.place.replicas.close()  # what is left computes in each process for itself
     memory.give_back()
+    say("exporting the model, and comparing it with what was trained")
     with timed(state, "export"):
         artefacts.save_keras(final, ready.data, directory, plan.config.batch_size)
         artefacts.save_temperature(state.past.calibration, directory)
     summary = _results(ready)
+    say("drawing the report")
     with timed(state, "figures"):
-        _illustrate(ready)
+        _illustrate(ready, summary)
     total = time.perf_counter() - started
     summary["seconds"] = {"total": total, **ready.seconds, **state.past.run_seconds}
     summary = results.without_nan(summary)
     directory.finish(summary)
-    for substitution in ready.substitutions:
-        print(f"note: {substitution.text}", flush=True)
-    print(results.test_line(state.past.test), flush=True)
-    if state.past.calibration:
-        print(results.calibration_line(state.past.calibration), flush=True)
+    if plan.config.verbose:
+        say(results.test_line(state.past.test))
+        if state.past.calibration:
+            say(results.calibration_line(state.past.calibration))
+    say(*results.ending(summary, directory.path))
     return _report(plan.config, directory, summary)
 
 
@@ -389,25 +425,28 @@ def _read_test(ready, classifier):
         data_report.add_test(ready.place.directory, examples, shares, ready.data.classes)
 
 
-def _illustrate(ready):
-    """Draws the figures of `report/`, and ends what TensorBoard shows."""
+def _illustrate(ready, summary):
+    """Draws the figures of `report/`, writes the report, and ends what TensorBoard shows."""
     state, directory, data = ready.state, ready.place.directory, ready.data
     past, summaries, step = state.past, ready.summaries, state.position.global_step
-    report = directory.file("report")
-    with storage_errors(report):
-        make_folders(report)
+    place = directory.file("report")
+    with storage_errors(place):
+        make_folders(place)
         if past.history:
-            figures.save_curves(directory.file("report", "curves.png"), past.history)
+            curves, counts = directory.file("report", "curves.png"), (data.train, data.validation)
+            what = (past.history, past.finished, past.selected, tuple(map(len, counts)))
+            figures.save_curves(curves, *what)
         if past.selected:
             logits = state.weights.logits["selected"]
             answer = ready.plan.objective.answer
-            figures.save_mistakes(report, answer, logits, data.validation, data.classes)
+            figures.save_mistakes(place, answer, logits, data.validation, data.classes)
         if past.reliability:
             figures.save_reliability(directory.file("report", "calibration.png"), past.reliability)
+    report.write(ready, summary)
     summaries.text("train", "test", results.test_line(past.test), step)
     if past.calibration:
         summaries.text("train", "calibration", results.calibration_line(past.calibration), step)
-    pages.run_ends(summaries, step, ready.plan.config, past.selected, past.test)
+    pages.run_ends(summaries, step, report.used_settings(ready), past.selected, past.test)
     summaries.close()
 
 
@@ -443,7 +482,8 @@ def _report(config, directory, summary):
         GateError: If the run did not reach `--min_test_accuracy`: also when it is only printed
             again.
     """
-    print("RESULT " + json.dumps(summary, allow_nan=False), flush=True)
+    if config.json or not is_watched():
+        print("RESULT " + json.dumps(summary, allow_nan=False), flush=True)
     accuracy = summary["test"]["accuracy"] or 0.0  # what has none was refused a gate
     if accuracy < config.min_test_accuracy:
         raise GateError(

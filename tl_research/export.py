@@ -1,32 +1,29 @@
 """Exports a finished run's model for serving.
 
-    python -m tl_research.export --run=DIR --format=saved_model,litert
+    python -m tl_research.export --run=DIR --format=saved_model,litert,onnx --quantize=int8
 
-Writes DIR/export/saved_model/ and DIR/export/model.tflite, beside model.keras (with --output_dir
-there, not into the run). Each takes uint8
-images [B, H, W, 3] of any size (litert: one at a time) and returns `probabilities` [B, K],
-calibrated, and the best `class` [B], a name; of sets of classes it returns `probabilities` alone,
-of numbers `number` [B]. Resizing and preprocessing are inside, augmentation is gone, BatchNorm is
-folded; EXIF orientation is left to the caller (`PIL.ImageOps.exif_transpose`). Each is compared
-with model.keras on validation images, or on drawn ones where those cannot be read, and deleted,
-with exit code 6, if it differs.
+Writes DIR/export/saved_model/1, model.tflite and model.onnx beside model.keras (with --output_dir
+there, not into the run), and what there is to know of each as JSON. Each takes uint8 images
+[B, H, W, 3] of any size (litert: one at a time) and returns `probabilities` [B, K], calibrated, and
+the best `class` [B], a name; of sets of classes it returns `probabilities` alone, of numbers
+`number` [B]. Resizing and preprocessing are inside, augmentation is gone, BatchNorm is folded; EXIF
+orientation is left to the caller (`PIL.ImageOps.exif_transpose`). The SavedModel has a second
+signature, `image_bytes`, of the bytes of JPEG, PNG and GIF files, which it turns upright itself.
+Each is compared with model.keras on validation images, or on drawn ones where those cannot be read,
+and deleted, with exit code 6, if it differs or is less accurate.
 """
 
 import dataclasses
-import os
-import statistics
 import sys
-import time
 
 import numpy as np
 
-from tl_research import cli, machine
+from tl_research import cli
 from tl_research.config import ReaderConfig
 from tl_research.errors import UserError
 from tl_research.settings import setting
 
-_FORMATS = ("saved_model", "litert")
-_TIMED = 20
+_FORMATS = ("saved_model", "litert", "onnx")
 _DRAWN = 4  # images of each kind
 
 
@@ -35,80 +32,112 @@ class ExportConfig(ReaderConfig):
     """Settings of `python -m tl_research.export`."""
 
     format: tuple[str, ...] = setting(
-        _FORMATS, "what to write, any of saved_model, litert", choices=_FORMATS
+        ("saved_model", "litert"), f"what to write, any of {', '.join(_FORMATS)}", choices=_FORMATS
+    )
+    quantize: str = setting(
+        "none",
+        "of litert: weights in float16, or all in int8, calibrated on training images",
+        choices=("none", "float16", "int8"),
+    )
+    fixed_size: bool = setting(False, "images are of the run's size only, and are not resized")
+    max_accuracy_drop: float = setting(
+        0.02,
+        "what the accuracy on validation images may lack of that of model.keras; one image is no "
+        "lack",
+        low=0,
+        high=1,
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.quantize != "none" and "litert" not in self.format:
+            raise UserError(
+                f"--quantize={self.quantize} with --format={','.join(self.format)}; expected "
+                "litert, which alone is quantized; add it",
+                "quantize",
+            )
 
-def export(config):
+
+def export(config: ExportConfig) -> dict[str, str]:
     """Writes what an `ExportConfig` asks for and prints what each is like; returns {format: path}.
 
     Raises:
         RunDirectoryError: If `config.run` is no finished run, or in use.
-        DataError: If those of `config.data_dir` are not the run's.
+        DataError: If those of `config.data_dir` are not the run's, or there are none for int8.
         ExportError: If a format answers differently, and was removed, or cannot hold the model.
         StorageError: If it cannot be written.
     """
-    # imports TensorFlow, which --help need not wait for; before what imports it loudly
-    from tl_research import artefacts, trained
+    from tl_research import serving, trained  # import TensorFlow, which --help need not wait for
 
-    run, paths = trained.TrainedRun(config.run), {}
+    run, paths = trained.TrainedRun(str(config.run)), {}
+    forms = [(name, config.quantize if name == "litert" else "none") for name in config.format]
+    for form in forms:
+        serving.check_installed(form)
     with run.opened(config.output_dir) as directory:
-        model, (examples, what) = run.load_model(config.extension), _compared(run, config)
-        for name in config.format:
-            path, parity, serve, image = artefacts.save_for_serving(
-                name, run, model, examples, directory, run.batch_size(config.batch_size)
+        model, (examples, training) = run.load_model(config.extension), _images(run, config)
+        print("asking model.keras ...", flush=True)
+        batch_size = run.batch_size(config.batch_size)
+        reference = serving.Reference(run, model, examples, training is not None, batch_size)
+        for form in forms:
+            print(f"writing {form[0]}, and asking it ...", flush=True)
+            paths[form[0]], known = serving.save(
+                form,
+                reference,
+                directory,
+                config.fixed_size,
+                config.max_accuracy_drop,
+                training,
             )
-            paths[name] = path
-            print(
-                f"{name}: {path}, {_size(path) / 1e6:.1f} MB; {parity} {what}; "
-                f"{_latency_ms(serve, image):.1f} ms for an image of {image.shape[2]} x "
-                f"{image.shape[1]} (median of {_TIMED}, {machine.cores()} CPU cores)",
-                flush=True,
-            )
+            print(f"{form[0]}: {paths[form[0]]}, {_described(known)}", flush=True)
     return paths
 
 
-def _compared(run, config):
-    """Returns (`Examples` to compare models on, what they are called)."""
+def _described(known):
+    """Returns in a line what `serving.save` found."""
+    facts, latency = known["compared"], known["latency"]
+    measured = {name: of for name, of in facts.get("measured", {}).items() if name != "loss"}
+    compared = f"{known['outputs']} to {facts['largest_difference']:.1g}"
+    if known["quantize"] != "int8":  # whose probabilities of 0 have no logits
+        compared = f"logits equal to {facts['relative_difference']:.1g} relative, {compared}"
+    agreed = " on"
+    if "same_class" in facts:
+        agreed = f", the class to that of model.keras for {facts['same_class']} of"
+    return "; ".join(
+        [
+            f"{known['bytes'] / 1e6:.1f} MB",
+            f"{compared}{agreed} {facts['images']} {'validation' if measured else 'drawn'} images",
+            *(
+                f"{name.replace('_', ' ')} {of:.4f}, of model.keras {facts['keras'][name]:.4f}"
+                for name, of in measured.items()
+            ),
+            f"{latency['median_ms']:.1f} ms for an image of {latency['width']} x "
+            f"{latency['height']} (median of {latency['answers']}, {latency['cores']} CPU cores)",
+        ]
+    )
+
+
+def _images(run, config):
+    """Returns (`Examples` to compare models on, those of training, or None where drawn images take
+    their place).
+    """
     from tl_research.data import drawn_flowers
     from tl_research.data.pipeline import Examples
 
+    sides = ("train", "validation") if config.quantize == "int8" else ("validation",)
     try:
-        data = run.load_data(config.extension, ("validation",), config.data_dir)
-        return data.validation, "validation images"
+        data = run.load_data(config.extension, sides, config.data_dir)
+        return data.validation, data.train
     except UserError as error:
-        if config.data_dir:
+        if config.data_dir or config.quantize == "int8":
             raise
         print(f"note: the validation images cannot be read: {error}", file=sys.stderr)
     names = [(name, i) for i in range(_DRAWN) for name in drawn_flowers.CLASSES]
     images = tuple(drawn_flowers.draw(*named) for named in names)
     labels = np.zeros(len(images), np.int32)
-    return Examples(
-        ("",) * len(images), images, labels, run.config.image_size, None
-    ), "drawn images"
+    return Examples(("",) * len(images), images, labels, run.config.image_size, None), None
 
 
-def _size(path):
-    """Returns the bytes of a file or of all files in a directory."""
-    if os.path.isfile(path):
-        return os.path.getsize(path)
-    return sum(
-        os.path.getsize(os.path.join(folder, name))
-        for folder, _, names in os.walk(path)
-        for name in names
-    )
-
-
-def _latency_ms(serve, image):
-    times = []
-    for _ in range(3 + _TIMED):
-        start = time.perf_counter()
-        serve(image)
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times[3:])
-
-
-def main():
+def main() -> None:
     export(cli.config_from_flags(ExportConfig))
 
 

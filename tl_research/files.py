@@ -27,15 +27,17 @@ _REFUSALS = [
 
 
 @contextlib.contextmanager
-def storage_errors(path: str) -> Iterator[None]:
-    """Turns an error of the operating system while `path` is written into a StorageError."""
+def storage_errors(path: str, choice: str = "--workdir") -> Iterator[None]:
+    """Turns an error of the operating system while `path` is written into a StorageError, which
+    tells the user to give another `choice`.
+    """
     try:
         yield
     except Exception as error:
         if reason := storage_reason(error):
             raise StorageError(
                 f"could not write {path}: {reason}; expected a writable place with room; free some "
-                "or choose another --workdir"
+                f"or choose another {choice}"
             ) from error
         raise
 

@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import sys
+from collections.abc import Collection, Sequence
 
 from absl import flags
 
@@ -13,10 +14,44 @@ from tl_research.errors import UserError, suggestion
 from tl_research.settings import has_comment_or_quotes
 
 _MAX_BYTES = 1 << 20
+_PRESETS = os.path.join(os.path.dirname(__file__), "presets")
+# words of other programs for our flags; of several the one that a program has
+_MEANT = {
+    "learning_rate": "lr rate",
+    "backbone": "model arch architecture network",
+    "run": "model checkpoint",
+    "epochs": "epoch n_epochs num_epochs",
+    "image_size": "size imgsz img resolution",
+    "data_dir": "data path folder images input source train_dir",
+    "validation_dir": "val val_dir valid",
+    "test_dir": "test",
+    "batch_size": "batch bs",
+    "workdir": "out output out_dir save_dir project log_dir checkpoint_dir",
+    "output_dir": "out output out_dir",
+    "csv": "out output",
+    "weights": "pretrained load",
+    "unfreeze": "freeze trainable",
+    "patience": "early_stopping",
+    "optimizer": "opt",
+    "precision": "amp fp16 dtype",
+    "distribute": "gpus devices strategy",
+    "augment": "transforms aug",
+}
 
 
-def expand(arguments, names):
-    """Replaces every `--flagfile=FILE` by the flags that stand in the file.
+def nearest(name: str, names: Collection[str]) -> str:
+    """Returns `; did you mean NAME?` of the one of `names` that means or looks like `name`, or
+    nothing.
+    """
+    meant = (known for known, words in _MEANT.items() if name in words.split() and known in names)
+    return suggestion(next(meant, name), names)
+
+
+def expand(arguments: Sequence[str], names: Collection[str]) -> tuple[list[str], dict[str, str]]:
+    """Replaces every `--flagfile=FILE` and `--preset=NAME` by the flags that stand in the file.
+
+    A name that is no file here may be that of a preset. Dashes within the names of flags become
+    underscores.
 
     A line is blank, a comment (#), or one flag that may be set in a file: none of absl's own, which
     write files, start a debugger or hide misspelt flags. A file may name another one that lies in
@@ -37,15 +72,19 @@ def expand(arguments, names):
     expanded, places, rest = [], {}, iter(arguments)
     for argument in rest:
         name, equals, value = argument.partition("=")
-        if name in ("--undefok", "-undefok"):
+        if 0 < len(dashed := name.lstrip("-")) < len(name):
+            name = f"--{dashed.replace('-', '_')}"
+            argument = name + equals + value
+        if name == "--undefok":
             raise UserError(
                 f"{argument} would hide misspelt flags; expected flags of this program only; leave "
                 "it out"
             )
         if argument == "--":
             expanded += [argument, *rest]
-        elif name in ("--flagfile", "-flagfile"):
-            for name, place, line in _read(value if equals else next(rest, ""), names):
+        elif name in ("--flagfile", "--preset"):
+            path = _path_of(name, value if equals else next(rest, ""))
+            for name, place, line in _read(path, names):
                 expanded.append(line)
                 places[name] = place
         else:
@@ -53,6 +92,23 @@ def expand(arguments, names):
             for known in (name.lstrip("-"), name.lstrip("-").removeprefix("no")):
                 places.pop(known, None)
     return expanded, places
+
+
+def presets() -> list[str]:
+    """Returns the names of the flag files that come with the package."""
+    return sorted(name.removesuffix(".flags") for name in os.listdir(_PRESETS))
+
+
+def _path_of(flag, value):
+    """Returns the path of the file that a flag names."""
+    name, known = value.removesuffix(".flags"), presets()
+    if flag == "--preset" and name not in known:
+        raise UserError(
+            f"{flag}={value}; expected one of {', '.join(known)}{suggestion(name, known)}; a file "
+            "of yours is given with --flagfile"
+        )
+    is_preset = flag == "--preset" or not os.path.lexists(value) and name in known
+    return os.path.join(_PRESETS, f"{name}.flags") if is_preset else value
 
 
 def _read(path, names, outer=""):
@@ -67,6 +123,9 @@ def _read(path, names, outer=""):
         if not line:
             continue
         name, value = _name_and_value(line, place, names)
+        if name == "preset":
+            yield from _read(_path_of("--preset", value or ""), names, f"{place}: ")
+            continue
         if name == "flagfile":
             yield from _read(_beside(path, value or "", place, outer), names, f"{place}: ")
             continue
@@ -133,7 +192,7 @@ def _name_and_value(line, place, names):
 def _checked(name, value, line, place, names):
     """Returns the flag `name`, which a file may set to `value`."""
     if name not in names:
-        hint = suggestion(name, names) or "; remove it"
+        hint = nearest(name, names) or "; remove it"
         raise UserError(f"{place}: --{name} is no flag that a file may set{hint}")
     flag = flags.FLAGS[name]
     if value is None:

@@ -34,7 +34,7 @@ def lr_find(config: Config, extension: Extension | None = None) -> dict[str, flo
 
     last = max((i for i, phase in enumerate(config.phase_plan) if phase.epochs), default=None)
     suggestions = {}
-    with experiment.opened(config, extension, "-m tl_research.lr_find") as place:
+    with experiment.opened(config, extension, "lr_find") as place:
         if place.directory.results:
             raise UserError(
                 f"--workdir={place.directory.path} is a finished run; expected one before its last "
@@ -48,7 +48,7 @@ def lr_find(config: Config, extension: Extension | None = None) -> dict[str, flo
                 f"{plan.phases[last].name}, which would be trained; expected one before that; give "
                 "another --workdir"
             )
-        tell = loop.teller((ready.recorder,))
+        tell = loop.teller(ready.observers)
         head_start.make(plan, state, tell)
         for index in plan.left(state):
             with memory_errors(config, f"phase {plan.phases[index].name}"):
@@ -92,4 +92,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     cli.define_flags(Config)
-    cli.run(main)
+    cli.run(main, takes="folder")

@@ -16,14 +16,14 @@ def scaled(logits: np.ndarray, temperature: float) -> np.ndarray:
     return np.asarray(logits, np.float64) / temperature
 
 
-def softmax(logits):
+def softmax(logits: np.ndarray) -> np.ndarray:
     """Returns float64 probabilities [N, K] of logits [N, K]."""
     logits = np.asarray(logits, np.float64)
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
-def loss_and_accuracy(logits, labels):
+def loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Returns (mean cross-entropy in nats, share of correct argmax) over all examples, as floats.
 
     Args:
@@ -34,21 +34,31 @@ def loss_and_accuracy(logits, labels):
     return float(losses(logits, labels).mean()), float((logits.argmax(axis=1) == labels).mean())
 
 
-def losses(logits, labels):
+def losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Returns float64 [N], the cross-entropy in nats of logits [N, K] with labels int [N]."""
     logits = np.asarray(logits, np.float64)
     shifted = logits - logits.max(axis=1, keepdims=True)
     return np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
 
 
-def confusion_matrix(labels, predicted, num_classes):
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     """Returns int64 [K, K]: how many examples of the row's class were taken for the column's."""
     return np.bincount(
         np.asarray(labels) * num_classes + predicted, minlength=num_classes**2
     ).reshape(num_classes, num_classes)
 
 
-def per_class(confusion):
+def most_confused(confusion: np.ndarray, count: int) -> list[tuple[int, int, int]]:
+    """Returns (images, their class, what they were taken for) of the commonest mistakes, at most
+    `count`, by a confusion matrix [K, K].
+    """
+    wrong = confusion * (1 - np.eye(len(confusion), dtype=int))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
+    places = np.stack(np.unravel_index(order, wrong.shape), axis=1).tolist()
+    return [(int(wrong[row, said]), row, said) for row, said in places if wrong[row, said]]
+
+
+def per_class(confusion: np.ndarray) -> list[dict[str, Any]]:
     """Returns a dict for each class: support, predicted, precision, recall, recall_ci95 and f1.
 
     NaN where it is 0 / 0.
@@ -89,7 +99,7 @@ def _share(part, whole):
     return part / whole if whole else float("nan")
 
 
-def ranks(logits, labels):
+def ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Returns int64 [N]: how many classes stand before the true one.
 
     Of equal logits the first class, as in argmax.
@@ -126,7 +136,7 @@ def expected_calibration_error(
     return float((counts * np.abs(accuracies - confidences)).sum() / counts.sum())
 
 
-def report(logits, labels):
+def report(logits: np.ndarray, labels: np.ndarray) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Returns (the metrics as a JSON value, what `per_class` does); nothing of size [K, K] is made.
 
     Accuracies have Wilson intervals; the mean loss has a normal one, 1.96 standard errors to either
@@ -170,7 +180,7 @@ def normal_interval(values: np.ndarray) -> list[float]:
     return [float(values.mean()) - half, float(values.mean()) + half]
 
 
-def wilson_interval(correct, total):
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     """Returns the (low, high) 95 % interval of a share (Wilson 1927): never outside [0, 1], right
     for small counts too.
 

@@ -21,6 +21,7 @@ _SETTINGS = {
     "TF_USE_LEGACY_KERAS": "0",
 }
 _LIMITS = ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH")  # of Keras' own loops, `predict` too
+_TOUCHED = (*_SETTINGS, *_LIMITS, "TF_CPP_MIN_LOG_LEVEL", "HDF5_USE_FILE_LOCKING", "KERAS_HOME")
 # Prints what it read, unless it is ended before: a process that dies cannot do that itself.
 _WATCHER = "import sys; text = sys.stdin.buffer.read(); sys.stderr.buffer.write(text)"
 
@@ -61,13 +62,14 @@ def import_tensorflow() -> None:
             f"file names are read as {encoding}; expected utf-8, in which split.json names images; "
             "start Python with -X utf8"
         )
-    _set_environment()
     try:
-        with dropped_stderr():
+        with _our_environment(), dropped_stderr():
             import tensorflow as tf
 
             tf.config.list_physical_devices()
             import keras
+
+            tf.keras.Sequential  # noqa: B018 (found when it is first asked for)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         home = os.environ.get("KERAS_HOME", "~/.keras")
@@ -82,11 +84,25 @@ def import_tensorflow() -> None:
             "set KERAS_BACKEND=tensorflow before it is"
         )
     _set_keras(keras.config)
-    # Each run in a process traces its own steps, once; `traces` of its results counts that.
-    tf.get_logger().addFilter(lambda record: "tf.function retracing" not in record.getMessage())
 
 
-def _set_environment():
+def _is_no_retracing(record):
+    return "tf.function retracing" not in record.getMessage()
+
+
+def drop_retracing_notes() -> None:
+    """Drops what TensorFlow says of the second run in a process: each traces its own steps, once;
+    `traces` of its results counts that.
+    """
+    import tensorflow as tf
+
+    tf.get_logger().addFilter(_is_no_retracing)
+
+
+@contextlib.contextmanager
+def _our_environment():
+    """Sets what is read at the import; afterwards the caller's environment is as it was."""
+    before = {name: os.environ.get(name) for name in _TOUCHED}
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # HDF5 would not read weights where there are no locks; nothing here writes into such a file
     os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
@@ -97,6 +113,13 @@ def _set_environment():
         # No home is known: a folder of that name would be made here.
         os.environ["KERAS_HOME"] = home = tempfile.mkdtemp()
         atexit.register(shutil.rmtree, home, ignore_errors=True)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _set_keras(config):

@@ -3,6 +3,7 @@
 Imports no TensorFlow.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import json
@@ -12,16 +13,23 @@ import signal
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from tl_research import metrics
+from tl_research.config import Config
 from tl_research.errors import GateError, Interrupted, RunDirectoryError, UserError
 from tl_research.files import make_folders, storage_errors, write_atomically
+from tl_research.progress_bar import in_notebook
+from tl_research.reporting import results
+from tl_research.reporting.terminal import is_watched
 from tl_research.run import directory as run_directory
+from tl_research.signals import Signals
 
 _PR_SET_PDEATHSIG = 1  # the signal that a process gets when its parent ends, see prctl(2)
 
 
-def run(config, program, more=()):
+def run(config: Config, more: Sequence[str] = ()) -> dict[str, Any]:
     """Trains `config` once for each of its `seeds` and returns the contents of `seeds.json`, which
     it writes and prints.
 
@@ -30,7 +38,6 @@ def run(config, program, more=()):
 
     Args:
         config: `Config` with seeds.
-        program: Path of train.py.
         more: Flags that are no settings.
 
     Raises:
@@ -40,7 +47,7 @@ def run(config, program, more=()):
     """
     run_directory.check_place(config)
     directory = _opened(config)
-    runs = {}
+    runs, place_of_all = {}, run_directory.quoted(os.path.abspath(directory))
     for seed in config.seeds:
         place = os.path.join(directory, f"seed{seed}")
         split_seed = seed if config.seeds_split == "separate" else config.split_seed
@@ -51,27 +58,28 @@ def run(config, program, more=()):
         code = _finish(
             [
                 sys.executable,
-                program,
+                *_program(),
                 *one.to_flags().splitlines(),
                 f"--workdir={place}",
                 f"--resume={config.resume}",
                 *([f"--extension={config.extension}"] if config.extension else []),
                 *more,
-            ]
+            ],
+            again := f"the same command with --workdir={place_of_all}",
         )
         if code:
-            again = " and without --resume=never" if config.resume == "never" else ""
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)  # of a failed start
+            again += " and without --resume=never" * (config.resume == "never")
             error = UserError(
                 f"seed {seed} ended with exit code {code}, for the reason above; expected 0; "
-                f"correct that and give the same command again with --workdir="
-                f"{run_directory.quoted(os.path.abspath(directory))}{again}: "
-                "what is finished stays"
+                f"correct that and give {again} again: what is finished stays"
             )
             error.exit_code = code
             raise error
         with open(os.path.join(place, "results.json"), encoding="utf-8") as file:
             runs[seed] = json.load(file)
-    summary = {
+    summary: dict[str, Any] = {
         "seeds": list(runs),
         "seeds_split": config.seeds_split,
         "summary": summarize(runs.values()),
@@ -84,7 +92,8 @@ def run(config, program, more=()):
         )
     splits = "a split each" if config.seeds_split == "separate" else "one split"
     print(f"\n{len(runs)} seeds, {splits}\n{table(summary['summary'])}")
-    print("RESULT " + json.dumps(summary, allow_nan=False), flush=True)
+    if config.json or not is_watched():
+        print("RESULT " + json.dumps(summary, allow_nan=False), flush=True)
     mean = summary["summary"].get("test_accuracy", {"mean": 0.0})["mean"]
     if mean < config.min_test_accuracy:
         raise GateError(
@@ -92,6 +101,13 @@ def run(config, program, more=()):
             f"--min_test_accuracy={config.min_test_accuracy}; everything is in {directory}"
         )
     return summary
+
+
+def _program():
+    """Returns how Python is told to train: by the script of a clone, or as it is installed."""
+    clone = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    is_clone = os.path.isfile(os.path.join(clone, "flowers.flags"))
+    return [os.path.join(clone, "train.py")] if is_clone else ["-P", "-m", "tl_research.train"]
 
 
 def _opened(config):
@@ -111,7 +127,7 @@ def _opened(config):
     return directory
 
 
-def _finish(command):
+def _finish(command, again=None):
     """Runs a command to its end and returns its exit code.
 
     A signal is passed on, and the end is waited for. Killed itself, it takes the command with it.
@@ -119,7 +135,7 @@ def _finish(command):
     signals, parent = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}, os.getpid()
     end_with_parent = getattr(ctypes.CDLL(None), "prctl", None)  # on Linux
 
-    def prepare():
+    def prepare() -> None:
         if end_with_parent:
             end_with_parent(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != parent:  # it ended before that
@@ -129,30 +145,26 @@ def _finish(command):
     # none between the start and the name of what was started
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     # else the terminal would send it a second Ctrl-C
-    process = subprocess.Popen(command, start_new_session=True, preexec_fn=prepare)
+    shown = {"stdout": subprocess.PIPE, "text": True} if in_notebook() else {}
+    process = subprocess.Popen(command, start_new_session=True, preexec_fn=prepare, **shown)
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        code = process.wait()
+        with Signals(again):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+            for line in process.stdout or ():  # which would go to the notebook's terminal
+                if not line.startswith("RESULT "):
+                    print(line, end="")
+            code = process.wait()
         return code if code >= 0 else 128 - code
     except Interrupted as interruption:
-        process.send_signal(interruption.exit_code - 128)
+        process.send_signal(interruption.signal_number)
         process.wait()
         raise
-
-
-def selected(contents):
-    """Returns the entry of `results.json` of the phase whose weights the run ended with; {} if none
-    was trained.
-    """
-    return next(
-        (phase for phase in contents["phases"] if phase["name"] == contents["selected_phase"]), {}
-    )
 
 
 _SHARES = {"accuracy", "f1", "ece"}  # words in names of what is never outside 0 to 1
 
 
-def summarize(runs):
+def summarize(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Returns {metric: {"mean", "min", "max", "ci95", "values"}} over the contents of several
     `results.json`, where all have it.
 
@@ -160,12 +172,12 @@ def summarize(runs):
     splits it covers those too. None for one or two seeds.
     """
 
-    def limits(name):
+    def limits(name: str) -> tuple[float, float]:
         return (0.0, 1.0) if _SHARES & set(name.split("_")) else (-math.inf, math.inf)
 
     runs = list(runs)
-    values = {
-        f"val_{name}": [selected(contents).get(f"val_{name}") for contents in runs]
+    values: dict[str, list[Any]] = {
+        f"val_{name}": [results.selected(contents).get(f"val_{name}") for contents in runs]
         for name in ("accuracy", "loss")
     }
     names = [name for name, value in runs[0]["test"].items() if isinstance(value, float)]
@@ -187,7 +199,7 @@ def summarize(runs):
     }
 
 
-def table(summary):
+def table(summary: dict[str, Any]) -> str:
     """Returns what `summarize` returned as a Markdown table."""
     lines = ["| | mean | range | 95 % interval of the mean |", "|---|---|---|---|"]
     for name, of in summary.items():

@@ -7,26 +7,29 @@ import dataclasses
 import math
 import os
 import re
+from collections.abc import Sequence
+from typing import Any
 
 from tl_research.errors import UserError, suggestion
 
 
 def setting(
-    default,
-    help,
+    default: Any,
+    help: str,
     *,
-    choices=None,
-    low=None,
-    high=None,
-    above=None,
-    may_change=False,
-    repeated=False,
-    path=None,
-    words=(),
-    address=False,
-    recorded=True,
-    in_files=True,
-):
+    choices: Sequence[str] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    may_change: bool = False,
+    repeated: bool = False,
+    path: str | None = None,
+    words: tuple[str, ...] = (),
+    address: bool = False,
+    recorded: bool = True,
+    in_files: bool = True,
+    group: str | None = None,
+) -> Any:
     """Returns a dataclass field that carries all that is to know about one setting.
 
     Args:
@@ -43,27 +46,13 @@ def setting(
         address: Whether a text may be an address, such as gs://bucket/run.
         recorded: Whether flags.txt has it: not what belongs to one place or one call.
         in_files: Whether a flag file may set it.
+        group: Under which it and those after it stand in --help; None: as the one before.
     """
-    return dataclasses.field(
-        default=default,
-        metadata=dict(
-            help=help,
-            choices=choices,
-            low=low,
-            high=high,
-            above=above,
-            may_change=may_change,
-            repeated=repeated,
-            path=path,
-            words=words,
-            address=address,
-            recorded=recorded,
-            in_files=in_files,
-        ),
-    )
+    rules = dict(locals())
+    return dataclasses.field(default=rules.pop("default"), metadata=rules)
 
 
-def item_type(field):
+def item_type(field: dataclasses.Field) -> Any:
     """The type of one value of a field: int, float, bool or str, also for lists of it and for
     `str | None`.
     """
@@ -71,18 +60,18 @@ def item_type(field):
     return arguments[0]
 
 
-def is_list(field):
+def is_list(field: dataclasses.Field) -> bool:
     return getattr(field.type, "__origin__", None) is tuple
 
 
-def has_comment_or_quotes(value):
+def has_comment_or_quotes(value: str) -> bool:
     """Returns whether a value, in a flag file, looks like one with a comment behind it or quotes
     around it.
     """
     return " #" in value or (value[:1] in ("'", '"') and value[:1] == value[-1:])
 
 
-def flag_text(value):
+def flag_text(value: Any) -> str:
     """Returns a value as it stands behind `--name=`."""
     if isinstance(value, tuple):
         return ",".join(flag_text(item) for item in value)
@@ -91,7 +80,7 @@ def flag_text(value):
     return repr(value) if isinstance(value, float) else str(value)
 
 
-def check_fields(config):
+def check_fields(config: Any) -> None:
     """Gives every field of a config dataclass its own type.
 
     Raises:
@@ -211,7 +200,7 @@ def _checked_number(field, flag, value):
     return value
 
 
-def number(kind, value, flag):
+def number(kind: type, value: Any, flag: str) -> Any:
     """Returns a value as a finite number of a kind, int or float.
 
     Raises:

@@ -3,8 +3,22 @@
 import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 
 from tl_research.errors import Interrupted, UserError
+
+
+def interruption(number: int, resume: str | None, where: str = "") -> Interrupted:
+    """Returns what ends a program when a signal came.
+
+    Args:
+        number: Of the signal.
+        resume: The command that goes on with what is interrupted, if there is one.
+        where: What had been done, in words that follow "stopped by ...".
+    """
+    by = "Ctrl-C" if number == signal.SIGINT else f"{signal.Signals(number).name}, signal {number}"
+    how = f"nothing is lost. To go on:\n  {resume}" if resume else "the same command begins anew"
+    return Interrupted(f"stopped by {by}{where}; {how}", number)
 
 
 class Signals:
@@ -15,17 +29,17 @@ class Signals:
     A signal that was ignored before (SIGHUP under nohup) still is.
 
     Args:
-        resume: The command that goes on with what is interrupted.
+        resume: The command that goes on with what is interrupted, if there is one.
 
     Attributes:
         number: Of the signal that came, or None.
         resume: As given.
     """
 
-    def __init__(self, resume="the same flags and --workdir"):
+    def __init__(self, resume: str | None = None):
         self.number, self.resume = None, resume
         self._held = False
-        self._before = {}
+        self._before: dict = {}
 
     def __enter__(self):
         # Python allows handlers nowhere else
@@ -42,7 +56,7 @@ class Signals:
             self._answer_instead_of(error)
 
     @contextlib.contextmanager
-    def held(self):
+    def held(self) -> Iterator[None]:
         """Inside, a signal only sets `number`; at the end at the latest it is answered."""
         self._held = True
         try:
@@ -53,7 +67,7 @@ class Signals:
             self._interrupt()
 
     @contextlib.contextmanager
-    def released(self):
+    def released(self) -> Iterator[None]:
         """Inside, within `held`, a signal is answered at once: nothing there must be whole."""
         self._held = False
         try:
@@ -80,8 +94,4 @@ class Signals:
             self._interrupt()
 
     def _interrupt(self):
-        raise Interrupted(
-            f"interrupted by signal {int(self.number)}; the last checkpoint, if there is one, is "
-            f"whole; go on with {self.resume}",
-            self.number,
-        )
+        raise interruption(self.number, self.resume)

@@ -1,25 +1,31 @@
 """A finished run as the tools see it: its settings, its images and the model it exported."""
 
+import collections
 import contextlib
 import dataclasses
 import glob
+import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from tl_research import quiet
 
 quiet.import_tensorflow()
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from tl_research import extension as extension_lib
 from tl_research.answers import ANSWERS
 from tl_research.config import Config
-from tl_research.data import catalog, dataset, pipeline
+from tl_research.data import catalog, dataset, manifest, pipeline
+from tl_research.data.dataset import Dataset
+from tl_research.data.pipeline import Examples
 from tl_research.data.split import SIDES
 from tl_research.errors import DataError, RunDirectoryError, StorageError, UserError
 from tl_research.files import make_folders, read_text, storage_errors
@@ -50,7 +56,7 @@ class TrainedRun:
         RunDirectoryError: If that is no finished run of this version.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str):
         self.path = path
         self._check_finished()
         check_kinds("run", path)
@@ -94,7 +100,7 @@ class TrainedRun:
                 f"{command}"
             )
 
-    def file(self, *names):
+    def file(self, *names: str) -> str:
         return os.path.join(self.path, *names)
 
     def _read_json(self, name):
@@ -138,7 +144,12 @@ class TrainedRun:
         with directory:
             yield directory
 
-    def load_data(self, extension=None, sides=SIDES, data_dir=None):
+    def load_data(
+        self,
+        extension: str | None = None,
+        sides: Sequence[str] = SIDES,
+        data_dir: str | None = None,
+    ) -> Dataset:
         """Returns the `Dataset` of the run, on the sides that its `split.json` records.
 
         Args:
@@ -159,7 +170,7 @@ class TrainedRun:
         # What is fetched comes from its own host and goes where this user keeps it, whoever made
         # the run.
         config = dataclasses.replace(self.config, download_base_url=None)
-        if not catalog.is_there(config.dataset, config.download_dir):
+        if not catalog.is_there(str(config.dataset), config.download_dir):
             config = dataclasses.replace(config, download_dir=Config().download_dir)
         recorded = self.results.get("extension") or {}
         if "load_catalog" in recorded.get("parts", ()) and not load_catalog:
@@ -180,7 +191,35 @@ class TrainedRun:
                 f"{resume_command(self.path, extension=extension)} --data_dir=DIR"
             ) from error
 
-    def load_model(self, extension=None):
+    def is_of_run(self, folder: str) -> bool:
+        """Returns whether an image of the run lies where it would if its images were in `folder`:
+        then these are not others of the same classes.
+        """
+        for entry in manifest.read(self.file("split.json"))["files"]:
+            for name in (entry["path"], entry["path"].partition("/")[2]):  # of a side's folder
+                path = os.path.join(folder, name)
+                if os.path.isfile(path):
+                    with open(path, "rb") as file:
+                        if hashlib.file_digest(file, "sha256").hexdigest() == entry["sha256"]:
+                            return True
+        return False
+
+    def load_folder(self, folder: str) -> tuple[pipeline.Examples, dict[str, int]]:
+        """Returns all images of a folder of class folders, and how many of them are the run's own,
+        by side; raises DataError as `dataset.load_labelled` does, and UserError.
+        """
+        if self.answer.name != "class":
+            raise UserError(
+                f"--data_dir={folder} with --run={self.path}, whose labels are no classes; "
+                "expected the images of the run; leave it out"
+            )
+        examples = dataset.load_labelled(folder, self.classes, self.config)
+        entries = manifest.read(self.file("split.json"))["files"]
+        sides = {entry["sha256"]: entry["side"] for entry in entries}
+        found = collections.Counter(map(sides.get, examples.sha256s or ()))
+        return examples, {side: found[side] for side in SIDES}
+
+    def load_model(self, extension: str | None = None) -> keras.Model:
         """Returns the exported Keras model, which is in float32.
 
         Args:
@@ -205,15 +244,18 @@ class TrainedRun:
                 "exported; give its --extension, if it has layers of yours"
             ) from error
 
-    def load_classifier(self, extension=None):
+    def load_classifier(self, extension: str | None = None) -> Any:
         """Returns a function from uint8 images [B, S, S, 3] to float32 logits [B, K], a NumPy
         array; the argument is that of `load_model`.
         """
+        quiet.drop_retracing_notes()
         logits = folded_logits(self.load_model(extension))
         size = self.config.image_size
         signature = [tf.TensorSpec([None, size, size, 3], tf.uint8)]
         call = tf.function(
-            lambda images: logits(tf.cast(images, tf.float32)), input_signature=signature
+            lambda images: logits(tf.cast(images, tf.float32)),
+            input_signature=signature,
+            autograph=False,  # which takes a second, and does not reach into layers
         )
         return lambda images: call(images).numpy()
 
@@ -228,7 +270,7 @@ def _checked_classes(results):
     return tuple(classes)
 
 
-def predict_logits(classifier, examples, batch_size):
+def predict_logits(classifier: Callable, examples: Examples, batch_size: int) -> np.ndarray:
     """Returns float32 [N, K], what `TrainedRun.load_classifier`'s classifier says to `Examples`."""
     indices, _ = pipeline.make_batches(np.arange(len(examples)), batch_size)
     batches = examples.stream(indices) if examples.pixels is None else map(examples.images, indices)

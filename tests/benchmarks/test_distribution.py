@@ -18,7 +18,7 @@ settings = distribution.Settings(
     rounds=1,
 )
 rows = distribution.measure(settings, sys.argv[2])
-distribution.program.write_json(sys.argv[1], settings, rows=rows)
+distribution.measuring.write_json(sys.argv[1], settings, rows)
 """
 
 

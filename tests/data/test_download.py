@@ -229,7 +229,7 @@ def test_full_disk_is_a_storage_error_and_leaves_nothing(server, tmp_path, monke
 
 def test_unwritable_cache_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(errors.StorageError):
+    with pytest.raises(errors.StorageError, match="choose another --download_dir, for"):
         download.fetch("https://nowhere.invalid/a", str(tmp_path / "file" / "cache"), "a.bin")
 
 

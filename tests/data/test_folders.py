@@ -4,6 +4,7 @@ runs among the images, and one walk for training and prediction.
 
 import collections
 import contextlib
+import dataclasses
 import os
 import unicodedata
 
@@ -13,7 +14,7 @@ import pytest
 
 from tl_research import errors, predict
 from tl_research.config import Config
-from tl_research.data import catalog, dataset, manifest, walk
+from tl_research.data import catalog, dataset, manifest, sides, walk
 from tl_research.run.directory import RunDirectory
 
 
@@ -91,6 +92,51 @@ def test_sides_in_other_words_are_named_with_the_flags_to_give(tmp_path, files, 
     with pytest.raises(errors.DataError, match="are sides and not classes") as raised:
         find(root)
     assert str(raised.value).endswith("; use " + fix.replace("{}", root)), raised.value
+
+
+@pytest.mark.parametrize(
+    "folders, found",
+    [
+        (("train", "val", "test"), {"data_dir": 0, "validation_dir": 1, "test_dir": 2}),
+        (("train", "valid"), {"data_dir": 0, "validation_dir": 1}),
+        (("TRAIN", "Validation", "Testing"), {"data_dir": 0, "validation_dir": 1, "test_dir": 2}),
+        (("train/all", "test/all"), {"data_dir": 0, "test_dir": 1}),
+        (("train", "val", "valid"), {}),  # which is it?
+        (("train", "val", "roses"), {}),
+        (("val", "test"), {}),
+        (("train",), {}),
+        (("train2017", "val2017"), {}),
+    ],
+)
+def test_folder_of_nothing_but_sides_is_taken_for_what_it_is(tmp_path, capsys, folders, found):
+    root = make(tmp_path / "data", *_sides(*folders), "about.txt", ".DS_Store")
+    config = Config(dataset="directory", data_dir=root, image_size=64)
+    places = {flag: os.path.join(root, folders[place]) for flag, place in found.items()}
+    assert sides.resolved(config) == dataclasses.replace(config, **places)
+    said = " ".join(f"--{flag}={place}" for flag, place in places.items())
+    assert capsys.readouterr().out == (f"{root} holds its sides: {said}\n" if found else "")
+    given = dataclasses.replace(config, validation_dir=root)
+    assert sides.resolved(given) is given
+    named = dataclasses.replace(config, dataset="cats_vs_dogs")
+    assert sides.resolved(named) is named
+
+
+def test_test_images_without_classes_are_no_side(tmp_path):
+    root = make(tmp_path / "data", *_sides("train", "val"), "test/1.jpg")
+    config = Config(dataset="directory", data_dir=root)
+    assert sides.resolved(config) is config
+    with pytest.raises(errors.DataError) as raised:
+        find(root)
+    assert str(raised.value).endswith(f"; use --data_dir={root}/train --validation_dir={root}/val")
+
+
+def test_folder_around_the_folder_is_named(tmp_path):
+    make(tmp_path / "zip", "photos/ant/1.jpg", "photos/bee/1.jpg")
+    with pytest.raises(errors.DataError, match=r"holds 1 classes \('photos'\).*") as raised:
+        find(tmp_path / "zip")
+    assert str(raised.value).endswith(f"; did you mean {tmp_path}/zip/photos?")
+    with pytest.raises(errors.DataError, match="did you point one level too high or too low"):
+        find(tmp_path / "zip" / "photos" / "ant")
 
 
 @pytest.mark.parametrize(
@@ -174,7 +220,9 @@ def test_prediction_walks_by_the_rules_of_training(tmp_path):
     (root / "ant" / "gone.jpg").symlink_to(root / "none.jpg")
     os.mkfifo(root / "ant" / "pipe.jpg")
     others = collections.Counter()
-    predicted = dict(predict.image_files([str(root / "ant")], others))
+    predicted = {
+        name: reason for name, _, reason in predict.image_files([str(root / "ant")], others)
+    }
     trained = find(root)
     of_ants = [file for file in trained.files if file.label == 0]
     assert {file.path for file in of_ants} == {p for p, reason in predicted.items() if not reason}

@@ -15,6 +15,7 @@ def test_is_resumed_and_keeps_pooled_features(assert_resumes, tmp_path, capsys):
         augment_views=1,
         precision="mixed_float16",
         crashes=(8,),
+        verbose=True,
     )
     assert "cache: 20 float32, 0 KiB an image" in capsys.readouterr().out  # twice 10 channels
 

@@ -116,7 +116,9 @@ def test_what_is_cached_is_what_live_steps_compute_from_memory_or_file(read, mak
 def test_run_is_resumed_bit_for_bit_and_its_model_needs_no_file(
     assert_resumes, tmp_path, capsys, settings
 ):
-    assert_resumes("color_jitter.py", augment="flip,jitter=0.4", augment_views=2, **settings)
+    assert_resumes(
+        "color_jitter.py", augment="flip,jitter=0.4", augment_views=2, verbose=True, **settings
+    )
     assert "augmentation: jitter 0.4, of the extension: after" in capsys.readouterr().out
     path = tmp_path / "broken" / "export" / "model.keras"
     model = keras.saving.load_model(path, compile=False)

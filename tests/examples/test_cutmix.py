@@ -51,7 +51,7 @@ def test_box_has_the_area_of_the_paper_until_the_border_cuts_it():
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
 def test_run_is_live_and_resumed_bit_for_bit(assert_resumes, capsys, precision):
-    results, _ = assert_resumes("cutmix.py", precision=precision, **LIVE)
+    results, _ = assert_resumes("cutmix.py", precision=precision, verbose=True, **LIVE)
     said = capsys.readouterr().out
     assert "training live, since CutMix blends them anew every epoch" in said
     assert "CutMix: images and labels are blended\n" in said

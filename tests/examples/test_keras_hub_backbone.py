@@ -12,6 +12,7 @@ def test_folds_its_batchnorm_and_is_resumed(assert_resumes, capsys):
         epochs=(1, 1),
         unfreeze=("0%", "stack3_block1"),
         crashes=(8,),
+        verbose=True,
     )
     # one after each of its convolutions: the first, two in each of 8 blocks, 3 of shortcuts
     assert "weights its own, 20 BatchNorm layers folded" in capsys.readouterr().out

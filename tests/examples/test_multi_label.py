@@ -64,7 +64,12 @@ def test_run_and_tools_answer_with_sets(tiny_run, labels, tmp_path, read_json, c
     assert report["accuracy"] == exact and report["n"] == len(paths)
     assert set(report["per_class"]) == {"green", "warm"}
     files = set(os.listdir(place / "report" / "validation"))
-    assert files == {"report.json", "per_class.csv", "mistakes.csv", "predictions.csv"}
+    assert files == {
+        *("report.json", "per_class.csv", "mistakes.csv", "predictions.csv"),
+        *("index.html", "worst_mistakes.png"),
+    }
+    page = (place / "report" / "index.html").read_text()
+    assert "test images are classified correctly" in page and '<th scope="row">warm</th>' in page
     assert not (place / "report" / "confusion.png").exists()
     capsys.readouterr()
 

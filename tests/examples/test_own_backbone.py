@@ -25,7 +25,7 @@ def test_begins_with_the_weights_of_the_file_and_is_resumed(
     saved, assert_resumes, tmp_path, capsys
 ):
     results, _ = assert_resumes(
-        "own_backbone.py", epochs=(1, 1), unfreeze=("0%", "block2"), crashes=(3, 8)
+        "own_backbone.py", epochs=(1, 1), unfreeze=("0%", "block2"), crashes=(3, 8), verbose=True
     )
     said = capsys.readouterr().out
     assert "model: mine, weights its own, 2 BatchNorm layers folded" in said

@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 
 from tl_research.errors import UserError
 from tl_research.evaluate import EvaluateConfig, evaluate
@@ -55,6 +56,8 @@ def test_run_and_tools_answer_with_numbers(tiny_run, numbers, tmp_path, read_jso
 
     assert results["calibration"] is None and not (place / "export" / "calibration.json").exists()
 
+    assert "On 9 test images: " in (place / "report" / "index.html").read_text()
+
     report = evaluate(EvaluateConfig(run=str(place), extension=PATH))
     assert report["mean_absolute_error"] == pytest.approx(np.abs(errors).mean(), rel=1e-4)
     with open(place / "report" / "validation" / "mistakes.csv") as file:
@@ -74,7 +77,7 @@ def test_run_and_tools_answer_with_numbers(tiny_run, numbers, tmp_path, read_jso
 
     files = export(ExportConfig(run=str(place), extension=PATH))
     serve = tf.saved_model.load(files["saved_model"]).signatures["serving_default"]
-    light = tf.lite.Interpreter(files["litert"]).get_signature_runner()
+    light = Interpreter(files["litert"]).get_signature_runner()
     for answer in (serve(images=tf.constant(images[:1])), light(images=images[:1])):
         assert list(answer) == ["number"]
         np.testing.assert_allclose(answer["number"], said[:1], rtol=1e-2)

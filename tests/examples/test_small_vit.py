@@ -15,6 +15,7 @@ def test_trains_is_resumed_and_averages_over_tokens(
         epochs=(1, 1),
         precision=precision,
         crashes=(crash,),
+        verbose=True,
     )
     assert "model: small_vit, weights its own, 0 BatchNorm" in capsys.readouterr().out
     # the head's kernel and bias; in block 2 two norms, four projections, two dense layers with two

@@ -14,9 +14,9 @@ def test_confusion_is_bluer_the_larger_the_share_of_the_row():
     picture = pictures.draw_confusion(_CONFUSION, ("ant", "bee"))
     assert picture.shape == (100 + 88, 100 + 88, 3) and picture.dtype == np.uint8
     corners = picture[102::44, 102::44]  # of the cells: beside the numbers
-    np.testing.assert_array_equal(corners[0, 0], [255 - 0.8 * 225, 255 - 0.8 * 150, 255 - 0.8 * 70])
-    np.testing.assert_array_equal(corners[0, 1], [255 - 0.2 * 225, 255 - 0.2 * 150, 255 - 0.2 * 70])
-    np.testing.assert_array_equal(corners[1], [[255, 255, 255], [30, 105, 185]])
+    np.testing.assert_array_equal(corners[0, 0], [51, 142, 193])
+    np.testing.assert_array_equal(corners[0, 1], [204, 226, 239])
+    np.testing.assert_array_equal(corners[1], [[255, 255, 255], [0, 114, 178]])
 
 
 def test_columns_are_labelled_in_the_order_of_the_classes():
@@ -25,7 +25,32 @@ def test_columns_are_labelled_in_the_order_of_the_classes():
     assert 0 < ink[:44].sum() < ink[44:].sum()
 
 
-@pytest.mark.parametrize("count", [31, 1000])
+def test_hundred_classes_have_names_and_what_is_not_0():
+    confusion = np.zeros((100, 100), int)
+    confusion[3, 4] = 77
+    names = tuple(f"species number {i}" for i in range(100))
+    picture = pictures.draw_confusion(confusion, names)
+    margin = picture.shape[0] - 100 * 22
+    assert margin >= 100 and (picture[margin:, : margin - 4] < 128).any(axis=(1, 2)).sum() > 500
+    cells = (picture[margin:, margin:].reshape(100, 22, 100, 22, 3) != picture[-1, -1]).any((1, 3))
+    assert np.argwhere(cells.any(axis=2)).tolist() == [[3, 4]]
+
+
+def test_long_names_stand_whole_beside_the_matrix():
+    names = ("Bellis perennis, the common daisy", "b")
+    whole = pictures.draw_confusion(_CONFUSION, names)
+    assert whole.shape[0] - 88 > pictures.draw_confusion(_CONFUSION, ("a", "b")).shape[0] - 88
+
+
+def test_title_stands_above_and_is_not_cut():
+    picture = pictures.titled(np.zeros((5, 7, 3), np.uint8), "validation: 15 images")
+    assert picture.shape[0] == 5 + 22 and picture.shape[1] > 100
+    assert (picture[22:, :7] == 0).all() and (picture[22:, 7:] == 255).all()
+    ink = (picture[:22] < 128).any(axis=(0, 2)).nonzero()[0]
+    assert ink.min() < 10 and 100 < ink.max() < picture.shape[1] - 2
+
+
+@pytest.mark.parametrize("count", [101, 1000])
 def test_matrix_of_many_classes_is_colours_only(count):
     picture = pictures.draw_confusion(np.eye(count, dtype=int), tuple(map(str, range(count))))
     assert picture.shape[0] == 4 + count * max(2, 880 // count)
@@ -88,7 +113,7 @@ def test_wide_letters_count_twice(monkeypatch):
 
 
 def test_no_mistake_is_an_empty_picture():
-    assert (pictures.draw_mistakes((), []) == 255).all()
+    assert (pictures.draw_thumbnails((), []) == 255).all()
 
 
 def test_caption_has_classes_probability_and_file_name():

@@ -67,5 +67,7 @@ def test_curves_are_a_png(tmp_path):
         )
         for epoch, phase in ((1, "head"), (2, "head"), (3, "finetune"))
     ]
-    figures.save_curves(str(tmp_path / "curves.png"), rows)
+    selected = {"epoch": 3, "val_loss": 0.5, "val_accuracy": 0.6}
+    phases = [{"best_epoch": 1}, {"best_epoch": 3}]
+    figures.save_curves(str(tmp_path / "curves.png"), rows, phases, selected, (8, 4))
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -138,20 +138,6 @@ def test_record_that_an_interrupted_run_wrote_is_not_written_again(tmp_path):
     ]
 
 
-def test_histogram_counts_every_value(tmp_path):
-    writer = summaries.Summaries(str(tmp_path), None)
-    writer.histogram("train", "weights", np.array([0.0, 0.0, 3.0]), 4)
-    writer.close()
-    ((step, value),) = _values_of(tmp_path / "train")
-    buckets = tf.make_ndarray(value.tensor)
-    assert (
-        step == 4
-        and value.metadata.plugin_data.plugin_name == "histograms"
-        and buckets.shape == (30, 3)
-    )
-    np.testing.assert_allclose([buckets[0], buckets[-1]], [[0.0, 0.1, 2.0], [2.9, 3.0, 1.0]])
-
-
 def test_text_that_is_not_utf8_is_escaped(tmp_path):
     writer = summaries.Summaries(str(tmp_path), None)
     writer.text("train", "classes", "caf\udce9", 0)
@@ -197,7 +183,7 @@ def test_runs_of_two_people_are_two_rows_of_hparams(tmp_path):
     names = set()
     for person in ("ann", "bob"):
         writer = summaries.Summaries(str(tmp_path / person / "runs" / "x"), None)
-        writer.hyperparameters("validation", {"seed": 0}, ["loss"])
+        writer.hyperparameters("validation", {"seed": 0}, {"loss": "the loss"})
         writer.close()
         (file,) = (tmp_path / person / "runs" / "x" / "validation").iterdir()
         for record in tf.data.TFRecordDataset(str(file)):
@@ -206,5 +192,7 @@ def test_runs_of_two_people_are_two_rows_of_hparams(tmp_path):
                     value.metadata.plugin_data.content
                 )
                 names.add(data.session_start_info.group_name)
+                for metric in data.experiment.metric_infos:
+                    assert (metric.name.tag, metric.display_name) == ("loss", "the loss")
     names.discard("")
-    assert len(names) == 2 and {name[:7] for name in names} == {"runs/x "}
+    assert len(names) == 2 and {name[:2] for name in names} == {"x "}

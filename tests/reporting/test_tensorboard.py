@@ -166,12 +166,6 @@ def test_each_plugin_has_its_data(run, ask):
         for name in ("ant", "bee", "cat")
     )
 
-    # Histograms: of weights, at the ends of phases.
-    assert set(ask("plugin/histograms/tags")["one/train"]) == {"weights/head", "weights/backbone"}
-    histograms = series("histograms/histograms", "one/train", "weights/head")
-    assert [step for _, step, _ in histograms] == ends[1:]
-    assert sum(count for _, _, count in histograms[0][2]) == 10 * 3 + 3
-
     # Graphs: one step of each phase.
     graphs = ask("plugin/graphs/info")["one/train"]["tags"]
     assert set(graphs) == {"step/head", "step/finetune"}
@@ -182,8 +176,12 @@ def test_each_plugin_has_its_data(run, ask):
 
     # HParams: this run's row, with its final numbers.
     experiment_info = ask("plugin/hparams/experiment", post={"experimentName": ""})
-    assert {"optimizer", "batch_size", "epochs", "backbone"} <= {
-        info["name"] for info in experiment_info["hparamInfos"]
+    assert {info["name"] for info in experiment_info["hparamInfos"]} == {
+        *("dataset", "backbone", "weights", "image_size", "epochs", "unfreeze"),
+        *("learning_rate", "batch_size", "seed", "changed"),
+    }
+    assert {info["displayName"] for info in experiment_info["metricInfos"]} == {
+        f"{side} {name}" for side in ("test", "validation") for name in ("accuracy", "loss")
     }
     columns = [{"hparam": name} for name in ("epochs", "batch_size")]
     (group,) = ask(
@@ -195,17 +193,32 @@ def test_each_plugin_has_its_data(run, ask):
             "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_RUNNING"],
         },
     )["sessionGroups"]
-    assert re.fullmatch(f"{directory.name}/one [0-9a-f]{{8}}", group["name"])
-    assert group["hparams"]["epochs"] == "2,1" and group["hparams"]["batch_size"] == 8
+    assert re.fullmatch("one [0-9a-f]{4}", group["name"])
+    assert group["hparams"] == {
+        "dataset": "photos",
+        "backbone": "Tiny",
+        "weights": "none",
+        "image_size": 16,
+        "epochs": "2,1",
+        "unfreeze": "0%,block3",
+        "learning_rate": "0.01,0.001",
+        "batch_size": 8,
+        "seed": 0,
+        "changed": "nothing else",
+    }
     found = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
     assert set(found) == {
-        f"final/{side}_{name}" for side in ("validation", "test") for name in ("accuracy", "loss")
+        f"zz_hparams/{side}_{name}"
+        for side in ("validation", "test")
+        for name in ("accuracy", "loss")
     }
-    np.testing.assert_allclose(found["final/test_accuracy"], results["test"]["accuracy"], rtol=1e-6)
+    np.testing.assert_allclose(
+        found["zz_hparams/test_accuracy"], results["test"]["accuracy"], rtol=1e-6
+    )
     selected = next(
         phase for phase in results["phases"] if phase["name"] == results["selected_phase"]
     )
-    np.testing.assert_allclose(found["final/validation_loss"], selected["val_loss"], rtol=1e-6)
+    np.testing.assert_allclose(found["zz_hparams/validation_loss"], selected["val_loss"], rtol=1e-6)
 
     # The profile, with a marker for each step.
     (profile,) = glob.glob(f"{directory}/one/train/plugins/profile/*/*.xplane.pb")
@@ -220,5 +233,6 @@ def test_each_plugin_has_its_data(run, ask):
         "curves.png",
         "data_audit.csv",
         "data_audit.png",
+        "index.html",
         "worst_mistakes.png",
     ]

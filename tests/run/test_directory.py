@@ -1,17 +1,28 @@
 """A run directory belongs to one run and one process; whatever is no run of ours is left alone."""
 
+import dataclasses
 import errno
 import fcntl
+import glob
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from tl_research import files
-from tl_research.config import Config
-from tl_research.errors import CheckpointError, RunDirectoryError, StorageError, UserError
+from tl_research.config import Config, run_called
+from tl_research.errors import (
+    CheckpointError,
+    DataError,
+    Interrupted,
+    RunDirectoryError,
+    StorageError,
+    UserError,
+)
 from tl_research.run.directory import RunDirectory, check_place
 from tl_research.run.recorded import read_record
 
@@ -57,6 +68,76 @@ def test_without_workdir_every_run_gets_a_new_directory(tmp_path, monkeypatch):
         map(os.path.basename, paths)
     )
     assert all("-drawn_flowers-EfficientNetLite0" in path for path in paths)
+
+
+def test_directory_is_named_after_the_images_and_the_backbone_that_are_used(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    time = r"runs/\d{8}-\d{6}-"
+    config = Config(data_dir="my photos (2)", backbone="VGG16")
+    with RunDirectory(config) as directory:
+        assert re.fullmatch(f"{time}my_photos_2_-VGG16", directory.path)
+        assert os.listdir("runs") == [os.path.basename(directory.path)]
+        directory.name_after(config, None, "EfficientNetLite0")
+        assert re.fullmatch(f"{time}my_photos_2_-EfficientNetLite0", directory.path)
+        with pytest.raises(RunDirectoryError, match="used by"):  # the lock went with it
+            RunDirectory(dataclasses.replace(config, workdir=directory.path))
+        name = os.path.basename(directory.path)
+        assert sorted(os.listdir("runs")) == [name, "latest"]
+        assert run_called("latest") == directory.path and run_called("else") == "else"
+    sides = {"data_dir": "set/train", "validation_dir": "set/val"}
+    with RunDirectory(Config(dataset="directory", backbone="VGG16", **sides)) as directory:
+        assert re.fullmatch(f"{time}set-VGG16", directory.path)
+        directory.name_after(config, "drawn_flowers", "VGG16")
+        assert re.fullmatch(f"{time}drawn_flowers-VGG16", directory.path)
+    for path in ("runs/mine", "runs/mine-2"):
+        with RunDirectory(Config(name="mine")) as directory:
+            directory.name_after(Config(name="mine"), None, "VGG16")
+            assert directory.path == run_called("latest") == path
+    with _open("elsewhere") as directory:
+        directory.name_after(config, None, "VGG16")
+        assert directory.path == "elsewhere" and run_called("latest") == "runs/mine-2"
+    os.remove("runs/latest")
+    os.symlink("../elsewhere/flags.txt", "runs/latest")  # nothing is written through it
+    before = (tmp_path / "elsewhere" / "flags.txt").read_text()
+    with _open("runs/other") as directory:
+        directory.name_after(config, None, "VGG16")
+    assert (tmp_path / "elsewhere" / "flags.txt").read_text() == before
+    os.remove("runs/latest")
+    with _open("runs/latest") as directory:  # of somebody who calls one so
+        directory.name_after(config, None, "VGG16")
+    assert run_called("latest") == "runs/latest"
+    (tmp_path / "latest").mkdir()
+    assert run_called("latest") == "latest"
+
+
+@pytest.mark.parametrize("workdir", [None, "mine"])
+def test_failed_start_leaves_no_directory(tmp_path, monkeypatch, workdir):
+    monkeypatch.chdir(tmp_path)
+    config, header = Config(dataset="drawn_flowers", workdir=workdir), "path,reason\n"
+
+    def fail(error, **texts):
+        with pytest.raises(type(error)), RunDirectory(config) as directory:
+            for name, text in texts.items():
+                directory.write_text(name.replace("_csv", ".csv").replace("_json", ".json"), text)
+            raise error
+        return directory.path
+
+    fail(DataError("no images"), bad_images_csv=header, duplicates_csv="", split_json="{}")
+    assert os.listdir(".") == []
+    # what is worth keeping, or what the message that ends it needs, stays
+    begun = fail(DataError("broken"), run_json="{}")
+    assert sorted(os.listdir(begun)) == [".lock", "flags.txt", "run.json"]
+    shutil.rmtree(begun)
+    assert "flags.txt" in os.listdir(path := fail(Interrupted("stopped", 2)))
+    shutil.rmtree(path)
+    path = fail(DataError("one is broken"), bad_images_csv=f"{header}a.jpg,broken\n")
+    assert "bad_images.csv" in os.listdir(path)
+    if workdir:  # made before
+        fail(DataError("again"), bad_images_csv=header)
+        assert "flags.txt" in os.listdir(path)
+    shutil.rmtree(path)
+    fail(DataError("no images"), notes_txt="precious")
+    assert len(glob.glob("**/notes_txt", recursive=True)) == 1
 
 
 def test_place_among_the_images_is_refused_before_anything_is_written(tmp_path, monkeypatch):
@@ -144,6 +225,8 @@ _MAY_CHANGE = {
     "test_dir": "/elsewhere",
     "download_dir": "/elsewhere",
     "worker_timeout": 60.0,
+    "json": True,
+    "verbose": True,
     "download_base_url": "https://mirror",
     "cache_pixels": 1,
     "steps_per_call": 2,
@@ -152,6 +235,7 @@ _MAY_CHANGE = {
     "min_test_accuracy": 0.5,
     "resume": "auto",
     "workdir": None,
+    "name": "mine",
     "extension": "own.py",  # its contents may not, see tests/training/test_resume.py
     "profile_steps": "2:3",
     "data_audit": "off",

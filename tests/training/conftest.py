@@ -21,6 +21,7 @@ from tl_research.data.dataset import Dataset
 from tl_research.errors import Interrupted
 from tl_research.extension import Extension
 from tl_research.models.classifier import Classifier
+from tl_research.reporting.console import Console
 from tl_research.reporting.recorder import Recorder
 from tl_research.reporting.summaries import Summaries
 from tl_research.run.directory import RunDirectory
@@ -124,9 +125,9 @@ def train(tiny_backbone, make_examples, tmp_path):
         with RunDirectory(config) as directory:
             plan = Plan(config, Extension(**parts), classifier, data, directory, xla=False)
             state, summaries = TrainState(), Summaries(directory.path, None)
-            recorder = Recorder(config, plan.objective.answer, data, directory, summaries)
+            recorder = Recorder(plan.objective.answer, data, directory, summaries)
             resume = Resume(plan, directory, Signals())
-            loop.fit(plan, state, resume=resume, observers=[recorder, observe])
+            loop.fit(plan, state, resume=resume, observers=[recorder, Console(config, 5), observe])
             summaries.close()
         trained = types.SimpleNamespace(
             plan=plan, state=state, classifier=classifier, directory=directory

@@ -76,6 +76,30 @@ def test_training_counts_what_evaluation_measures(kind):
         assert np.mean(counts) == pytest.approx(found[own.counted[name]], rel=1e-6)
 
 
+def test_plain_loss_is_counted_beside_a_smoothed_one():
+    labels = np.int32([0, 1])
+    logits = tf.constant([[_LN3, 0, 0], [_LN3, 0, 0]], tf.float32)  # softmax 3/5, 1/5, 1/5
+    own = objectives.make(Config(label_smoothing=0.3), _train(labels))
+    assert own.counted == {"correct": "accuracy", "plain_loss": "plain_loss"}
+    batch = _batch(labels)
+    smoothed = [-(0.8 * np.log(0.6) + 0.2 * np.log(0.2)), -(0.1 * np.log(0.6) + 0.9 * np.log(0.2))]
+    np.testing.assert_allclose(own.losses(logits, batch), smoothed, rtol=1e-6)
+    plain = own.counts(logits, batch)["plain_loss"]
+    np.testing.assert_allclose(plain, [-np.log(0.6), -np.log(0.2)], rtol=1e-6)
+    # of a blended image that of the larger part, also of a subclass that counts otherwise
+    mixed = _batch(labels, np.int32([1, 0]), tf.constant([0.4, 0.9]))
+
+    class Counts(objective.CrossEntropy):
+        def count(self, logits, labels):
+            return {"correct": tf.zeros([2])}
+
+    counts = Counts(0.3).counts(logits, mixed)
+    np.testing.assert_allclose(counts["plain_loss"], [-np.log(0.2), -np.log(0.2)], rtol=1e-6)
+    assert objectives.make(Config(label_smoothing=0), _train(labels)).counted == {
+        "correct": "accuracy"
+    }
+
+
 def test_balanced_weights_make_classes_count_alike():
     labels = np.int32([0, 1, 1, 1, 2, 2])
     weights = objective.balanced_weights(labels, 3)

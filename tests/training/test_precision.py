@@ -17,6 +17,7 @@ from tl_research.errors import CompileError
 from tl_research.extension import Extension
 from tl_research.models import backbones
 from tl_research.models.classifier import Classifier
+from tl_research.reporting.console import Console
 from tl_research.reporting.recorder import Recorder
 from tl_research.reporting.summaries import Summaries
 from tl_research.run.directory import RunDirectory
@@ -93,6 +94,7 @@ def train(make_examples, tmp_path, monkeypatch):
             precision=precision,
             xla=flag,
             fold_batchnorm=fold,
+            verbose=True,
             feature_cache=cache,
             batchnorm=batchnorm,
         )
@@ -104,8 +106,9 @@ def train(make_examples, tmp_path, monkeypatch):
         with RunDirectory(config) as directory:
             plan = Plan(config, Extension(), classifier, data, directory, xla=xla)
             state, summaries = TrainState(), Summaries(directory.path, None)
-            recorder = Recorder(config, plan.objective.answer, data, directory, summaries)
-            loop.fit(plan, state, resume=Resume(plan, directory, Signals()), observers=[recorder])
+            recorder = Recorder(plan.objective.answer, data, directory, summaries)
+            observers = [recorder, Console(config, 5)]
+            loop.fit(plan, state, resume=Resume(plan, directory, Signals()), observers=observers)
             summaries.close()
         return plan, state
 

@@ -1,8 +1,10 @@
 """What an observer is told and the recorder makes of it: event files, `metrics.csv`, warnings."""
 
+import logging
 import os
 
 import numpy as np
+import tensorflow as tf
 
 from tl_research.run import checkpoints
 from tl_research.training.step_loop import StepLoop
@@ -15,7 +17,7 @@ def test_event_files_and_metrics_have_the_tags_and_columns_of_the_contract(
     run("run", steps_per_call=2, lr_multiplier=("head/=3",), **constant)
     train, validation = events("run", "train"), events("run", "validation")
     final = {
-        f"final/{side}_{metric}"
+        f"zz_hparams/{side}_{metric}"
         for side in ("validation", "test")
         for metric in ("accuracy", "loss")
     }
@@ -32,6 +34,7 @@ def test_event_files_and_metrics_have_the_tags_and_columns_of_the_contract(
     head, names = "head[head/]", ("head[head/]", "backbone")
     assert set(train) == {
         "loss",
+        "plain_loss",  # without the label smoothing that is the default
         "accuracy",
         "images_per_second",
         "waiting_for_data",
@@ -48,7 +51,7 @@ def test_event_files_and_metrics_have_the_tags_and_columns_of_the_contract(
         "step/finetune",
         *(
             f"{kind}/{name}"
-            for kind in ("learning_rate", "gradient_norm", "update_ratio", "weights")
+            for kind in ("learning_rate", "gradient_norm", "update_ratio")
             for name in names
         ),
     }
@@ -163,3 +166,14 @@ def test_run_goes_on_without_tensorboard(run, metrics, tmp_path, capsys):
         capsys.readouterr().err.count("warning: nothing more is written for TensorBoard to ") == 1
     )
     assert len(metrics("run")) == 4
+
+
+def test_further_runs_of_a_process_say_nothing_of_their_traces(run, monkeypatch):
+    logger, records = tf.get_logger(), []
+    handler = logging.Handler()
+    handler.emit = records.append
+    monkeypatch.setattr(logger, "filters", [])
+    monkeypatch.setattr(logger, "handlers", [handler])
+    for name in "abc":  # of which TensorFlow would say it 7 times
+        run(name, epochs=(1, 1), data_audit="off")
+    assert not [text for text in map(logging.LogRecord.getMessage, records) if "retracing" in text]

@@ -26,6 +26,11 @@ from tl_research.training import epoch, evaluation, feature_cache, loop, selecti
 from tl_research.training.resume import Resume
 
 STEPS = 5  # of 39 training images in batches of 8
+_BY = {
+    signal.SIGTERM: "SIGTERM, signal 15",
+    signal.SIGINT: "Ctrl-C",
+    signal.SIGHUP: "SIGHUP, signal 1",
+}
 
 
 def test_resumed_run_ends_as_an_unbroken_one(
@@ -53,10 +58,7 @@ def test_resumed_run_ends_as_an_unbroken_one(
         error = broken("broken", **{place: when}, signal=number, **steps_of_call)
         if not number:
             continue
-        assert (
-            f"interrupted by signal {int(number)} after step " in str(error)
-            and error.exit_code == code
-        )
+        assert f"stopped by {_BY[number]} after step " in str(error) and error.exit_code == code
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # handlers are given back
         # look at what the resumed run says, then stop it before its first step
         with monkeypatch.context() as patch:
@@ -195,8 +197,8 @@ def test_signal_while_a_view_is_computed_ends_the_run_at_once(
 
     with monkeypatch.context() as patch:
         patch.setattr(feature_cache.FeatureCache, "_bar", lambda cache, *which: signalled(*which))
-        saved = " after step 5; everything is saved" if view else "; the last checkpoint, if"
-        with pytest.raises(Interrupted, match=f"interrupted by signal 15{saved}") as error:
+        where = " after step 5" * view
+        with pytest.raises(Interrupted, match=f"SIGTERM, signal 15{where}; nothing is") as error:
             run("broken", **settings)
         assert error.value.exit_code == 143
     assert seen[-1] == ("train", view, 1)
@@ -222,7 +224,7 @@ def test_signal_in_the_validation_pass_is_answered_there_and_all_is_saved(
 
     with monkeypatch.context() as patch:
         patch.setattr(evaluation.EvalStep, "__call__", signalled)
-        with pytest.raises(Interrupted, match=f"after step {step}; everything is saved") as error:
+        with pytest.raises(Interrupted, match=f"after step {step}; nothing is lost") as error:
             run("broken", **settings)
         assert error.value.exit_code == 143
     run("broken", **settings)
@@ -252,7 +254,7 @@ def test_signal_while_an_image_is_waited_for_is_answered_there_and_all_is_saved(
             return calls(*arguments)
 
         patch.setattr(epoch, "calls", timed)
-        with pytest.raises(Interrupted, match="after step 0; everything is saved"):
+        with pytest.raises(Interrupted, match="after step 0; nothing is lost"):
             run("broken", **settings)
         slow.set()
     run("broken", **settings)

@@ -10,9 +10,8 @@ from tl_research.training import epoch
 
 
 def _best_epochs(said):
-    """Returns whether each line of an epoch says that it is the best so far."""
-    lines = [line for line in said.splitlines() if " epoch " in line and "val_loss" in line]
-    return [" (best)" in line for line in lines if line.startswith("only epoch")]
+    """Returns whether each row of an epoch marks it as the best so far."""
+    return ["*" in line for line in said.splitlines() if line.split()[1:2] == ["only"]]
 
 
 def test_patience_ends_a_phase_and_its_best_weights_are_restored_and_evaluated_again(

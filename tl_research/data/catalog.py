@@ -278,9 +278,10 @@ def _check_counts(dataset, files, root):
 def _check_classes(classes, folder, flag):
     if len(classes) < 2:
         named = ", ".join(map(repr, classes)) or "no folders"
+        place, deeper = "one level too high or too low", sides.with_classes(folder)
         raise DataError(
-            f"{flag}={folder} holds {len(classes)} classes ({named}); "
-            "expected at least 2 folders of images; did you point one level too high or too low?"
+            f"{flag}={folder} holds {len(classes)} classes ({named}); expected at least 2 folders "
+            f"of images; did you {f'mean {deeper}' if deeper != folder else f'point {place}'}?"
         )
     sides.check(classes, folder, flag)
     _check_twins(classes, folder)

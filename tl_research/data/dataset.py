@@ -3,7 +3,10 @@
 import collections
 import dataclasses
 import os
+import sys
+import unicodedata
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -15,9 +18,11 @@ from tl_research.data import catalog as catalog_lib
 from tl_research.data.catalog import Table
 from tl_research.data.pipeline import Examples
 from tl_research.data.walk import others_text
-from tl_research.errors import UserError, suggestion
+from tl_research.errors import DataError, UserError, suggestion
 from tl_research.progress_bar import progress_bar
 from tl_research.run.directory import RunDirectory
+
+_NAMED = 10  # of classes or images in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +108,43 @@ def load_recorded(
         (),
     )
     return _divided(admitted, found, config)
+
+
+def load_labelled(folder: str, classes: Sequence[str], config: Config) -> Examples:
+    """Returns all images of a folder of class folders, labelled as a run's classes of these names.
+
+    Args:
+        folder: Of `--data_dir`.
+        classes: The run's.
+        config: The run's: how images are checked and resized. Bad ones are left out with a warning.
+
+    Raises:
+        DataError: If it is no such folder, or has classes that the run does not know.
+    """
+    catalog = catalog_lib.find_images("directory", data_dir=folder, download_dir="")
+    places = {unicodedata.normalize("NFC", name): place for place, name in enumerate(classes)}
+    named = {name: unicodedata.normalize("NFC", name) for name in catalog.classes}
+    unknown = [name for name in named if named[name] not in places]
+    if unknown:
+        raise DataError(
+            f"--data_dir={folder} has {len(unknown)} classes that the run does not know "
+            f"({_listed(unknown)}); expected some of {_listed(classes)}; rename or remove them"
+        )
+    labels: dict[Any, int] = {label: places[name] for label, name in enumerate(named.values())}
+    files = [dataclasses.replace(file, label=labels[file.label]) for file in catalog.files]
+    catalog = dataclasses.replace(catalog, classes=tuple(classes), files=tuple(files))
+    admitted = admission.admit(_check(catalog, config))
+    admission.refuse(admitted, dataclasses.replace(config, on_bad_image="skip"))
+    if count := len(catalog.files) - len(admitted.images.good):
+        bad = [*admitted.images.bad, *admitted.contradictory, *admitted.images.unreadable]
+        print(f"warning: {count} images are left out: {_listed(dict(bad))}", file=sys.stderr)
+    sides = ("test",) * len(admitted.images.good)
+    return _divided(admitted, split.Split(sides, (None,) * len(sides), ()), config).test
+
+
+def _listed(names):
+    more = len(names) - _NAMED
+    return ", ".join(map(split.printable, list(names)[:_NAMED])) + f", {more} more" * (more > 0)
 
 
 def _recorded_of(catalog, recorded, classes):
@@ -241,7 +283,7 @@ def _notes(admitted, found, image_size):
         notes.append(
             f"{equal} images equal another one, see duplicates.csv; equal images share a side"
         )
-    if num_groups := len(_near_copies(checked.pixel_sha256s, found.groups)):
+    if num_groups := _num_near_copies(checked.pixel_sha256s, found.groups):
         notes.append(f"{num_groups} groups of near-copies; those of a group share a side")
     if catalog.others:
         notes.append(others_text(catalog.others))
@@ -252,11 +294,11 @@ def _notes(admitted, found, image_size):
     return notes
 
 
-def _near_copies(pixel_sha256s, groups):
-    """Returns those groups whose images are not all equal."""
+def _num_near_copies(pixel_sha256s, groups):
+    """Returns of how many groups the images are not all equal."""
     contents = {(group, sha256) for group, sha256 in zip(groups, pixel_sha256s) if group}
     counts = collections.Counter(group for group, _ in contents)
-    return [group for group, count in counts.items() if count > 1]
+    return sum(count > 1 for count in counts.values())
 
 
 def _kept(rows, labels, sha256s, catalog, shares):

@@ -59,6 +59,27 @@ def load_pixels(path: str, max_pixels: int = 0, sha256: str | None = None) -> np
     return decode_image(data, path, max_pixels)[0]
 
 
+def pixels_of(
+    image: str | os.PathLike | bytes | PIL.Image.Image | np.ndarray, max_pixels: int = 0
+) -> np.ndarray:
+    """Returns uint8 [H, W, 3], upright, of a path, the bytes of an image file, a `PIL.Image`, or an
+    array or tensor, uint8 [H, W, 3].
+
+    Raises:
+        BadImage: With the reason why it cannot be used.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return load_pixels(os.fspath(image), max_pixels)
+    if isinstance(image, bytes):
+        return decode_image(image, "", max_pixels)[0]
+    if isinstance(image, PIL.Image.Image):
+        return np.asarray(_upright(image))
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise BadImage(f"array of {array.dtype} {list(array.shape)}; expected uint8 [H, W, 3]")
+    return array
+
+
 def read_file(path: str) -> bytes:
     """Returns the bytes of a regular file; opening a pipe would wait for ever.
 
@@ -131,10 +152,7 @@ def _readable_kind(data, path):
 def _decoded(image, kind, data, path):
     """Returns what `decode_image` does, from an open `PIL.Image` whose size was checked."""
     orientation = _orientation(image)
-    image.load()  # which turns TIFF already
-    upright = _rgb(image)
-    if (left := _orientation(image)) in _TURNS:
-        upright = upright.transpose(_TURNS[left])
+    upright = _upright(image)
     traits = {
         "named as another format; decoded by content": formats.suffix_of(path) not in kind.suffixes,
         "animated; the first frame is used": kind.name != "TIFF" and _is_animated(image, kind),
@@ -144,6 +162,14 @@ def _decoded(image, kind, data, path):
         or (kind.name == "PNG" and data[24] == 16),
     }
     return np.asarray(upright), tuple(trait for trait, there in traits.items() if there)
+
+
+def _upright(image):
+    """Returns an image of 8-bit RGB, turned as its EXIF says."""
+    image.load()  # which turns TIFF already
+    upright = _rgb(image)
+    left = _orientation(image)
+    return upright.transpose(_TURNS[left]) if left in _TURNS else upright
 
 
 def _rgb(image):

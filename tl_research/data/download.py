@@ -30,12 +30,13 @@ from typing import Any
 import tqdm
 
 from tl_research.errors import DataError, StorageError, UnreachableError, UserError
-from tl_research.files import sync, temporary_name, write_atomically
+from tl_research.files import storage_errors, sync, temporary_name, write_atomically
 from tl_research.locks import Held, Lock
 
 _BLOCK = 1 << 16
 _ATTEMPTS = 3
-_CHOICE = "--download_dir; for ImageNet weights KERAS_HOME"
+_CHOICE = "--download_dir, for ImageNet weights KERAS_HOME"
+_storage = functools.partial(storage_errors, choice=_CHOICE)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # Names in archives: absolute, with a backslash or NUL, leading upwards, with a drive, or too long.
 _UNSAFE_NAME = re.compile(rb"^/|[\\\0]|(^|/)\.\.(/|$)|^[^/]*:|[^/]{256}")
@@ -195,17 +196,6 @@ def _waited_for(directory, name):
                 )
             is_said = True
             time.sleep(0.1)
-
-
-@contextlib.contextmanager
-def _storage(target):
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {target} ({error}); free some space or choose another directory "
-            f"({_CHOICE})"
-        ) from error
 
 
 def _check_url(url, error_class):

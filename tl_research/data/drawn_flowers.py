@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-CLASSES = ("daisy", "dandelion", "roses", "sunflowers", "tulips")  # the folders of tf_flowers
+from tl_research.config import FLOWERS
+
+CLASSES = FLOWERS
 IMAGES_PER_CLASS = 160
 IMAGE_SIZE = 192
 VERSION = 2  # raise it when any picture changes: it is part of the folder's name

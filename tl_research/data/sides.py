@@ -2,11 +2,14 @@
 which they are not by their names, or as all hold the same class folders.
 """
 
+import dataclasses
 import os
 import re
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
+from tl_research.config import Config
 from tl_research.data import formats
 from tl_research.data.split import SIDES, printable
 from tl_research.data.walk import is_system_file
@@ -54,6 +57,26 @@ def of_cats_vs_dogs(root: str, data_dir: str | None) -> list[tuple[str, str | No
     return [(folder, side, "--data_dir") for folder, side, _ in found]
 
 
+def resolved(config: Config) -> Config:
+    """Returns a `Config` that names the sides of its folder where that holds nothing else.
+
+    All its folders are then called `train`, `val`, `test` or the like, each side once, and hold
+    classes.
+    """
+    folder, given = config.data_dir, config.validation_dir or config.test_dir
+    if config.dataset != "directory" or not folder or given:
+        return config
+    places = {name: with_classes(folder, name) for name in sorted(_inner(folder))}
+    flags = [flag for name in places for flag, words in _WORDS.items() if name.lower() in words]
+    are_sides = 1 < len(set(flags)) == len(flags) == len(places) and "--data_dir" in flags
+    if not are_sides or any(len(_inner(place)) < 2 for place in places.values()):
+        return config
+    taken = dict(sorted(zip(flags, places.values()), key=lambda side: list(_WORDS).index(side[0])))
+    print(f"{folder} holds its sides: {_written(taken)}")
+    named: dict[str, Any] = {flag[2:]: place for flag, place in taken.items()}
+    return dataclasses.replace(config, **named)
+
+
 def check(classes: Sequence[str], folder: str, flag: str) -> None:
     """Raises DataError, with the flags to give, if the class folders of `folder` are sides.
 
@@ -81,7 +104,7 @@ def _named(classes, folder):
     named = [name for name in classes if flags[name]]
     just_words = all(name.lower() in set.union(*_WORDS.values()) for name in classes)
     holds_classes = any(
-        flags[name] == "--data_dir" and len(_inner(_with_classes(folder, name))) > 1
+        flags[name] == "--data_dir" and len(_inner(with_classes(folder, name))) > 1
         for name in named
     )
     found = set(map(flags.get, named))
@@ -124,7 +147,7 @@ def _listed(names):
     return " and ".join([*map(printable, names[:_MOST_NAMED]), *more])
 
 
-def _with_classes(*place):
+def with_classes(*place: str) -> str:
     """Returns the path of a folder, or of that below it, of several with nothing but one folder in
     each, which holds more.
     """
@@ -139,11 +162,15 @@ def _with_classes(*place):
 
 def _fix(folder, names):
     """Returns the flags that take these folders; one whose name says nothing gets a free one."""
-    holding = [name for name in names if len(_inner(_with_classes(folder, name))) > 1]
+    holding = [name for name in names if len(_inner(with_classes(folder, name))) > 1]
     taken, order = {}, list(_WORDS)
     for name in sorted(holding or names, key=lambda name: order.index(_flag_of(name) or order[-1])):
         free = [flag for flag in order if flag not in taken]
         flag = _flag_of(name) or next(iter(free), None) if taken else order[0]
         if flag in free:
-            taken[flag] = _with_classes(folder, name)
+            taken[flag] = with_classes(folder, name)
+    return _written(taken)
+
+
+def _written(taken):
     return " ".join(f"{flag}={shlex.quote(path)}" for flag, path in taken.items())

@@ -30,9 +30,12 @@ class Augmentation(keras.layers.Layer):
     Args:
         factors: {operation: factor}, see `tl_research.config.AUGMENTATIONS`.
         seed: Of the draws made when the layer is called by Keras itself.
+        to_load: Text in saved models, for people.
     """
 
-    def __init__(self, factors, seed=0, **kwargs):
+    def __init__(
+        self, factors: dict[str, float], seed: int = 0, to_load: Any = None, **kwargs: Any
+    ):
         super().__init__(dtype="float32", **kwargs)
         self.factors, self.seed = dict(factors), seed
         self._seeds = keras.random.SeedGenerator(seed)
@@ -43,7 +46,9 @@ class Augmentation(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.pop("dtype")
-        return {**config, "factors": dict(self.factors), "seed": self.seed}
+        # Keras shows this where it does not know the class; the first layer of a model is of it.
+        note = "import tl_research.models before keras.saving.load_model"
+        return {**config, "factors": dict(self.factors), "seed": self.seed, "to_load": note}
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         if not training or not self.factors:

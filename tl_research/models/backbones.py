@@ -1,182 +1,22 @@
-"""The one table of backbones: what each expects, where its weights come from, and its blocks from
-input to output.
-
-Importing this module imports neither TensorFlow nor Keras, so that a configuration can check names
-quickly.
-"""
+"""Builds the backbones of `backbone_table`, or one's own, with their weights."""
 
 import contextlib
-import dataclasses
-import difflib
-import functools
 import os
 import re
 import socket
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from tl_research.backbone_table import BACKBONES as BACKBONES  # so named by who adds to it
+from tl_research.backbone_table import BackboneSpec, get_spec
+from tl_research.config import Config
 from tl_research.data import download
 from tl_research.errors import DataError, StorageError, UnreachableError, UserError
 
 if TYPE_CHECKING:
     import keras
 
-
-@dataclasses.dataclass(frozen=True)
-class BackboneSpec:
-    """One row of the table."""
-
-    name: str  # the constructor in `keras.applications`, and the value of `--backbone`
-    # its module in `keras.applications`; `efficientnet_lite` is ours, `own` the user's
-    family: str = "own"
-    # mode of `models.preprocessing.Preprocessing`; `raw`: the model holds its own
-    preprocessing: str = "raw"
-    min_image_size: int = 1  # smallest accepted side of the input, in pixels
-    # regex matched at the start of layer names. The group that matched names the block; the text of
-    # group `block` is the name itself
-    blocks: str = ""
-    # whether the matching layer is the last of its block instead of the first
-    match_ends_block: bool = False
-    # name in Keras' cache, without top; `{size}` where it depends on the image size
-    weights_file: str = ""
-    weights_url: str = ""  # where Keras downloads it from
-
-
-_URL = "https://storage.googleapis.com/tensorflow/keras-applications/"
-_EFFICIENTNET = r"(?P<stem>stem_)|(?P<top>top_)|(?P<block>block\d+[a-z])_"
-_KERNELS = "_weights_tf_dim_ordering_tf_kernels_notop.h5"
-# family: preprocessing, smallest image size, blocks, match_ends_block, folder of the weights
-_FAMILIES = {
-    "mobilenet_v2": (
-        "tf",
-        32,
-        r"(?P<stem>Conv1|bn_Conv1)|(?P<top>Conv_1|out_relu)|(?P<block>expanded_conv|block_\d+)_",
-        False,
-        _URL + "mobilenet_v2/",
-    ),
-    "mobilenet_v3": (
-        "raw",
-        32,
-        r"(?P<stem>conv(?:_bn)?$)|(?P<top>conv_1)|(?P<block>expanded_conv(?:_\d+)?)_",
-        False,
-        _URL + "mobilenet_v3/",
-    ),
-    "efficientnet": (
-        "raw",
-        32,
-        _EFFICIENTNET,
-        False,
-        "https://storage.googleapis.com/keras-applications/",
-    ),
-    "efficientnet_v2": ("raw", 32, _EFFICIENTNET, False, _URL + "efficientnet_v2/"),
-    "efficientnet_lite": ("lite", 32, _EFFICIENTNET, False, ""),
-    "resnet": (
-        "caffe",
-        32,
-        r"(?P<conv1>conv1_|pool1_)|(?P<block>conv\d_block\d+)_",
-        False,
-        _URL + "resnet/",
-    ),
-    "resnet_v2": (
-        "tf",
-        32,
-        r"(?P<conv1>conv1_|pool1_)|(?P<post>post_)|(?P<block>conv\d_block\d+)_",
-        False,
-        _URL + "resnet/",
-    ),
-    "vgg16": ("caffe", 32, r"(?P<block>block\d)_", False, _URL + "vgg16/"),
-    "vgg19": ("caffe", 32, r"(?P<block>block\d)_", False, _URL + "vgg19/"),
-    "convnext": (
-        "raw",
-        32,
-        r"(?P<top>layer_normalization)|convnext_[a-z]+_"
-        r"(?:(?P<stem>(?:pre)?stem)|(?P<block>stage_\d_block_\d+|downsampling_block_\d))",
-        False,
-        _URL + "convnext/",
-    ),
-    "densenet": (
-        "torch",
-        32,
-        r"(?P<conv1>conv1_|pool1$)|(?P<top>bn$)|(?P<block>conv\d_block\d+|pool\d)_",
-        False,
-        _URL + "densenet/",
-    ),
-    "inception_v3": (
-        "tf",
-        75,
-        r"(?P<stem>max_pooling2d_1$)|(?P<block>mixed\d+)$",
-        True,
-        _URL + "inception_v3/",
-    ),
-    "xception": ("tf", 71, r"(?P<block>block\d+)_", False, _URL + "xception/"),
-    "nasnet": (
-        "tf",
-        32,
-        r"(?P<stem>stem_bn1$)|(?:normal|reduction)_concat_(?P<block>\w+)$",
-        True,
-        _URL + "nasnet/",
-    ),
-}
-
-
-def _table():
-    rows = [
-        (
-            "MobileNetV2",
-            "mobilenet_v2",
-            "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_{size}_no_top.h5",
-        ),
-        *((f"EfficientNetLite{n}", "efficientnet_lite", "") for n in range(3)),
-        ("ResNet50V2", "resnet_v2", f"resnet50v2{_KERNELS}"),
-        ("VGG16", "vgg16", f"vgg16{_KERNELS}"),
-        ("VGG19", "vgg19", f"vgg19{_KERNELS}"),
-        ("DenseNet121", "densenet", f"densenet121{_KERNELS}"),
-        ("InceptionV3", "inception_v3", f"inception_v3{_KERNELS}"),
-        ("Xception", "xception", f"xception{_KERNELS}"),
-        ("NASNetMobile", "nasnet", "nasnet_mobile_no_top.h5"),
-        *(
-            (
-                f"MobileNetV3{n}",
-                "mobilenet_v3",
-                f"weights_mobilenet_v3_{n.lower()}_224_1.0_float_no_top_v2.h5",
-            )
-            for n in ("Small", "Large")
-        ),
-        *((f"EfficientNetB{n}", "efficientnet", f"efficientnetb{n}_notop.h5") for n in range(8)),
-        *(
-            (f"EfficientNetV2{n}", "efficientnet_v2", f"efficientnetv2-{n.lower()}_notop.h5")
-            for n in ("B0", "B1", "B2", "B3", "S", "M", "L")
-        ),
-        *((f"ResNet{n}", "resnet", f"resnet{n}{_KERNELS}") for n in (50, 101, 152)),
-        *(
-            (f"ConvNeXt{n}", "convnext", f"convnext_{n.lower()}_notop.h5")
-            for n in ("Tiny", "Small", "Base")
-        ),
-    ]
-    table = {}
-    for name, family, file in rows:
-        *contract, folder = _FAMILIES[family]
-        url = folder + ("NASNet-mobile-no-top.h5" if family == "nasnet" else file)
-        table[name] = BackboneSpec(name, family, *contract, weights_file=file, weights_url=url)
-    return table
-
-
-BACKBONES = _table()
 _SILENCE_SECONDS = 15.0  # that end a transfer of Keras
-
-
-def get_spec(name: str) -> BackboneSpec:
-    """Returns the `BackboneSpec` called `name`.
-
-    Raises:
-        UserError: If there is none, with the nearest name.
-    """
-    if name in BACKBONES:
-        return BACKBONES[name]
-    lower = {known.lower(): known for known in BACKBONES}
-    near = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.5)
-    hint = f"did you mean {lower[near[0]]}?" if near else f"expected one of {', '.join(BACKBONES)}."
-    raise UserError(f"No backbone is called {name!r}; {hint}")
 
 
 def build(
@@ -293,14 +133,13 @@ def build_backbone(
     if spec.family == "efficientnet_lite":
         from tl_research.models import efficientnet_lite
 
-        constructor = functools.partial(efficientnet_lite.efficientnet_lite, name)
-    else:
-
-        def constructor(size: int, keras_weights: str | None = None) -> "keras.Model":
-            model = getattr(keras.applications, name)(
-                include_top=False, weights=keras_weights, input_shape=(size, size, 3)
-            )
-            return _like_imagenet(model, keras_weights) if spec.family == "efficientnet" else model
+    def constructor(size: int, keras_weights: str | None = None) -> "keras.Model":
+        if spec.family == "efficientnet_lite":
+            return efficientnet_lite.efficientnet_lite(name, size)
+        model = getattr(keras.applications, name)(
+            include_top=False, weights=keras_weights, input_shape=(size, size, 3)
+        )
+        return _like_imagenet(model, keras_weights) if spec.family == "efficientnet" else model
 
     reach_weights(name, image_size, weights)
     with repeatable(seed):
@@ -350,6 +189,18 @@ def reach_weights(name: str, image_size: int, weights: str) -> None:
         ) from error
 
 
+def check(config: Config) -> None:
+    """Raises UserError or DataError for what of a `Config` cannot be built, whatever the images
+    are: a name, a size, a file of weights or a layer that is not there.
+    """
+    _spec_for(config.backbone, config.image_size)
+    if config.weights not in ("imagenet", "none") and not os.path.exists(config.weights):
+        raise DataError(
+            f"--weights={config.weights} is not there; expected imagenet, none, a Keras weights or "
+            "model file, or the directory of a finished run; correct it"
+        )
+
+
 def _spec_for(name, image_size):
     spec = get_spec(name)
     if image_size < spec.min_image_size:
@@ -396,7 +247,7 @@ def _like_imagenet(model, keras_weights):
         kind = Normalization if isinstance(layer, keras.layers.Normalization) else type(layer)
         return kind.from_config(layer.get_config())
 
-    def call(layer: "keras.Layer", *args, **kwargs) -> Any:
+    def call(layer: "keras.Layer", *args: Any, **kwargs: Any) -> Any:
         outputs = layer(*args, **kwargs)
         if keras_weights is None and isinstance(layer, Normalization):
             outputs = keras.layers.Rescaling(
@@ -458,16 +309,17 @@ def backbone_blocks(spec: BackboneSpec, model: "keras.Model") -> list[tuple[str,
     the first block). Where several branches are listed interleaved, a block is still one contiguous
     run of `model.layers`.
     """
-    blocks, ended = [[None, []]], False
+    blocks: list[tuple[str, list[str]]] = [("", [])]
+    ended = False
     for layer in model.layers:
-        name, block = _block_of(spec.blocks, layer.name), blocks[-1]
-        begins = ended if spec.match_ends_block else name and block[0] not in (None, name)
+        found, (name, names) = _block_of(spec.blocks, layer.name), blocks[-1]
+        begins = ended if spec.match_ends_block else found and name not in ("", found)
         if begins:
-            block = [None, []]
-            blocks.append(block)
-        block[0], ended = name or block[0], bool(name)
-        block[1].append(layer.name)
-    if blocks[-1][0] is None and len(blocks) > 1:  # layers behind the last marker
+            name, names = "", []
+            blocks.append((name, names))
+        names.append(layer.name)
+        blocks[-1], ended = (found or name, names), bool(found)
+    if not blocks[-1][0] and len(blocks) > 1:  # layers behind the last marker
         _, rest = blocks.pop()
         blocks[-1][1].extend(rest)
     return [(name or "backbone", tuple(names)) for name, names in blocks]
@@ -493,7 +345,7 @@ def named_variables(model: "keras.Model", prefix: str = "backbone") -> dict[str,
         inside = parts[parts.index(layer.name) + 1 :] if layer.name in parts[:-1] else parts[-1:]
         return "/".join([prefix, layer.name, *inside])
 
-    named = {}
+    named: dict[str, keras.Variable] = {}
     for layer in model.layers:
         inner = hasattr(layer, "layers")
         own = (

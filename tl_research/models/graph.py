@@ -51,8 +51,9 @@ class FeatureGraph:
         UserError: If a layer is called twice.
     """
 
-    def __init__(self, model, head=None, *, fold=True):
-        self._nodes, self._tensors = [], {}
+    def __init__(self, model: keras.Model, head: keras.Model | None = None, *, fold: bool = True):
+        self._nodes: list[_Node] = []
+        self._tensors: dict[str, keras.KerasTensor] = {}
         names = self._add(model, "", {})
         self.input, self.output = names[id(model.inputs[0])], names[id(model.outputs[0])]
         if head is not None:
@@ -247,15 +248,16 @@ class FeatureGraph:
         for node, folded in self._needed(known, outputs):
             args, kwargs = _arguments((*folded, node)[0], values)
             training = node.operation in batchnorm_in_training
-            if (mask := dropout_masks.get(node.outputs[0])) is not None:
-                results = [_dropped(node.operation, *args, mask)]
+            mask = dropout_masks.get(node.outputs[0])
+            if mask is not None:
+                results = [_dropped(node.operation, args[0], mask)]
             elif folded and not training:
-                weights = constants.get(node.outputs[0])
-                weights = weights or folding.folded_weights(folded[-1].operation, node.operation)
+                layer = folded[-1].operation
+                kernel, bias = constants.get(node.outputs[0]) or folding.folded_weights(
+                    layer, node.operation
+                )
                 padding = "same" if len(folded) == 2 else None
-                results = [
-                    convolutions.convolve(folded[-1].operation, *args, *weights, padding=padding)
-                ]
+                results = [convolutions.convolve(layer, args[0], kernel, bias, padding=padding)]
             else:
                 for before in folded:
                     args, kwargs = (_call(before.operation, args, kwargs),), {}

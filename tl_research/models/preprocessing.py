@@ -36,7 +36,7 @@ class Preprocessing(keras.layers.Layer):
         UserError: If `mode` is no key of `RANGES`.
     """
 
-    def __init__(self, mode, **kwargs):
+    def __init__(self, mode: str, **kwargs: Any):
         # with autocast, mixed precision rounds the pixels before `call`
         super().__init__(autocast=False, **kwargs)
         if mode not in RANGES:

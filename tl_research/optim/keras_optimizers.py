@@ -16,6 +16,14 @@ class _FusedUpdate:
     instead of 20 operations.
     """
 
+    iterations: Any
+    beta_1: float
+    beta_2: float
+    epsilon: float
+    _momentums: list
+    _velocities: list
+    _get_variable_index: Callable[[keras.Variable], int]
+
     def update_step(
         self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor
     ) -> None:

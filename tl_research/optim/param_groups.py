@@ -79,7 +79,7 @@ def make_param_groups(
     _check_multiplier(backbone_lr_multiplier, f"--backbone_lr_multiplier={backbone_lr_multiplier}")
     _check_multiplier(layer_decay, f"--layer_decay={layer_decay}")
     matches = _match_patterns(lr_multiplier, all_paths)
-    phases = list(dict.fromkeys(joined.values())) if joined else [None]
+    phases = list(dict.fromkeys((joined or {}).values()))
     members = collections.defaultdict(list)
     for path in named_variables:
         position, name, multiplier = _place(path, blocks, backbone_lr_multiplier, layer_decay)

@@ -11,6 +11,7 @@ from tl_research.data.pipeline import Examples
 from tl_research.files import make_folders, storage_errors
 from tl_research.reporting import pages, pictures
 from tl_research.reporting.summaries import Summaries
+from tl_research.reporting.terminal import say
 from tl_research.run.directory import RunDirectory
 from tl_research.training.plan import Plan
 
@@ -30,8 +31,9 @@ def report(
     if plan.config.data_audit == "off":
         return nothing
     if why := _why_not(plan, data):
-        print(f"data audit: {why}", flush=True)
+        say(f"data audit: {why}")
         return nothing
+    say("checking the labels by the features of all images")
     sides = {"train": data.train, "validation": data.validation}
     audit = data_audit.examine(
         np.concatenate([plan.cache.pooled(side) for side in sides]),
@@ -48,7 +50,12 @@ def report(
             file.write(pictures.png(picture))
     data_audit.write(path, audit.rows)
     lines = data_audit.describe(audit, path)
-    print("\n".join(lines), flush=True)
+    found, total = audit.summary["data_audit"], len(data.train) + len(data.validation)
+    short = (
+        f"labels: {found['suspects']} of {total} in doubt, {found['contradictions']} look-alikes "
+        f"differ; see {os.path.join(*_CSV)}"
+    )
+    say(*(lines if plan.config.verbose else (short,)))
     pages.data_audited(summaries, shown, picture, lines)
     return audit.summary
 

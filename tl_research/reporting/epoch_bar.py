@@ -1,6 +1,7 @@
 """The observer that shows how far an epoch is, on a terminal."""
 
 import contextlib
+from collections.abc import Callable
 
 from tl_research.progress_bar import progress_bar
 from tl_research.training.events import CallEnded, Event
@@ -14,7 +15,8 @@ class EpochBar:
     """
 
     def __init__(self, batch_size: int):
-        self._batch_size, self._open, self._move = batch_size, contextlib.ExitStack(), None
+        self._batch_size, self._open = batch_size, contextlib.ExitStack()
+        self._move: Callable[[int, int], None] | None = None
 
     def __call__(self, event: Event) -> None:
         if not isinstance(event, CallEnded):

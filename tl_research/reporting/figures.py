@@ -2,14 +2,22 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import cycler
 import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from tl_research.answers import Answer
+from tl_research.data.pipeline import Examples
 from tl_research.reporting import pages, pictures
+from tl_research.training.objective import PLAIN_LOSS
+
+# Colours that people tell apart who see few (Okabe and Ito 2008).
+_BLUE, _ORANGE = "#0072B2", "#D55E00"
 
 
 @contextlib.contextmanager
@@ -18,31 +26,57 @@ def _figure(path: str, size: tuple[float, float]) -> Iterator[Figure]:
     LaTeX, and no screen is looked for.
     """
     with matplotlib.style.context("default", after_reset=True):
+        matplotlib.rcParams["axes.prop_cycle"] = cycler.cycler(color=[_ORANGE, _BLUE])
         figure = Figure(figsize=size, layout="constrained")
         yield figure
         figure.savefig(path, dpi=120)
 
 
-def save_curves(path, history):
+def save_curves(
+    path: str,
+    history: Sequence[dict[str, Any]],
+    phases: Sequence[dict[str, Any]],
+    selected: dict[str, Any],
+    counts: tuple[int, int],
+) -> None:
     """Draws the loss and what else both sides measure over the epochs of all phases, with the
-    switches marked.
+    switches and the best epochs marked; where both are known, the loss without label smoothing.
 
     Args:
         path: PNG file to write.
         history: Rows of `metrics.csv`.
+        phases: Those of `results.json`.
+        selected: {"epoch", `val_<name>`: number} of the weights that were chosen.
+        counts: How many images the sides have.
     """
-    epochs = [row["epoch"] for row in history]
     trained = [name.removeprefix("train_") for name in history[0] if name.startswith("train_")]
     names = [name for name in trained if f"val_{name}" in history[0]]
+    labels = [
+        f"{side}, {n} images" for side, n in zip(("training, augmented", "validation"), counts)
+    ]
+    best = [phase["best_epoch"] for phase in phases]
     with _figure(path, (5 * len(names), 3.6)) as figure:
         axes = figure.subplots(1, len(names), squeeze=False)
         for axis, name in zip(axes[0], names):
-            for side, label in (("train", "training (augmented)"), ("val", "validation")):
-                values = [row[f"{side}_{name}"] for row in history]
-                axis.plot(epochs, values, "o-", markersize=3, label=label)
-            _mark_switches(axis, history)
-            axis.set(xlabel="epoch", title=name)
-            axis.legend()
+            plain = name == "loss" and PLAIN_LOSS in trained
+            columns = (f"train_{PLAIN_LOSS if plain else name}", f"val_{name}")
+            _plot(axis, history, dict(zip(columns, labels)), best)
+            title = name.replace("_", " ") + " without label smoothing" * plain
+            chosen = f"validation {selected[f'val_{name}']:.4f}, epoch {selected['epoch']} chosen"
+            axis.set(xlabel="epoch", title=f"{title}\n{chosen}")
+
+
+def _plot(axis, history, labels, best):
+    """Draws columns of `metrics.csv`, with stars on the last one at the best epochs."""
+    epochs = [row["epoch"] for row in history]
+    for column, label in labels.items():
+        values = [row[column] for row in history]
+        axis.plot(epochs, values, "o-", markersize=3, label=label)
+    stars = [value for epoch, value in zip(epochs, values) if epoch in best]
+    axis.plot(best, stars, "k*", markersize=10, label="best epoch of a phase")
+    _mark_switches(axis, history)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axis.legend()
 
 
 def _mark_switches(axis, history):
@@ -52,14 +86,21 @@ def _mark_switches(axis, history):
             axis.axvline(middle, color="gray", linestyle="--", linewidth=1)
             axis.annotate(
                 f" {after['phase']}",
-                (before["epoch"] + 0.5, 1),
+                (before["epoch"] + 0.5, 0.97),
                 xycoords=("data", "axes fraction"),
                 verticalalignment="top",
                 color="gray",
             )
 
 
-def save_mistakes(directory, answer, logits, examples, classes):
+def save_mistakes(
+    directory: str,
+    answer: Answer,
+    logits: np.ndarray,
+    examples: Examples,
+    classes: Sequence[str],
+    side: str = "validation",
+) -> None:
     """Draws `confusion.png`, of answers that have one, and `worst_mistakes.png`, thumbnails with
     what they are, were taken for, and their file names.
 
@@ -69,10 +110,11 @@ def save_mistakes(directory, answer, logits, examples, classes):
         logits: float [N, K].
         examples: The `Examples` they belong to.
         classes: K names.
+        side: What the titles call them.
     """
-    drawn = {"worst_mistakes.png": pages.worst_mistakes(answer, logits, examples, classes)}
+    drawn = {"worst_mistakes.png": pages.worst_mistakes(answer, logits, examples, classes, side)}
     if (confusion := answer.confusion(logits, examples.labels)) is not None:
-        drawn["confusion.png"] = pictures.draw_confusion(confusion, classes)
+        drawn["confusion.png"] = pages.titled_confusion(confusion, classes, side)
     for name, picture in drawn.items():
         with open(os.path.join(directory, name), "wb") as file:
             file.write(pictures.png(picture))
@@ -86,23 +128,26 @@ def save_reliability(path: str, drawn: dict[str, Any]) -> None:
         path: PNG file to write.
         drawn: Of `calibration.of_run`.
     """
+    counts, _, accuracies = np.transpose(drawn["before"])
+    right = (counts * accuracies).sum() / counts.sum()
     with _figure(path, (4.5, 4.5)) as figure:
         axis = figure.subplots()
         axis.plot([0, 1], [0, 1], color="gray", linestyle="--", linewidth=1)
-        for when in ("before", "after"):
+        for when, color in (("before", _ORANGE), ("after", _BLUE)):
             counts, confidences, accuracies = np.transpose(drawn[when])
-            (line,) = axis.plot(confidences, accuracies, linewidth=1, label=f"{when} calibration")
+            label = f"{when} calibration"
+            axis.plot(confidences, accuracies, linewidth=1, label=label, color=color)
             sizes = 10 + 200 * counts / counts.sum()
-            axis.scatter(confidences, accuracies, sizes, color=line.get_color(), alpha=0.6)
+            axis.scatter(confidences, accuracies, sizes, color=color, alpha=0.6)
         axis.set(
             xlabel="mean probability of what is said, in bins",
             ylabel="share that is right (size: images)",
-            title=f"reliability on {drawn['n']} test images",
+            title=f"reliability on {drawn['n']} test images, {right:.4f} right",
         )
         axis.legend()
 
 
-def save_learning_rates(path, rows, suggested):
+def save_learning_rates(path: str, rows: list[dict[str, float]], suggested: float | None) -> None:
     """Draws loss against learning rate, with the suggested rate marked.
 
     The axis of the loss ends where training has clearly diverged.

@@ -2,28 +2,38 @@
 wrong, what it proved.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
+from tl_research.answers import Answer
+from tl_research.data.pipeline import Examples
 from tl_research.models.preprocessing import RANGES
+from tl_research.optim.param_groups import ParamGroup
 from tl_research.reporting import pictures
+from tl_research.reporting.summaries import Summaries
 
 SHOWN = 16
 
 
-def first_batch(summaries, images, inputs, mode):
-    """Shows the first augmented batch, and compares what enters the backbone with what that was
-    trained on.
+def first_batch(
+    summaries: Summaries, images: np.ndarray, labels: Sequence[str], inputs: Any, mode: str
+) -> None:
+    """Shows the first augmented batch with its labels, and compares what enters the backbone with
+    what that was trained on.
 
     Args:
         summaries: `Summaries`.
         images: float32 [n, H, W, 3] in 0..255, the first of it, augmented.
+        labels: n texts.
         inputs: [n, H, W, 3], preprocessed.
         mode: Of `Preprocessing`.
     """
-    summaries.image(
-        "train", "first_batch", pictures.draw_grid(np.round(images).astype(np.uint8)), 0
-    )
+    pixels = np.round(images).astype(np.uint8)
+    shorts = pictures.short_names(labels, 15)  # small, since TensorBoard shows it so
+    summaries.image("train", "first_batch", pictures.draw_grid(pixels, shorts, 96), 0)
     low, high = RANGES[mode]
     inputs = tf.cast(inputs, tf.float32)
     measured = [
@@ -44,7 +54,13 @@ def first_batch(summaries, images, inputs, mode):
     )
 
 
-def phase_begins(summaries, step, description, groups, learning_rate):
+def phase_begins(
+    summaries: Summaries,
+    step: int,
+    description: str,
+    groups: Sequence[ParamGroup],
+    learning_rate: float,
+) -> None:
     """Tells what a phase trains, group by group."""
     rows = [
         [
@@ -62,49 +78,64 @@ def phase_begins(summaries, step, description, groups, learning_rate):
     )
 
 
-def epoch_ends(summaries, step, confusion, classes):
+def titled_confusion(confusion: np.ndarray, classes: Sequence[str], side: str) -> np.ndarray:
+    """Returns a picture, uint8 [H, W, 3], of a side's confusion matrix [K, K]."""
+    count = confusion.sum()
+    title = f"{side}: {count} images, accuracy {confusion.trace() / max(count, 1):.4f}"
+    return pictures.titled(pictures.draw_confusion(confusion, classes), title)
+
+
+def epoch_ends(
+    summaries: Summaries, step: int, confusion: np.ndarray, classes: Sequence[str]
+) -> None:
     """Shows the confusion matrix of the validation images, as a picture and in numbers."""
-    summaries.image(
-        "validation", "confusion_matrix", pictures.draw_confusion(confusion, classes), step
-    )
+    picture = titled_confusion(confusion, classes, "validation")
+    summaries.image("validation", "confusion_matrix", picture, step)
     summaries.text(
         "validation", "confusion_matrix_numbers", pictures.confusion_table(confusion, classes), step
     )
 
 
-def phase_ends(summaries, step, audit, groups, mistakes):
-    """Tells what the audit found; shows the weights of each group and the worst mistakes.
+def phase_ends(
+    summaries: Summaries, step: int, audit: dict[str, int], mistakes: np.ndarray
+) -> None:
+    """Tells what the audit found; shows the worst mistakes.
 
     Args:
         summaries: `Summaries`.
         step: Global step.
         audit: {what: count}.
-        groups: The phase's `ParamGroup`s, with the weights that are kept.
         mistakes: Picture of `worst_mistakes`.
     """
     summaries.text(
         "train", "audit", pictures.markdown_table(["variables", "count"], audit.items()), step
     )
-    for group in groups:
-        weights = np.concatenate([np.ravel(variable.numpy()) for variable in group.variables])
-        summaries.histogram("train", f"weights/{group.name}", weights, step)
     summaries.image("validation", "worst_mistakes", mistakes, step)
 
 
-def worst_mistakes(answer, logits, examples, classes):
+def worst_mistakes(
+    answer: Answer,
+    logits: np.ndarray,
+    examples: Examples,
+    classes: Sequence[str],
+    side: str = "validation",
+) -> np.ndarray:
     """Returns a picture, uint8 [H, W, 3], of the images with the largest losses among those whose
     `Answer` is not their label.
     """
-    worst = answer.mistakes(logits, examples.labels)[:SHOWN]
+    wrong = answer.mistakes(logits, examples.labels)
+    worst = wrong[:SHOWN]
     rows = answer.rows(logits[worst], examples.labels[worst], classes)
     captions = [
         pictures.caption(examples.names[i], *(row[name] for name in answer.columns[:3]))
         for i, row in zip(worst, rows)
     ]
-    return pictures.draw_mistakes(examples.images(worst).numpy() if rows else (), captions)
+    title = f"{side}: {len(wrong)} of {len(examples)} images wrong, the largest losses first"
+    images = examples.images(worst).numpy() if rows else ()
+    return pictures.titled(pictures.draw_thumbnails(images, captions), title)
 
 
-def doubtful(rows, images):
+def doubtful(rows: Sequence[dict[str, Any]], images: np.ndarray) -> np.ndarray:
     """Returns a picture, uint8 [H, W, 3], of the images whose labels are most in doubt.
 
     Args:
@@ -115,10 +146,12 @@ def doubtful(rows, images):
         pictures.caption(row["path"], row["label"], row["suggested_label"], float(row["doubt"]))
         for row in rows
     ]
-    return pictures.draw_mistakes(images, captions)
+    return pictures.draw_thumbnails(images, captions)
 
 
-def data_audited(summaries, rows, picture, lines):
+def data_audited(
+    summaries: Summaries, rows: Sequence[dict[str, Any]], picture: np.ndarray, lines: Sequence[str]
+) -> None:
     """Shows what the audit of the images found.
 
     Args:
@@ -133,12 +166,28 @@ def data_audited(summaries, rows, picture, lines):
     summaries.image("train", "labels_in_doubt", picture, 0)
 
 
-def run_ends(summaries, step, config, selected, test):
-    """Writes the settings and final numbers of the run, so that HParams compares it with others."""
-    final = {f"final/test_{name}": of for name, of in test.items() if type(of) is float}
+def run_ends(
+    summaries: Summaries,
+    step: int,
+    shown: dict[str, Any],
+    selected: dict[str, Any] | None,
+    test: dict[str, Any],
+) -> None:
+    """Writes the settings and final numbers of the run, so that HParams compares it with others.
+
+    Args:
+        summaries: `Summaries`.
+        step: Global step.
+        shown: {name: number or text}, the settings as they were used.
+        selected: {`val_<name>`: number} of the selected weights, or None.
+        test: Of `results.json`.
+    """
+    final = {f"test {name}": of for name, of in test.items() if type(of) is float}
     for name, value in (selected or {}).items():
         if name.startswith("val_"):
-            final[f"final/validation_{name.removeprefix('val_')}"] = value
-    for tag, value in final.items():
-        summaries.scalar("validation", tag, value, step)
-    summaries.hyperparameters("validation", config.compared_settings, final)
+            final[f"validation {name.removeprefix('val_')}"] = value
+    # HParams finds numbers among the scalars only: there they come last, in a group that is closed.
+    tags = {f"zz_hparams/{name.replace(' ', '_')}": name for name in final}
+    for tag, name in tags.items():
+        summaries.scalar("validation", tag, final[name], step)
+    summaries.hyperparameters("validation", shown, tags)

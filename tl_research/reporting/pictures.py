@@ -7,6 +7,8 @@ import io
 import itertools
 import os
 import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,8 +18,11 @@ import PIL.ImageFont
 from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 
-_MOST_NUMBERS = 30  # classes; beyond that a matrix is colours only
+from tl_research import metrics
+
+_MOST_NUMBERS, _MOST_NAMES = 30, 100  # classes with all their numbers; with names
 _THUMBNAIL, _LETTERS = 168, 27  # pixels of a mistake's side, and what fits below it in a line
+_TITLE, _LETTERS_OF_CLASS = 22, 40  # pixels; letters beside a matrix
 
 
 _FONT = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
@@ -57,7 +62,17 @@ def _drawable(text):
     return "".join(letter if ord(letter) in known else ascii(letter)[1:-1] for letter in text)
 
 
-def draw_confusion(confusion, classes):
+def titled(picture: np.ndarray, title: str) -> np.ndarray:
+    """Returns uint8 [H, W, 3], a picture below a line of text."""
+    font, (height, width) = _font(title), picture.shape[:2]
+    width = max(width, int(font.getlength(title)) + 8)
+    below = PIL.Image.new("RGB", (width, height + _TITLE), "white")
+    below.paste(PIL.Image.fromarray(picture), (0, _TITLE))
+    PIL.ImageDraw.Draw(below).text((4, 4), title, "black", font)
+    return np.asarray(below)
+
+
+def draw_confusion(confusion: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     """Returns uint8 [H, W, 3], a confusion matrix: rows are true classes, blue by their share,
     columns what was said.
 
@@ -66,37 +81,43 @@ def draw_confusion(confusion, classes):
         classes: K names.
     """
     count = len(classes)
-    labelled = count <= _MOST_NUMBERS
-    cell, margin = (44, 100) if labelled else (max(2, 880 // count), 4)
+    labelled = count <= _MOST_NAMES
+    cell, margin = max(2, 880 // count), 4
+    if labelled:
+        shorts = short_names(classes, _LETTERS_OF_CLASS)
+        widest = max(_font(short).getlength(short) for short in shorts)
+        cell, margin = 44 if count <= _MOST_NUMBERS else 22, max(100, int(widest) + 12)
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    colours = (255 - share[..., None] * (225, 150, 70)).astype(np.uint8)
+    colours = (255 - share[..., None] * (255, 141, 77)).astype(np.uint8)  # to #0072B2
     cells = colours.repeat(cell, axis=0).repeat(cell, axis=1)
     picture = PIL.Image.new("RGB", (margin + cells.shape[1], margin + cells.shape[0]), "white")
     picture.paste(PIL.Image.fromarray(cells), (margin, margin))
     if labelled:
+        _label(picture, shorts, cell, margin)
         draw = PIL.ImageDraw.Draw(picture)
-        # written as rows, then turned
-        columns = PIL.Image.new("RGB", (margin, cells.shape[1]), "white")
-        turned = PIL.ImageDraw.Draw(columns)
-        for row, short in enumerate(short_names(classes, 15)):
-            middle = row * cell + cell // 2
-            draw.text((margin - 4, margin + middle), short, "black", _font(short), anchor="rm")
-            turned.text((4, middle), short, "black", _font(short), anchor="lm")
-            for column in range(count):
-                ink = "white" if share[row, column] > 0.5 else "black"
-                draw.text(
-                    (margin + column * cell + cell // 2, margin + middle),
-                    str(confusion[row, column]),
-                    ink,
-                    _font(""),
-                    anchor="mm",
-                )
-        picture.paste(columns.transpose(PIL.Image.Transpose.ROTATE_90), (margin, 0))
-        draw.text((4, margin - 4), "true \\ said", "gray", _font(""), anchor="ls")
+        for row, column in np.argwhere((confusion > 0) | (count <= _MOST_NUMBERS)):
+            place = (margin + column * cell + cell // 2, margin + row * cell + cell // 2)
+            ink = "white" if share[row, column] > 0.5 else "black"
+            draw.text(place, str(confusion[row, column]), ink, _font(""), anchor="mm")
     return np.asarray(picture)
 
 
-def draw_grid(images, captions=None, size=None):
+def _label(picture, shorts, cell, margin):
+    """Writes names beside the rows and, turned, above the columns of a matrix."""
+    draw = PIL.ImageDraw.Draw(picture)
+    columns = PIL.Image.new("RGB", (margin, len(shorts) * cell), "white")  # as rows, then turned
+    turned = PIL.ImageDraw.Draw(columns)
+    for row, short in enumerate(shorts):
+        middle = row * cell + cell // 2
+        draw.text((margin - 4, margin + middle), short, "black", _font(short), anchor="rm")
+        turned.text((4, middle), short, "black", _font(short), anchor="lm")
+    picture.paste(columns.transpose(PIL.Image.Transpose.ROTATE_90), (margin, 0))
+    draw.text((4, margin - 4), "true \\ said", "gray", _font(""), anchor="ls")
+
+
+def draw_grid(
+    images: Any, captions: Sequence[str] | None = None, size: int | None = None
+) -> np.ndarray:
     """Returns uint8 [H, W, 3]: images in rows of about a square, with a few lines of text below
     each.
 
@@ -123,35 +144,35 @@ def draw_grid(images, captions=None, size=None):
     return np.asarray(picture)
 
 
-def png(picture):
+def png(picture: np.ndarray) -> bytes:
     """Returns the bytes of a picture as PNG, quickly rather than small."""
     content = io.BytesIO()
     PIL.Image.fromarray(picture).save(content, "PNG", compress_level=1)
     return content.getvalue()
 
 
-def draw_mistakes(images, captions):
-    """Returns `draw_grid` of thumbnails, or a white square where there is no mistake."""
+def draw_thumbnails(images: Any, captions: Sequence[str]) -> np.ndarray:
+    """Returns `draw_grid` of thumbnails, or a white square where there is none."""
     if not len(images):
         return np.full((_THUMBNAIL, _THUMBNAIL, 3), 255, np.uint8)
     return draw_grid(images, captions, _THUMBNAIL)
 
 
-def caption(name, true, predicted, number):
+def caption(name: str, true: str, predicted: str, number: float) -> str:
     """Returns the lines below a mistake: what it is, what it was taken for, and the file."""
     name = _short(os.path.basename(name), 2 * _LETTERS)
     true, predicted = short_names([str(true), str(predicted)], _LETTERS - len(f"> {number:.2f} "))
     return f"{true}\n> {predicted} {number:.2f}\n{name[:_LETTERS]}\n{name[_LETTERS:]}"
 
 
-def short_names(names, length):
+def short_names(names: Sequence[str], length: int) -> list[str]:
     """Returns a text of at most `length` letters for each name, of different ones different texts.
 
     Long names are cut in the middle, and numbered where that leaves them equal.
     """
     texts = [_short(name, length) for name in names]
 
-    def numbered(place, text):
+    def numbered(place: int, text: str) -> str:
         if len({name for name, other in zip(names, texts) if other == text}) == 1:
             return text
         number = f"..{place + 1}"
@@ -172,7 +193,7 @@ def _short(text, length):
     return f"{text[:first]}..{text[len(text) - last :]}"
 
 
-def markdown_table(columns, rows):
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Returns a Markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(
@@ -180,7 +201,7 @@ def markdown_table(columns, rows):
     )
 
 
-def confusion_table(confusion, classes):
+def confusion_table(confusion: np.ndarray, classes: Sequence[str]) -> str:
     """Returns the numbers of a confusion matrix as Markdown.
 
     Of many classes the most frequent mistakes.
@@ -190,12 +211,10 @@ def confusion_table(confusion, classes):
             ["true \\ said", *classes],
             [[name, *row] for name, row in zip(classes, confusion.tolist())],
         )
-    wrong = confusion * (1 - np.eye(len(classes), dtype=int))
-    most = [
-        (place // len(classes), place % len(classes))
-        for place in np.argsort(-wrong, axis=None, kind="stable")[:_MOST_NUMBERS]
-    ]
     return markdown_table(
         ["true", "said", "images"],
-        [[classes[i], classes[j], wrong[i, j]] for i, j in most if wrong[i, j]],
+        [
+            [classes[i], classes[j], count]
+            for count, i, j in metrics.most_confused(confusion, _MOST_NUMBERS)
+        ],
     )

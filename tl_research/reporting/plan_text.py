@@ -1,17 +1,23 @@
-"""What a run will do, in lines that are printed before it is done."""
+"""What a run will do: whole, for `plan.txt`, and in short, as it is printed before it is done."""
 
 import math
+from collections.abc import Sequence
 
 import tensorflow as tf
 
 from tl_research import machine, memory
-from tl_research.config import lower_is_better
+from tl_research.config import Phase, lower_is_better
+from tl_research.data.dataset import Dataset
 from tl_research.data.split import printable
 from tl_research.models.classifier import what_differs
 from tl_research.reporting.split_text import describe_split
+from tl_research.run.offline import Substitution
+from tl_research.training.events import PhaseBegan
+from tl_research.training.feature_cache import CachePlan
+from tl_research.training.plan import Plan
 
 
-def describe_cache(plan):
+def describe_cache(plan: CachePlan) -> str:
     """Returns the line that says which features are kept, and why; `plan` is a `CachePlan`."""
     what = _kept(plan.shapes, plan.dtype)
     total = plan.total_bytes / 2**30
@@ -52,7 +58,9 @@ def _free_memory():
         return memory.limit()
 
 
-def describe_run(plan, data, precision, substitutions):
+def describe_run(
+    plan: Plan, data: Dataset, precision: str, substitutions: Sequence[Substitution]
+) -> list[str]:
     """Returns the lines of the whole plan.
 
     Args:
@@ -81,6 +89,25 @@ def describe_run(plan, data, precision, substitutions):
         *(what_differs(classifier) if plan.parts.make_backbone or plan.parts.make_head else ()),
         *(f"substitution: {substitution.text}" for substitution in substitutions),
         *_phases(plan),
+    ]
+
+
+def summarize_run(plan: Plan, data: Dataset, substitutions: Sequence[Substitution]) -> list[str]:
+    """Returns the few lines of the plan that everybody needs; arguments as of `describe_run`."""
+    config, spec = plan.config, plan.classifier.spec
+    sides = len(data.train), len(data.validation), len(data.test)
+    kind = {"imagenet": "ImageNet weights", "none": "random weights"}
+    weights = kind.get(config.weights, f"the weights of {config.weights}")
+    epochs = [f"{p.name} {up_to(p)}" for p in plan.phases if p.epochs]
+    best = f"{'lowest' if lower_is_better(config.select_by) else 'highest'} {config.select_by}"
+    return [
+        f"{sum(sides)} images in {len(data.classes)} classes: {sides[0]} training, {sides[1]} "
+        f"validation, {sides[2]} test",
+        *data.notes,
+        f"{spec.name} with {weights} at {config.image_size} px, on {_device()}",
+        *(f"substitution: {substitution.text}" for substitution in substitutions),
+        ", then ".join(epochs) or next(_phases(plan)),
+        *([f"the epoch with the {best} is kept (* so far)"] if epochs else ()),
     ]
 
 
@@ -147,7 +174,12 @@ def _unusual(plan, classes):
         )
 
 
-def describe_phase(event):
+def up_to(phase: Phase) -> str:
+    """Returns how many epochs a phase may have."""
+    return f"up to {phase.epochs} epoch{'s' * (phase.epochs != 1)}"
+
+
+def describe_phase(event: PhaseBegan) -> str:
     """Returns the line that says what a phase trains; `event` is a `PhaseBegan`."""
     variables = [variable for group in event.groups for variable in group.variables]
     trainable = sum(math.prod(variable.shape) for variable in variables)

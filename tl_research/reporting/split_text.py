@@ -3,6 +3,7 @@
 import numpy as np
 
 from tl_research import metrics
+from tl_research.data.dataset import Dataset
 from tl_research.data.split import printable
 
 _SIDES = ("train", "validation", "test")
@@ -10,7 +11,7 @@ _MAX_CLASSES = 10  # of more only the smallest and the largest have a line
 _FEW_STEPS = 10  # test images whose every possible accuracy is said
 
 
-def describe_split(data):
+def describe_split(data: Dataset) -> list[str]:
     """Returns lines on the sides of a `Dataset`; none where labels are no classes."""
     if data.train.labels.dtype != np.int32:
         return []

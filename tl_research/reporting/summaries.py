@@ -4,11 +4,11 @@ import contextlib
 import os
 import sys
 import uuid
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
-from tensorboard.plugins.histogram import metadata as histogram_metadata
 from tensorboard.plugins.image import metadata as image_metadata
 
 from tl_research.files import escaped, temporary_name
@@ -30,7 +30,7 @@ class Summaries:
             None drops all.
     """
 
-    def __init__(self, directory, last_step):
+    def __init__(self, directory: str, last_step: int | None):
         self._directory, self._writers, self._kept, self._failed = directory, {}, {}, False
         with self._warning():
             for side in ("train", "validation"):
@@ -60,7 +60,7 @@ class Summaries:
                 flush=True,
             )
 
-    def has(self, side, tag, step):
+    def has(self, side: str, tag: str, step: int) -> bool:
         """Returns whether an interrupted run, of which this is the rest, wrote this record, or none
         can be written.
         """
@@ -75,19 +75,19 @@ class Summaries:
             with self._warning(), self._writers[side].as_default():
                 write()
 
-    def scalar(self, side, tag, value, step):
+    def scalar(self, side: str, tag: str, value: float, step: int) -> None:
         self._once(side, tag, step, lambda: tf.summary.scalar(tag, value, step=step))
 
-    def text(self, side, tag, markdown, step):
+    def text(self, side: str, tag: str, markdown: str, step: int) -> None:
         self._once(side, tag, step, lambda: tf.summary.text(tag, escaped(markdown), step=step))
 
-    def image(self, side, tag, picture, step):
+    def image(self, side: str, tag: str, picture: np.ndarray, step: int) -> None:
         """Writes a picture, uint8 [H, W, 3].
 
         `tf.summary.image` would spend most of a second on compressing photographs.
         """
 
-        def write():
+        def write() -> None:
             height, width = (str(size).encode() for size in picture.shape[:2])
             metadata = image_metadata.create_summary_metadata(tag, "", converted_to_tensor=False)
             tf.summary.write(
@@ -99,28 +99,13 @@ class Summaries:
 
         self._once(side, tag, step, write)
 
-    def histogram(self, side, tag, values, step):
-        """Writes a histogram of an array; `tf.summary.histogram` takes five times as long."""
-
-        def write():
-            counts, edges = np.histogram(values, bins=30)
-            buckets = np.stack([edges[:-1], edges[1:], counts], axis=1)
-            tf.summary.write(
-                tag,
-                buckets,
-                step=step,
-                metadata=histogram_metadata.create_summary_metadata(tag, ""),
-            )
-
-        self._once(side, tag, step, write)
-
-    def graph(self, side, tag, graph, step):
+    def graph(self, side: str, tag: str, graph: tf.Graph, step: int) -> None:
         """Writes a `tf.Graph`, once, without the values of its large constants.
 
         A run can have several, by their tags.
         """
 
-        def write():
+        def write() -> None:
             definition = graph.as_graph_def()
             for nodes in (
                 definition.node,
@@ -141,41 +126,43 @@ class Summaries:
 
         self._once(side, tag, step, write)
 
-    def hyperparameters(self, side, values, metrics):
+    def hyperparameters(self, side: str, values: dict[str, Any], metrics: dict[str, str]) -> None:
         """Writes the row of this run in HParams.
 
         Args:
             side: The run that has the metrics.
             values: {name: number, bool or text}.
-            metrics: Tags of the scalars to show beside them.
+            metrics: {tag of a scalar to show beside them: its name}.
         """
         from tensorboard.plugins.hparams import api  # takes a moment, and is needed once
 
-        def write():
+        def write() -> None:
             api.hparams_config(
-                [api.HParam(name) for name in values], [api.Metric(tag) for tag in metrics]
+                [api.HParam(name) for name in values],
+                [api.Metric(tag, display_name=name) for tag, name in metrics.items()],
             )
             # Named by its place instead of a hash of the settings; the last two parts, since seeds
             # share their names, and a number, since people share those.
             place = "/".join(os.path.abspath(self._directory).split(os.sep)[-2:])
-            api.hparams(values, trial_id=f"{place} {uuid.uuid4().hex[:8]}")
+            place = place.removeprefix("runs/")
+            api.hparams(values, trial_id=f"{place} {uuid.uuid4().hex[:4]}")
 
         self._once(side, "_hparams_/session_start_info", 0, write)
 
-    def close(self):
+    def close(self) -> None:
         with self._warning():
             for writer in () if self._failed else self._writers.values():
                 writer.close()
 
 
-def drop_records_after(directory, last_step):
+def drop_records_after(directory: str, last_step: int) -> set[tuple[str, int]]:
     """Rewrites every event file of ours in a directory, each as a whole, to its records up to a
     step; -1 removes them.
 
     Returns:
         The set of (tag, step) of the records that are left.
     """
-    kept = set()
+    kept: set[tuple[str, int]] = set()
     for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
         path = os.path.join(directory, name)
         if not name.endswith(_SUFFIX):

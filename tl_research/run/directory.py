@@ -11,11 +11,15 @@ import json
 import os
 import re
 import shlex
+import shutil
 import stat
 import sys
+import sysconfig
+from collections.abc import Collection, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from tl_research import __version__
-from tl_research.config import Config
+from tl_research.config import LATEST, Config
 from tl_research.errors import CheckpointError, RunDirectoryError, UserError
 from tl_research.extension import package_sha256
 from tl_research.files import (
@@ -30,12 +34,17 @@ from tl_research.files import (
 from tl_research.locks import Held, Lock
 from tl_research.run.recorded import read_json, read_results
 
+if TYPE_CHECKING:  # it imports this module
+    from tl_research.extension import Extension
+
 _LOCK = ".lock"
 # What does not make a directory somebody's: of ours before there is a run, and of systems.
 _NOBODYS = re.compile(
     r"\.lock(\.held)?|flags\.txt\.tmp-[\da-f-]+|lost\+found|\.DS_Store|Thumbs\.db|desktop\.ini"
     r"|\.ipynb_checkpoints"
 )
+# What a run leaves that ends before it begins.
+_OF_A_START = {".lock", ".lock.held", "flags.txt", "bad_images.csv", "duplicates.csv", "split.json"}
 
 
 class Directory:
@@ -48,13 +57,13 @@ class Directory:
     def __init__(self, path: str):
         self.path = path
 
-    def file(self, *names):
+    def file(self, *names: str) -> str:
         return os.path.join(self.path, *names)
 
-    def write_text(self, name, text):
+    def write_text(self, name: str, text: str) -> None:
         write_atomically(self.file(name), text)
 
-    def write_json(self, name, value):
+    def write_json(self, name: str, value: Any) -> None:
         self.write_text(name, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
@@ -76,14 +85,16 @@ class RunDirectory(Directory):
         StorageError: If it cannot be made or written.
     """
 
-    def __init__(self, config, extension=None):
+    def __init__(self, config: Config, extension: "Extension | None" = None):
         self._extension = extension
         self.path = config.workdir or "runs"
         there = bool(config.workdir) and os.path.isdir(self.path)
+        self._may_rename = not (config.workdir or config.name)
         with storage_errors(self.path):
             try:
                 if config.workdir and config.resume == "never":
                     self._set_old_run_aside()
+                self._is_new = not (config.workdir and os.path.isdir(self.path))
                 self.path = config.workdir or make_new(config)
                 make_folders(self.path)
                 there = True
@@ -106,8 +117,27 @@ class RunDirectory(Directory):
     def __enter__(self):
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, kind, *exception):
+        # an interrupted start goes on with the flags in it
+        if kind and issubclass(kind, Exception) and self._is_new:
+            self._remove_start()
         self._lock.close()
+
+    def _remove_start(self):
+        """Removes the directory of a run that has not begun, unless it lists bad images."""
+        bad_images = self.file("bad_images.csv")
+        if (
+            self._has_begun()
+            or os.path.exists(bad_images)
+            and read_text(bad_images).count("\n") > 1
+        ):
+            return
+        with contextlib.suppress(OSError):
+            for name in _OF_A_START & set(os.listdir(self.path)):
+                os.remove(self.file(name))
+            os.rmdir(self.path)
+            if self._may_rename:
+                os.rmdir(os.path.dirname(self.path))
 
     def _check_entries(self):
         """Raises RunDirectoryError if the directory holds what no run of ours put there."""
@@ -157,13 +187,33 @@ class RunDirectory(Directory):
             lines.append(f"# extension {self._extension.file} of SHA-256 {self._extension.sha256}")
         return "\n".join([*lines, config.to_flags()])
 
-    def finish(self, summary):
+    def name_after(self, config: Config, images: str | None, backbone: str) -> None:
+        """Gives a directory that was named here, and not by the user, the name of what runs, and
+        says in `runs/latest` which one is the newest.
+
+        Args:
+            config: What was asked for.
+            images: What is used instead of them, if anything is.
+            backbone: The one that is used.
+        """
+        name = _described(config, images, backbone)
+        with storage_errors(self.path):
+            if self._may_rename and name not in self.path:
+                paths = _numbered(f"{os.path.basename(self.path)[:15]}-{name}")  # of the same time
+                path = next(path for path in paths if not os.path.exists(path))
+                rename(self.path, path)
+                self.path = path
+            is_beside = os.path.dirname(os.path.abspath(self.path)) == os.path.abspath("runs")
+            if is_beside and not (os.path.isdir(LATEST) or os.path.islink(LATEST)):
+                write_atomically(LATEST, f"{os.path.basename(self.path)}\n")
+
+    def finish(self, summary: dict[str, Any]) -> None:
         """Writes `results.json`, whose name says that all the rest is whole, and on the disk."""
         with storage_errors(self.path):
             sync_all(self.path)
         self.write_json("results.json", summary)
 
-    def read_json(self, name):
+    def read_json(self, name: str) -> Any:
         """Returns the contents of a JSON file, or None if there is none.
 
         Raises:
@@ -171,7 +221,7 @@ class RunDirectory(Directory):
         """
         return read_json(self.file(name))
 
-    def identity(self, config):
+    def identity(self, config: Config) -> list[str]:
         """Returns lines that a checkpoint must share with its run: the settings that may not
         change, and the split's SHA-256.
         """
@@ -180,7 +230,7 @@ class RunDirectory(Directory):
             lines.append(f"split.json of SHA-256 {hashlib.sha256(file.read()).hexdigest()}")
         return lines
 
-    def with_defaults(self, lines):
+    def with_defaults(self, lines: Iterable[str]) -> list[str]:
         """Returns lines of an `identity` with what the version that wrote them did not record:
         defaults of settings, and the sources of the package.
         """
@@ -238,13 +288,13 @@ class RunDirectory(Directory):
             self.write_text("flags.txt", self._flags(config))
 
 
-def paths_below(directory):
+def paths_below(directory: str) -> Iterator[str]:
     """Yields the paths of everything in a directory and below it, folders before what they hold."""
     for folder, folders, names in os.walk(directory):
         yield from (os.path.join(folder, name) for name in [*folders, *names])
 
 
-def check_kinds(flag, directory):
+def check_kinds(flag: str, directory: str) -> None:
     """Raises RunDirectoryError if a directory, named by a flag, holds other things than files and
     folders at any depth: a link leads elsewhere, a pipe is waited for.
     """
@@ -299,28 +349,60 @@ def check_place(config: Config) -> None:
             )
 
 
-def resume_command(path, program="train.py", extension=None):
+def command(program: str, *arguments: str) -> str:
+    """Returns a command that works from any place, begun the way this program was.
+
+    Args:
+        program: `train`, or the module of a tool.
+        arguments: What follows it.
+    """
+    home = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
+    script, begun = os.path.join(home, "train.py"), os.path.abspath(sys.argv[0])
+    words = [sys.executable or "python", "-m", f"tl_research.{program}"]
+    if os.path.basename(begun) == "tl-research":
+        found = shutil.which("tl-research") or ""
+        is_found = os.path.realpath(found) == os.path.realpath(begun)
+        words = ["tl-research" if is_found else begun, program.replace("_", "-")]
+    elif program == "train" and os.path.isfile(script):
+        words = [words[0], script]
+    elif home != sysconfig.get_path("purelib"):  # where `-m` would not find it from elsewhere
+        words = ["env", f"PYTHONPATH={home}", *words]
+    return " ".join(map(quoted, [*words, *arguments]))
+
+
+def resume_command(path: str, program: str = "train", extension: str | None = None) -> str:
     """Returns the command with which a program goes on with an unfinished run, from any place.
 
     Args:
         path: The run directory.
-        program: A script beside the package, or a module that `-m` runs.
+        program: As of `command`.
         extension: The run's `--extension`.
     """
-    home = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
-    python = quoted(sys.executable or "python")
-    if program.startswith("-m "):
-        start = f"PYTHONPATH={quoted(home)} {python} {program}"
-    else:
-        start = f"{python} {quoted(os.path.join(home, program))}"
-    path = os.path.abspath(path)
-    flags = {"flagfile": os.path.join(path, "flags.txt"), "workdir": path}
-    if extension:
-        flags["extension"] = os.path.abspath(extension)
-    return " ".join([start, *(f"--{name}={quoted(value)}" for name, value in flags.items())])
+    more = [f"--extension={os.path.abspath(extension)}"] if extension else []
+    return command(program, f"--workdir={os.path.abspath(path)}", *more)
 
 
-def quoted(text):
+def with_flags_of_run(values: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """Returns settings as they are, or those of the run in their `workdir` where nothing else is
+    given but what a resumed run may change.
+
+    Args:
+        values: {name: value} of all settings of `Config`.
+        given: Names of those that are no defaults.
+    """
+    fields, path = Config.__dataclass_fields__, os.path.join(values["workdir"] or "", "flags.txt")
+    is_alone = all(fields[name].metadata["may_change"] for name in given)
+    if not (values["workdir"] and is_alone and os.path.isfile(path)):
+        return values
+    try:
+        of_run = vars(Config.from_flags(read_text(path)))
+    except ValueError:  # of another version, or none of ours: said where the directory is opened
+        return values
+    kept = [name for name in fields if name in given or not fields[name].metadata["recorded"]]
+    return of_run | {name: values[name] for name in kept}
+
+
+def quoted(text: str) -> str:
     """Returns a text as a shell reads it, what cannot be printed by its bytes."""
     if text.isprintable():
         return shlex.quote(text)
@@ -329,16 +411,32 @@ def quoted(text):
     return f"$'{''.join(written)}'"
 
 
-def make_new(config):
+def make_new(config: Config) -> str:
     """Makes a directory in `runs/` that no other run has, also one that starts in the same second,
     and returns it.
     """
     now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d-%H%M%S")
-    name = os.path.join("runs", f"{now}-{config.dataset}-{config.backbone}")
     make_folders("runs")
-    for number in itertools.count(1):
-        path = name if number == 1 else f"{name}-{number}"
+    for path in _numbered(config.name or f"{now}-{_described(config)}"):
         with contextlib.suppress(FileExistsError):
             os.mkdir(path)
             sync("runs")
-            return path
+            break
+    return path
+
+
+def _numbered(name):
+    """Yields paths in `runs/`, the first without a number."""
+    for number in itertools.count(1):
+        yield os.path.join("runs", name if number == 1 else f"{name}-{number}")
+
+
+def _described(config, images=None, backbone=None):
+    """Returns what a run is named after: the folder of all its images, or their data set, and the
+    backbone; or what is used instead.
+    """
+    places = [config.data_dir, config.validation_dir, config.test_dir]
+    common = os.path.commonpath(list(filter(None, places)) or ["/"])
+    own = config.dataset == "directory" and os.path.basename(common)
+    images = (images or own or config.dataset)[:80]
+    return re.sub(r"[^\w.+-]+", "_", f"{images}-{backbone or config.backbone}")

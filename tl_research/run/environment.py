@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -42,6 +43,7 @@ def resolve_device(config: Config, recorded: dict, own_backbone: bool = False) -
         own_backbone: Whether an extension's backbone takes the place of `config.backbone`.
     """
     gpus = tf.config.list_physical_devices("GPU")
+    warn_of_hidden_gpu(gpus)
     precision = recorded.get("precision", config.precision)
     if precision == "auto":
         precision = _precision_of(gpus[0]) if gpus else _precision_on_cpu(config, own_backbone)
@@ -53,6 +55,21 @@ def resolve_device(config: Config, recorded: dict, own_backbone: bool = False) -
     keras.config.set_dtype_policy(precision)
     xla = bool(gpus) if config.xla == "auto" else config.xla == "on"
     return precision, recorded.get("xla", xla)
+
+
+def warn_of_hidden_gpu(
+    seen: Sequence, drivers: Sequence[str] = ("/proc/driver/nvidia/version", "/dev/nvidia0")
+) -> None:
+    """Says how to use an NVIDIA GPU that is there, and not hidden on purpose, where none of the
+    GPUs that TensorFlow has `seen` is one.
+    """
+    if not seen and "CUDA_VISIBLE_DEVICES" not in os.environ and any(map(os.path.exists, drivers)):
+        print(
+            "warning: this machine has an NVIDIA GPU that TensorFlow does not see, so the CPU "
+            "computes; expected CUDA's libraries; install them: "
+            f"{sys.executable} -m pip install 'tensorflow[and-cuda]'",
+            file=sys.stderr,
+        )
 
 
 def _precision_of(gpu):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tl_research import distribution
@@ -96,8 +97,9 @@ def epoch_inputs(plan: "Plan", source: "Source", epoch: int) -> EpochInputs:
     return EpochInputs(*tf.nest.map_structure(tf.constant, parts))._replace(mix=mix)
 
 
-def first_images(plan: "Plan", count: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the first images of the first batch, augmented and then preprocessed [n, H, W, 3].
+def first_images(plan: "Plan", count: int) -> tuple[np.ndarray, np.ndarray, tf.Tensor]:
+    """Returns the first images of the first batch, augmented [n, H, W, 3], their labels [n, ...],
+    and these images preprocessed.
 
     Augmented as in the second epoch: the first may have the images as they are.
     """
@@ -107,7 +109,7 @@ def first_images(plan: "Plan", count: int) -> tuple[tf.Tensor, tf.Tensor]:
     mix = epoch.mix and tf.nest.map_structure(lambda of_all: tf.gather(of_all, row), epoch.mix)
     pixels = plan.train.images(row.numpy())
     images = live.read(row, epoch.of_view, pixels, mix)
-    return images.numpy(), plan.classifier.preprocessing(images)
+    return images.numpy(), plan.train.labels[row.numpy()], plan.classifier.preprocessing(images)
 
 
 def first_arguments(plan: "Plan", source: "Source", epochs_done: int, steps_per_call: int) -> tuple:

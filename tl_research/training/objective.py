@@ -16,6 +16,8 @@ from tl_research.training.batch import Batch
 if TYPE_CHECKING:  # they import this module
     from tl_research.training.plan import Plan
 
+PLAIN_LOSS = "plain_loss"  # that of training without label smoothing, as of validation
+
 
 class Objective:
     """What a run is after; a subclass says at least its `answer` and its `loss`.
@@ -69,12 +71,16 @@ class Objective:
         return losses * batch.shares + others * (1.0 - batch.shares)
 
     def counts(self, logits: tf.Tensor, batch: Batch) -> dict[str, tf.Tensor]:
-        """Returns what `count` does; of a blended image the label of the larger part is right."""
+        """Returns what `count` does, of `counted_labels`."""
+        return self.count(logits, self.counted_labels(batch))
+
+    def counted_labels(self, batch: Batch) -> tf.Tensor:
+        """Returns the labels [B, ...] that count: of a blended image that of the larger part."""
         labels = batch.labels
-        if batch.partner_labels is not None and batch.shares is not None:
-            own = tf.reshape(batch.shares >= 0.5, [-1, *[1] * (labels.shape.rank - 1)])
-            labels = tf.where(own, labels, batch.partner_labels)
-        return self.count(logits, labels)
+        if batch.partner_labels is None or batch.shares is None:
+            return labels
+        own = tf.reshape(batch.shares >= 0.5, [-1, *[1] * (labels.shape.rank - 1)])
+        return tf.where(own, labels, batch.partner_labels)
 
     def evaluate(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Returns {name: number} over a side of the split; `loss` is the plain one of its kind."""
@@ -98,6 +104,8 @@ class CrossEntropy(Objective):
     def __init__(self, label_smoothing: float = 0.0, class_weights: np.ndarray | None = None):
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights
+        if label_smoothing:  # what is minimized is not what validation measures
+            self.counted = {**self.counted, PLAIN_LOSS: PLAIN_LOSS}
 
     @classmethod
     def from_config(cls, config: Config, train: Examples) -> "CrossEntropy":
@@ -113,6 +121,12 @@ class CrossEntropy(Objective):
         if self.class_weights is None:
             return None
         return tf.gather(tf.constant(self.class_weights, tf.float32), labels)
+
+    def counts(self, logits: tf.Tensor, batch: Batch) -> dict[str, tf.Tensor]:
+        counted = super().counts(logits, batch)
+        if PLAIN_LOSS in self.counted:  # also of a subclass with a `count` of its own
+            counted[PLAIN_LOSS] = cross_entropy(logits, self.counted_labels(batch))
+        return counted
 
     def count(self, logits: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
         predicted = tf.argmax(logits, axis=1, output_type=tf.int32)

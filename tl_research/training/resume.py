@@ -10,7 +10,7 @@ from tl_research.errors import CheckpointError, Interrupted
 from tl_research.models.classifier import num_parameters
 from tl_research.run import checkpoints
 from tl_research.run.directory import RunDirectory
-from tl_research.signals import Signals
+from tl_research.signals import Signals, interruption
 from tl_research.training import audit, state_check
 from tl_research.training.plan import Plan
 from tl_research.training.state import KeptWeights, TrainState
@@ -87,11 +87,8 @@ class Resume:
         return contextlib.nullcontext() if is_shared else self.signals.released()
 
     def _interruption(self, state, number):
-        return Interrupted(
-            f"interrupted by signal {number} after step {state.position.global_step}; everything "
-            f"is saved; go on with {self.signals.resume}",
-            number,
-        )
+        where = f" after step {state.position.global_step}"
+        return interruption(number, self.signals.resume, where)
 
     def check_room(self) -> None:
         """Raises StorageError if the checkpoints of a new run do not fit on the disk."""

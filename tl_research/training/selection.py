@@ -90,17 +90,20 @@ def _row(setup: PhaseSetup, state: TrainState, found: dict[str, Any]) -> dict[st
     """Returns the row of `metrics.csv` of the epoch that was evaluated and is not counted yet."""
     sums, position = state.progress.epoch_totals, state.position
     examples = sums["examples"] or math.nan  # none, if every step was skipped for its loss
-    counted = {mean: sums[name] for name, mean in setup.plan.objective.counted.items()}
+    counted = setup.plan.objective.counted.items()
+    trained = {f"train_{mean}": sums[name] / examples for name, mean in counted}
+    of_both = {name: of for name, of in trained.items() if f"val{name[5:]}" in found}
     row = {
         "phase": setup.phase.name,
         "epoch": position.epoch + 1,
         "step": position.global_step,
         "train_loss": sums["loss_sum"] / examples,
-        **{f"train_{name}": value / examples for name, value in counted.items()},
+        **of_both,
         **found,
         "images_per_second": sums["examples"] / sums["seconds"],
         "seconds": sums["seconds"],
         "learning_rate": sums["learning_rate"],
+        **trained,  # what only training counts stands last
     }
     if "skipped_steps" in sums:
         row["loss_scale"] = state.scaling["loss_scale"]

@@ -1,0 +1,90 @@
+"""What a program says of itself: how to begin, its flags in groups, and what they may name."""
+
+import dataclasses
+import re
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from tl_research import __version__, backbone_table, flagfile, settings
+
+_COLUMNS = 79
+
+
+def beginning(program: str) -> str:
+    """Returns four lines for those who start `program`, a path, without arguments."""
+    is_script = program.endswith(".py") and not sys.modules["__main__"].__spec__
+    command = f"python {program}" if is_script else "tl-research train"
+    return (
+        "error: no photographs are named; expected a folder that holds one for each class:\n"
+        f"  {command} PHOTOS\n"
+        f"  {command} --preset=flowers  # downloads 3,670 of flowers, 229 MB\n"
+        f"  {command} --help            # the flags that matter most, then the others"
+    )
+
+
+def answer(
+    arguments: Sequence[str],
+    about: str,
+    fields: Mapping[str, dataclasses.Field],
+    first: Sequence[str],
+) -> str | None:
+    """Returns what is said instead of running a program: its help, its version or its backbones.
+
+    Args:
+        arguments: The command line without the program.
+        about: What the help begins with.
+        fields: Of the flags, by name, made by `settings.setting`.
+        first: Names of those that the help shows before the others; () if there is no training.
+    """
+    asked = re.sub(" -- .*", "", f" {' '.join(arguments)} ")
+    if re.search(" --?h(elp(short|full)?)? ", asked):
+        return _help(about, fields, first)
+    if re.search(" --?version ", asked):
+        return f"tl_research {__version__}"
+    return backbone_table.described() if re.search(" --?backbone[ =]list ", asked) else None
+
+
+def _help(about, fields, first):
+    groups, title = {"The flags that matter most": list(first)}, "Flags"
+    for name, field in fields.items():
+        title = field.metadata["group"] or title
+        groups.setdefault(title, []).extend([name] if name not in first else [])
+    parts = [
+        text if text.startswith(" ") else textwrap.fill(text, _COLUMNS)
+        for text in about.strip().split("\n\n")
+    ]
+    for title, names in groups.items():
+        rows = [_row(_shown(name, fields[name]), _explained(fields[name])) for name in names]
+        parts += ["\n".join([f"{title}:", *rows])] if rows else []
+    presets = ", ".join(flagfile.presets())
+    more = (
+        _row("--preset=NAME", f"settings that come with the program: {presets}"),
+        _row("--flagfile=FILE", "a file of flags, one --name=value a line; or NAME of a preset"),
+        _row("--version", "print the version"),
+    )
+    return "\n".join(["\n\n".join(parts), *more])
+
+
+def _row(flag, text):
+    return textwrap.fill(
+        text,
+        _COLUMNS,
+        initial_indent=f"  {flag:29} ",
+        subsequent_indent=" " * 32,
+        break_on_hyphens=False,
+    )
+
+
+def _shown(name, field):
+    """Returns a flag as --help writes it: with its default, or with what it takes."""
+    if field.default is False:
+        return f"--[no]{name}"
+    if field.default in (None, ()):
+        return f"--{name}={'PATH' if field.metadata['path'] else '...'}"
+    return f"--{name}={settings.flag_text(field.default)}"
+
+
+def _explained(field):
+    choices = field.metadata["choices"]
+    return field.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
