@@ -165,7 +165,7 @@ def test_any_folder_of_the_classes_is_evaluated_whole(finished_run, write_images
     assert {row["path"].split("/")[0] for row in rows} == {"bee", "cat"} and len(rows) == 9
     place = os.path.join(finished_run, "report", "folder-mine")
     with open(os.path.join(place, "index.html")) as file:
-        assert f"{round(9 * report['accuracy'])} of 9 images are answered" in file.read()
+        assert f"{round(9 * report['accuracy'])} of 9 images are classified" in file.read()
     assert {"confusion.png", "worst_mistakes.png"} <= set(os.listdir(place))
 
 

@@ -125,7 +125,8 @@ def worst_mistakes(
     """
     wrong = answer.mistakes(logits, examples.labels)
     worst = wrong[:SHOWN]
-    rows = answer.rows(logits[worst], examples.labels[worst], classes)
+    named = pictures.numbered(classes)
+    rows = answer.rows(logits[worst], examples.labels[worst], named)
     captions = [
         pictures.caption(examples.names[i], *(row[name] for name in answer.columns[:3]))
         for i, row in zip(worst, rows)

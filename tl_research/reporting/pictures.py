@@ -62,6 +62,13 @@ def _drawable(text):
     return "".join(letter if ord(letter) in known else ascii(letter)[1:-1] for letter in text)
 
 
+def numbered(classes: Sequence[str]) -> list[str]:
+    """Returns the classes as pictures name them: one of which there is no font as `#` and its
+    place, from 1; `draw_confusion` has the key.
+    """
+    return [name if _font(name) else f"#{place}" for place, name in enumerate(classes, 1)]
+
+
 def titled(picture: np.ndarray, title: str) -> np.ndarray:
     """Returns uint8 [H, W, 3], a picture below a line of text."""
     font, (height, width) = _font(title), picture.shape[:2]
@@ -84,7 +91,7 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     labelled = count <= _MOST_NAMES
     cell, margin = max(2, 880 // count), 4
     if labelled:
-        shorts = short_names(classes, _LETTERS_OF_CLASS)
+        shorts = short_names(numbered(classes), _LETTERS_OF_CLASS)
         widest = max(_font(short).getlength(short) for short in shorts)
         cell, margin = 44 if count <= _MOST_NUMBERS else 22, max(100, int(widest) + 12)
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
@@ -99,7 +106,15 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str]) -> np.ndarray:
             place = (margin + column * cell + cell // 2, margin + row * cell + cell // 2)
             ink = "white" if share[row, column] > 0.5 else "black"
             draw.text(place, str(confusion[row, column]), ink, _font(""), anchor="mm")
-    return np.asarray(picture)
+    key = [f"{n} {_drawable(name)}" for n, name in zip(numbered(classes), classes) if n != name]
+    return _below(np.asarray(picture), key) if labelled and key else np.asarray(picture)
+
+
+def _below(picture, lines):
+    """Returns a picture above lines of text."""
+    strip = draw_grid(picture[None], ["\n".join(lines)], picture.shape[1])
+    height, width = picture.shape[:2]
+    return np.concatenate([picture, strip[width:, :width]])
 
 
 def _label(picture, shorts, cell, margin):
