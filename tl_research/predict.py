@@ -81,13 +81,7 @@ def predict(
         RunDirectoryError: If `config.run` is no finished run.
         DataError: If a path does not exist.
     """
-    paths = list(filter(_is_path, places))
-    missing = [path for path in paths if not os.path.exists(path)]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(paths)} paths do not exist ({missing[0]}); expected images "
-            "and folders; correct them"
-        )
+    _check_there(list(filter(_is_path, places)))
     from tl_research import trained  # imports TensorFlow, which --help need not wait for
 
     run = trained.TrainedRun(str(config.run))
@@ -108,6 +102,15 @@ def predict(
                 yield path, reason, None if reason else next(outputs)
 
     return run, predictions()
+
+
+def _check_there(paths):
+    missing = [path for path in paths if not os.path.exists(path)]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(paths)} paths do not exist ({missing[0]}); expected images "
+            "and folders; correct them"
+        )
 
 
 def _is_path(place):

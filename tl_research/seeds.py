@@ -172,30 +172,31 @@ def summarize(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:
     splits it covers those too. None for one or two seeds.
     """
 
-    def limits(name: str) -> tuple[float, float]:
-        return (0.0, 1.0) if _SHARES & set(name.split("_")) else (-math.inf, math.inf)
+    every = list(map(_entries, runs))
+    names = [name for name, of in every[0].items() if isinstance(of, float)]
+    values = {name: [entries.get(name) for entries in every] for name in names}
+    return {name: _summary(name, of) for name, of in values.items() if None not in of}
 
-    runs = list(runs)
-    values: dict[str, list[Any]] = {
-        f"val_{name}": [results.selected(contents).get(f"val_{name}") for contents in runs]
-        for name in ("accuracy", "loss")
-    }
-    names = [name for name, value in runs[0]["test"].items() if isinstance(value, float)]
-    values |= {f"test_{name}": [contents["test"].get(name) for contents in runs] for name in names}
-    calibrations = [contents.get("calibration") or {} for contents in runs]
-    names = [name for name, value in calibrations[0].items() if isinstance(value, float)]
-    values |= {name: [found.get(name) for found in calibrations] for name in names}
-    values["seconds"] = [contents["seconds"]["total"] for contents in runs]
+
+def _entries(contents):
+    """Returns {metric: what a `results.json` says of it}, with other entries among them."""
+    best, calibration = results.selected(contents), contents.get("calibration") or {}
     return {
-        name: {
-            "mean": statistics.mean(numbers),
-            "min": min(numbers),
-            "max": max(numbers),
-            "ci95": metrics.student_interval(numbers, *limits(name)),
-            "values": numbers,
-        }
-        for name, numbers in values.items()
-        if None not in numbers
+        **{name: best.get(name) for name in ("val_accuracy", "val_loss")},
+        **{f"test_{name}": of for name, of in contents["test"].items()},
+        **calibration,
+        "seconds": contents["seconds"]["total"],
+    }
+
+
+def _summary(name, numbers):
+    limits = (0.0, 1.0) if _SHARES & set(name.split("_")) else (-math.inf, math.inf)
+    return {
+        "mean": statistics.mean(numbers),
+        "min": min(numbers),
+        "max": max(numbers),
+        "ci95": metrics.student_interval(numbers, *limits),
+        "values": numbers,
     }
 
 

@@ -74,13 +74,8 @@ class FeatureGraph:
             for index, tensor in enumerate(node.outputs):
                 name = prefix + node.operation.name
                 name += f":{index}" if len(node.outputs) > 1 else ""
-                if name in self._tensors:
-                    raise UserError(
-                        f"two tensors of {model.name} are named {name}; expected each layer to be "
-                        "called once; give the layers different names"
-                    )
+                self._name(tensor, name, model)
                 names[id(tensor)] = name
-                self._tensors[name] = tensor
             if not node.is_input:
                 inputs, outputs = (
                     tuple(names[id(tensor)] for tensor in tensors)
@@ -88,6 +83,14 @@ class FeatureGraph:
                 )
                 self._nodes.append(_Node(node.operation, node.arguments, inputs, outputs))
         return names
+
+    def _name(self, tensor, name, model):
+        if name in self._tensors:
+            raise UserError(
+                f"two tensors of {model.name} are named {name}; expected each layer to be "
+                "called once; give the layers different names"
+            )
+        self._tensors[name] = tensor
 
     def _find_folded(self):
         """Returns {BatchNorm's output: (node of its convolution,) or (node of the padding before

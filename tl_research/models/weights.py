@@ -266,8 +266,8 @@ def _match_legacy(model, datasets):
     """
     from keras.src.utils.naming import to_snake_case
 
-    ours = [layer.name for layer in model.layers if layer.weights]
-    kinds = {to_snake_case(type(layer).__name__) for layer in model.layers if layer.weights}
+    weighted = {layer.name: layer for layer in model.layers if layer.weights}
+    ours, kinds = list(weighted), {to_snake_case(type(of).__name__) for of in weighted.values()}
     paths, extra = {}, []
     for parent, layers in sorted(_legacy_layers(datasets, ours, kinds).items()):
         aligned = _align(layers, ours, kinds)
@@ -280,10 +280,11 @@ def _match_legacy(model, datasets):
                 )
             else:
                 paths[aligned[name]] = layers[name]
-    matches = []
-    for layer in model.layers:
-        pairs = _pair(layer.weights, paths.get(layer.name, []), datasets)
-        matches += [(variable, f"{layer.name}/{variable.name}", path) for variable, path in pairs]
+    matches = [
+        (variable, f"{name}/{variable.name}", path)
+        for name, layer in weighted.items()
+        for variable, path in _pair(layer.weights, paths.get(name, []), datasets)
+    ]
     return matches, sorted(extra)
 
 
@@ -339,10 +340,10 @@ def _pair(variables, paths, datasets):
     if len(paths) == len(variables) == 1:
         return [(variables[0], paths[0])]  # so that a wrong shape is named
     shapes = [tuple(variable.shape) for variable in variables]
-    by_shape = {tuple(datasets[path].shape): path for path in paths}
-    if len(by_shape) != len(paths) or len(set(shapes)) != len(shapes):
-        by_shape = {}
-    return [(variable, by_shape.get(shape)) for variable, shape in zip(variables, shapes)]
+    theirs = [tuple(datasets[path].shape) for path in paths]
+    are_distinct = len({*theirs}) == len(theirs) and len({*shapes}) == len(shapes)
+    by_shape = dict(zip(theirs, paths)) if are_distinct else {}
+    return list(zip(variables, map(by_shape.get, shapes)))
 
 
 def _read(matches, datasets):

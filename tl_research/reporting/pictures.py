@@ -101,11 +101,8 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     picture.paste(PIL.Image.fromarray(cells), (margin, margin))
     if labelled:
         _label(picture, shorts, cell, margin)
-        draw = PIL.ImageDraw.Draw(picture)
-        for row, column in np.argwhere((confusion > 0) | (count <= _MOST_NUMBERS)):
-            place = (margin + column * cell + cell // 2, margin + row * cell + cell // 2)
-            ink = "white" if share[row, column] > 0.5 else "black"
-            draw.text(place, str(confusion[row, column]), ink, _font(""), anchor="mm")
+        shown = np.argwhere((confusion > 0) | (count <= _MOST_NUMBERS))
+        _number(picture, shown, confusion, share, cell, margin)
     key = [f"{n} {_drawable(name)}" for n, name in zip(numbered(classes), classes) if n != name]
     return _below(np.asarray(picture), key) if labelled and key else np.asarray(picture)
 
@@ -115,6 +112,15 @@ def _below(picture, lines):
     strip = draw_grid(picture[None], ["\n".join(lines)], picture.shape[1])
     height, width = picture.shape[:2]
     return np.concatenate([picture, strip[width:, :width]])
+
+
+def _number(picture, places, confusion, share, cell, margin):
+    """Writes the numbers of these places [N, 2] into a matrix."""
+    draw = PIL.ImageDraw.Draw(picture)
+    for row, column in places:
+        middle = (margin + column * cell + cell // 2, margin + row * cell + cell // 2)
+        ink = "white" if share[row, column] > 0.5 else "black"
+        draw.text(middle, str(confusion[row, column]), ink, _font(""), anchor="mm")
 
 
 def _label(picture, shorts, cell, margin):

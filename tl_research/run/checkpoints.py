@@ -205,18 +205,19 @@ def load_newest(
             reasons.append(f"{name} ({error})")
             before = f"; using {names[index - 1]}" if index else ""
             print(f"warning: checkpoint {name} unusable ({error}){before}", file=sys.stderr)
-            number = 1
-            while os.path.exists(f"{path}.corrupt-{number}"):
-                number += 1
-            rename(path, f"{path}.corrupt-{number}")
-    set_aside = [
-        name
-        for name in (os.listdir(directory) if os.path.isdir(directory) else [])
-        if ".corrupt-" in name
-    ]
-    if set_aside:
+            _set_aside(path)
+    there = os.listdir(directory) if os.path.isdir(directory) else []
+    if damaged := sorted(name for name in there if ".corrupt-" in name):
         raise CheckpointError(
-            f"no usable checkpoint in {directory}: {', '.join(reasons or sorted(set_aside))}; "
+            f"no usable checkpoint in {directory}: {', '.join(reasons or damaged)}; "
             "expected at least one; --resume=never starts anew and keeps the old run"
         )
     return None
+
+
+def _set_aside(path):
+    """Gives a damaged checkpoint a name that no other has."""
+    number = 1
+    while os.path.exists(f"{path}.corrupt-{number}"):
+        number += 1
+    rename(path, f"{path}.corrupt-{number}")
