@@ -26,7 +26,7 @@ from tl_research.config import ReaderConfig
 from tl_research.data.split import printable
 from tl_research.errors import StorageError, UserError
 from tl_research.files import csv_text, make_folders, storage_errors
-from tl_research.reporting.terminal import is_watched
+from tl_research.reporting.terminal import say_result
 from tl_research.settings import setting
 
 _TOGETHER = 256  # images whose rows are in memory at once
@@ -78,8 +78,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     (found,) = reports.values() if len(reports) == 1 else ({"runs": reports},)
     if len(reports) > 1:
         print("\n".join(_side_by_side(reports)))
-    if not is_watched():
-        print("RESULT " + json.dumps(found, allow_nan=False), flush=True)
+    say_result(found)
     return found
 
 

@@ -6,7 +6,6 @@ Reads as a table of contents.
 import contextlib
 import dataclasses
 import datetime
-import json
 import math
 import os
 import shutil
@@ -36,7 +35,7 @@ from tl_research.reporting.console import Console
 from tl_research.reporting.epoch_bar import EpochBar
 from tl_research.reporting.recorder import Recorder
 from tl_research.reporting.summaries import Summaries
-from tl_research.reporting.terminal import is_watched, say
+from tl_research.reporting.terminal import say, say_result
 from tl_research.run import environment, offline
 from tl_research.run.directory import RunDirectory, check_place, resume_command
 from tl_research.run.offline import Replacements, Substitution
@@ -482,8 +481,7 @@ def _report(config, directory, summary):
         GateError: If the run did not reach `--min_test_accuracy`: also when it is only printed
             again.
     """
-    if config.json or not is_watched():
-        print("RESULT " + json.dumps(summary, allow_nan=False), flush=True)
+    say_result(summary, config.json)
     accuracy = summary["test"]["accuracy"] or 0.0  # what has none was refused a gate
     if accuracy < config.min_test_accuracy:
         raise GateError(

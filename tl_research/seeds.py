@@ -22,7 +22,7 @@ from tl_research.errors import GateError, Interrupted, RunDirectoryError, UserEr
 from tl_research.files import make_folders, storage_errors, write_atomically
 from tl_research.progress_bar import in_notebook
 from tl_research.reporting import results
-from tl_research.reporting.terminal import is_watched
+from tl_research.reporting.terminal import say_result
 from tl_research.run import directory as run_directory
 from tl_research.signals import Signals
 
@@ -92,8 +92,7 @@ def run(config: Config, more: Sequence[str] = ()) -> dict[str, Any]:
         )
     splits = "a split each" if config.seeds_split == "separate" else "one split"
     print(f"\n{len(runs)} seeds, {splits}\n{table(summary['summary'])}")
-    if config.json or not is_watched():
-        print("RESULT " + json.dumps(summary, allow_nan=False), flush=True)
+    say_result(summary, config.json)
     mean = summary["summary"].get("test_accuracy", {"mean": 0.0})["mean"]
     if mean < config.min_test_accuracy:
         raise GateError(

@@ -26,8 +26,8 @@ from tl_research.config import Config
 from tl_research.data.pipeline import Examples
 from tl_research.data.split import SIDES, printable
 from tl_research.files import escaped
-from tl_research.reporting import pages, results
-from tl_research.run.directory import quoted
+from tl_research.reporting import pages, results, split_text
+from tl_research.run.directory import images_of, quoted
 from tl_research.run.offline import DATASET
 from tl_research.settings import flag_text
 
@@ -118,9 +118,7 @@ def _data_name(ready):
         return os.path.basename(parts.file or "Python")
     if any(substitution.what == "dataset" for substitution in ready.substitutions):
         return DATASET
-    folders = filter(None, (config.data_dir, config.validation_dir, config.test_dir))
-    own = config.dataset == "directory"
-    return os.path.basename(os.path.commonpath(list(folders))) if own else config.dataset
+    return images_of(config)
 
 
 def changed_settings(config: Config) -> list[tuple[str, str, str]]:
@@ -157,7 +155,7 @@ def of_run(ready: "Ready", summary: dict[str, Any]) -> dict[str, Any]:
         "classes": classes,
         "image_size": config.image_size,
         "columns": SIDES,
-        "table": _table([getattr(data, side) for side in SIDES], classes),
+        "table": _table(data),
         "notes": [*data.notes, *(substitution.text for substitution in ready.substitutions)],
         "settings": changed_settings(ready.place.config),
         "summary": summary,
@@ -176,21 +174,13 @@ def of_run(ready: "Ready", summary: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _table(sides, classes):
-    """Returns [(name, count on each side)]: of each class, and of all."""
-    counts = np.array([[len(examples)] for examples in sides]).T
-    rows = [("all", *counts[0].tolist())]
-    if sides[0].labels.ndim == 2 or sides[0].labels.dtype == np.int32:
-        each = [_of_each_class(examples.labels, len(classes)) for examples in sides]
-        rows = [*((name, *row) for name, row in zip(classes, np.transpose(each).tolist())), *rows]
+def _table(data):
+    """Returns [(name, count on each side)]: of each class, if there are some, and of all."""
+    rows, labels = [("all", *(len(getattr(data, side)) for side in SIDES))], data.train.labels
+    if labels.ndim == 2 or labels.dtype == np.int32:
+        counts = split_text.counts_of(data).tolist()
+        rows = [*((name, *row) for name, row in zip(data.classes, counts)), *rows]
     return rows
-
-
-def _of_each_class(labels, num_classes):
-    """Returns int [K], how many images are of each class, or have it in their set."""
-    if labels.ndim == 2:
-        return (labels > 0).sum(axis=0)
-    return np.bincount(labels, minlength=num_classes)
 
 
 def evaluation(

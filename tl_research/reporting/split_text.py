@@ -4,9 +4,8 @@ import numpy as np
 
 from tl_research import metrics
 from tl_research.data.dataset import Dataset
-from tl_research.data.split import printable
+from tl_research.data.split import SIDES, printable
 
-_SIDES = ("train", "validation", "test")
 _MAX_CLASSES = 10  # of more only the smallest and the largest have a line
 _FEW_STEPS = 10  # test images whose every possible accuracy is said
 
@@ -18,11 +17,19 @@ def describe_split(data: Dataset) -> list[str]:
     return [*_table(data), _test_resolution(len(data.test))]
 
 
+def counts_of(data: Dataset) -> np.ndarray:
+    """Returns int [K, 3], how many images of each class, or with it in their set, are on each
+    side.
+    """
+    labels = [getattr(data, side).labels for side in SIDES]
+    count = len(data.classes)
+    each = [(of > 0).sum(0) if of.ndim == 2 else np.bincount(of, minlength=count) for of in labels]
+    return np.stack(each, 1)
+
+
 def _table(data):
     """Returns a line for each class, or for the smallest and the largest of many."""
-    counts = np.stack(
-        [np.bincount(getattr(data, side).labels, minlength=len(data.classes)) for side in _SIDES], 1
-    )
+    counts = counts_of(data)
     rows = list(zip(map(printable, data.classes), counts.tolist()))
     if len(rows) > _MAX_CLASSES:
         totals = counts.sum(1)
@@ -32,7 +39,7 @@ def _table(data):
     width = max(len(name) for name, _ in rows)
     return [
         f"split: {name:{width}}  "
-        + ", ".join(f"{side} {count:>{len(str(counts.max()))}}" for side, count in zip(_SIDES, row))
+        + ", ".join(f"{side} {count:>{len(str(counts.max()))}}" for side, count in zip(SIDES, row))
         for name, row in rows
     ]
 

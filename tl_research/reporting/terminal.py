@@ -2,10 +2,12 @@
 in color if it has some.
 """
 
+import json
 import os
 import shutil
 import sys
 import textwrap
+from typing import Any
 
 from tl_research.progress_bar import in_notebook
 
@@ -39,6 +41,14 @@ def say(*lines: str, style: int | None = None) -> None:
         if style and is_terminal and not plain:
             line = f"\x1b[{style}m{line}\x1b[0m"
         print(line, flush=True)
+
+
+def say_result(found: dict[str, Any], is_wanted: bool = False) -> None:
+    """Prints what programs read, a JSON value, as the RESULT line: where no person reads stdout, or
+    where it is wanted.
+    """
+    if is_wanted or not is_watched():
+        print("RESULT " + json.dumps(found, allow_nan=False), flush=True)
 
 
 def duration(seconds: float) -> str:

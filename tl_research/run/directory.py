@@ -431,12 +431,15 @@ def _numbered(name):
         yield os.path.join("runs", name if number == 1 else f"{name}-{number}")
 
 
-def _described(config, images=None, backbone=None):
-    """Returns what a run is named after: the folder of all its images, or their data set, and the
-    backbone; or what is used instead.
-    """
+def images_of(config: Config) -> str:
+    """Returns what the images of a run are called: the folder of all of them, or their data set."""
     places = [config.data_dir, config.validation_dir, config.test_dir]
     common = os.path.commonpath(list(filter(None, places)) or ["/"])
     own = config.dataset == "directory" and os.path.basename(common)
-    images = (images or own or config.dataset)[:80]
+    return own or str(config.dataset)
+
+
+def _described(config, images=None, backbone=None):
+    """Returns what a run is named after: its images and its backbone, or what is used instead."""
+    images = (images or images_of(config))[:80]
     return re.sub(r"[^\w.+-]+", "_", f"{images}-{backbone or config.backbone}")
