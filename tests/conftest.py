@@ -2,6 +2,8 @@
 has TensorFlow.
 """
 
+import concurrent.futures
+import functools
 import json
 import os
 import pty
@@ -9,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -22,6 +25,33 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@pytest.fixture
+def together():
+    """A function that calls another as so many processes that gather rows; returns their results.
+
+    They are threads, each of which is given its number and an `all_gather`.
+    """
+
+    def run(count, function):
+        met, given = threading.Barrier(count), [{}] * count
+
+        def all_gather(index, columns):
+            given[index] = columns
+            met.wait(30)
+            rows = {name: np.concatenate([of[name] for of in given]) for name in columns}
+            met.wait(30)  # nobody gives the next before all have these
+            return rows
+
+        with concurrent.futures.ThreadPoolExecutor(count) as pool:
+            calls = [
+                pool.submit(function, index, functools.partial(all_gather, index))
+                for index in range(count)
+            ]
+            return [call.result() for call in calls]
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -101,3 +101,23 @@ def test_the_only_image_of_a_class_is_left_out_without_its_class():
     assert head.left_out[-1, 3] == -np.inf
     assert np.isfinite(head.left_out[:-1]).all()
     assert np.isfinite(head.kernel).all() and np.isfinite(head.bias).all()
+
+
+@pytest.mark.parametrize("width", [3, 40], ids=["fewer dimensions", "more dimensions"])
+def test_processes_with_a_part_each_solve_what_one_does_with_all(together, width):
+    random = np.random.default_rng(1)
+    labels = np.arange(30) % 3
+    features = random.normal(size=(30, width)) + np.eye(3, width)[labels]
+    whole = closed_form.solve(features, labels, 3)
+    parts = [np.arange(0, 4), np.arange(4, 19), np.arange(19, 30)]
+
+    def one(index, all_gather):
+        own = parts[index]
+        return closed_form.solve(features[own], labels[own], 3, all_gather)
+
+    for head in together(3, one):
+        assert (head.shrinkage, head.left_out.shape) == (whole.shrinkage, (30, 3))
+        for name in ("kernel", "bias", "temperature", "left_out"):
+            np.testing.assert_allclose(
+                getattr(head, name), getattr(whole, name), rtol=1e-9, atol=1e-12, err_msg=name
+            )

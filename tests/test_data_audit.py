@@ -8,9 +8,8 @@ import pytest
 from tl_research import data_audit
 
 
-@pytest.fixture
-def found():
-    """An audit of 40 images in two classes far apart, with faults planted.
+def _audited(places=None, *more):
+    """Audits 40 images in two classes far apart, with faults planted, of which `places` are here.
 
     Image 0 has the label of the other class; 39, of validation, is 38 again.
     """
@@ -21,7 +20,27 @@ def found():
     labels[0] = 1
     sides = np.array(["train"] * 30 + ["validation"] * 10)
     names = [f"{i}.jpg" for i in range(40)]
-    return data_audit.examine(features, labels, sides, names, ("cat", "dog"))
+    here = features if places is None else features[places]
+    return data_audit.examine(here, labels, sides, names, ("cat", "dog"), places, *more)
+
+
+@pytest.fixture
+def found():
+    return _audited()
+
+
+def test_processes_with_a_part_each_find_what_one_does_with_all(together, monkeypatch, found):
+    parts = [np.arange(1, 40, 2), np.arange(0, 40, 2)]
+    monkeypatch.setattr(data_audit, "_ROWS", 6)  # of each process 3 at a time
+    for audit in together(2, lambda index, all_gather: _audited(parts[index], all_gather)):
+        assert audit.near_pairs == found.near_pairs
+        assert audit.summary["data_audit"] == found.summary["data_audit"]
+        assert [
+            {**row, "doubt": "", "distance": pytest.approx(float(row["distance"]), abs=2e-4)}
+            for row in found.rows
+        ] == [{**row, "doubt": "", "distance": float(row["distance"])} for row in audit.rows]
+        doubts = [[float(row["doubt"]) for row in one.rows] for one in (audit, found)]
+        np.testing.assert_allclose(*doubts, atol=2e-4)
 
 
 def test_a_wrong_label_is_doubted_most(found):

@@ -36,7 +36,7 @@ flags = [
     "--image_size=16", "--batch_size=8", "--phases=only", "--patience=0", "--epochs=2",
     "--unfreeze=block3", "--learning_rate=1e-2", "--dropout=0.5", "--augment_views=0",
     "--clip_norm=0.5", "--ema_decay=0.9", "--mixup=0.4", "--checkpoint_every_steps=3",
-    "--if_offline=embedded",
+    "--if_offline=embedded", "--shards=4",
 ]
 
 def unreachable(name, *args):
@@ -65,11 +65,12 @@ def case(name, *more, replicas=1, tf_config=None, end=None, offline=False):
 def mirrored(name, *more):
     return case(name, "--distribute=mirrored", *more, replicas=2)
 
-def workers(name, **second):
-    one, two = distribution.tf_configs(2)
+def workers(name, *more, count=2, **last):
+    *others, of_last = distribution.tf_configs(count)
+    more = ("--distribute=multi_worker", *more)
     return [
-        case(name, "--distribute=multi_worker", tf_config=one),
-        case(name, "--distribute=multi_worker", tf_config=two, **second),
+        *(case(name, *more, tf_config=one) for one in others),
+        case(name, *more, tf_config=of_last, **last),
     ]
 
 kill, term = (signal.SIGKILL, 5), (signal.SIGTERM, 5)
@@ -77,11 +78,12 @@ first = [
     mirrored("mirrored"), *workers("workers"), *workers("killed", end=kill),
     *workers("stopped", end=term), case("one", end=kill),
     mirrored("phases", "--phases=head,finetune", "--epochs=1,1", "--unfreeze=0%,block3"),
+    *workers("four", "--shards=0", count=4, end=kill),
 ]
 half = ["--precision=mixed_float16", "--optimizer=sgd"]
 second = [
     *workers("killed"), case("stopped"), mirrored("one"), case("half", *half),
-    mirrored("half two", *half), *workers("apart", offline=True),
+    mirrored("half two", *half), *workers("apart", offline=True), *workers("four", "--shards=0"),
 ]
 codes = [
     fault_forks.in_parallel(cases, len(cases))
@@ -97,13 +99,13 @@ def runs(tmp_path_factory, write_images):
     their run directories).
     """
     place = tmp_path_factory.mktemp("distribution")
-    photos = write_images(place / "photos", count=15, size=16)
+    photos = write_images(place / "photos", count=60, size=16)
     environment = {**os.environ, "PYTHONPATH": f"{_ROOT}:{_ROOT}/benchmarks"}
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT, str(place), photos],
         text=True,
         capture_output=True,
-        timeout=200,
+        timeout=600,
         env=environment,
     )
     assert done.returncode == 0, done.stderr
@@ -129,7 +131,9 @@ def test_two_workers_end_as_two_devices_of_one_do_and_the_chief_alone_writes(run
     )
     log = (place / "workers.log").read_text()
     assert log.count("RESULT ") == log.count("\n  2/2  only ") == 1
-    shared = "distribute: multi_worker: 2 replicas, 4 images of each batch on each"
+    shared = "distribute: multi_worker: 2 replicas, 4 images of each batch on each\n" + (
+        "shards: 4, of which this process holds 2: 73 of 144 training images\n"
+    )
     assert shared in (place / "workers" / "plan.txt").read_text()
     assert {len(list((place / name / "train").iterdir())) for name in ("workers", "mirrored")} == {
         1
@@ -163,6 +167,21 @@ def test_killed_worker_ends_the_other_in_one_line_and_the_job_is_resumed_to_the_
     )
     for name, array in expected.items():
         np.testing.assert_array_equal(arrays[name], array, err_msg=name)
+
+
+def test_four_processes_of_which_one_is_killed_go_on_as_two(runs):
+    (first, second), place = runs
+    assert first[9:] == [143, 143, 143, -9] and second[8:] == [0, 0]
+    log = (place / "four.log").read_text()
+    assert "resumed phase only, epoch 1, step 3\n" in log
+    assert json.loads((place / "four" / "run.json").read_text())["shards"] == 4
+    arrays, losses, _ = _end(place / "four")
+    expected, unbroken, _ = _end(place / "workers")
+    np.testing.assert_allclose(losses, unbroken, rtol=1e-6)
+    for key, array in expected.items():
+        np.testing.assert_allclose(arrays[key], array, rtol=1e-4, atol=1e-6, err_msg=key)
+    for name in ("split.json", "bad_images.csv", "duplicates.csv"):
+        assert (place / "four" / name).read_bytes() == (place / "one" / name).read_bytes()
 
 
 def test_signal_to_one_worker_stops_both_after_the_same_step(runs):
@@ -202,7 +221,7 @@ def test_loss_scale_of_float16_is_one_for_all_replicas(runs):
 
 def test_workers_that_reach_different_weights_end_instead_of_waiting_for_each_other(runs):
     (_, second), place = runs
-    assert second[6:] == [1, 1]
+    assert second[6:8] == [1, 1]
     log = (place / "apart.log").read_text()
     for backbone in ("Tiny", "EfficientNetLite0"):
         assert (

@@ -9,6 +9,7 @@ NumPy only.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from tl_research import calibration, metrics
 from tl_research.answers import ANSWERS
 
 Array = np.ndarray
+AllGather = Callable[[dict[str, Array]], dict[str, Array]]
+_ROWS = 1024  # that are multiplied at a time, in their place
 SHRINKAGES = (0.01, 0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.97)
 
 
@@ -33,17 +36,21 @@ class ClosedForm:
     left_out: Array
 
 
-def solve(features: Array, labels: Array, num_classes: int) -> ClosedForm:
-    """Returns the head of these images.
+def solve(
+    features: Array, labels: Array, num_classes: int, all_gather: AllGather = lambda own: own
+) -> ClosedForm:
+    """Returns the head of the images of all processes, the same in each.
 
     Solved in the space that they span: of width min(N, d).
 
     Args:
-        features: float [N, d].
-        labels: int [N], every class at least once.
+        features: float [M, d], of the images that this process holds.
+        labels: int [M]; of all images every class at least once.
         num_classes: Number K of classes.
+        all_gather: See `distribution.all_gather`; by default this process holds all images.
     """
-    space = _Space(features, labels, num_classes)
+    space = _Space(features, labels, num_classes, all_gather)
+    labels = all_gather({"label": np.asarray(labels)})["label"]
     # one after the other: each holds as many numbers as images times classes
     found = ((*_judged(space, shrinkage, labels), shrinkage) for shrinkage in SHRINKAGES)
     _, temperature, left_out, shrinkage = functools.reduce(
@@ -56,8 +63,8 @@ def solve(features: Array, labels: Array, num_classes: int) -> ClosedForm:
 
 
 def _judged(space, shrinkage, labels):
-    """Returns (log loss, temperature, logits) of leaving each image out."""
-    logits = space.left_out_logits(shrinkage)
+    """Returns (log loss, temperature, logits) of leaving each image out, of all processes."""
+    logits = space.all_gather({"logits": space.left_out_logits(shrinkage)})["logits"]
     counted = np.isfinite(logits).all(axis=1)  # not the only image of a class
     temperature, _ = calibration.fit(ANSWERS["class"], logits[counted], labels[counted])
     loss = metrics.losses(logits[counted] / temperature, labels[counted]).mean()
@@ -68,27 +75,37 @@ class _Space:
     """Images in the directions in which the scatter within classes is diagonal.
 
     Args:
-        features, labels, num_classes: As of `solve`.
+        features, labels, num_classes, all_gather: As of `solve`.
     """
 
-    def __init__(self, features: np.ndarray, labels: np.ndarray, num_classes: int):
-        images = np.array(features, np.float64)
-        self._width = images.shape[1]
-        self._mean = images.mean(axis=0)
-        images -= self._mean
-        self._basis = np.eye(self._width)
-        if len(images) < self._width:
-            self._basis = _span(images)
-            images = images @ self._basis
+    def __init__(
+        self, features: np.ndarray, labels: np.ndarray, num_classes: int, all_gather: AllGather
+    ):
+        self.all_gather = all_gather
         self._labels, self._is_own = labels, np.zeros((len(labels), num_classes))
         self._is_own[np.arange(len(labels)), labels] = 1.0
-        self._counts = self._is_own.sum(axis=0)
-        self._means = self._is_own.T @ images / self._counts[:, None]
+        self._counts = self._total(self._is_own.sum(axis=0))
+        self._count = int(self._counts.sum())
+        images = np.array(features, np.float64)
+        self._width = images.shape[1]
+        self._mean = self._total(images.sum(axis=0)) / self._count
+        images -= self._mean
+        self._basis = np.eye(self._width)
+        if self._count < self._width:
+            self._basis = _span(all_gather({"images": images})["images"])
+            images = images @ self._basis
+        self._means = self._total(self._is_own.T @ images) / self._counts[:, None]
         images -= self._means[labels]
-        spectrum, axes = np.linalg.eigh(images.T @ images)
+        spectrum, axes = np.linalg.eigh(self._total(images.T @ images))
         self._spectrum = np.maximum(spectrum, 0.0)
-        self._deltas, self._means = images @ axes, self._means @ axes
+        for rows in range(0, len(images), _ROWS):
+            images[rows : rows + _ROWS] = images[rows : rows + _ROWS] @ axes
+        self._deltas, self._means = images, self._means @ axes
         self._basis = self._basis @ axes
+
+    def _total(self, array):
+        """Returns the sum over processes of an array."""
+        return self.all_gather({"array": array[None]})["array"].sum(axis=0)
 
     def _inverse(self, shrinkage):
         """Returns the inverse of N S / (1 - a), a diagonal."""
@@ -97,13 +114,13 @@ class _Space:
 
     def head(self, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
         """Returns kernel [d, K] and bias [K]."""
-        inverse, count = self._inverse(shrinkage), len(self._labels)
+        inverse, count = self._inverse(shrinkage), self._count
         kernel = self._basis @ (inverse * self._means).T * (count / (1 - shrinkage))
         norms = np.square(self._means) @ inverse * (count / (1 - shrinkage))
         return kernel, np.log(self._counts / count) - norms / 2 - self._mean @ kernel
 
     def left_out_logits(self, shrinkage: float) -> np.ndarray:
-        """Returns [N, K], for each image as if the head had been made without it.
+        """Returns [M, K], for each image here as if the head had been made without it.
 
         Leaving image i of class y out takes n / (n - 1) dd' from the scatter, with d = x - m_y
         (Sherman & Morrison's formula inverts the rest), and d / (n - 1) from m_y.
@@ -123,7 +140,7 @@ class _Space:
             from_image = from_image - moved * x_to_delta
             to_means = to_means - moved * to_self
             scores = from_image + gain * x_to_delta * to_means - (norms + gain * to_means**2) / 2
-            count = len(self._labels) - 1
+            count = self._count - 1
             logits = scores * (count / (1 - shrinkage)) + np.log((self._counts - own) / count)
         return np.where(own * (others == 0), -np.inf, logits)
 

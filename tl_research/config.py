@@ -388,6 +388,13 @@ class Config:
         may_change=True,
         group="Devices",
     )
+    shards: int = setting(
+        0,
+        "parts that images belong to by their content, each with equally many rows of a batch; of "
+        "multi_worker each process reads and keeps its share of them; 0: as many as there are "
+        "processes when the run begins",
+        low=0,
+    )
     worker_timeout: float = setting(
         0.0,
         "seconds that multi_worker waits for all processes of TF_CONFIG; 0 waits for ever",

@@ -26,7 +26,7 @@ NEAR = 0.1
 _NAMED = 3  # in a line
 _ROWS = 1024  # of the matrix of distances at a time
 # What `examine` holds at a time, in float64: of the features, and of logits of all classes.
-COPIES, COPIES_OF_LOGITS = 3, 12
+COPIES, COPIES_OF_LOGITS = 2, 12
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,21 +40,32 @@ class DataAudit:
 
 
 def examine(
-    features: Array, labels: Array, sides: Array, names: Sequence[str], classes: Sequence[str]
+    features: Array,
+    labels: Array,
+    sides: Array,
+    names: Sequence[str],
+    classes: Sequence[str],
+    places: Array | None = None,
+    all_gather: closed_form.AllGather = lambda own: own,
 ) -> DataAudit:
     """Returns what the features of training and validation images say about their labels.
 
     Args:
-        features: float32 [N, d].
-        labels: int [N].
+        features: float32 [M, d], of the images that this process holds.
+        labels: int [N], of all.
         sides: str [N], side of the split.
         names: N, as in `split.json`.
         classes: K names.
+        places: int [M], of this process's images among all; None: it holds all.
+        all_gather: See `distribution.all_gather`.
     """
-    head = closed_form.solve(features, labels, len(classes))
+    places = np.arange(len(labels)) if places is None else places
+    head = closed_form.solve(features, labels[places], len(classes), all_gather)
+    in_order = np.argsort(all_gather({"place": places})["place"])
+    head = dataclasses.replace(head, left_out=head.left_out[in_order])
     shares, suggested = metrics.softmax(head.left_out), head.left_out.argmax(axis=1)
     own = shares[np.arange(len(labels)), labels]
-    nearest, distances, pairs = _neighbors(features)
+    nearest, distances, pairs = _neighbors(features, places, all_gather)
     order = np.argsort(own, kind="stable")
     rows = [
         {
@@ -97,20 +108,36 @@ def _cross_validation(head, labels):
     }
 
 
-def _neighbors(features):
+def _neighbors(features, places, all_gather):
     """Returns the nearest other image of each [N], its distance [N], and the near pairs."""
-    units = np.asarray(features, np.float32) - np.mean(features, axis=0, dtype=np.float64)
-    units = (units / np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1e-12)).astype("f4")
-    nearest, distances, pairs = [], [], []
-    for first in range(0, len(units), _ROWS):
-        cosines = units[first : first + _ROWS] @ units.T
-        places = np.arange(len(cosines))
-        cosines[places, first + places] = -2.0  # itself
-        nearest.append(cosines.argmax(axis=1))
-        distances.append(1 - cosines[places, nearest[-1]])
-        found = np.argwhere(cosines >= 1 - NEAR) + (first, 0)
-        pairs += [(int(i), int(j)) for i, j in found if i < j]
-    return np.concatenate(nearest), np.maximum(np.concatenate(distances), 0.0), pairs
+    total = all_gather({"sum": np.sum(features, axis=0, dtype=np.float64)[None]})["sum"].sum(axis=0)
+    counts = all_gather({"count": np.array([len(features)])})["count"]
+    units = features - (total / counts.sum()).astype(np.float32)
+    units /= np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1e-12)
+    largest, nearest = np.full(len(units), -2.0, np.float32), np.zeros(len(units), np.int64)
+    pairs = []
+    size = _ROWS // len(counts)
+    for first in range(
+        0, counts.max(), size
+    ):  # some rows of each process, against all that are here
+        block = all_gather({"unit": units[first:][:size], "place": places[first:][:size]})
+        in_order = np.argsort(block["place"])
+        others = block["place"][in_order]
+        cosines = units @ block["unit"][in_order].T
+        cosines[places[:, None] == others] = -2.0  # itself
+        found = np.argwhere(cosines >= 1 - NEAR)
+        pairs.append(np.stack([places[found[:, 0]], others[found[:, 1]]], axis=1))
+        column, best = cosines.argmax(axis=1), cosines.max(axis=1)
+        is_nearer = (best > largest) | ((best == largest) & (others[column] < nearest))
+        largest[is_nearer], nearest[is_nearer] = best[is_nearer], others[column][is_nearer]
+    found = all_gather({"place": places, "nearest": nearest, "largest": largest})
+    in_order = np.argsort(found["place"])
+    twice = all_gather({"pair": np.concatenate(pairs)})["pair"].tolist()
+    return (
+        found["nearest"][in_order],
+        np.maximum(1 - found["largest"][in_order], 0.0),
+        sorted((i, j) for i, j in twice if i < j),
+    )
 
 
 def describe(audit: DataAudit, path: str) -> list[str]:

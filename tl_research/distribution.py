@@ -12,11 +12,13 @@ again inside a condition, which fails (keras#18666) or hangs (tensorflow#72686):
 
 import contextlib
 import functools
+import io
 import signal
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tl_research import workers
@@ -102,31 +104,56 @@ def on_replicas(function: Callable[[], Any]) -> Any:
     )
 
 
-def gathered(function: Callable[[], tf.Tensor]) -> tf.Tensor:
+def of_local_replicas(function: Callable[[], Any]) -> Any:
     """Calls a function on every replica.
 
-    Returns their tensors [b, ...] as one, [B, ...], in the order of the batch.
+    Returns the tensors [b, ...] of this process's replicas, a structure, each as one, in the order
+    of the batch.
     """
     if not tf.distribute.has_strategy():
         return function()
     strategy = tf.distribute.get_strategy()
-    return strategy.gather(strategy.run(function), axis=0)
+    return tf.nest.map_structure(
+        lambda result: tf.concat(strategy.experimental_local_results(result), axis=0),
+        strategy.run(function),
+    )
+
+
+def of_each_process(indices: np.ndarray) -> list[np.ndarray]:
+    """Returns the part [S, B / n] that each of n processes has of batches [S, B]."""
+    return np.split(indices, num_processes(), axis=1)
+
+
+def of_process(indices: np.ndarray) -> np.ndarray:
+    """Returns this process's part [S, B / n] of batches [S, B]."""
+    return of_each_process(indices)[process_index()]
+
+
+def process_rows(batch: Any) -> Any:
+    """Returns this process's rows of a tensor [B, ...] of the global batch, or of a structure of
+    tensors and None.
+    """
+    return _part(batch, process_index(), num_processes())
 
 
 def local_rows(batch: Any) -> Any:
-    """Returns this replica's rows of a tensor [B, ...] of the global batch, or of a structure of
-    tensors and None.
-    """
+    """Returns this replica's rows of what `process_rows` returns."""
     context = tf.distribute.get_replica_context()
-    if context.num_replicas_in_sync == 1:
-        return batch
+    count = context.num_replicas_in_sync // num_processes()
     # sizes stay known when traced
-    index = int(tf.get_static_value(context.replica_id_in_sync_group))
+    index = int(tf.get_static_value(context.replica_id_in_sync_group)) if count > 1 else 0
+    return _part(batch, index % count, count)
+
+
+def _part(batch, index, count):
+    """Returns part `index` of `count` of the rows of a structure of tensors and None."""
+    if count == 1:
+        return batch
 
     def rows(tensor: tf.Tensor | None) -> tf.Tensor | None:
         if tensor is None:
             return None
-        size = tensor.shape[0] // context.num_replicas_in_sync
+        size = tensor.shape[0] // count
         return tensor[index * size : (index + 1) * size]
 
     return tf.nest.map_structure(rows, batch)
@@ -144,28 +171,71 @@ def is_multi_worker() -> bool:
     return isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
 
 
+def num_processes() -> int:
+    """Returns how many processes train together."""
+    if not is_multi_worker():
+        return 1
+    spec = tf.distribute.get_strategy().cluster_resolver.cluster_spec()
+    return sum(map(spec.num_tasks, spec.jobs))
+
+
+def process_index() -> int:
+    """Returns this process's place among them, which is that of its rows in a batch."""
+    if not is_multi_worker():
+        return 0
+    resolver = tf.distribute.get_strategy().cluster_resolver
+    has_chief = "chief" in resolver.cluster_spec().jobs
+    return 0 if resolver.task_type == "chief" else resolver.task_id + has_chief
+
+
 def is_chief() -> bool:
     """Returns whether this process writes: there is one that does."""
-    if not is_multi_worker():
-        return True
-    resolver = tf.distribute.get_strategy().cluster_resolver
-    return resolver.task_type == "chief" or (
-        "chief" not in resolver.cluster_spec().jobs and resolver.task_id == 0
-    )
+    return process_index() == 0
 
 
 def of_all_workers(number: int) -> list[int]:
-    """Returns the list of the whole numbers that each replica's process gives: what one of them
-    waits for, all do.
+    """Returns the whole numbers that the processes give, in their order: what one of them waits
+    for, all do.
     """
     return (
         _gather(tf.constant([number], tf.int64)).numpy().tolist() if is_multi_worker() else [number]
     )
 
 
-@tf.function
-def _gather(number):
-    return gathered(lambda: tf.identity(number))
+def all_gather(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the rows that all processes have of arrays [n, ...], in the order of the processes.
+
+    Args:
+        columns: {name: array}; n may differ between processes, names, types and shapes of rows not.
+    """
+    if not is_multi_worker():
+        return columns
+    written = io.BytesIO()
+    np.savez(written, allow_pickle=False, **columns)
+    parts = [np.load(io.BytesIO(part)) for part in _of_all(written.getvalue())]
+    return {name: np.concatenate([part[name] for part in parts]) for name in columns}
+
+
+def _of_all(content):
+    """Returns a list of the bytes that the processes give."""
+    numbers = np.frombuffer(content + bytes(-len(content) % 8), np.int64)
+    counts = of_all_workers(len(numbers))
+    everything = _gather(tf.constant(numbers)).numpy()
+    return [part.tobytes() for part in np.split(everything, np.cumsum(counts)[:-1])]
+
+
+@tf.function(input_signature=[tf.TensorSpec([None], tf.int64)])
+def _gather(numbers):
+    """Returns the numbers of all processes, each from its first replica."""
+    strategy = tf.distribute.get_strategy()
+    local = strategy.num_replicas_in_sync // num_processes()
+
+    def of_replica() -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        is_first = int(tf.get_static_value(context.replica_id_in_sync_group)) % local == 0
+        return numbers if is_first else numbers[:0]
+
+    return strategy.gather(strategy.run(of_replica), axis=0)
 
 
 def check_equal(what: str, text: str, error: type[UserError] = UserError) -> None:

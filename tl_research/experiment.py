@@ -24,7 +24,7 @@ import tensorflow as tf
 from tl_research import __version__, artefacts, calibration, distribution, memory, metrics
 from tl_research import extension as extension_lib
 from tl_research.config import Config
-from tl_research.data import dataset, sides
+from tl_research.data import dataset, shards, sides
 from tl_research.errors import CheckpointError, GateError, UserError
 from tl_research.extension import Extension
 from tl_research.files import make_folders, storage_errors
@@ -187,7 +187,7 @@ def prepare(place: Place, started: float) -> Ready:
     distribution.check_equal("precision and XLA", f"{precision}, {xla}")
     replacements = Replacements(config, recorded.get("substitutions"))
     features.make_views(config, place.parts.augmentations)  # a misspelt one should not wait
-    data = _load_data(place, replacements)
+    data = _load_data(place, replacements, _shards(config, recorded))
     classifier = _make_classifier(place, data, replacements)
     _name_directory(place, classifier, replacements)
     say(f"run directory: {os.path.realpath(directory.path)}")
@@ -195,6 +195,8 @@ def prepare(place: Place, started: float) -> Ready:
     seconds = {"start": begun - started, "data": time.perf_counter() - begun}
     plan = Plan(config, place.parts, classifier, data, directory, xla=xla, started=started)
     plan.check()
+    decided = (plan.phases, plan.steps_per_epoch, plan.cache.plan, plan.saved_paths)
+    distribution.check_equal("the plan", f"{decided}")
     lines = plan_text.describe_run(plan, data, precision, replacements.used)
     say(*(lines if config.verbose else plan_text.summarize_run(plan, data, replacements.used)))
     resume = Resume(plan, directory, place.signals)
@@ -245,12 +247,32 @@ def _where(plan, state):
     return f"phase {phase.name}, epoch {epoch}, step {state.position.global_step}"
 
 
-def _load_data(place, replacements):
+def _shards(config, recorded):
+    """Returns the `Shards` of a new run, or those that a resumed one began with."""
+    of_run = recorded.get("shards", 1) if recorded else distribution.num_processes()
+    found = shards.of_process(config.shards or of_run)
+    if config.batch_size % found.count:
+        raise UserError(
+            f"--batch_size={config.batch_size} with {found.count} shards; expected a multiple of "
+            f"their number; choose for example --batch_size={found.count} or --shards=1"
+        )
+    if found.are_all_own and distribution.num_processes() > 1:
+        print(
+            f"note: each of {distribution.num_processes()} processes holds all images, since their "
+            f"number does not divide --shards={found.count}, which the run has",
+            file=sys.stderr,
+        )
+    return found
+
+
+def _load_data(place, replacements, shards_of_run):
     """Returns the `Dataset`: what was asked for or, offline, what is embedded."""
     say("reading and checking the images")
     config = place.config
     data = replacements.attempt(
-        lambda chosen: dataset.load(chosen, place.directory, place.parts.load_catalog),
+        lambda chosen: dataset.load(
+            chosen, place.directory, place.parts.load_catalog, shards_of_run
+        ),
         config,
         Substitution("dataset", config.dataset, offline.DATASET),
         dataclasses.replace(config, dataset=offline.DATASET),
@@ -348,6 +370,7 @@ def _write_plan(place, precision, plan, substitutions, lines):
             "xla": plan.compiler.xla,
             "feature_cache": plan_text.describe_cache(plan.cache.plan),
             "cache_bytes": plan.config.cache_bytes,
+            "shards": plan.train.shards.count,
             "substitutions": list(map(dataclasses.asdict, substitutions)),
         },
     )

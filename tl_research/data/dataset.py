@@ -17,6 +17,7 @@ from tl_research.data import admission, image_check, left_out, manifest, near_co
 from tl_research.data import catalog as catalog_lib
 from tl_research.data.catalog import Table
 from tl_research.data.pipeline import Examples
+from tl_research.data.shards import Shards
 from tl_research.data.walk import others_text
 from tl_research.errors import DataError, UserError, suggestion
 from tl_research.progress_bar import progress_bar
@@ -54,10 +55,21 @@ class Dataset:
         return _divided(admitted, _split(admitted.images, config), config)
 
 
-def load(config: Config, directory: RunDirectory, load_catalog: Callable | None = None) -> Dataset:
+def load(
+    config: Config,
+    directory: RunDirectory,
+    load_catalog: Callable | None = None,
+    shards: Shards = Shards(),
+) -> Dataset:
     """Returns the images that `config` names, or those that an extension's `load_catalog` gives.
 
     Writes `bad_images.csv`, `duplicates.csv` and `split.json` to the run directory.
+
+    Args:
+        config: The settings.
+        directory: The run's.
+        load_catalog: An extension's.
+        shards: Those of the run; each process reads, and keeps the pixels of, its own.
 
     Raises:
         DataError: If images are missing, unreadable or bad, or the split written down earlier does
@@ -65,14 +77,27 @@ def load(config: Config, directory: RunDirectory, load_catalog: Callable | None 
         UnreachableError: If a download cannot be reached.
     """
     catalog, names = _chosen(_find(config, load_catalog), config)
-    admitted = admission.admit(_check(catalog, config))
+    admitted = admission.admit(_check(catalog, config, shards))
     admission.write(admitted, directory)
     # the labels of a named data set its user cannot correct
     is_own = bool(load_catalog) or config.dataset == "directory"
     admission.refuse(admitted, config, is_own, f"see {directory.file('bad_images.csv')}, ")
     found = _split(admitted.images, config)
     _record(admitted.images, found, names, config, directory.file("split.json"))
-    return _divided(admitted, found, config)
+    data = _divided(admitted, found, config)
+    for side in split.SIDES:
+        _check_shards(side, getattr(data, side))
+    return data
+
+
+def _check_shards(side, examples):
+    """Raises DataError if a shard has no image of a side, which a process would wait for."""
+    empty = sum(len(places) == 0 for places in examples.members.of_shard)
+    if examples.shards.count > 1 and empty:
+        raise DataError(
+            f"{len(examples)} {side} images leave {empty} of {examples.shards.count} shards "
+            "without one; expected some in each; start fewer processes, or use --shards=1"
+        )
 
 
 def load_recorded(
@@ -184,8 +209,8 @@ def _find(config, load_catalog):
     )
 
 
-def _check(catalog, config):
-    needed = len(catalog.files) * config.image_size**2 * 3
+def _check(catalog, config, shards=Shards()):
+    needed = len(catalog.files) * config.image_size**2 * 3 * len(shards.own) // shards.count
     allowed = memory.allowed(config.cache_pixels, "--cache_pixels", needed)
     with progress_bar("checking images", unit="images") as progress:
         return image_check.check_images(
@@ -193,6 +218,7 @@ def _check(catalog, config):
             config.image_size,
             keep_pixels_bytes=allowed,
             max_pixels=config.max_image_pixels,
+            shards=shards,
             progress=progress,
         )
 
@@ -253,6 +279,7 @@ def _divided(admitted, found, config):
         None,
         checked.sha256s,
         config.max_image_pixels,
+        checked.shards,
     )
     notes = _notes(admitted, found, config.image_size)
     notes += [
@@ -271,7 +298,9 @@ def _chosen_rows(every, rows):
         name: tuple(getattr(every, name)[row] for row in rows)
         for name in ("names", "paths", "sha256s")
     }
-    places = None if every.pixels is None else tf.constant(rows, tf.int32)
+    held, places = every.members.rows, None
+    if every.pixels is not None:
+        places = tf.constant(rows if held is None else held[rows], tf.int32)
     return dataclasses.replace(every, **columns, labels=every.labels[rows], rows=places)
 
 

@@ -75,6 +75,7 @@ KINDS = (
     _RAW,
     _TIFF,
 )
+BY_NAME = {kind.name: kind for kind in KINDS}
 _BY_SUFFIX = {suffix: kind for kind in KINDS for suffix in kind.suffixes}
 
 

@@ -10,23 +10,25 @@ import dataclasses
 import hashlib
 import itertools
 import math
+import os
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from tl_research import ahead, in_place
-from tl_research.data import decoding, near_copies, split
+from tl_research import ahead, distribution, in_place
+from tl_research.data import decoding, formats, near_copies, split
 from tl_research.data.catalog import Catalog, ImageFile
 from tl_research.data.formats import Kind
+from tl_research.data.shards import Shards
 
 _AHEAD = 256  # files that wait in the queue at once; progress is told after so many
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckedImages:
-    """What the check found; the arrays have one row for each good file, in the order of the
+    """What the check found; all but the pixels has one row for each good file, in the order of the
     catalog.
     """
 
@@ -35,13 +37,15 @@ class CheckedImages:
     sha256s: tuple[str, ...]  # SHA-256 of each file's bytes, hexadecimal
     pixel_sha256s: tuple[str, ...]  # of its type, shape and upright pixels before resizing
     thumbnails: np.ndarray  # uint8 [N, 16, 16, 3], see `tl_research.data.near_copies`
-    # uint8 [N, image_size, image_size, 3], or None where they were not to be kept
+    # uint8 [M, image_size, image_size, 3], of the files that this process holds, or None where they
+    # were not to be kept
     pixels: np.ndarray | None
     # [(name, reason)] of all other files, sorted by name, but for those in the next
     bad: list[tuple[str, str]]
     unreadable: list[tuple[str, Kind]]  # photographs of a kind that cannot be read
     traits: dict  # {what is said of good files that are not as one might think: how many they are}
     smallest: tuple[int, int] | None  # (width, height) of the good file with the fewest pixels
+    shards: Shards = Shards()
 
     @property
     def files(self) -> list[ImageFile]:
@@ -53,13 +57,14 @@ class CheckedImages:
         if not rows:
             return self
         kept = np.setdiff1d(np.arange(len(self.good)), list(rows))
+        held = np.flatnonzero(np.isin(self.shards.held(self.sha256s), kept))
         return dataclasses.replace(
             self,
             good=self.good[kept],
             sha256s=tuple(self.sha256s[row] for row in kept),
             pixel_sha256s=tuple(self.pixel_sha256s[row] for row in kept),
             thumbnails=self.thumbnails[kept],
-            pixels=None if self.pixels is None else in_place.kept_rows(self.pixels, kept),
+            pixels=None if self.pixels is None else in_place.kept_rows(self.pixels, held),
         )
 
 
@@ -97,31 +102,37 @@ def check_images(
     *,
     keep_pixels_bytes: int,
     max_pixels: int = 0,
+    shards: Shards = Shards(),
     progress: Callable = lambda done, total: None,
 ) -> CheckedImages:
-    """Returns `CheckedImages` for the files of a catalog.
+    """Returns `CheckedImages` for the files of a catalog, of which each process checks its own.
 
     Args:
         catalog: The images to check.
         image_size: Height and width, in pixels, that they are resized to.
         keep_pixels_bytes: Resized pixels are kept where they fit in so many bytes.
         max_pixels: As of `decoding.decode_image`.
+        shards: Those of the run.
         progress: Is called with the number of files that were checked and that there are.
     """
-    files = catalog.files
-    keep = len(files) * image_size * image_size * 3 <= keep_pixels_bytes
-    pixels = in_place.zeros((len(files), image_size, image_size, 3), np.uint8) if keep else None
+    files, own = catalog.files, _own_places(catalog, shards)
+    most = max(distribution.of_all_workers(len(own))) * image_size * image_size * 3
+    keep = most <= min(distribution.of_all_workers(keep_pixels_bytes))
+    pixels = in_place.zeros((len(own), image_size, image_size, 3), np.uint8) if keep else None
 
-    def check(index: int) -> "_Good | decoding.BadImage":
+    def check(row: int) -> "_Good | decoding.BadImage":
         """Returns `_Good`, or the `BadImage` that says why it is not."""
+        path = files[own[row]].path
         try:
-            content, upright, traits = _load(files[index].path, max_pixels)
+            content, upright, traits = _load(path, max_pixels)
+            if len(shards.held([sha256 := split.content_sha256(content)])) == 0:
+                raise decoding.BadImage("changed while it was checked")
         except decoding.BadImage as error:
             return error
         if pixels is not None:
-            pixels[index] = resize_image(upright, image_size)
+            pixels[row] = resize_image(upright, image_size)
         return _Good(
-            split.content_sha256(content),
+            sha256,
             pixel_sha256(upright),
             near_copies.thumbnail(upright),
             traits,
@@ -129,11 +140,34 @@ def check_images(
         )
 
     results = []
-    for result in ahead.in_order(check, range(len(files)), _AHEAD):
+    for result in ahead.in_order(check, range(len(own)), _AHEAD):
         results.append(result)
-        if len(results) % _AHEAD == 0 or len(results) == len(files):
-            progress(len(results), len(files))
-    return _gathered(catalog, results, pixels)
+        if len(results) % _AHEAD == 0 or len(results) == len(own):
+            progress(len(results), len(own))
+    good = [row for row, result in enumerate(results) if isinstance(result, _Good)]
+    pixels = None if pixels is None else in_place.kept_rows(pixels, good)
+    return _of_all(catalog, own, results, pixels, shards)
+
+
+def _own_places(catalog, shards):
+    """Returns int64 [M], the places in the catalog of the files that this process checks.
+
+    Each process hashes a part of the files, whichever; then all know whose they are.
+    """
+    if shards.are_all_own:
+        return np.arange(len(catalog.files))
+    part = range(distribution.process_index(), len(catalog.files), distribution.num_processes())
+
+    def sha256(place: int) -> str:
+        image = catalog.files[place].path
+        try:
+            return split.content_sha256(_content(image))
+        except decoding.BadImage:  # its check, wherever, says why
+            return split.content_sha256(os.fsencode(catalog.files[place].name))
+
+    sha256s = np.array(list(ahead.in_order(sha256, part, _AHEAD)), "S64")
+    found = distribution.all_gather({"place": np.array(part, np.int64), "sha256": sha256s})
+    return np.sort(found["place"][shards.held(found["sha256"].astype(str))])
 
 
 def pixel_sha256(pixels: np.ndarray) -> str:
@@ -147,39 +181,54 @@ def _header(pixels):
     return f"{pixels.dtype} {pixels.shape}\n".encode()
 
 
-def _load(image, max_pixels):
-    """Returns (content to hash, uint8 [H, W, 3], traits) of a path, or of an array, whose content
-    is its type, shape and values.
-    """
+def _content(image):
+    """Returns the bytes to hash of a path, or of an array: its type, shape and values."""
     if isinstance(image, np.ndarray):
-        return _header(image) + image.tobytes(), image, ()
-    content = decoding.read_file(image)
+        return _header(image) + image.tobytes()
+    return decoding.read_file(image)
+
+
+def _load(image, max_pixels):
+    """Returns (content to hash, uint8 [H, W, 3], traits) of a path or an array."""
+    content = _content(image)
+    if isinstance(image, np.ndarray):
+        return content, image, ()
     return content, *decoding.decode_image(content, image, max_pixels)
 
 
-def _gathered(catalog, results, pixels):
-    """Returns the `CheckedImages` of what was found for each file of a catalog."""
-    good, bad, unreadable = [], list(catalog.refused), []
-    for index, result in enumerate(results):
-        name = catalog.files[index].name
-        if isinstance(result, _Good):
-            good.append(index)
-        elif isinstance(result, decoding.UnreadableKind):
-            unreadable.append((name, result.kind))
-        else:
-            bad.append((name, str(result)))
-    columns = zip(*(results[index] for index in good)) if good else [()] * len(_Good._fields)
-    sha256s, pixel_sha256s, thumbnails, traits, sizes = columns
-    counts = collections.Counter(itertools.chain.from_iterable(traits))
+def _of_all(catalog, own, results, pixels, shards):
+    """Returns the `CheckedImages` of what all processes found, each of its own files."""
+    good = [(place, *result) for place, result in zip(own, results) if isinstance(result, _Good)]
+    places, sha256s, pixel_sha256s, thumbnails, traits, sizes = zip(*good) if good else [()] * 6
+    bad = [(place, result) for place, result in zip(own, results) if not isinstance(result, _Good)]
+    kinds = [getattr(result, "kind", None) for _, result in bad]
+    found = shards.all_gather(
+        {
+            "place": np.array(places, np.int64),
+            "sha256": np.array(sha256s, "S64"),
+            "pixel_sha256": np.array(pixel_sha256s, "S64"),
+            "thumbnail": np.array(thumbnails, np.uint8).reshape(-1, 16, 16, 3),
+            "traits": np.array(list(map("\n".join, traits)), np.str_),
+            "size": np.array(sizes, np.int64).reshape(-1, 2),
+            "bad_place": np.array([place for place, _ in bad], np.int64),
+            "reason": np.array([str(result) for _, result in bad], np.str_),
+            "kind": np.array([kind.name if kind else "" for kind in kinds], np.str_),
+        }
+    )
+    order = np.argsort(found["place"])
+    names = [catalog.files[place].name for place in found["bad_place"]]
+    reasons = list(zip(names, found["reason"].tolist(), found["kind"].tolist()))
+    counts = collections.Counter(itertools.chain(*map(str.splitlines, found["traits"].tolist())))
     return CheckedImages(
         catalog,
-        np.array(good, np.int64),
-        sha256s,
-        pixel_sha256s,
-        np.array(thumbnails, np.uint8).reshape(-1, 16, 16, 3),
-        None if pixels is None else in_place.kept_rows(pixels, good),
-        sorted(bad),
-        unreadable,
+        found["place"][order],
+        tuple(found["sha256"][order].astype(str).tolist()),
+        tuple(found["pixel_sha256"][order].astype(str).tolist()),
+        found["thumbnail"][order],
+        pixels,
+        sorted([*catalog.refused, *((name, why) for name, why, kind in reasons if not kind)]),
+        [(name, formats.BY_NAME[kind]) for name, _, kind in sorted(reasons) if kind],
         dict(sorted(counts.items())),
-        min(sizes, key=math.prod, default=None),
+        min(map(tuple, found["size"][order].tolist()), key=math.prod, default=None),
+        shards,
     )

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tl_research.data import pipeline
+from tl_research.data.shards import Members
 
 
 class Mix(NamedTuple):
@@ -32,6 +33,26 @@ class Mixing(Protocol):
 
     def blend(self, images: tf.Tensor, partner_images: tf.Tensor, mix: Mix) -> tf.Tensor:
         """Returns images of two, float32 [B, H, W, 3], each augmented; `mix` has their rows."""
+
+
+def draws_of_shards(
+    mixing: Mixing, seed: int, epoch: int, members: Members, image_size: int
+) -> Mix:
+    """Returns the draws of all examples, whose partners are of their own shard.
+
+    Args:
+        mixing, seed, epoch, image_size: See `Mixing.draws`.
+        members: The examples of each shard.
+    """
+    if len(members.of_shard) == 1:
+        return mixing.draws(seed, epoch, len(members.of_shard[0]), image_size)
+    draws, count = [], len(members.of_shard)
+    for shard, places in enumerate(members.of_shard):
+        own_seed = int(np.random.SeedSequence([seed, count, shard]).generate_state(1)[0])
+        drawn = mixing.draws(own_seed, epoch, len(places), image_size)
+        draws.append(drawn._replace(partners=places[drawn.partners].astype(np.int32)))
+    order = np.argsort(np.concatenate(members.of_shard))
+    return tf.nest.map_structure(lambda *parts: np.concatenate(parts)[order], *draws)
 
 
 class MixUp:

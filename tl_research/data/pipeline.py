@@ -4,9 +4,10 @@ iterator state.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from zlib import crc32
 
 import numpy as np
@@ -15,6 +16,7 @@ import tensorflow as tf
 from tl_research import ahead
 from tl_research.data import image_check
 from tl_research.data.decoding import BadImage, load_pixels
+from tl_research.data.shards import Members, Shards
 from tl_research.errors import DataError
 
 _PLACES = 8  # of a batch that is not full
@@ -28,9 +30,20 @@ def generator(seed: int, *stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *stream])))
 
 
-def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    """Returns int64 [num_examples], a permutation that depends on (seed, epoch) alone."""
-    return generator(seed, _ORDER, epoch).permutation(num_examples)
+def epoch_order(seed: int, epoch: int, num_examples: int, *shard: int) -> np.ndarray:
+    """Returns int64 [num_examples], a permutation that depends on (seed, epoch) alone, and of one
+    of several shards on `shard`: their number and its own.
+    """
+    return generator(seed, _ORDER, epoch, *shard).permutation(num_examples)
+
+
+def epoch_orders(seed: int, epoch: int, members: Members) -> list[np.ndarray]:
+    """Returns the places of the examples of each shard, permuted."""
+    count = len(members.of_shard)
+    return [
+        places[epoch_order(seed, epoch, len(places), *((count, shard) if count > 1 else ()))]
+        for shard, places in enumerate(members.of_shard)
+    ]
 
 
 def augmentation_draws(
@@ -43,24 +56,44 @@ def augmentation_draws(
     return generator(seed, *stream).random((num_examples, num_columns), np.float32)
 
 
-def make_batches(order: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+def sharded_batches(orders: Sequence[np.ndarray], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts the orders of S shards into batches of constant size, B / S of each shard in its turn.
+
+    Args:
+        orders: int [N_s] of each shard.
+        batch_size: B, at most; a multiple of S.
+
+    Returns:
+        As `make_batches`.
+    """
+    longest = max(map(len, orders))
+    parts = [make_batches(order, batch_size // len(orders), longest) for order in orders]
+    indices, weights = (np.concatenate(columns, axis=1) for columns in zip(*parts))
+    return indices, weights
+
+
+def make_batches(
+    order: np.ndarray, batch_size: int, longest: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Cuts an order into batches of constant size.
 
-    The last one is filled up with its last example at weight 0. Of fewer examples a batch has as
+    The last ones are filled up with the last example at weight 0. Of fewer examples a batch has as
     many places as they need, a multiple of 8 like those of most batches, and of the replicas.
 
     Args:
         order: int [N].
         batch_size: B, at most.
+        longest: As many batches are made as so many examples need, if these are more.
 
     Returns:
         indices: int32 [ceil(N / B), B].
         weights: float32, same shape: 1 for an example, 0 for filling.
     """
+    longest = max(longest, len(order))
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     places = math.lcm(_PLACES, replicas)
-    batch_size = min(batch_size, max(1, -(-len(order) // places)) * places)
-    num_batches = -(-len(order) // batch_size)
+    batch_size = min(batch_size, max(1, -(-longest // places)) * places)
+    num_batches = -(-longest // batch_size)
     indices = np.full((num_batches * batch_size,), order[-1] if len(order) else 0, np.int32)
     indices[: len(order)] = order
     weights = (np.arange(num_batches * batch_size) < len(order)).astype(np.float32)
@@ -77,12 +110,26 @@ class Examples:
     image_size: int  # height and width, in pixels
     # uint8 tensor [M, image_size, image_size, 3], or None: then they are decoded for every batch
     pixels: tf.Tensor | None
-    rows: tf.Tensor | None = None  # int32 [N], their places in `pixels`; None where M is N
+    # int32 [N], their places in `pixels`, -1 of those that other processes hold; None where M is N
+    rows: tf.Tensor | None = None
     sha256s: tuple[str, ...] | None = None  # [N] of the files, which must stay so, if it is known
     max_pixels: int = 0  # as of `decoding.decode_image`
+    shards: Shards = Shards()
 
     def __len__(self):
         return len(self.labels)
+
+    @functools.cached_property
+    def members(self) -> Members:
+        """Which examples belong to each shard, and which this process holds."""
+        return Members(self.shards, self.sha256s, len(self))
+
+    def of_all(self, own: np.ndarray) -> np.ndarray:
+        """Returns [N, ...] of all examples, of [M, ...] of those that each process holds."""
+        found = self.shards.all_gather({"place": self.members.own, "row": own})
+        rows = np.empty((len(self), *own.shape[1:]), own.dtype)
+        rows[found["place"]] = found["row"]
+        return rows
 
     def stream(self, indices: np.ndarray | list[list[int]]) -> Iterator[tf.Tensor]:
         """Yields uint8 images [B, H, W, 3] for each row of `indices` [S, B], decoding ahead in
@@ -127,7 +174,8 @@ class Examples:
             ) from error
 
     def images(self, indices: Iterable[int]) -> tf.Tensor:
-        """Returns uint8 [n, image_size, image_size, 3]."""
-        if self.pixels is not None:
-            return self.lookup(list(indices))
-        return next(iter(self.stream([list(indices)])))
+        """Returns uint8 [n, image_size, image_size, 3], of files where others hold the pixels."""
+        places = list(indices)
+        if self.pixels is not None and np.isin(places, self.members.own).all():
+            return self.lookup(places)
+        return next(iter(self.stream([places])))

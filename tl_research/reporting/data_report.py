@@ -35,12 +35,15 @@ def report(
         return nothing
     say("checking the labels by the features of all images")
     sides = {"train": data.train, "validation": data.validation}
+    own = (data.train.members.own, len(data.train) + data.validation.members.own)
     audit = data_audit.examine(
         np.concatenate([plan.cache.pooled(side) for side in sides]),
         np.concatenate([examples.labels for examples in sides.values()]),
         np.repeat(list(sides), [len(examples) for examples in sides.values()]),
         data.train.names + data.validation.names,
         data.classes,
+        np.concatenate(own),
+        data.train.shards.all_gather,
     )
     path, shown = directory.file(*_CSV), audit.rows[:_SHOWN]
     picture = pages.doubtful(shown, _images(data.train, data.validation, audit.order[:_SHOWN]))
@@ -64,7 +67,7 @@ def _why_not(plan, data):
     """Returns why the images cannot be audited, or None."""
     if plan.objective.answer.name != "class":
         return "only of labels that are classes"
-    count = len(data.train) + len(data.validation)
+    count = data.train.members.most_held + data.validation.members.most_held
     width = sum(plan.classifier.graph.shape(name)[-1] for name in plan.classifier.head_boundary)
     classes = len(data.classes)
     per_image = data_audit.COPIES * width + data_audit.COPIES_OF_LOGITS * classes

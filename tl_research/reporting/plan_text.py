@@ -77,7 +77,7 @@ def describe_run(
     listed = ", ".join(f"{side} {count}" for side, count in counts.items())
     return [
         f"device: {_device()}",
-        *_replicas(config),
+        *_replicas(config, data.train),
         f"data: {sum(counts.values())} images in {len(data.classes)} classes ({listed}) at "
         f"{config.image_size} px",
         *describe_split(data),
@@ -135,14 +135,18 @@ def _device():
     return f"{gpus} GPU" if gpus else f"{machine.cores()} CPU cores, no GPU"
 
 
-def _replicas(config):
-    if config.distribute == "off":
-        return
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    yield (
-        f"distribute: {config.distribute}: {replicas} replica{'s' * (replicas > 1)}, "
-        f"{config.batch_size // replicas} images of each batch on each"
-    )
+def _replicas(config, train):
+    if config.distribute != "off":
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        yield (
+            f"distribute: {config.distribute}: {replicas} replica{'s' * (replicas > 1)}, "
+            f"{config.batch_size // replicas} images of each batch on each"
+        )
+    if train.shards.count > 1:
+        yield (
+            f"shards: {train.shards.count}, of which this process holds {len(train.shards.own)}: "
+            f"{len(train.members.own)} of {len(train)} training images"
+        )
 
 
 def _unusual(plan, classes):

@@ -12,7 +12,14 @@ from tl_research.errors import CheckpointError
 from tl_research.files import read_text
 
 # of `run.json`, what a resumed run reads
-_RECORD = {"precision": str, "xla": bool, "substitutions": list, "versions": dict, "machine": dict}
+_RECORD = {
+    "precision": str,
+    "xla": bool,
+    "shards": int,
+    "substitutions": list,
+    "versions": dict,
+    "machine": dict,
+}
 
 
 def read_json(path: str) -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tl_research import distribution
 from tl_research.errors import AuditError
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.training.state import TrainState
@@ -138,9 +139,12 @@ def check(setup: "PhaseSetup", state: TrainState) -> dict[str, int]:
         state: `TrainState`.
 
     Raises:
-        AuditError: As of `audit_phase`.
+        AuditError: As of `audit_phase`, or if processes that trained together have other weights.
     """
     config, classifier, progress = setup.plan.config, setup.plan.classifier, state.progress
+    if distribution.is_multi_worker():
+        what = f"the weights after phase {setup.phase.name}"
+        distribution.check_equal(what, weights_sha256(classifier.variables), AuditError)
     updates = largest_updates(setup.optimizer, progress.gradient_peaks, progress.largest_rate)
     return audit_phase(
         setup.phase.name,

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tl_research import distribution
-from tl_research.data import pipeline
+from tl_research.data import mixing, pipeline
 from tl_research.data.mixing import Mix
 
 if TYPE_CHECKING:  # they import this module
@@ -59,17 +59,16 @@ def batches(
         step: The `StepLoop` that takes it.
         epoch: See `EpochInputs`.
         row: Of its batches.
-        rows: What the source looks up for it, or streamed.
+        rows: What the source looks up for this process's part of it, or streamed.
         global_step: int64 [], decides dropout.
     """
-    indices, weights = epoch.indices[row], epoch.weights[row]
+    weights = epoch.weights[row]
     mask = step.classifier.dropout_mask(global_step, epoch.indices.shape[1])
     count = tf.reduce_sum(weights)
+    here = distribution.process_rows([epoch.indices[row], weights, mask])
 
     def batch_of() -> Batch:
-        own, own_weights, own_rows, own_mask = distribution.local_rows(
-            [indices, weights, rows, mask]
-        )
+        own, own_weights, own_mask, own_rows = distribution.local_rows([*here, rows])
         mix = epoch.mix and tf.nest.map_structure(lambda rows: tf.gather(rows, own), epoch.mix)
         inputs = step.source.read(own, epoch.of_view, own_rows, mix)
         labels = tf.gather(step.labels, own)
@@ -84,14 +83,14 @@ def batches(
 
 def epoch_inputs(plan: "Plan", source: "Source", epoch: int) -> EpochInputs:
     """Returns what the calls of an epoch, counted from 1, are given; at most of the last."""
-    config, num_examples, mix = plan.config, len(plan.train), None
+    config, members, mix = plan.config, plan.train.members, None
     epoch = min(epoch, max(1, sum(phase.epochs for phase in plan.phases)))
-    order = pipeline.epoch_order(config.seed, epoch, num_examples)
-    indices, weights = pipeline.make_batches(order, config.batch_size)
+    orders = pipeline.epoch_orders(config.seed, epoch, members)
+    indices, weights = pipeline.sharded_batches(orders, config.batch_size)
     views = plan.cache.views
     view = views.of_epoch(epoch)
     if views.mixing:
-        draws = views.mixing.draws(config.seed, epoch, num_examples, config.image_size)
+        draws = mixing.draws_of_shards(views.mixing, config.seed, epoch, members, config.image_size)
         mix = tf.nest.map_structure(tf.constant, draws)
     parts = (indices, weights, source.of_view(view), view)
     return EpochInputs(*tf.nest.map_structure(tf.constant, parts))._replace(mix=mix)
@@ -105,7 +104,8 @@ def first_images(plan: "Plan", count: int) -> tuple[np.ndarray, np.ndarray, tf.T
     """
     live = plan.cache.live_source("train", plan.classifier.boundary())
     epoch = epoch_inputs(plan, live, 1)._replace(of_view=live.of_view(plan.cache.views.of_epoch(2)))
-    row = tf.boolean_mask(epoch.indices[0], epoch.weights[0] > 0)[:count]
+    here, weights = (distribution.of_process(t.numpy())[0] for t in (epoch.indices, epoch.weights))
+    row = tf.constant(here[weights > 0][:count])
     mix = epoch.mix and tf.nest.map_structure(lambda of_all: tf.gather(of_all, row), epoch.mix)
     pixels = plan.train.images(row.numpy())
     images = live.read(row, epoch.of_view, pixels, mix)
@@ -117,7 +117,7 @@ def first_arguments(plan: "Plan", source: "Source", epochs_done: int, steps_per_
     epoch = epoch_inputs(plan, source, epochs_done + 1)
     if not source.streamed:
         return (epoch,)
-    batches = source.stream(epoch.indices[:1].numpy(), int(epoch.view))
+    batches = source.stream(distribution.of_process(epoch.indices[:1].numpy()), int(epoch.view))
     return epoch, stack([next(iter(batches))], steps_per_call)
 
 

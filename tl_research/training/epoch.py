@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tl_research import distribution
 from tl_research.training.batch import epoch_inputs, stack
 from tl_research.training.phase import PhaseSetup
 from tl_research.training.resume import Resume
@@ -30,7 +31,7 @@ def calls(setup: PhaseSetup, state: TrainState, resume: Resume) -> Iterator[Call
         inputs = epoch_inputs(setup.plan, setup.source, state.position.epoch + 1)
     stream = None
     if setup.source.streamed:
-        left = inputs.indices[state.position.epoch_step :].numpy()
+        left = distribution.of_process(inputs.indices[state.position.epoch_step :].numpy())
         stream = iter(setup.source.stream(left, int(inputs.view)))
     while (position := state.position).epoch_step < setup.plan.steps_per_epoch:
         count = min(setup.steps_per_call, setup.plan.steps_per_epoch - position.epoch_step)

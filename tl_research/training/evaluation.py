@@ -24,7 +24,8 @@ class EvalStep:
 
     def __init__(self, classifier: Classifier, source: Source, batch_size: int, xla: bool = False):
         self._classifier, self._source, self._xla = classifier, source, xla
-        self._indices, _ = pipeline.make_batches(np.arange(len(source.examples)), batch_size)
+        members = source.examples.members
+        self._indices, self._weights = pipeline.sharded_batches(members.of_shard, batch_size)
         self._compute = tf.function(self._logits, jit_compile=True) if xla else self._logits
         self._call = tf.function(self._run)
 
@@ -35,7 +36,7 @@ class EvalStep:
             own, own_batch = distribution.local_rows([indices, batch])
             return self._compute(self._source.read(own, of_view, own_batch))
 
-        return distribution.gathered(compute)
+        return distribution.of_local_replicas(compute)
 
     def _logits(self, tensors):
         return self._classifier.logits(self._source.boundary, self._source.compute(tensors))
@@ -53,10 +54,20 @@ class EvalStep:
 
     def __call__(self) -> np.ndarray:
         """Returns float32 [N, K]; every example stands in it once."""
-        return np.concatenate(self._batches(self._indices))[: len(self._source.examples)]
+        own = np.concatenate(self._batches(self._indices))
+        gathered = distribution.all_gather({"logits": own})["logits"]
+        # all batches of the first process, then those of the next
+        indices, weights = (
+            np.concatenate([part.ravel() for part in distribution.of_each_process(columns)])
+            for columns in (self._indices, self._weights)
+        )
+        logits = np.empty((len(self._source.examples), gathered.shape[1]), gathered.dtype)
+        logits[indices[weights > 0]] = gathered[weights > 0]
+        return logits
 
     def _batches(self, indices):
-        """Returns a list of float32 [B, K], one for each row of `indices`."""
+        """Returns a list of float32 [b, K], of this process's part of each row of `indices`."""
+        indices = distribution.of_process(indices)
         of_view = tf.nest.map_structure(tf.constant, self._source.of_view(0))
         stream = iter(self._source.stream(indices, 0)) if self._source.streamed else None
         logits = [

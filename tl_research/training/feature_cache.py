@@ -31,7 +31,7 @@ class CachePlan:
     image_bytes: int  # for one view of one training image
     views: int  # of each training image that the run uses
     epochs: int  # that it trains at most
-    total_bytes: int  # for all views, and the validation images
+    total_bytes: int  # for all views, and the validation images, that a process holds at most
     allowed_bytes: int  # by --cache_bytes
     on_disk: bool
     validation: bool  # whether those of the validation images are kept
@@ -109,7 +109,8 @@ class FeatureCache:
         numbers = sum(map(math.prod, shapes))
         image_bytes = numbers * tf.as_dtype(dtype).size
         validation_bytes = numbers * tf.as_dtype(validation_dtype).size
-        validation_bytes *= len(self._examples["validation"])
+        held = {side: of.members.most_held for side, of in self._examples.items()}
+        validation_bytes *= held["validation"]
         plan = CachePlan(
             shapes=shapes,
             dtype=dtype,
@@ -117,7 +118,7 @@ class FeatureCache:
             image_bytes=image_bytes,
             views=views,
             epochs=epochs,
-            total_bytes=validation_bytes + len(self._examples["train"]) * views * image_bytes,
+            total_bytes=validation_bytes + held["train"] * views * image_bytes,
             allowed_bytes=config.cache_bytes,
             on_disk=on_disk,
             validation=config.feature_cache != "off"
@@ -194,8 +195,8 @@ class FeatureCache:
         ]
 
     def pooled(self, side: str) -> np.ndarray:
-        """Returns float32 [N, d], what the head is given of each image as it is, not augmented,
-        averaged over places or tokens; computed at first use.
+        """Returns float32 [M, d], what the head is given of each image that this process holds as
+        it is, not augmented, averaged over places or tokens; computed at first use.
 
         Those of training images are computed in the precision of training, which is faster.
 
@@ -218,10 +219,10 @@ class FeatureCache:
                 live, batch_size, lambda view: progress_bar(f"features of {side} images")
             )
         compute = tf.function(lambda tensors: _pooled(source.compute(tensors)))
-        count = len(source.examples)
-        batches, _ = pipeline.make_batches(np.arange(count), batch_size)
+        own = source.examples.members.own
+        batches, _ = pipeline.make_batches(own, batch_size)
         pooled = [compute(source.rows(rows, view=0)).numpy() for rows in batches]
-        return np.concatenate(pooled)[:count]
+        return np.concatenate(pooled)[: len(own)]
 
 
 def _pooled(tensors):

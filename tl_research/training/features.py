@@ -8,6 +8,7 @@ boundaries later derives its own from them.
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tl_research import in_place
+from tl_research import distribution, in_place
 from tl_research.config import AUGMENTATIONS, Config
 from tl_research.data import pipeline
 from tl_research.data.mixing import Mix, Mixing, MixUp
@@ -218,8 +219,9 @@ class CachedSource:
     Args:
         examples: `Examples`.
         stored: Names of the tensors kept.
-        fill: Returns those of a view, a list of [N, ...], one for each name: tensors or, on disk,
-            `np.memmap`. It is called when a view is first used.
+        fill: Returns those of a view, a list of [M, ...], one for each name and each with a row for
+            each example that this process holds: tensors or, on disk, `np.memmap`. It is called
+            when a view is first used.
         views: `Views`.
         dtypes: Types that the tensors are computed with, where they are kept in others.
         streamed: Whether they are on disk.
@@ -241,11 +243,12 @@ class CachedSource:
     ):
         self.examples, self.stored, self.views, self.dtypes = examples, tuple(stored), views, dtypes
         self.streamed, self._fill, self._then = streamed, fill, then
+        self._rows = examples.members.rows
         self._kept: dict[int, list[Any]] = {}
         self.boundary = then.outputs if then else self.stored
 
     def kept(self, view: int) -> list[Any]:
-        """Returns the list of tensors [N, ...] of a view; they are computed at first use."""
+        """Returns the list of tensors [M, ...] of a view; they are computed at first use."""
         if view not in self._kept:
             self._kept[view] = self._fill(view)
         return self._kept[view]
@@ -261,14 +264,16 @@ class CachedSource:
     def stream(self, indices: Iterable[np.ndarray], view: int) -> Iterator[list[tf.Tensor]]:
         """As `LiveSource.stream`."""
         for row in indices:
-            yield [tf.constant(tensor[row]) for tensor in self.kept(view)]
+            here = row if self._rows is None else self._rows[row]
+            yield [tf.constant(tensor[here]) for tensor in self.kept(view)]
 
     def lookup(self, indices: tf.Tensor, of_view: list[Any]) -> list[tf.Tensor]:
         """As `LiveSource.lookup`."""
-        return [tf.gather(tensor, indices) for tensor in of_view]
+        here = indices if self._rows is None else tf.gather(self._rows, indices)
+        return [tf.gather(tensor, here) for tensor in of_view]
 
     def rows(self, rows: np.ndarray, view: int) -> list[tf.Tensor]:
-        """Returns these rows of a view's tensors, in the types they are computed with."""
+        """Returns a view's tensors of these examples, in the types they are computed with."""
         if self.streamed:
             return self._cast(next(self.stream([rows], view)))
         return self._cast(self.lookup(rows, self.kept(view)))
@@ -370,8 +375,9 @@ def compute_features(
         storage: `Storage`. Where the disk is full, the use of a view raises StorageError.
     """
     examples = source.examples
-    fetch = tf.function(lambda *arguments: source.compute(source.read(*arguments)))
-    indices, _ = pipeline.make_batches(np.arange(len(examples)), batch_size)
+    fetch = tf.function(functools.partial(_of_batch, source))
+    own = examples.members.own
+    indices, _ = pipeline.make_batches(own, batch_size)
 
     def parts(view: int, progress: Callable[[int, int], None]) -> Iterator[list[np.ndarray]]:
         draws = tf.constant(source.of_view(view))
@@ -379,16 +385,27 @@ def compute_features(
         for number, (row, streamed) in enumerate(zip(indices, stream)):
             tensors = fetch(tf.constant(row), draws, streamed)
             # Cut short here: TensorFlow would copy every batch to do so.
-            yield [tensor.numpy()[: len(examples) - number * batch_size] for tensor in tensors]
+            yield [tensor.numpy()[: len(own) - number * batch_size] for tensor in tensors]
             progress(number + 1, len(indices))
 
     def fill(view: int) -> list[Any]:
         with bar(view) as progress:
-            return storage.collect(parts(view, progress), len(examples))
+            return storage.collect(parts(view, progress), len(own))
 
     return CachedSource(
         examples, source.boundary, fill, source.views, source.dtypes, streamed=storage.on_disk
     )
+
+
+def _of_batch(source, indices, of_view, streamed):
+    """Returns the tensors at a source's boundary, of a batch that this process's replicas share."""
+    rows = source.lookup(indices, of_view) if streamed is None else streamed
+
+    def of_replica() -> list[tf.Tensor]:
+        own, own_rows = distribution.local_rows([indices, rows])
+        return source.compute(source.read(own, of_view, own_rows))
+
+    return distribution.of_local_replicas(of_replica)
 
 
 def derive_features(
@@ -406,14 +423,14 @@ def derive_features(
         frozen_part = tf.function(
             classifier.frozen_part(stored, inputs=source.stored), reduce_retracing=True
         )
-        count = len(source.examples)
-        rows, _ = pipeline.make_batches(np.arange(count), batch_size)
+        own = source.examples.members.own
+        rows, _ = pipeline.make_batches(own, batch_size)
 
         def fill(view: int) -> list[Any]:
             parts = (
                 [tensor.numpy() for tensor in frozen_part(source.rows(row, view))] for row in rows
             )
-            return storage.collect(parts, count)
+            return storage.collect(parts, len(own))
 
         dtypes = [classifier.graph.dtype(name) for name in stored]
     then = classifier.frozen_part(boundary, inputs=stored) if tuple(boundary) != stored else None

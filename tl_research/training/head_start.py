@@ -37,10 +37,11 @@ def make(plan: Plan, state: TrainState, tell: Callable[[Event], None]) -> None:
     dense = _dense(plan.classifier)
     with timed(state, "features"):
         train, validation = (plan.cache.pooled(side) for side in ("train", "validation"))
-        head = closed_form.solve(train, plan.train.labels, plan.classifier.num_classes)
+        labels, all_gather = plan.train.labels[plan.train.members.own], plan.train.shards.all_gather
+        head = closed_form.solve(train, labels, plan.classifier.num_classes, all_gather)
     dense.kernel.assign(head.kernel)
     dense.bias.assign(head.bias)
-    logits = validation @ dense.kernel.numpy() + dense.bias.numpy()
+    logits = plan.validation.of_all(validation @ dense.kernel.numpy() + dense.bias.numpy())
     found = plan.objective.evaluate(logits, plan.validation.labels)
     found = {f"val_{name}": value for name, value in found.items()}
     if plan.config.select_by not in found:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import tensorflow as tf
 
+from tl_research import distribution
 from tl_research.training.batch import epoch_inputs, stack
 from tl_research.training.phase import PhaseSetup
 from tl_research.training.state import TrainState
@@ -53,7 +54,8 @@ def _losses(
         row = number % len(inputs.indices)
         streamed = None
         if source.streamed:
-            batch = source.stream(inputs.indices[row : row + 1].numpy(), int(inputs.view))
+            indices = distribution.of_process(inputs.indices[row : row + 1].numpy())
+            batch = source.stream(indices, int(inputs.view))
             streamed = stack(list(batch), 1)
         totals = step(inputs, row, 1, number, number, streamed, scaling)
         scaling = {name: totals.get(name, before) for name, before in scaling.items()}

@@ -76,7 +76,8 @@ class Plan:
         _check_step(parts.Step or TrainStep)
         self.train, self.validation, self.num_test = data.train, data.validation, len(data.test)
         self.phases = config.phase_plan
-        self.steps_per_epoch = -(-len(data.train) // config.batch_size)
+        longest = max(map(len, data.train.members.of_shard))
+        self.steps_per_epoch = -(-longest // (config.batch_size // data.train.shards.count))
         self.objective = objectives.make(config, data.train, parts.make_objective)
         self.compiler = Compiler(xla, config.xla == "on", directory)
         self.profiler = Profiler(config.profiled_steps, directory.file("train"))

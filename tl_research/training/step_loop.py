@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tl_research import distribution
 from tl_research.errors import UserError
 from tl_research.models.classifier import Classifier
 from tl_research.optim import loss_scale
@@ -94,8 +95,8 @@ class StepLoop:
             count: Rows to take.
             global_step: Steps taken so far; decides dropout.
             phase_step: Steps taken in this phase; decides the learning rate.
-            streamed: What the source's `stream` yields for the rows from `first` on,
-                [count or more, ...], if it is streamed.
+            streamed: What the source's `stream` yields for this process's part of the rows from
+                `first` on, [count or more, ...], if it is streamed.
             scaling: The state of the loss scale, numbers, as `loss_scale.initial` returns it and
                 by default; of float16 only.
 
@@ -159,7 +160,8 @@ class StepLoop:
         def body(done: tf.Tensor, totals: dict[str, tf.Tensor]) -> Any:
             row, step = first + done, tf.cast(done, tf.int64)
             if streamed is None:
-                rows = self.source.lookup(epoch.indices[row], epoch.of_view)
+                here = distribution.process_rows(epoch.indices[row])
+                rows = self.source.lookup(here, epoch.of_view)
             else:
                 rows = tf.nest.map_structure(lambda rows: rows[done], streamed)
             self.graph = tf.compat.v1.get_default_graph()
