@@ -10,11 +10,8 @@ replica whose weights begin one rounding off. Without GPUs the mirrored replicas
 of one CPU, whose cores all kinds share: images/s then show what distribution costs.
 """
 
-import contextlib
 import functools
-import json
 import os
-import socket
 import statistics
 import tempfile
 
@@ -51,22 +48,6 @@ class Settings(program.Networks, program.Photographs):
     rounds: int = setting(5, "times that the steps are timed; at least 1", low=1)
 
 
-def free_ports(count):
-    """Returns numbers of ports of the loopback address that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-        return [stack.enter_context(server).getsockname()[1] for server in servers]
-
-
-def tf_configs(count):
-    """Returns the `TF_CONFIG` of each of `count` workers on the loopback address."""
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(count)]}
-    return [
-        json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
-        for index in range(count)
-    ]
-
-
 def split_cpu(count):
     """Makes `count` logical devices of the CPU, before TensorFlow computes anything."""
     (cpu,) = tf.config.list_physical_devices("CPU")
@@ -76,25 +57,25 @@ def split_cpu(count):
 
 
 def measure(settings, place):
-    """Returns a row for each backbone: of each kind its losses, images per second and largest
-    relative difference from `off`.
+    """Returns a row for each backbone and kind: its losses, images per second and largest relative
+    difference from those of `off`.
     """
-    rows = []
-    for name, size in measuring.parse_backbones(settings.backbones):
-        row, images = {"backbone": name, "image_size": size}, f"{place}/{name}.npz"
-        in_parallel([lambda: _save_images(settings, name, size, images)], 1)
-        for kind, replicas in _KINDS.items():
-            configs = tf_configs(replicas) if kind == "multi_worker" else [None]
-            steps = functools.partial(_steps, settings, name, size, images, kind)
-            found, *_ = in_parallel([functools.partial(steps, of) for of in configs], len(configs))
-            row[kind] = found
-            if "failed" not in found:
-                ratios = np.divide(found["losses"], row["off"]["losses"])
-                found["largest_difference"] = float(np.abs(ratios - 1).max())
-        rows.append(row)
-        print("\n".join(table([row]).splitlines()[2:]), flush=True)
-        program.write_json(settings.output_json, settings, rows)
-    return rows
+
+    def rows():
+        for name, size in program.parse_backbones(settings.backbones):
+            images, off = f"{place}/{name}.npz", None
+            in_parallel([lambda: _save_images(settings, name, size, images)], 1)
+            for kind, replicas in _KINDS.items():
+                configs = program.tf_configs(replicas) if kind == "multi_worker" else [None]
+                steps = functools.partial(_steps, settings, name, size, images, kind)
+                found, *_ = in_parallel([functools.partial(steps, of) for of in configs], replicas)
+                if "losses" in found:
+                    off = off or found["losses"]
+                    ratios = np.divide(found["losses"], off)
+                    found["largest_difference"] = float(np.abs(ratios - 1).max())
+                yield {"backbone": name, "image_size": size, "kind": kind, **found}
+
+    return program.gathered(settings, _COLUMNS, rows())
 
 
 def _save_images(settings, name, size, path):
@@ -146,16 +127,11 @@ def _steps(settings, name, size, images, kind, tf_config):
         }
 
 
-def table(rows):
-    """Returns the rows as a Markdown table; what failed says why in place of its replicas."""
-    lines = [{**row, "kind": kind, **row[kind]} for row in rows for kind in _KINDS]
-    return program.table(_COLUMNS, lines)
-
-
 def report(settings):
     with tempfile.TemporaryDirectory() as place:
         rows = measure(settings, place)
-    return f"{settings.steps} steps, {measuring.conditions(settings)}\n\n{table(rows)}"
+    table = program.table(_COLUMNS, rows)
+    return f"{settings.steps} steps, {measuring.conditions(settings)}\n\n{table}"
 
 
 if __name__ == "__main__":

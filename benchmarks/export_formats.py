@@ -13,8 +13,18 @@ import math
 import os
 import tempfile
 
-import program
+from tl_research import quiet
 
+quiet.import_tensorflow()
+
+import keras
+import measuring
+import program
+import tensorflow as tf
+
+from tl_research import experiment, serving, trained
+from tl_research.errors import ExportError
+from tl_research.run.directory import Directory
 from tl_research.settings import setting
 
 _FORMS = (
@@ -24,38 +34,35 @@ _FORMS = (
     ("litert", "int8"),
     ("onnx", "none"),
 )
+_COLUMNS = """
+ | {backbone}
+format | {form}
+MB | {refused}{mb:.1f}
+ms (CPU ms) an image | {times}
+largest difference of a probability | {largest_difference:.1g}
+same class | {same}
+accuracy | {accuracy}
+"""
 
 
-class Settings(program.Settings):
+class Settings(program.Networks):
     """The flags of this benchmark."""
 
     backbones: str = setting(
         "MobileNetV2@160,EfficientNetLite0@224,EfficientNetV2B0@224", "NAME@SIZE, a list"
     )
-    weights: str = setting("none", "of backbones but EfficientNetLite: imagenet or none")
     data_dir: str | None = setting(None, "photographs in class folders; None: drawn flowers")
 
 
 def measure(settings, name, size, place):
     """Yields a row for model.keras and each format of a backbone."""
-    import keras
-    import tensorflow as tf
-
-    from tl_research import experiment, serving, trained
-    from tl_research.config import Config
-    from tl_research.errors import ExportError
-    from tl_research.run.directory import Directory
-
-    packaged = name.startswith("EfficientNetLite")
-    config = Config(
+    config = measuring.make_config(
+        settings,
+        name,
+        size,
         dataset="directory" if settings.data_dir else "drawn_flowers",
-        data_dir=settings.data_dir,
-        backbone=name,
-        weights="imagenet" if packaged else settings.weights,
-        image_size=size,
         head_init="lda",
         epochs=(0, 0),
-        precision="float32",
         workdir=os.path.join(place, name),
     )
     experiment.run(config)
@@ -85,9 +92,6 @@ def _normalize(model, images):
     """Gives BatchNorm layers of random weights the statistics of images: else what the network
     computes vanishes, at which LiteRT's int8 ends.
     """
-    import keras
-    import tensorflow as tf
-
     held = model.get_layer("backbone")
     for layer in held.backbone._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -95,43 +99,28 @@ def _normalize(model, images):
     held.backbone(model.get_layer("preprocessing")(tf.cast(images, tf.float32)), training=True)
 
 
-def table(rows):
-    """Returns the rows as a Markdown table."""
-    lines = [
-        "| | format | MB | ms (CPU ms) an image | largest difference of a probability | same class "
-        "| accuracy |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        form = " ".join(x for x in (row["format"], row.get("quantize", "none")) if x != "none")
-        cells = [row["backbone"], form]
-        if refused := row.get("refused"):
-            cells += [refused, "", "", "", ""]
-        else:
-            times, facts = row["latency"], row.get("compared")
-            cells.append(f"{row['bytes'] / 1e6:.1f}")
-            cells.append(f"{times['median_ms']:.1f} ({times['median_cpu_ms']:.1f})")
-            cells += _agreement(facts) if facts and row["weights"] != "none" else ["", "", ""]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _agreement(facts):
-    accuracies = [facts[of]["accuracy"] for of in ("measured", "keras")]
-    return [
-        f"{facts['largest_difference']:.1g}",
-        f"{facts['same_class']} of {facts['images']}",
-        "{:.4f} ({:.4f})".format(*accuracies),
-    ]
+def _with_texts(row):
+    """Returns a row with what the table has of it."""
+    forms = (row["format"], row.get("quantize", "none"))
+    found = {**row, "form": " ".join(form for form in forms if form != "none")}
+    if "latency" in row:
+        times = "{median_ms:.1f} ({median_cpu_ms:.1f})".format_map(row["latency"])
+        found |= {"mb": row["bytes"] / 1e6, "times": times}
+    if row["weights"] != "none" and (facts := row.get("compared")):
+        accuracy = "{measured[accuracy]:.4f} ({keras[accuracy]:.4f})".format_map(facts)
+        same = "{same_class} of {images}".format_map(facts)
+        largest = facts["largest_difference"]
+        found |= {"largest_difference": largest, "same": same, "accuracy": accuracy}
+    return found
 
 
 def report(settings):
-    rows = []
-    with tempfile.TemporaryDirectory() as place:
+    def rows(place):
         for name, size in program.parse_backbones(settings.backbones):
-            rows += measure(settings, name, size, place)
-            program.write_json(settings.output_json, settings, rows)
-    return table(rows)
+            yield from map(_with_texts, measure(settings, name, size, place))
+
+    with tempfile.TemporaryDirectory() as place:
+        return program.table(_COLUMNS, program.gathered(settings, _COLUMNS, rows(place)))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ allowed, or the system does not have the file system, it is skipped, with the re
 import collections
 import contextlib
 import ctypes
-import errno
-import fcntl
 import itertools
 import os
 import re
@@ -37,7 +35,7 @@ def filesystems(lab):
     """
     lab.reference("cached")
     plans = [(kind, what) for what in ("killed", "full") for kind in _MAKERS]
-    plans += [("ext4", "read-only"), ("tmpfs", "without locks"), ("tmpfs", "without syncs")]
+    plans.append(("ext4", "read-only"))
     cases = lab.each(_on, [(number, *plan) for number, plan in enumerate(plans)])
     tried = [case for case in cases if "skipped" not in case]
     names = collections.Counter(f"{case.get('file system')} {case.get('what')}" for case in tried)
@@ -52,18 +50,17 @@ def _on(lab, number, kind, what):
         _mount(kind, run)
     except _Skipped as reason:
         return {**case, "skipped": str(reason)}
-    if what in _PATCHES:
-        _PATCHES[what]()  # this process runs nothing else
-    expected = 9 if what in _ACTS else -9
-    if what in _ACTS:
-        case["code"] = train(run, lab.flags("cached"), lambda: _at_save(lambda: _ACTS[what](run)))
+    act, mend = _FAULTS.get(what, (None, None))
+    if act:
+        case["code"] = train(run, lab.flags("cached"), lambda: _at_save(lambda: act(run)))
     else:
         case |= lab.interrupted(run, "cached", signal.SIGKILL, ("save", _AT_SAVE, 0))
     said = re.findall(r"^(?:error: |Traceback).*", read_text(f"{run}.log"), re.MULTILINE)
-    if case["code"] != expected or len(said) != (expected == 9):
+    expected = 9 if act else -9
+    if case["code"] != expected or len(said) != bool(act):
         return {**case, "failed": f"exit code {case['code']}, expected {expected}: {said}"}
-    if what in _MENDS:
-        _MENDS[what](kind, run)
+    if mend:
+        mend(run)
     return lab.resumed(run, "cached", case)
 
 
@@ -112,31 +109,14 @@ def _fill(place):
                     file.write(bytes(size))
 
 
-def _empty(kind, place):
-    os.remove(f"{place}/full")
-
-
-def _mount_again(kind, place):
+def _mount_again(place):
     _command("umount", place)
     subprocess.run(["e2fsck", "-fy", f"{place}.image"], capture_output=True, check=False)
-    _command("mount", "-t", kind, "-o", "loop", f"{place}.image", place)
+    _command("mount", "-o", "loop", f"{place}.image", place)
 
 
-def _without(owner, name, number):
-    def missing(*_):
-        raise OSError(number, os.strerror(number))
-
-    return lambda: setattr(owner, name, missing)
-
-
-# What happens to a run, how the machine is mended then, and what the file system never had.
-_ACTS = {
-    "full": _fill,
+_FAULTS = {  # what happens to a run, and how the machine is mended then
+    "full": (_fill, lambda place: os.remove(f"{place}/full")),
     # what the kernel does on an error of the disk; an ordinary remount waits for open files
-    "read-only": lambda place: _command("mount", "-o", "remount,abort", place),
-}
-_MENDS = {"full": _empty, "read-only": _mount_again}
-_PATCHES = {
-    "without locks": _without(fcntl, "flock", errno.ENOLCK),
-    "without syncs": _without(os, "fsync", errno.EINVAL),
+    "read-only": (lambda place: _command("mount", "-o", "remount,abort", place), _mount_again),
 }

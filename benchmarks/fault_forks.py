@@ -7,7 +7,6 @@ fork does to itself is wrapped around public functions of the package.
 import collections
 import contextlib
 import functools
-import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -16,17 +15,17 @@ import sys
 import threading
 import time
 import traceback
-import types
 
 import tiny_network
 from program import TRAIN
 
-from tl_research import artefacts, experiment, files
+from tl_research import artefacts, experiment
 from tl_research.data import dataset
 from tl_research.run import checkpoints
 from tl_research.training import evaluation, features, loop, progress, time_limit
 
 FORKS = multiprocessing.get_context("fork")
+KILLED = {"failed": "ended without an answer"}
 _SECONDS = 120  # after which a case counts as hanging
 _PLACES = (  # of a run: where they are entered, and their names
     (experiment, "run", "run"),
@@ -38,7 +37,6 @@ _PLACES = (  # of a run: where they are entered, and their names
     (checkpoints, "save", "save"),
     (artefacts, "save_keras", "export"),
 )
-_OPERATIONS = "mkdir open close fsync replace unlink rmdir remove listdir scandir"
 
 
 def in_fork(function, log, seconds=_SECONDS):
@@ -79,7 +77,7 @@ def in_parallel(cases, jobs):
             running[reader] = index, process
         for reader in multiprocessing.connection.wait(running):
             index, process = running.pop(reader)
-            found[index] = {"failed": "ended without an answer"}
+            found[index] = KILLED
             with contextlib.suppress(EOFError):
                 found[index] = reader.recv()
             process.join()
@@ -131,11 +129,6 @@ class Page:
         self._place, self.sent_in = (FORKS.RawArray("c", 256) for _ in range(2))
         self.steps, self.sent_at = FORKS.RawValue("q"), FORKS.RawValue("d")
 
-    @property
-    def place(self):
-        """Names of the places that were entered and not left, outermost first."""
-        return self._place.value.decode()
-
     def watch(self, on_enter=lambda place, number: None, on_leave=lambda place, seconds: None):
         """Follows this process.
 
@@ -185,58 +178,3 @@ class Page:
                 timer.start()
 
         self.watch(on_enter)
-
-
-class Operations:
-    """Counts the file operations of one save; at one of them calls `act` instead of going on.
-
-    Args:
-        save: The number of the save, from 1; None counts those of none.
-        operation: The number of the operation in it, from 0.
-        act: Called with the operation's name.
-
-    Attributes:
-        names: Of the operations so far.
-    """
-
-    def __init__(self, save, operation=None, act=None):
-        self.names, self._active = [], False
-        self._operation, self._act = operation, act
-        for name in _OPERATIONS.split():
-            setattr(os, name, self._counted(name, getattr(os, name)))
-        files.open, saves = self._open, itertools.count(1)
-
-        @contextlib.contextmanager
-        def counting(*_):
-            self._active = next(saves) == save
-            try:
-                yield
-            finally:
-                self._active = False
-
-        around(checkpoints, "save", counting)
-
-    def _counted(self, name, function):
-        @functools.wraps(function)
-        def counted(*args, **kwargs):
-            if self._active:
-                self.names.append(name)
-                if len(self.names) - 1 == self._operation:
-                    self._act(name)
-            return function(*args, **kwargs)
-
-        return counted
-
-    @contextlib.contextmanager
-    def _open(self, *args, **kwargs):
-        with self._counted("create", open)(*args, **kwargs) as file:
-            yield (
-                types.SimpleNamespace(
-                    write=self._counted("write", file.write),
-                    flush=self._counted("flush", file.flush),
-                    fileno=file.fileno,
-                    close=file.close,
-                )
-                if self._active
-                else file
-            )

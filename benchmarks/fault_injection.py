@@ -2,10 +2,11 @@
 
     python benchmarks/fault_injection.py --output_json=faults.json
 
-kills a small two-phase run at random points and at every file operation of a save, damages
-checkpoints, sends signals, fills disks, and feeds it bad images, flag files and artefacts. Every
-case is a fork of this process (`fault_forks.py`) in which `train.py` itself runs. A case that fails
-is printed and counted, never dropped.
+kills a small two-phase run at random points, sends signals, fills disks, and starts runs at once or
+under other settings. Every case is a fork of this process (`fault_forks.py`) in which `train.py`
+itself runs. A case that fails is printed and counted, never dropped. What needs no run is asserted
+in tests/: damaged checkpoints and images, a writer that ends at each of its file operations,
+hostile artefacts and flag files.
 """
 
 import signal
@@ -19,7 +20,6 @@ quiet.import_tensorflow()
 
 import fault_environments
 import fault_filesystems
-import fault_misfeeding
 import fault_runs
 import program
 from fault_lab import Lab
@@ -29,16 +29,10 @@ from tl_research.settings import setting
 
 FIGURES = {
     "kill": fault_runs.kill,
-    "operations": fault_runs.operations,
-    "damage": fault_runs.damage,
     "signal": fault_runs.signals,
-    "images": fault_misfeeding.images,
-    "flagfiles": fault_misfeeding.flagfiles,
-    "artefacts": fault_misfeeding.artefacts,
     "starts": fault_runs.starts,
     "filesystems": fault_filesystems.filesystems,
     "controls": fault_runs.controls,
-    "repeat": fault_runs.repeat,
     "environments": fault_environments.environments,
     "cost": fault_runs.cost,
 }

@@ -14,7 +14,7 @@ import signal
 import time
 
 import tiny_network
-from fault_forks import Operations, Page, around, in_parallel, train
+from fault_forks import Page, around, in_parallel, train
 from program import read_json
 
 from tl_research.errors import UserError
@@ -61,16 +61,9 @@ class Lab:
         cases = [functools.partial(function, self, *plan) for plan in plans]
         return in_parallel(cases, self.settings.jobs)
 
-    def shared_out(self, function, number):
-        """Returns all cases of `function(self, how many, seed)`, which is called in each job."""
-        jobs = self.settings.jobs
-        plans = [(self.many(number) // jobs, self.random.random()) for _ in range(jobs)]
-        found = self.each(function, plans)
-        return [case for cases in found for case in (cases if type(cases) is list else [cases])]
-
     def reference(self, kind):
         """Returns an unbroken run: {"run", "fingerprint", "seconds", "entries" {place: times},
-        "lengths" {place: seconds}, "epoch_steps" of each save, "operations" of one}.
+        "lengths" {place: seconds}, "epoch_steps" of each save}.
         """
         if kind not in self._references:
             run, start = self.folder(f"reference-{kind}"), time.monotonic()
@@ -137,7 +130,6 @@ class Lab:
 def _take_notes(path):
     """Lets this process write down what `Lab.reference` returns of it."""
     entries, lengths, epoch_steps = collections.Counter(), {}, []
-    operations = Operations(6)
 
     @contextlib.contextmanager
     def noted(directory, state, arrays):
@@ -148,14 +140,14 @@ def _take_notes(path):
         lengths[place] = max(seconds, lengths.get(place, 0.0))
         if place == "run":
             notes = {"entries": entries, "lengths": lengths, "epoch_steps": epoch_steps}
-            write_atomically(path, json.dumps({**notes, "operations": operations.names}))
+            write_atomically(path, json.dumps(notes))
 
     Page().watch(entries.__setitem__, left)
     around(checkpoints, "save", noted)
 
 
 def fingerprint(run):
-    """Returns {part of a finished run: its SHA-256}: weights and optimizer, state, results and
+    """Returns the parts of a finished run: the SHA-256 of weights and optimizer, state, results and
     metrics; times, and where it lies, apart.
     """
     state, arrays = checkpoints.load_newest(f"{run}/checkpoints")
@@ -164,9 +156,7 @@ def fingerprint(run):
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode() + array.tobytes())
     rows = list(csv.DictReader(read_text(f"{run}/metrics.csv").splitlines()))
     parts = {"state": state, "results": read_json(f"{run}/results.json"), "metrics": rows}
-    texts = {name: json.dumps(_without_times(of), sort_keys=True) for name, of in parts.items()}
-    hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
-    return {"arrays": digest.hexdigest(), **hashes}
+    return {"arrays": digest.hexdigest(), **_without_times(parts)}
 
 
 def _without_times(value):
@@ -187,32 +177,11 @@ def newest_step(run):
 
 
 def judged(case, problems):
-    """Returns a case that failed for each of `problems`, {what is wrong: whether it is}."""
+    """Returns a case that failed for each of `problems`, {what is wrong: whether it is}, if it had
+    not failed before.
+    """
     failed = ", ".join(filter(problems.get, problems))
-    return {**case, "failed": failed} if failed else case
-
-
-def hashed(name, run, code, expected=0):
-    """Returns the case of a run that ended with a code, and must have ended with another."""
-    if code != expected:
-        return {"name": name, "failed": f"exit code {code} instead of {expected}"}
-    return {"name": name, "weights_sha256": read_json(f"{run}/results.json")["weights_sha256"]}
-
-
-def one_hash(cases):
-    """Returns cases of `hashed`, which fail if their weights are not those of the first."""
-    first = cases[0].get("weights_sha256")
-    return [
-        case
-        if "failed" in case
-        else judged(case, {"another hash": case["weights_sha256"] != first})
-        for case in cases
-    ]
-
-
-def unless_failed(cases, text):
-    """Returns a text that is true if no case failed, or else none."""
-    return "" if any("failed" in case for case in cases) else text
+    return {"failed": failed, **case} if failed else case
 
 
 def passed(cases):

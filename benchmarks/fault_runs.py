@@ -3,33 +3,26 @@
 Each is a function of a `Lab` and returns (cases, line for the table).
 """
 
-import collections.abc
 import contextlib
 import dataclasses
-import functools
-import glob
 import io
 import itertools
 import json
 import os
-import random
 import re
 import shutil
 import signal
 import statistics
 import time
 
-import fault_inputs
-from fault_forks import FORKS, Operations, Page, around, train
-from fault_lab import hashed, judged, newest_step, one_hash, passed
+from fault_forks import FORKS, KILLED, around, in_parallel, train
+from fault_lab import judged, newest_step, passed
 from program import read_json
 
-from tl_research import machine
 from tl_research.config import Config
 from tl_research.errors import UserError
-from tl_research.files import read_text, write_atomically
+from tl_research.files import write_atomically
 from tl_research.models.classifier import Classifier
-from tl_research.run import checkpoints
 from tl_research.run.directory import RunDirectory
 from tl_research.training.resume import Resume
 
@@ -78,14 +71,13 @@ def _points(lab, kind, number):
     return [point(i / number) for i in range(number)]
 
 
-def _broken_off(lab, name, kind, points, number=signal.SIGKILL, damaged=None):
+def _broken_off(lab, name, kind, points, number=signal.SIGKILL):
     """Breaks a run off at one point after the other; resumed, it must end as the unbroken one did.
 
     Args:
         lab: `Lab`.
         name: Of its directory.
         kind, points, number: As of `Lab.interrupted`.
-        damaged: Decides how its newest checkpoint is damaged then; None: not at all.
     """
     run, trail = lab.folder(name), []
     for point in points:
@@ -94,95 +86,9 @@ def _broken_off(lab, name, kind, points, number=signal.SIGKILL, damaged=None):
         if "failed" in case:
             return case
     case |= {"trail": trail, "saved": newest_step(run)}
-    if damaged is not None:
-        names = checkpoints.step_names(f"{run}/checkpoints")[-2:]
-        before, newest = (f"{run}/checkpoints/{name}" for name in names)
-        case["what"] = fault_inputs.damage(newest, before, random.Random(damaged))
     lost = number != signal.SIGKILL and case["saved"] != case["steps"]
     problems = {f"{case['steps']} steps finished, {case['saved']} saved": lost}
     return lab.resumed(run, kind, judged(case, problems))
-
-
-def operations(lab):
-    """A process that dies, and a disk that fails, at each file operation of a save."""
-    names = lab.reference("cached")["operations"]
-    every = range(0, len(names), 5 if lab.settings.quick else 1)
-    plans = [(number, names[number], mode) for mode in ("kill", "fail") for number in every]
-    cases = lab.each(_at_operation, plans)
-    killed, failed = ([c for c in cases if c.get("mode") == mode] for mode in ("kill", "fail"))
-    stopped = sum(case["code"] == 9 for case in failed)
-    return cases, (
-        f"a save has {len(names)} file operations: {passed(killed)} killed at one, resumed "
-        f"bit for bit; {passed(failed)} with a disk that fails there: a checkpoint was usable "
-        f"({stopped} exit 9, {len(failed) - stopped} went on)"
-    )
-
-
-def _at_operation(lab, number, name, mode):
-    run, page, note = lab.folder(f"operation-{mode}-{number}"), Page(), FORKS.RawArray("c", 256)
-
-    def act(name):
-        note.value = f"{number} {name} in {page.place}".encode()
-        if mode == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        raise OSError(28, "No space left on device")
-
-    def prepare():
-        page.watch()
-        Operations(6, number, act)
-
-    code, happened = train(run, lab.flags("cached"), prepare), note.value.decode()
-    case = {"mode": mode, "operation": f"{number} {name}", "code": code, "happened at": happened}
-    problems = {
-        "never reached": not happened.startswith(f"{number} {name} in "),
-        f"exit code {code}": code not in ((-9,) if mode == "kill" else (0, 9)),
-        "traceback": "Traceback" in read_text(f"{run}.log"),
-    }
-    case = judged(case, problems)
-    # of four where nothing was killed, that the checkpoint is usable is enough in three
-    if "failed" in case or mode == "kill" or not code or number % 4 == 0:
-        return lab.resumed(run, "cached", case)
-    state, _ = checkpoints.load_newest(f"{run}/checkpoints")
-    aside = glob.glob(f"{run}/checkpoints/*.corrupt-*")
-    return judged({**case, "usable": state["global_step"]}, {f"damaged {aside}": aside})
-
-
-def damage(lab):
-    """Checkpoints damaged in every way: none may be loaded, all must fall back."""
-    lab.reference("cached")
-    cases = lab.shared_out(_damaged, 1000)
-    kinds = collections.Counter(case.get("what", "").split(" ")[0] for case in cases)
-    plans = [
-        (f"damaged-run-{i}", "cached", [("save", 8 + i, 0)], signal.SIGKILL, i)
-        for i in range(lab.many(10))
-    ]
-    whole = lab.each(_broken_off, plans)
-    return cases + whole, (
-        f"{passed(cases)} damaged checkpoints named, set aside and the one before used "
-        f"({', '.join(f'{count} {kind}' for kind, count in kinds.items())}); {passed(whole)} "
-        "runs resumed from such a pair bit for bit"
-    )
-
-
-def _damaged(lab, number, seed):
-    source = f"{lab.reference('cached')['run']}/checkpoints"
-    before, newest = checkpoints.step_names(source)[-2:]
-    draw, cases = random.Random(seed), []
-    for trial in range(number):
-        folder = lab.folder(f"damage-{seed}-{trial}")
-        shutil.copytree(source, folder)
-        paths = [f"{folder}/{name}" for name in (newest, before)]
-        case, warnings = {"what": fault_inputs.damage(*paths, draw)}, io.StringIO()
-        with contextlib.redirect_stderr(warnings):
-            state, _ = checkpoints.load_newest(folder)
-        problems = {
-            "loaded all the same": checkpoints.step_name(state["global_step"]) != before,
-            "not named": newest not in warnings.getvalue(),
-            "not set aside": not os.path.exists(f"{paths[0]}.corrupt-1"),
-        }
-        shutil.rmtree(folder)
-        cases.append(judged(case, problems))
-    return cases
 
 
 def signals(lab):
@@ -220,30 +126,27 @@ def _started_twice(lab, number):
     # an unfinished run, so that `never` has something to set aside
     with RunDirectory(config) as directory:
         directory.write_json("run.json", {})
-    both, answers = FORKS.Barrier(2), FORKS.SimpleQueue()
+    both = FORKS.Barrier(2)
 
     def start():
         both.wait()
         try:
             with contextlib.redirect_stderr(io.StringIO()):
                 directory = RunDirectory(config)  # locked as long as it is referred to
-            answers.put(0)
-            time.sleep(60)
-            del directory
         except UserError as error:
-            answers.put(error.exit_code)
+            both.wait()
+            return error.exit_code
+        both.wait()
+        os.kill(os.getpid(), signal.SIGKILL)
+        return directory
 
-    processes = [FORKS.Process(target=start) for _ in range(2)]
-    for process in processes:
-        process.start()
-    codes = sorted(answers.get() for _ in processes)
-    for process in processes:
-        process.kill()
-        process.join()
+    answers = in_parallel([start, start], 2)
+    winners = [answer for answer in answers if answer == KILLED]
     # a killed owner leaves no lock
     with RunDirectory(dataclasses.replace(config, resume="auto")):
-        case = {"resume": resume, "codes": codes}
-        return judged(case, {"expected one winner and exit 8": codes != [0, 8]})
+        problem = len(winners) != 1 or 8 not in answers
+        case = {"resume": resume, "answers": answers}
+        return judged(case, {"expected one winner and exit 8": problem})
 
 
 def controls(lab):
@@ -305,49 +208,6 @@ _LEFT_OUT = {
     "the early-stop state": _early_stop,
     "the metrics' state": lambda state: state.progress.epoch_totals.clear(),
 }
-
-
-def repeat(lab):
-    """Fresh runs, with 1 and 2 parallel decode calls, listings in another order, --deterministic:
-    one hash.
-    """
-    fresh = lab.many(10)
-    plans = [(f"fresh {i}",) for i in range(fresh)]
-    for calls in (1, 2):
-        cores = functools.partial(setattr, machine, "cores", lambda calls=calls: calls)
-        plans.append((f"{calls} decode calls", ["--cache_pixels=0"], cores))
-    plans.append(("listed backwards", [], _list_backwards))
-    plans += [(f"--deterministic {i}", ["--deterministic"]) for i in (1, 2)]
-    cases = lab.each(_hashed, plans)
-    # deterministic kernels are others, and round otherwise
-    same, deterministic = one_hash(cases[:-2]), one_hash(cases[-2:])
-    return same + deterministic, (
-        f"{passed(same)} runs end with one `weights_sha256`: {fresh} fresh ones, "
-        "with 1 and 2 parallel decode calls, with folders listed backwards; "
-        f"{passed(deterministic)} with --deterministic end with one too"
-    )
-
-
-def _hashed(lab, name, arguments=(), prepare=lambda: None):
-    run = lab.folder(f"repeat-{name}")
-    return hashed(name, run, train(run, [*lab.flags("live"), *arguments], prepare))
-
-
-def _list_backwards():
-    scandir = os.scandir
-
-    class Backwards(contextlib.AbstractContextManager, collections.abc.Iterator):
-        def __init__(self, *args):
-            with scandir(*args) as entries:
-                self._rest = reversed(list(entries))
-
-        def __next__(self):
-            return next(self._rest)
-
-        def __exit__(self, *exception):
-            pass
-
-    os.scandir = Backwards
 
 
 def cost(lab):

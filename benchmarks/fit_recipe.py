@@ -18,7 +18,6 @@ from tl_research import quiet
 
 quiet.import_tensorflow()
 
-import copied_recipe
 import keras
 import measuring
 import program
@@ -49,19 +48,16 @@ def measure(settings):
         for side in ("train", "validation", "test")
     )
     num_classes = len(os.listdir(f"{settings.folders}/train"))
-    model = measuring.fit_model(config, "head", num_classes)
+    model, _ = measuring.fit_model(config, "head", num_classes)
     head, first = _train(model, train, validation, config.epochs[0], STARTED)
     dense = model.layers[-1].get_weights()
     shared = time.perf_counter() - STARTED
     for column in settings.columns:
         keras.backend.clear_session()
         held = column == "fit held"
-        model, base_model = copied_recipe.build_model(config, num_classes, held=held)
+        model, _ = measuring.fit_model(config, "finetune", num_classes, held=held)
         model.layers[-1].set_weights(dense)
-        before = model.get_weights()
-        start = time.perf_counter()
-        copied_recipe.open_top(base_model)
-        copied_recipe.compile_model(model, measuring.PHASES["finetune"][1])
+        before, start = model.get_weights(), time.perf_counter()
         finetune, more = _train(model, train, validation, config.epochs[1], start - shared)
         phases, selected = {"head": head, "finetune": finetune}, "finetune"
         if finetune["val_loss"] >= head["val_loss"]:  # as ours: the best of both phases

@@ -3,18 +3,19 @@ is, how far from the memory.
 
     python benchmarks/gpu.py --output_json=gpu.json
 
-prints a table, and writes a JSON file anew after every row, within `--minutes`; what no longer fits
-is listed as skipped. A check or a measurement that fails is a row with its error. Where there is no
+prints a table, and writes a JSON file anew after every row. What is not begun within `--minutes` is
+listed as skipped. A check or a measurement that fails is a row with its error. Where there is no
 GPU it says so and ends; the whole program runs on a CPU with `--device=cpu
 --backbones=EfficientNetLite0@32 --images=16 --batch_size=8 --seconds=0.1 --minutes=3`.
 
-Checks come first, see `gpu_checks.py`. Cells are images/s of epochs of our steps with pixels or
+Checks come first, see `gpu_checks.py`: several side by side, in a process each. Then one backbone
+is measured in all variants, the others in the precision and with the XLA that a run here chooses by
+itself, and at last in the rest. Cells are images/s of epochs of our steps with pixels or
 features on the device: "live", the augmentation included, or "cached", from features that are kept;
 and of `fit` with the recipe as everybody writes it, in the same precision, from pixels in memory.
 XLA cannot compile its augmentation layers, so that `fit` with XLA goes without them and does less
 than ours. Rates are medians of three windows of `--seconds` after an epoch that compiles; cells
-follow one another, so ratios are not of paired rounds. What a run would choose by itself comes
-first, all backbones of it.
+follow one another, so ratios are not of paired rounds.
 
 "Roofline" is the share of the rate that memory allows: bandwidth over the least bytes of a training
 step for an image (`limits.bytes_per_image`), in the cell's precision. In 16 bit these are 14, 25
@@ -24,10 +25,16 @@ of a GPU in `_PUBLISHED`, else that of a large copy made here. Public training s
 0.43 of the published one. For a head on cached features it says nothing: its time goes to launches.
 """
 
+import contextlib
+import functools
 import gc
 import itertools
 import math
+import operator
+import os
 import statistics
+import subprocess
+import tempfile
 import time
 
 from tl_research import quiet
@@ -45,6 +52,8 @@ from tl_research.errors import UserError
 from tl_research.settings import setting
 
 _ROUNDS = 3
+_KINDS = ("live", "fit", "cached")
+_PLACE = operator.itemgetter("backbone", "image_size", "phase", "precision")
 # GB/s, by the device's name
 _PUBLISHED = {"H200": 4800, "H100 80GB HBM3": 3350, "A100-SXM4-80GB": 2039, "A100-SXM4-40GB": 1555}
 _COLUMNS = """
@@ -70,39 +79,39 @@ class Settings(program.Networks):
     device: str = setting(
         "auto", "auto: a GPU, or nothing; cpu: run the whole program there", choices=("auto", "cpu")
     )
-    minutes: float = setting(10.0, "nothing is begun that may not end by then", above=0)
+    minutes: float = setting(
+        10.0, "nothing is begun after that; each row is written when it ends", above=0
+    )
     checks: str = setting(",".join(gpu_checks.CHECKS), "a list, or none")
     backbones: str = setting(
         "EfficientNetLite0@224,EfficientNetV2B0@224,MobileNetV2@160,ResNet50@224",
         "NAME@SIZE, a list; the first is checked",
     )
-    cells: int = setting(
-        0, "measurements at most, in order; 0: as many as there is time for", low=0
-    )
+    cells: int = setting(1000, "measurements at most, in order; 0: checks alone", low=0)
     images: int = setting(2048, "images of an epoch", low=1)
     batch_size: int = setting(256, "images a step", low=1)
     seconds: float = setting(1.0, "of a timed window", above=0)
 
 
 def make_cells(settings):
-    """Returns what is to be measured, a dict each: first in the precision and with the XLA that a
-    run here chooses by itself.
+    """Returns what is to be measured, a dict each: the first backbone in all variants, then the
+    others as a run here would choose by itself, then their rest.
     """
-    own, xla = gpu_checks.resolved(settings)
-    variants = sorted(
-        itertools.product(gpu_checks.PRECISIONS, (True, False)),
-        key=lambda of: ((own != of[0]) + (xla != of[1]), own != of[0]),
+    own, networks = gpu_checks.resolved(settings), program.parse_backbones(settings.backbones)
+
+    def order(cell):
+        network, phase, *variant, _ = cell
+        others = sum(value != chosen for value, chosen in zip(variant, own))
+        rank = 0 if network == networks[0] else 1 + (others > 0)
+        return rank, phase == "head", others
+
+    cells = itertools.product(
+        networks, ("finetune", "head"), measuring.PRECISIONS, (True, False), _KINDS
     )
-    networks = measuring.parse_backbones(settings.backbones)
-    names = ("backbone", "image_size", "phase", "kind", "precision", "xla")
-    cells = [
-        dict(zip(names, (*network, phase, kind, *variant)))
-        for variant in variants
-        for phase in ("finetune", "head")
-        for kind in ("live", "fit", "cached")
-        for network in networks
+    names = ("backbone", "image_size", "phase", "precision", "xla", "kind")
+    return [dict(zip(names, (*network, *cell))) for network, *cell in sorted(cells, key=order)][
+        : settings.cells
     ]
-    return cells[: settings.cells or None]
 
 
 def measure_cell(settings, backbone, image_size, phase, kind, precision, xla):
@@ -114,7 +123,10 @@ def measure_cell(settings, backbone, image_size, phase, kind, precision, xla):
     config = measuring.make_config(settings, backbone, image_size, precision=precision)
     examples = measuring.drawn_examples(config, settings.images)
     classifier = measuring.make_classifier(config, phase, 5)
-    source = measuring.source(config, classifier, examples, cached=kind == "cached")
+    source = measuring.live_source(config, classifier, examples)
+    if kind == "cached":
+        filled = measuring.fill_cache(config, classifier, examples)
+        source = measuring.cached_source(config, classifier, filled)
     if kind == "fit":
         with tf.device("/CPU:0"):
             images = tf.data.Dataset.from_tensor_slices((examples.pixels, examples.labels))
@@ -151,7 +163,7 @@ def probe(gpu):
 
 
 def measure(settings, gpu=None, started=None):
-    """Returns the rows: of the machine, of each check and of each cell.
+    """Returns the rows: of each check, of the machine and of each cell.
 
     Args:
         settings: `Settings`.
@@ -162,19 +174,18 @@ def measure(settings, gpu=None, started=None):
         UserError: If there is no such check.
     """
     deadline = 60 * settings.minutes + (time.perf_counter() if started is None else started)
-    rows, longest = [], 0.0
-    for row, work in _work(settings, gpu):
+    rows = []
+    for row, work in _work(settings, gpu, deadline):
         rows.append(row)
         start = time.perf_counter()
-        if start + longest > deadline:
+        if "phase" in row and start > deadline:
             row["skipped"] = True
             continue
         try:
             row.update(work())
         except Exception as error:  # whatever it is, the other rows are worth having
             row["error"] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        row["seconds"] = time.perf_counter() - start
-        longest = max(longest, row["seconds"])
+        row.setdefault("seconds", time.perf_counter() - start)
         compare(rows)
         print(_line(row), flush=True)
         program.write_json(settings.output_json, settings, rows)
@@ -182,48 +193,70 @@ def measure(settings, gpu=None, started=None):
     return rows
 
 
-def _work(settings, gpu):
-    """Returns [(the beginning of a row, the function that measures the rest of it)]."""
+def _work(settings, gpu, deadline):
+    """Yields (the beginning of a row, the function that measures the rest of it)."""
     names = [] if settings.checks == "none" else settings.checks.split(",")
     if unknown := set(names) - set(gpu_checks.CHECKS):
         raise UserError(
             f"--checks has {', '.join(unknown)}; expected any of {', '.join(gpu_checks.CHECKS)}, "
             "or none; correct it"
         )
+    checks = {name: functools.partial(_check, settings, name) for name in names}
+    with tempfile.TemporaryDirectory() as place:
+        if len(names) > 1:
+            checks = {name: _process(settings, name, place, deadline) for name in names}
+        for name, work in checks.items():
+            yield {"check": name}, work
+    if cells := make_cells(settings):
+        yield {"machine": True}, functools.partial(probe, gpu)
+    for cell in cells:
+        yield {**cell}, functools.partial(measure_cell, settings, **cell)
 
-    def check(name):
-        return dict(zip(("passed", "detail"), gpu_checks.CHECKS[name](settings)))
 
-    return [
-        ({"machine": True}, lambda: probe(gpu)),
-        *(({"check": name}, lambda name=name: check(name)) for name in names),
-        *(
-            ({**cell}, lambda cell=cell: measure_cell(settings, **cell))
-            for cell in make_cells(settings)
-        ),
-    ]
+def _check(settings, name):
+    return dict(zip(("passed", "detail"), gpu_checks.CHECKS[name](settings)))
+
+
+def _process(settings, name, place, deadline):
+    """Starts one check in a process of its own; returns a function to its row."""
+    path = f"{place}/{name}.json"
+    flags = {**vars(settings), "checks": name, "cells": 0, "output_json": path}
+    process = program.start(
+        __file__,
+        *(f"--{flag}={value}" for flag, value in flags.items()),
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "TF_FORCE_GPU_ALLOW_GROWTH": "true"},  # they share its memory
+    )
+
+    def work():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, deadline - time.perf_counter()))
+        process.kill()
+        if not (found := program.read_json(path)):
+            raise RuntimeError(f"no result in time; its process ended with {process.wait()}")
+        return found["rows"][0]
+
+    return work
+
+
+def _bandwidth(rows):
+    """Returns GB/s, published or measured here, or None if the machine was not probed."""
+    return next((row.get("published") or row.get("copy") for row in rows if "machine" in row), None)
 
 
 def compare(rows):
     """Adds to each measured cell its share of the roofline, and its rate over that of the faster
     `fit` beside it, if measured.
     """
-    bandwidth = rows[0].get("published") or rows[0].get("copy")
+    bandwidth, fits = _bandwidth(rows), {}
     cells = [row for row in rows if "images_per_second" in row]
-
-    def place(row):
-        return tuple(row[key] for key in ("backbone", "image_size", "phase", "precision"))
-
-    fits = {}
     for row in cells:
-        rate = row["images_per_second"]
-        moved = rate * row["bytes_per_image"] / 1e9
-        row["roofline"] = moved / bandwidth if bandwidth else None
         if row["kind"] == "fit":
-            fits[place(row)] = max(rate, fits.get(place(row), 0.0))
+            fits.setdefault(_PLACE(row), []).append(row["images_per_second"])
     for row in cells:
-        beside = fits.get(place(row))
-        row["over_fit"] = row["images_per_second"] / beside if beside else None
+        rate, beside = row["images_per_second"], fits.get(_PLACE(row))
+        row["roofline"] = bandwidth and rate * row["bytes_per_image"] / 1e9 / bandwidth
+        row["over_fit"] = beside and rate / max(beside)
 
 
 def _line(row):

@@ -19,7 +19,6 @@ from tl_research.optim import loss_scale
 from tl_research.run import environment
 from tl_research.training import audit
 
-PRECISIONS = ("mixed_bfloat16", "float32", "mixed_float16")
 _STEPS, _BATCH_SIZE = 4, 32
 _XLA_TOLERANCE, _FLOAT16_TOLERANCE = 1e-3, 1e-1
 # In 16 bit at least twice what a CPU is off by with EfficientNetLite0.
@@ -38,7 +37,7 @@ def precision(settings):
     Logits, gradients and variables are float32. Tells what `auto` is.
     """
     passed, told = True, []
-    for name in PRECISIONS:
+    for name in measuring.PRECISIONS:
         config, classifier, source = make_network(settings, name)
         tensors, logits, gradients = _gradients(classifier, source, config.batch_size)
         computed = {tensor.dtype.name for tensor in tensors}
@@ -140,26 +139,20 @@ CHECKS = {
 }
 
 
-def _config(settings, precision, **more):
-    name, size = measuring.parse_backbones(settings.backbones)[0]
-    return measuring.make_config(
-        settings,
-        name,
-        size,
-        precision=precision,
-        batch_size=min(settings.batch_size, _BATCH_SIZE),
-        **{"optimizer": "sgd", "augment": ("none",), "dropout": 0.0, **more},
-    )
-
-
 def resolved(settings):
     """Returns (precision, whether XLA is on) that `auto` is here."""
-    return environment.resolve_device(_config(settings, "auto"), {})
+    network = measuring.parse_backbones(settings.backbones)[0]
+    return environment.resolve_device(
+        measuring.make_config(settings, *network, precision="auto"), {}
+    )
 
 
 def make_network(settings, precision, weights=None, **more):
     """Returns (config, classifier, live source of `_STEPS` batches), weights given or its own."""
-    config = _config(settings, precision, **more)
+    network, batch_size = measuring.parse_backbones(settings.backbones)[0], settings.batch_size
+    own = {"batch_size": min(batch_size, _BATCH_SIZE), "augment": ("none",), "dropout": 0.0}
+    own |= {"optimizer": "sgd", "precision": precision, **more}
+    config = measuring.make_config(settings, *network, **own)
     classifier = measuring.make_classifier(config, "finetune", 5)
     for variable, value in zip(classifier.variables.values(), weights or ()):
         variable.assign(value)

@@ -48,8 +48,7 @@ class Settings(program.Settings):
 
     required = ("data_dir",)
     data_dir: str | None = setting(None, "one folder per class; must be given", path="absolute")
-    backbone: str = setting("EfficientNetLite0", "a name from tl_research/models/backbones.py")
-    image_size: int = setting(96, "height and width in pixels that images are resized to")
+    backbone: str = setting("EfficientNetLite0@96", "NAME@SIZE")
     images: tuple[int, ...] = setting((400, 10000), "training images, at most", low=10)
     seeds: tuple[int, ...] = setting((0, 1, 2), "of the run and of the photographs", low=0)
     epochs: int = setting(3, "of each phase at each rate of the sweep", low=1)
@@ -92,12 +91,13 @@ def _copy_photographs(data_dir, place, images, seed):
 
 def _measure_run(settings, seed, place):
     """Yields a dict for each phase of one run."""
+    ((name, size),) = program.parse_backbones(settings.backbone)
     config = Config(
         dataset="directory",
         data_dir=f"{place}/train",
         validation_dir=f"{place}/validation",
-        backbone=settings.backbone,
-        image_size=settings.image_size,
+        backbone=name,
+        image_size=size,
         seed=seed,
         workdir=f"{place}/run",
     )

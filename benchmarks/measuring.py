@@ -4,7 +4,6 @@ and the timing in turn.
 
 import contextlib
 import dataclasses
-import functools
 import os
 import statistics
 import tempfile
@@ -38,7 +37,7 @@ from tl_research.training.objective import CrossEntropy
 from tl_research.training.steps import TrainStep
 
 PHASES = {"head": ("0%", 1e-3), "finetune": ("30%", 1e-5)}
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+PRECISIONS = ("mixed_bfloat16", "float32", "mixed_float16")
 
 
 class Settings(program.Networks):
@@ -117,23 +116,8 @@ def photographs(settings, name, size):
             train.images(rows),
         )
         classes = [data.classes[label] for label in examples.labels]
-        folder = as_folders(examples.paths, classes, f"{place}/images")
+        folder = program.as_folders(examples.paths, classes, f"{place}/images")
         yield Photographs(config, examples, folder, len(data.classes), rate)
-
-
-def as_folders(paths, class_names, place):
-    """Makes a folder per class with links to the images, as `image_dataset_from_directory` wants
-    them.
-
-    Args:
-        paths: Of the images, absolute.
-        class_names: The class of each.
-        place: Directory for the folders.
-    """
-    for index, (path, name) in enumerate(zip(paths, class_names)):
-        os.makedirs(f"{place}/{name}", exist_ok=True)
-        os.symlink(path, f"{place}/{name}/{index}{os.path.splitext(path)[1]}")
-    return place
 
 
 def alternate(epochs, rounds):
@@ -179,35 +163,6 @@ def row(config, phase, seconds, images, ratios):
         values = [a / b for a, b in zip(seconds[slower], seconds[faster], strict=True)]
         found[name], found[f"{name}_range"] = statistics.median(values), [min(values), max(values)]
     return found
-
-
-def compare(settings, columns, epochs_of, ratios):
-    """Returns a row for each backbone and phase, as `program.gathered` does.
-
-    Args:
-        settings: `Settings`.
-        columns: Of the table.
-        epochs_of: A function of (a function that makes a `Config`, a name in `PHASES`) to
-            {kind: function that returns the seconds of an epoch}.
-        ratios: As of `row`.
-    """
-
-    def rows():
-        for name, size in parse_backbones(settings.backbones):
-            make = functools.partial(make_config, settings, name, size)
-            for phase in PHASES:
-                config, seconds = make(), alternate(epochs_of(make, phase), settings.rounds)
-                yield row(config, phase, seconds, settings.images, ratios)
-                keras.backend.clear_session()
-
-    return program.gathered(settings, columns, rows())
-
-
-def batchnorms(backbone):
-    """Returns the BatchNorm layers of a backbone."""
-    return [
-        layer for layer in backbone.layers if isinstance(layer, keras.layers.BatchNormalization)
-    ]
 
 
 def timed(work):
@@ -289,13 +244,6 @@ def our_epoch(*arguments, **options):
     return timed(lambda: float(steps()["loss_sum"]))
 
 
-def step_epoch(config, phase, images):
-    """Returns a function that returns the seconds of an epoch of our live step without input."""
-    classifier = make_classifier(config, phase, 5)
-    source = live_source(config, classifier, drawn_examples(config, images))
-    return our_epoch(config, phase, classifier, source, same_batch=True)
-
-
 def live_source(config, classifier, examples, boundary=None):
     """Returns a `LiveSource` of augmented images at a boundary.
 
@@ -327,13 +275,6 @@ def cached_source(config, classifier, filled):
     return source
 
 
-def source(config, classifier, examples, cached):
-    """Returns a phase's source at its own boundary: live, or kept features."""
-    if not cached:
-        return live_source(config, classifier, examples)
-    return cached_source(config, classifier, fill_cache(config, classifier, examples))
-
-
 class _EpochClock(keras.callbacks.Callback):
     """Measures the seconds of the last epoch, its reading of files included."""
 
@@ -344,19 +285,26 @@ class _EpochClock(keras.callbacks.Callback):
         self.seconds = time.perf_counter() - self._start
 
 
-def fit_model(config, phase, num_classes, augment=True, precision="float32", jit_compile="auto"):
-    """Returns the copied recipe's model, compiled for a phase, in a precision of its own, whatever
-    ours has.
+def fit_model(config, phase, num_classes, *, precision="float32", jit_compile="auto", **options):
+    """Returns (the copied recipe's model, its backbone), compiled for a phase.
+
+    Args:
+        config: `Config`.
+        phase: A name in `PHASES`.
+        num_classes: Outputs of the dense layer.
+        precision: Of the model, whatever ours has.
+        jit_compile: Keras' argument, whether with XLA.
+        options: Of `copied_recipe.build_model`.
     """
     unfreeze, learning_rate = PHASES[phase]
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
-    model, base_model = copied_recipe.build_model(config, num_classes, augment=augment)
+    model, base_model = copied_recipe.build_model(config, num_classes, **options)
     keras.config.set_dtype_policy(policy)
     if unfreeze != "0%":
         copied_recipe.open_top(base_model)
     copied_recipe.compile_model(model, learning_rate, jit_compile)
-    return model
+    return model, base_model
 
 
 def read_folder(folder, config, **options):
@@ -376,7 +324,7 @@ def fit_epoch(config, phase, num_classes, images, **options):
 
     Options are `fit_model`'s.
     """
-    model, clock = fit_model(config, phase, num_classes, **options), _EpochClock()
+    (model, _), clock = fit_model(config, phase, num_classes, **options), _EpochClock()
 
     def fit():
         # a data set shuffles itself

@@ -7,14 +7,13 @@ epoch each. Its training ends when the best weights of the last phase were evalu
 the kernel's (VmHWM of /proc/self/status), which is made to forget the first one.
 """
 
-import concurrent.futures
 import functools
-import multiprocessing
 import tempfile
 
 import measuring
 import program
 import tiny_network
+from fault_forks import in_parallel
 
 from tl_research import experiment
 from tl_research.settings import setting
@@ -22,7 +21,7 @@ from tl_research.training.events import PhaseEnded
 
 _COLUMNS = """
 backbone | {backbone}@{image_size}
-training, MiB | {training_mib:.0f}
+training, MiB | {training_mib:.0f}{failed}
 after it, MiB | {after_mib:.0f}
 ratio | {ratio:.2f}
 """
@@ -40,11 +39,11 @@ class Settings(program.Networks):
     feature_cache: str = setting("off", "as of train.py", choices=("auto", "off"))
 
 
-def peak_bytes():
-    """Returns the largest memory of this process, in bytes, since it began or `forget_peak`."""
+def peak_mib():
+    """Returns the largest memory of this process, in MiB, since it began or `forget_peak`."""
     with open("/proc/self/status", encoding="ascii") as file:
         (line,) = (line for line in file if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
+    return int(line.split()[1]) / 1024
 
 
 def forget_peak():
@@ -53,12 +52,14 @@ def forget_peak():
 
 
 def run_measured(settings, name, size):
-    """Runs a backbone at an image size in this process; returns its row."""
+    """Runs a backbone at an image size in this process; returns its row: both peaks in MiB, and
+    their ratio.
+    """
     row = {"backbone": name, "image_size": size}
 
     def observe(event):
         if isinstance(event, PhaseEnded) and event.phase.name == "finetune":
-            row["training"] = peak_bytes()
+            row["training_mib"] = peak_mib()
             forget_peak()
 
     with tempfile.TemporaryDirectory() as place:
@@ -75,18 +76,16 @@ def run_measured(settings, name, size):
             epochs=(1, 1),
         )
         experiment.run(config, observers=[observe])
-    row["after"] = peak_bytes()
-    mib = {f"{kind}_mib": row[kind] / 2**20 for kind in ("training", "after")}
-    return {**row, **mib, "ratio": row["after"] / row["training"]}
+    row["after_mib"] = peak_mib()
+    return {**row, "ratio": row["after_mib"] / row["training_mib"]}
 
 
 def measure(settings):
-    """Returns a row for each backbone: `training` and `after`, bytes, and their `ratio`."""
-    networks = zip(*program.parse_backbones(settings.backbones))
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:
-        rows = pool.map(functools.partial(run_measured, settings), *networks)
-        return program.gathered(settings, _COLUMNS, rows)
+    """Returns a row for each backbone; see `run_measured`."""
+    networks = program.parse_backbones(settings.backbones)
+    cases = [functools.partial(run_measured, settings, *network) for network in networks]
+    rows = (row for case in cases for row in in_parallel([case], 1))
+    return program.gathered(settings, _COLUMNS, rows)
 
 
 def report(settings):

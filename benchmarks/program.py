@@ -4,10 +4,12 @@ a table, and runs of `train.py`.
 Imports no TensorFlow, so that what a child takes is not what this process takes.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import shlex
+import socket
 import statistics
 import string
 import subprocess
@@ -19,6 +21,7 @@ from tl_research.errors import UserError
 from tl_research.files import write_atomically
 from tl_research.reporting.pictures import markdown_table
 from tl_research.reporting.results import without_nan
+from tl_research.run.recorded import read_json
 from tl_research.settings import check_fields, setting
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -43,7 +46,9 @@ class Settings:
 
     def __post_init__(self):
         check_fields(self)
-        need(self, *self.required)
+        if not all(getattr(self, name) for name in self.required):
+            flags = " or ".join(f"--{name}" for name in self.required)
+            raise UserError(f"{flags} is missing; expected a value; --helpshort says which")
 
 
 class Training(Settings):
@@ -72,13 +77,6 @@ class Photographs(Settings):
         "one folder per class; with a named data set, a copy used instead of downloading",
         path="absolute",
     )
-
-
-def need(settings, *names):
-    """Raises UserError if one of these settings has no value."""
-    if not all(getattr(settings, name) for name in names):
-        flags = " or ".join(f"--{name}" for name in names)
-        raise UserError(f"{flags} is missing; expected a value; --helpshort says which")
 
 
 def parse_backbones(text):
@@ -156,21 +154,15 @@ def write_json(path, settings, rows=None, **more):
         write_atomically(path, json.dumps(content, indent=1) + "\n")
 
 
-def read_json(path):
-    """Returns what a file of JSON holds."""
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
-
-
 def rows_so_far(settings, path, but):
     """Returns the rows that a file has of earlier calls with the same settings, some apart.
 
     Raises:
         UserError: If another one was different.
     """
-    if not os.path.exists(path):
-        return []
     content, now = read_json(path), json.loads(json.dumps(vars(settings)))
+    if content is None:
+        return []
     for name, value in content["settings"].items():
         if name not in but and value != now[name]:
             raise UserError(
@@ -197,6 +189,35 @@ def main(settings_class, report):
     cli.run(program)
 
 
+def as_folders(paths, class_names, place):
+    """Makes a folder per class with links to the images, as `image_dataset_from_directory` wants
+    them.
+
+    Args:
+        paths: Of the images, absolute.
+        class_names: The class of each.
+        place: Directory for the folders.
+    """
+    for index, (path, name) in enumerate(zip(paths, class_names)):
+        os.makedirs(f"{place}/{name}", exist_ok=True)
+        os.symlink(path, f"{place}/{name}/{index}{os.path.splitext(path)[1]}")
+    return place
+
+
+def tf_configs(count):
+    """Returns the `TF_CONFIG` of each of `count` workers on the loopback address, at ports that
+    nobody listens on.
+    """
+    with contextlib.ExitStack() as stack:
+        servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+        ports = [stack.enter_context(server).getsockname()[1] for server in servers]
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+    return [
+        json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
+        for index in range(count)
+    ]
+
+
 def start(*command, **options):
     """Returns the process of a Python program, which is named on stderr."""
     command = [sys.executable, *command]
@@ -221,8 +242,24 @@ def finish(process):
     return usage.ru_maxrss / 1024
 
 
-def train(workdir, *flags):
-    """Runs `train.py`; returns its `results.json`, and `peak_mib` of the process."""
-    process = start(TRAIN, *flags, f"--workdir={workdir}", stdout=subprocess.DEVNULL)
-    peak = finish(process)
-    return {**read_json(f"{workdir}/results.json"), "peak_mib": peak}
+def train(workdir, *flags, processes=1):
+    """Runs `train.py`, in several processes of one run if that is asked for.
+
+    Returns:
+        Its `results.json`, and `peak_mib`: of the process that has most.
+    """
+    flags = [TRAIN, *flags, f"--workdir={workdir}"]
+    if processes == 1:
+        peaks = [finish(start(*flags, stdout=subprocess.DEVNULL))]
+    else:
+        workers = [
+            start(
+                *flags,
+                "--distribute=multi_worker",
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, "TF_CONFIG": config},
+            )
+            for config in tf_configs(processes)
+        ]
+        peaks = [finish(worker) for worker in workers]
+    return {**read_json(f"{workdir}/results.json"), "peak_mib": max(peaks)}

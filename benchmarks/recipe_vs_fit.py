@@ -20,6 +20,7 @@ last number. What --output_json has is not measured again, so the same command g
 stopped; `fit` then trains its head anew if a column is missing.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ import subprocess
 
 import program
 
+from tl_research.reporting.results import selected
 from tl_research.settings import setting
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -142,21 +144,32 @@ def run_ours(settings, backbone, seed, workdir):
         f"--batch_size={settings.batch_size}"
     )
     results = run_train(settings, backbone, seed, workdir, more=more.split())
-    phases = {
-        phase["name"]: {key: phase[key] for key in ("val_loss", "val_accuracy")}
-        for phase in results["phases"]
-    }
+    chosen = selected(results)
     return {
         # of one process
         "seconds": results["seconds"]["total"],
-        **phases[results["selected_phase"]],
-        "selected_phase": results["selected_phase"],
-        "phases": phases,
-        "test_loss": results["test"]["loss"],
+        **{name: chosen[name] for name in ("val_loss", "val_accuracy")},
+        "selected_phase": chosen["name"],
         "test_accuracy": results["test"]["accuracy"],
-        "precision": results["precision"],
-        "seconds_of": results["seconds"],
     }
+
+
+def link_images(settings, place, split_path):
+    """Returns a folder with train, validation and test, each a folder for each class, of links.
+
+    Args:
+        settings: With a data_dir.
+        place: A directory, for that folder.
+        split_path: `split.json` of a run of ours.
+    """
+    folders = f"{place}/images"
+    shutil.rmtree(folders, ignore_errors=True)
+    entries = program.read_json(split_path)["files"]
+    for side in ("train", "validation", "test"):
+        here = [entry for entry in entries if entry["side"] == side]
+        paths = [os.path.abspath(f"{settings.data_dir}/{entry['path']}") for entry in here]
+        program.as_folders(paths, [entry["class"] for entry in here], f"{folders}/{side}")
+    return folders
 
 
 def run_fit(settings, backbone, seed, place, split_path, columns):
@@ -168,17 +181,10 @@ def run_fit(settings, backbone, seed, place, split_path, columns):
         settings: What the flags of that program have.
         backbone: NAME@SIZE.
         seed: Of weights, order, augmentation and dropout.
-        place: A directory, for links to the images.
-        split_path: `split.json` of a run of ours.
+        place, split_path: As of `link_images`.
         columns: Of `fit_recipe.COLUMNS`.
     """
-    folders = f"{place}/images"
-    shutil.rmtree(folders, ignore_errors=True)
-    for entry in program.read_json(split_path)["files"]:
-        folder = f"{folders}/{entry['side']}/{entry['class']}"
-        os.makedirs(folder, exist_ok=True)
-        path = f"{os.path.abspath(settings.data_dir)}/{entry['path']}"
-        os.symlink(path, f"{folder}/{entry['path'].replace('/', '_')}")
+    folders = link_images(settings, place, split_path)
     process = program.start(
         f"{HERE}/fit_recipe.py",
         f"--folders={folders}",
@@ -199,41 +205,30 @@ def run_fit(settings, backbone, seed, place, split_path, columns):
 
 def table(rows):
     """Returns a Markdown table: a line for each backbone and column, means over the seeds with each
-    value in brackets.
+    value in brackets; against ours, the median and range of the ratios of equal seeds.
     """
     digits = {"seconds": 0, "val_accuracy": 3, "val_loss": 3, "test_accuracy": 3}
-    lines = []
-    for backbone in dict.fromkeys(row["backbone"] for row in rows):
-        for column in (*_FITS, "ours"):
-            found = sorted(
-                (row for row in rows if (row["backbone"], row["column"]) == (backbone, column)),
-                key=lambda row: row["seed"],
-            )
-            if found:
-                line = {
-                    name: program.mean_and_each([row[name] for row in found], places)
-                    for name, places in digits.items()
-                }
-                if ratios := seconds_ratios(rows, backbone, column):
-                    low, high = min(ratios), max(ratios)
-                    line["against"] = f"{statistics.median(ratios):.2f} ({low:.2f}-{high:.2f})"
-                lines.append({"backbone": backbone, "column": column, **line})
+    found, lines = {}, []
+    for row in sorted(rows, key=lambda row: row["seed"]):
+        found.setdefault((row["backbone"], row["column"]), {})[row["seed"]] = row
+    backbones = dict.fromkeys(row["backbone"] for row in rows)
+    for key in itertools.product(backbones, (*_FITS, "ours")):
+        if of := found.get(key):
+            line = dict(zip(("backbone", "column"), key), against=_against(*key, found))
+            for name, places in digits.items():
+                line[name] = program.mean_and_each([row[name] for row in of.values()], places)
+            lines.append(line)
     return program.table(_TABLE, lines)
 
 
-def seconds_ratios(rows, backbone, column):
-    """Returns the seconds of a column over those of ours, for each seed that has both.
-
-    None for ours itself.
-    """
-    seconds = {
-        (row["column"], row["seed"]): row["seconds"] for row in rows if row["backbone"] == backbone
-    }
-    return [
-        value / seconds["ours", seed]
-        for (name, seed), value in sorted(seconds.items())
-        if name == column != "ours" and ("ours", seed) in seconds
-    ]
+def _against(backbone, column, found):
+    """Returns what is said of the seconds of a column against those of ours."""
+    of, ours = found[backbone, column], found.get((backbone, "ours"), {})
+    both = of.keys() & ours.keys() if column != "ours" else ()
+    ratios = [of[seed]["seconds"] / ours[seed]["seconds"] for seed in both]
+    if not ratios:
+        return ""
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
 def report(settings):

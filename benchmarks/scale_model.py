@@ -59,32 +59,32 @@ def all_reduce_seconds(gpus, inputs=Inputs()):
     return 2 * (gpus - 1) / gpus * 4 * inputs.parameters / link
 
 
-def predict(images, gpus, inputs=Inputs(), shared=False):
+def predict(images, gpus, inputs=Inputs()):
     """Returns ({part: seconds of a run}, where its features are: memory, disk or nowhere).
 
     Args:
         images: Training images.
         gpus: GPUs; fewer than a node's have their share of it.
-        shared: Whether each process has its part of the images, instead of all.
     """
     processes = math.ceil(gpus / inputs.node_gpus)
     node = min(1.0, gpus / inputs.node_gpus)
-    own = images / processes if shared else images
+    own = images / processes
     kept = inputs.views * own * inputs.feature_bytes
     room = {"memory": node * inputs.node_memory, "disk": node * inputs.node_disk}
     place = next((place for place, size in room.items() if kept <= size), "nowhere")
     live, epochs = place == "nowhere", inputs.head_epochs + inputs.finetune_epochs
     in_memory = own * inputs.pixel_bytes <= node * inputs.node_memory
-    again, through_frozen, filling = inputs.views, inputs.views, gpus if shared else 1
+    again = through_frozen = inputs.views
     if live:
-        again, through_frozen, filling = epochs, inputs.head_epochs, gpus
+        again, through_frozen = epochs, inputs.head_epochs
     # the first checks each file, and keeps its pixels
     passes = 1 if in_memory else 1 + again
+    hashed = processes > 1  # before that each file is read once, to know whose it is
     trained = inputs.finetune_epochs * images / gpus
     return {
-        "storage": passes * processes * own * inputs.file_bytes / inputs.store,
+        "storage": (passes + hashed) * images * inputs.file_bytes / inputs.store,
         "decode": passes * own / (node * inputs.node_cores * inputs.decoded_per_core),
-        "frozen part": through_frozen * images / (filling * rate(inputs.forward, inputs)),
+        "frozen part": through_frozen * images / (gpus * rate(inputs.forward, inputs)),
         "finetune": trained / rate(inputs.live if live else inputs.cached, inputs),
         "all-reduce": trained / inputs.batch * all_reduce_seconds(gpus, inputs),
     }, place
@@ -114,13 +114,13 @@ def replica_ratio(step_seconds, parameters, link=math.inf, memory=20e9):
     return step_seconds / (step_seconds + 32 * parameters / memory + 4 * parameters / link)
 
 
-def table(inputs=Inputs(), shared=False):
+def table(inputs=Inputs()):
     """Returns a Markdown table of time, longest part and place of the features."""
 
     def cell(images, gpus):
         if images < _FEWEST_STEPS * gpus * inputs.batch:
             return "-"
-        parts, place = predict(images, gpus, inputs, shared)
+        parts, place = predict(images, gpus, inputs)
         seconds = total(parts)
         unit, size = next(each for each in _UNITS.items() if seconds >= each[1])
         return f"{seconds / size:.2g} {unit}: {max(parts, key=parts.get)} ({place})"
@@ -133,8 +133,7 @@ def table(inputs=Inputs(), shared=False):
 
 
 def main():
-    print(f"each process has all images\n\n{table()}\n")
-    print(f"each process has its part\n\n{table(shared=True)}\n")
+    print(f"{table()}\n")
     for name in ("forward", "live", "cached"):
         print(f"{name}: {rate(getattr(Inputs, name)):.0f} images/s a GPU")
     steps = ", ".join(

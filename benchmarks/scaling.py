@@ -1,5 +1,5 @@
-"""Seconds and peak memory of a run against the number of images and of epochs: what an image costs
-must not grow.
+"""Seconds and peak memory of a run against the number of images, of epochs, which must not make an
+image cost more, and of processes, of which each should take its share.
 
     python benchmarks/scaling.py --data_dir=DIR
 
@@ -23,6 +23,7 @@ from tl_research.settings import setting
 _COLUMNS = """
 images | {images}
 epochs | {epochs}
+processes | {processes}
 seconds | {seconds[total]:.1f}
 data | {seconds[data]:.1f}
 features | {seconds[features]:.1f}
@@ -38,48 +39,61 @@ MiB for 1000 images more | {growth:.0f}
 class Settings(program.Settings):
     """The flags of this benchmark."""
 
+    required = ("data_dir",)
     data_dir: str | None = setting(
         None, "one folder per class, of JPEG files; must be given", path="absolute"
     )
-    images: str = setting(
-        "500,1000,2000,all,50000", "numbers of images, each a run; all: as many as there are"
+    images: tuple[str, ...] = setting(
+        ("500", "1000", "2000", "all", "50000"),
+        "numbers of images, each a run; all: as many as there are; or none",
     )
-    epochs_list: str = setting(
-        "2:1,4:2,8:4", "numbers of epochs HEAD:FINETUNE, each a run with --epochs_images images"
+    epochs_list: tuple[str, ...] = setting(
+        ("2:1", "4:2", "8:4"),
+        "numbers of epochs HEAD:FINETUNE, each a run with --epochs_images images; or none",
     )
     epochs_images: int = setting(1000, "images of the runs of --epochs_list", low=1)
+    processes_list: tuple[str, ...] = setting(
+        ("1", "2", "4"), "numbers of processes, each a run with --processes_images images; or none"
+    )
+    processes_images: int = setting(20000, "images of the runs of --processes_list", low=1)
+    processes_flags: str = setting(
+        "--backbone=EfficientNetLite0 --image_size=96 --epochs=2,2 --patience=0",
+        "flags of the runs of --processes_list",
+    )
     flags: str = setting(
         "--backbone=EfficientNetLite0 --image_size=64 --augment_views=2 --epochs=2,1 --patience=0",
-        "flags of every run, as on a command line",
+        "flags of the other runs, as on a command line",
     )
-
-    def __post_init__(self):
-        """Lists may be empty; all else is checked where flags are read."""
 
 
 def plan(settings, available):
-    """Returns [(number of images, flags besides --flags)], in growing numbers of images.
+    """Returns [(number of images, of processes, flags)], in growing numbers of images.
 
     Raises:
         UserError: If an entry is no number.
     """
-    counts, epochs = (
-        list(filter(None, entries.split(",")))
-        for entries in (settings.images, settings.epochs_list)
+    images, epochs, processes = (
+        [entry for entry in entries if entry != "none"]
+        for entries in (settings.images, settings.epochs_list, settings.processes_list)
     )
+    flags, of_processes = settings.flags, settings.processes_flags
     try:
-        points = [(available if count == "all" else int(count), "") for count in counts]
+        points = [(available if count == "all" else int(count), 1, flags) for count in images]
+        points += [(settings.processes_images, int(count), of_processes) for count in processes]
     except ValueError as error:
         raise UserError(
-            f"--images={settings.images}: {error}; expected for example --images=500,all"
+            f"--images={','.join(settings.images)} --processes_list="
+            f"{','.join(settings.processes_list)}: {error}; expected for example "
+            "--images=500,all --processes_list=1,2; correct it"
         ) from error
-    points += [(settings.epochs_images, f"--epochs={each.replace(':', ',')}") for each in epochs]
+    points += [
+        (settings.epochs_images, 1, f"{flags} --epochs={each.replace(':', ',')}") for each in epochs
+    ]
     return sorted(points, key=lambda point: point[0])
 
 
 def measure(settings):
     """Returns a row for each run; see `_run`."""
-    program.need(settings, "data_dir")
     files = sorted(
         f"{place}/{name}"
         for place, _, names in os.walk(settings.data_dir)
@@ -95,11 +109,11 @@ def measure(settings):
 
     def rows(place):
         folder, written = f"{place}/images", 0
-        for index, (count, flags) in enumerate(plan(settings, len(files))):
+        for index, (count, *point) in enumerate(plan(settings, len(files))):
             for number in range(written, count):
                 _write_image(files[number % len(files)], folder, number, number // len(files))
             written = count
-            yield _run(settings, folder, f"{place}/run{index}", count, flags)
+            yield _run(folder, f"{place}/run{index}", count, *point)
 
     with tempfile.TemporaryDirectory() as place:
         return program.gathered(settings, _COLUMNS, rows(place))
@@ -116,21 +130,22 @@ def _write_image(path, folder, number, repeat):
         copy.write(source.read() + (b"%d" % repeat if repeat else b""))
 
 
-def _run(settings, folder, workdir, count, flags):
+def _run(folder, workdir, count, processes, flags):
     """Trains once.
 
     Returns:
-        dict: images, epochs, flags, seconds (total, data, features, train, evaluate),
+        dict: images, epochs, processes, flags, seconds (total, data, features, train, evaluate),
         milliseconds_per_image (of the total) and milliseconds_per_image_epoch (of training and
         evaluation), peak_mib.
     """
-    arguments = [*shlex.split(settings.flags), *shlex.split(flags)]
-    results = program.train(workdir, *arguments, "--dataset=directory", f"--data_dir={folder}")
+    data = ("--dataset=directory", f"--data_dir={folder}")
+    results = program.train(workdir, *shlex.split(flags), *data, processes=processes)
     epochs, seconds = sum(phase["epochs"] for phase in results["phases"]), results["seconds"]
     trained = seconds["train"] + seconds["evaluate"]
     return {
         "images": count,
         "epochs": epochs,
+        "processes": processes,
         "flags": flags,
         "seconds": seconds,
         "milliseconds_per_image": 1e3 * seconds["total"] / count,
@@ -152,7 +167,8 @@ def table(rows):
 
 
 def report(settings):
-    return f"{table(measure(settings))}\n\n`{settings.flags}`, {os.cpu_count()} CPU cores"
+    flags = f"`{settings.flags}`; --processes_list: `{settings.processes_flags}`"
+    return f"{table(measure(settings))}\n\n{flags}, {os.cpu_count()} CPU cores"
 
 
 if __name__ == "__main__":

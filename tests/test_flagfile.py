@@ -6,6 +6,8 @@ Nothing is lost without a word.
 import dataclasses
 import glob
 import os
+import random
+import re
 
 import pytest
 from absl import flags
@@ -169,26 +171,6 @@ def test_flags_of_a_run_are_read_back(parse):
     assert parse(config.to_flags()) == (config, "")
 
 
-def test_mutated_files_lose_nothing(parse):
-    import random
-
-    import fault_inputs
-    import fault_misfeeding
-
-    good = (
-        Config(dataset="directory", data_dir="/photos", lr_multiplier=("head/=2",))
-        .to_flags()
-        .splitlines()
-    )
-    draw, accepted = random.Random(0), 0
-    for _ in range(500):
-        content = fault_inputs.mutated_flags(draw.sample(good, 8), draw)
-        config, error = parse(content)
-        accepted += config is not None
-        assert fault_misfeeding.misread(content, config, error) is None, content
-    assert 50 < accepted < 450
-
-
 def test_each_setting_can_stand_in_a_file(parse):
     for field in dataclasses.fields(Config):
         if field.default not in (None, ()) and field.metadata["recorded"]:
@@ -223,3 +205,177 @@ def test_file_that_grows_after_it_was_looked_at_is_refused(tmp_path, monkeypatch
     monkeypatch.setattr(os, "stat", lambda path: before)
     with pytest.raises(UserError, match="no regular file of at most"):
         flagfile.expand([f"--flagfile={path}"], {"seed"})
+
+
+# Mutated files: every line is applied, or named in one line.
+
+_ODD_VALUES = """
+nan
+inf
+-0.0
+1e400
+1e-400
+0x10
+1_000
+
+maybe
+~
+$HOME
+a b
+8,,10
+8;10
+\u0663
+True
+-1
+"""[1:-1].splitlines()
+_ODD_LINES = """
+--
+---
+--undefok=epoch
+--run_with_profiling
+--profile_file=canary
+--flagfile=/etc/passwd
+--flagfile=odd.flags
+--pdb_post_mortem
+--help
+--logtostderr
+--log_dir=.
+--noseed
+--nodeterministic=true
+--nonesterov
+epochs=9
+--seed 3
+--seed=3 # three
+--dataset='directory'
+--workdir="x"
+  # indented
+// comment
+\u2014seed=3
+=
+--=3
+"""[1:-1].splitlines()
+# What becomes of a line `--{bare}`, which is `{name}={value}`; "//" parts two lines.
+_MUTATIONS = """
+{bare}
+{dashed}
+-{line}
+\u2014{bare}
+\ufeff{line}
+{name}={odd}
+{name} {value}
+{name} = {value}
+{name}
+{name}="{value}"
+{line}  # why
+  {line} \x20
+\t{line}
+{line}//{line}
+{line}//{name}={odd}
+{before}{character}{after}
+{before}{rest}
+{before}//{after}
+{upper}
+--no{bare}
+{odd_line}
+{line}//{odd_line}
+{line}{other}
+# {line}
+{doubled}
+"""[1:-1].split("\n")
+
+
+def _mutated(lines, draw):
+    """Returns the bytes of a flag file, made from good lines by one to three mutations."""
+    lines = [line for line in lines if line.strip()]
+    for _ in range(draw.choice([1, 1, 1, 2, 3])):
+        at = draw.randrange(len(lines))
+        line = lines[at]
+        name, _, value = line.partition("=")
+        character = draw.choice(" \t\r\0\u00a0\u2014\ufeff\u200b#'\"=-,.xX0\U0001f33b")
+        place = draw.randrange(len(line) + 1)
+        parts = {"before": line[:place], "after": line[place:], "rest": line[place + 1 :]}
+        parts |= {
+            "bare": line[2:],
+            "dashed": line[1:],
+            "upper": line.upper(),
+            "doubled": line.replace("=", "=="),
+        }
+        forms = draw.choice(_MUTATIONS).split("//")
+        for part, choices in {"odd": _ODD_VALUES, "odd_line": _ODD_LINES, "other": lines}.items():
+            if f"{{{part}}}" in forms[-1]:
+                parts[part] = draw.choice(choices)
+        lines[at : at + 1] = [
+            form.format(line=line, name=name, value=value, character=character, **parts)
+            for form in forms
+        ]
+    content = draw.choice(["\n", "\r\n"]).join(lines).encode() + draw.choice([b"\n", b""])
+    if draw.random() < 0.1:
+        content = bytearray(content)
+        for _ in range(draw.randint(1, 20)):
+            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    return bytes(content)
+
+
+def _misread(content, config, output):
+    """Returns what is wrong with how a flag file was understood, or None.
+
+    Decided apart from the program's own parser.
+
+    Args:
+        content: Bytes of the file.
+        config: `Config` that it was understood as, or None if it was refused.
+        output: What was printed.
+    """
+    if "Traceback" in output:
+        return "a traceback"
+    if config is None:
+        named = output.count("error: ") == 1 and ".flags" in output.split("error: ")[1]
+        return None if named else f"not named: {output!r}"
+    said, problem = _settings_of(content, output)
+    if problem:
+        return problem
+    expected = Config(**said)
+    different = [name for name in said if getattr(config, name) != getattr(expected, name)]
+    return f"not as the file says: {different}" if different else None
+
+
+def _settings_of(content, output):
+    """Returns ({name: value} of a flag file, what is wrong with how it was taken or None)."""
+    said = {}
+    for number, line in enumerate(content.decode().replace("\r\n", "\n").split("\n"), 1):
+        line = line.strip()
+        if not line or line.startswith(("#", "//")):
+            continue
+        name, value = _setting_of(line)
+        if name not in Config.__dataclass_fields__:
+            return said, f"line {number} is lost: {line!r}"
+        if Config.__dataclass_fields__[name].metadata["repeated"]:
+            said.setdefault(name, []).append(value)
+            continue
+        if name in said and f":{number}: " not in output:
+            return said, f"line {number} overrides an earlier one without a word: {line!r}"
+        said[name] = value
+    return said, None
+
+
+def _setting_of(line):
+    """Returns (name, value) of a line of a flag file; a name that is none, if it is not a flag."""
+    match, fields = re.fullmatch(r"--?([a-z_]+)(?:=(.*))?", line), Config.__dataclass_fields__
+    name, value = match.groups() if match else ("", "")
+    if value is None:
+        return (name, True) if name in fields else (name.removeprefix("no"), False)
+    kind = fields[name].type if name in fields else None
+    if kind is bool:
+        value = value.lower() in ("true", "t", "1", "y", "yes")
+    return name, int(value, 0) if kind is int else value
+
+
+def test_mutated_files_lose_nothing(parse):
+    good = Config(dataset="directory", data_dir="/photos", lr_multiplier=("head/=2",)).to_flags()
+    draw, accepted = random.Random(0), 0
+    for _ in range(500):
+        content = _mutated(draw.sample(good.splitlines(), 8), draw)
+        config, error = parse(content)
+        accepted += config is not None
+        assert _misread(content, config, error) is None, content
+    assert 50 < accepted < 450

@@ -33,7 +33,9 @@ def test_losses_of_two_replicas_are_those_of_one_over_twenty_steps(tmp_path, wri
         env=environment,
     )
     assert done.returncode == 0, done.stderr
-    (row,) = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["kind"] for row in rows] == ["off", "nudged", "mirrored", "multi_worker"]
+    row = {row["kind"]: row for row in rows}
     assert [
         row[kind].get("replicas", row[kind]) for kind in ("off", "mirrored", "multi_worker")
     ] == [1, 2, 2]

@@ -3,15 +3,19 @@ operations.
 """
 
 import contextlib
+import functools
+import itertools
 import json
 import os
 import subprocess
 import sys
+import types
 
 import fault_forks
 import numpy as np
 import pytest
 
+from tl_research import files
 from tl_research.errors import StorageError
 from tl_research.locks import Lock
 from tl_research.run import checkpoints
@@ -68,6 +72,63 @@ def test_killed_runs_end_as_the_unbroken_one(killed):
 
 # The writer alone.
 
+_OPERATIONS = "mkdir open close fsync replace unlink rmdir remove listdir scandir"
+
+
+class _Operations:
+    """Counts the file operations of one save; at one of them calls `act` instead of going on.
+
+    Args:
+        save: The number of the save, from 1; None counts those of none.
+        operation: The number of the operation in it, from 0.
+        act: Called with the operation's name.
+
+    Attributes:
+        names: Of the operations so far.
+    """
+
+    def __init__(self, save, operation=None, act=None):
+        self.names, self._active = [], False
+        self._operation, self._act = operation, act
+        for name in _OPERATIONS.split():
+            setattr(os, name, self._counted(name, getattr(os, name)))
+        files.open, saves = self._open, itertools.count(1)
+
+        @contextlib.contextmanager
+        def counting(*_):
+            self._active = next(saves) == save
+            try:
+                yield
+            finally:
+                self._active = False
+
+        fault_forks.around(checkpoints, "save", counting)
+
+    def _counted(self, name, function):
+        @functools.wraps(function)
+        def counted(*args, **kwargs):
+            if self._active:
+                self.names.append(name)
+                if len(self.names) - 1 == self._operation:
+                    self._act(name)
+            return function(*args, **kwargs)
+
+        return counted
+
+    @contextlib.contextmanager
+    def _open(self, *args, **kwargs):
+        with self._counted("create", open)(*args, **kwargs) as file:
+            yield (
+                types.SimpleNamespace(
+                    write=self._counted("write", file.write),
+                    flush=self._counted("flush", file.flush),
+                    fileno=file.fileno,
+                    close=file.close,
+                )
+                if self._active
+                else file
+            )
+
 
 def _save(directory, step):
     checkpoints.save(
@@ -84,7 +145,7 @@ def _in_operations(directory, operation, act):
 
     def body():
         Lock(f"{directory}.lock")  # notes whose files are left, as that of a run does
-        operations = fault_forks.Operations(1, operation, act)
+        operations = _Operations(1, operation, act)
         try:
             checkpoints.save(
                 directory, {"global_step": 3}, {"x": np.full(1000, 3, np.float32), "y": np.zeros(3)}

@@ -40,15 +40,13 @@ def settings(tiny_backbone, monkeypatch, tmp_path):
 
 
 def test_program_runs_on_a_cpu(settings, tmp_path, capsys):
-    rows = gpu.measure(settings(checks="precision,parity", cells=3))
+    rows = gpu.measure(settings(checks="precision", cells=3))
     assert json.loads((tmp_path / "gpu.json").read_text())["rows"] == rows
-    machine, precision, parity, *cells = rows
+    precision, machine, *cells = rows
     assert (machine["device"], machine["published"], machine["copy"]) == ("CPU", None, 10.0)
     assert precision["passed"] and precision["detail"].startswith(
         "auto is float32; mixed_bfloat16: bfloat16 and float32,"
     )
-    # on a CPU it is compared with itself
-    assert parity["passed"] and "float32 0.0e+00 and 0.0e+00" in parity["detail"]
     assert [(row["kind"], row["phase"], row["precision"], row["xla"]) for row in cells] == [
         (kind, "finetune", "float32", False) for kind in ("live", "fit", "cached")
     ]
@@ -64,17 +62,43 @@ def test_program_runs_on_a_cpu(settings, tmp_path, capsys):
         )
         assert row["over_fit"] == pytest.approx(row["images_per_second"] / fit["images_per_second"])
     lines = gpu.table(rows).splitlines()
-    assert len(lines) == 9 and {line.count("|") for line in lines[4:]} == {9}
+    assert len(lines) == 8 and {line.count("|") for line in lines[3:]} == {9}
     printed = capsys.readouterr().out.splitlines()
-    assert printed[:3] == lines[:3] and all(
-        line.startswith("| Tiny@16, finetune | ") for line in printed[3:]
+    assert printed[:2] == lines[:2] and all(
+        line.startswith("| Tiny@16, finetune | ") for line in printed[2:]
     )
 
 
-@pytest.mark.parametrize("name", ["xla", "loss_scale", "determinism"])
-def test_other_checks_pass_on_a_cpu(settings, name):
+def test_several_checks_are_processes_side_by_side(settings, capfd):
+    rows = gpu.measure(settings(checks="xla,parity", backbones="NoSuch@16", cells=0))
+    assert [row["check"] for row in rows] == ["xla", "parity"]
+    assert all(row["error"].startswith("UserError: No backbone is called 'NoSuch'") for row in rows)
+    printed, started = capfd.readouterr()
+    # both had begun before the first one was waited for
+    assert [line.count("--checks=") for line in started.splitlines()][:2] == [1, 1]
+    assert [line.split(":")[0] for line in printed.splitlines()] == ["check xla", "check parity"]
+
+
+def test_check_that_does_not_end_in_time_is_a_row_with_its_error(settings):
+    rows = gpu.measure(settings(checks="xla,parity", cells=0), started=-1e9)
+    assert [row["check"] for row in rows] == ["xla", "parity"]
+    error = "RuntimeError: no result in time; its process ended with -9"
+    assert [row["error"] for row in rows] == [error, error]
+
+
+@pytest.mark.parametrize(
+    "name, told",
+    [
+        ("xla", "off by "),
+        ("loss_scale", "from 2^30 to 2^"),
+        ("determinism", "float32, XLA off: "),
+        # on a CPU it is compared with itself
+        ("parity", "logits and gradients are off by float32 0.0e+00 and 0.0e+00"),
+    ],
+)
+def test_other_checks_pass_on_a_cpu(settings, name, told):
     passed, detail = gpu_checks.CHECKS[name](settings())
-    assert passed, detail
+    assert passed and detail.startswith(told), detail
 
 
 def _change(monkeypatch, name):
@@ -131,14 +155,13 @@ def test_what_fails_is_a_row(settings, monkeypatch, tmp_path):
         raise RuntimeError("no kernel\nfor this")
 
     monkeypatch.setitem(gpu_checks.CHECKS, "xla", fail)
-    monkeypatch.setitem(gpu_checks.CHECKS, "parity", lambda settings: (False, "off by 1"))
-    rows = gpu.measure(settings(checks="xla,parity", backbones="NoSuch@16", cells=2))
-    assert rows[1]["error"] == "RuntimeError: no kernel for this"
+    rows = gpu.measure(settings(checks="xla", backbones="NoSuch@16", cells=2))
+    assert rows[0]["error"] == "RuntimeError: no kernel for this"
     lines = gpu.table(rows).splitlines()
-    assert lines[1:3] == [
-        "check xla: RuntimeError: no kernel for this",
-        "check parity: FAILED: off by 1",
-    ]
+    assert lines[0] == "check xla: RuntimeError: no kernel for this"
+    monkeypatch.setitem(gpu_checks.CHECKS, "parity", lambda settings: (False, "off by 1"))
+    failed = gpu.measure(settings(checks="parity", cells=0))
+    assert gpu.table(failed).splitlines()[0] == "check parity: FAILED: off by 1"
     assert [line.split(", XLA off: ")[0] for line in lines[-2:]] == [
         f"NoSuch@16, finetune, {kind}, float32" for kind in ("live", "fit")
     ]
@@ -162,15 +185,12 @@ def test_what_may_not_end_in_time_is_skipped_and_listed(settings, monkeypatch, t
 
     monkeypatch.setattr(gpu, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(gpu, "measure_cell", measure_cell)
-    # 110 s are left: two, since a third may end at 120
-    rows = gpu.measure(settings(cells=4, minutes=2.0), started=-10.0)
-    assert [row.get("images_per_second") or row["skipped"] for row in rows[1:]] == [
-        1.0,
-        2.0,
-        True,
-        True,
-    ]
-    assert gpu.table(rows).splitlines()[-1] == "Tiny@16, head, live, float32, XLA off: skipped"
+    # 110 s are left: the third cell begins after 80, and a fourth would after 120
+    rows = gpu.measure(settings(cells=5, minutes=2.0), started=-10.0)
+    found = [row.get("images_per_second") or row["skipped"] for row in rows[1:]]
+    assert found == [1.0, 2.0, 3.0, True, True]
+    skipped = "Tiny@16, finetune, fit, mixed_bfloat16, XLA off: skipped"
+    assert gpu.table(rows).splitlines()[-1] == skipped
     assert json.loads((tmp_path / "gpu.json").read_text())["rows"] == rows
 
 
@@ -195,19 +215,23 @@ def test_shares_and_ratios_are_of_the_same_work():
     assert rows[-1]["over_fit"] is None
 
 
-def test_what_a_run_would_choose_comes_first(monkeypatch):
+def test_one_backbone_comes_first_in_all_variants_and_then_others_in_the_best(monkeypatch):
     monkeypatch.setattr(gpu_checks, "resolved", lambda settings: ("mixed_bfloat16", True))  # a GPU
     cells = gpu.make_cells(gpu.Settings(backbones="A@16,B@32"))
     assert len(cells) == len({tuple(cell.values()) for cell in cells}) == 2 * 2 * 3 * 3 * 2
-    assert all(cell["precision"] == "mixed_bfloat16" and cell["xla"] for cell in cells[:12])
-    assert [(cell["backbone"], cell["kind"]) for cell in cells[:4]] == [
-        ("A", "live"),
-        ("B", "live"),
-        ("A", "fit"),
-        ("B", "fit"),
+
+    def best(cell):
+        return cell["precision"] == "mixed_bfloat16" and cell["xla"]
+
+    assert [cell["backbone"] for cell in cells] == 36 * ["A"] + 36 * ["B"]
+    told = [(cell["phase"], cell["kind"], cell["precision"], cell["xla"]) for cell in cells[:6]]
+    assert told == [
+        ("finetune", kind, "mixed_bfloat16", xla)
+        for xla in (True, False)
+        for kind in ("live", "fit", "cached")
     ]
-    assert all(cell["precision"] == "mixed_bfloat16" for cell in cells[12:24])
-    assert not any(cell["xla"] or cell["precision"] == "mixed_bfloat16" for cell in cells[-24:])
+    assert [cell["phase"] for cell in cells[:36]] == 18 * ["finetune"] + 18 * ["head"]
+    assert all(best(cell) for cell in cells[36:42]) and not any(best(cell) for cell in cells[42:])
 
 
 def test_without_a_gpu_the_program_says_so_and_ends(tmp_path):

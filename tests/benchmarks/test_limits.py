@@ -8,7 +8,7 @@ def test_arithmetic_of_a_step_is_that_of_its_convolutions(tiny_backbone, make_ex
     # Positions times kernel: 8 x 8 x 3 x 3 x 3 x 6, 4 x 4 x 3 x 3 x 6 x 8 and 4 x 4 x 8 x 10
     # multiplications.
     block1, block2, block3 = 10368, 6912, 1280
-    settings = limits.Settings(images=8, batch_size=4)
+    settings = measuring.Settings(batch_size=4)
     config = measuring.make_config(settings, "Tiny", 16)
     classifier = measuring.make_classifier(config, "head", 3)
     examples = make_examples(8)
@@ -23,27 +23,6 @@ def test_arithmetic_of_a_step_is_that_of_its_convolutions(tiny_backbone, make_ex
     assert limits.gflop_per_image(classifier, cached) == pytest.approx(live - 2e-9 * block1)
 
 
-def test_rows_are_rates_times_arithmetic_over_the_peak(tiny_backbone, monkeypatch, capsys):
-    monkeypatch.setattr(
-        limits, "probe", lambda rounds: {"float32": 100.0, "bfloat16": 200.0, "copy": 10.0}
-    )
-    machine, rows = limits.measure(
-        limits.Settings(backbones="Tiny@16", images=8, batch_size=4, rounds=1)
-    )
-    assert [row["kind"] for row in rows] == ["live head", "live finetune", "cached finetune"]
-    for row in rows:
-        assert row["gflop_per_second"] == pytest.approx(
-            row["images_per_second"] * row["gflop_per_image"]
-        )
-        assert row["share_of_peak"] == pytest.approx(row["gflop_per_second"] / machine["float32"])
-    lines = limits.table(rows).splitlines()
-    assert (
-        len(lines) == 5
-        and {line.count("|") for line in lines} == {6}
-        and lines[2] in capsys.readouterr().out
-    )
-
-
 def test_probe_measures_this_machine():
     assert all(rate > 0 for rate in limits.probe(1, side=64, copied=1024).values())
 
@@ -52,7 +31,7 @@ def test_traffic_of_a_step_is_what_its_convolutions_read_and_write(tiny_backbone
     # Numbers read and written: 16 x 16 x 3 + 8 x 8 x 6, 8 x 8 x 6 + 4 x 4 x 8 and 4 x 4 x 8 + 4 x 4
     # x 10; pooling reads 160 more and the new head 10.
     block1, block2, block3, others = 1152, 512, 288, 170
-    config = measuring.make_config(limits.Settings(images=8, batch_size=4), "Tiny", 16)
+    config = measuring.make_config(measuring.Settings(batch_size=4), "Tiny", 16)
     classifier = measuring.make_classifier(config, "head", 3)
     examples = make_examples(8)
     head = limits.bytes_per_image(classifier, measuring.live_source(config, classifier, examples))
@@ -70,7 +49,7 @@ def test_traffic_of_a_step_is_what_its_convolutions_read_and_write(tiny_backbone
 def test_traffic_of_mobilenet_is_that_of_its_tensors_in_bfloat16():
     keras.backend.clear_session()
     config = measuring.make_config(
-        limits.Settings(batch_size=4, precision="mixed_bfloat16"), "MobileNetV2", 160
+        measuring.Settings(batch_size=4), "MobileNetV2", 160, precision="mixed_bfloat16"
     )
     try:
         classifier = measuring.make_classifier(config, "finetune", 5)

@@ -48,30 +48,15 @@ def test_ring_moves_twice_the_gradients_but_for_one_part():
 
 
 @pytest.mark.parametrize(
-    ("images", "gpus", "shared", "place", "parts"),
+    ("images", "gpus", "place", "parts"),
     [
-        # 2 nodes: both read all and decode it at 80 a second; the cache is filled by one GPU of
-        # each; 100 images x 3 / 4 GPUs train.
+        # 2 nodes: all is read twice, to hash it and to decode it, half on each at 80 a second.
         (
             100,
             4,
-            False,
             "memory",
             {
                 "storage": 2 * 1000 / 1000,
-                "decode": 100 / 80,
-                "frozen part": 200 / 50,
-                "finetune": 75 / 100,
-                "all-reduce": 75 / 4 * 6,
-            },
-        ),
-        (
-            100,
-            4,
-            True,
-            "memory",
-            {
-                "storage": 1,
                 "decode": 50 / 80,
                 "frozen part": 200 / 200,
                 "finetune": 75 / 100,
@@ -83,7 +68,6 @@ def test_ring_moves_twice_the_gradients_but_for_one_part():
         (
             600,
             1,
-            False,
             "disk",
             {
                 "storage": 3 * 6,
@@ -97,7 +81,6 @@ def test_ring_moves_twice_the_gradients_but_for_one_part():
         (
             3000,
             2,
-            False,
             "nowhere",
             {
                 "storage": 6 * 30,
@@ -109,8 +92,8 @@ def test_ring_moves_twice_the_gradients_but_for_one_part():
         ),
     ],
 )
-def test_parts_of_a_run(images, gpus, shared, place, parts):
-    predicted, where = scale_model.predict(images, gpus, INPUTS, shared)
+def test_parts_of_a_run(images, gpus, place, parts):
+    predicted, where = scale_model.predict(images, gpus, INPUTS)
     assert where == place and predicted == pytest.approx(parts)
 
 
@@ -128,13 +111,13 @@ def test_document_has_the_tables_that_are_printed():
     root = os.path.dirname(os.path.dirname(scale_model.__file__))
     with open(os.path.join(root, "docs", "scale.md")) as file:
         text = file.read()
-    assert scale_model.table() in text and scale_model.table(shared=True) in text
+    assert scale_model.table() in text
 
 
 def test_inputs_are_what_the_network_has():
     inputs = scale_model.Inputs()
     config = measuring.make_config(
-        limits.Settings(precision="mixed_bfloat16"), "EfficientNetV2B0", 224
+        measuring.Settings(), "EfficientNetV2B0", 224, precision="mixed_bfloat16"
     )
     try:
         classifier = measuring.make_classifier(config, "finetune", 5)

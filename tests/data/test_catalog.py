@@ -1,6 +1,7 @@
 """Folders to files: what counts, what is refused, which side is fixed."""
 
 import collections
+import contextlib
 import hashlib
 import http.server
 import os
@@ -158,6 +159,21 @@ def test_data_dir_and_class_folders_may_be_links(tmp_path):
     (tmp_path / "elsewhere/2.jpg").symlink_to("1.jpg")
     (tmp_path / "data").symlink_to(tmp_path / "real")
     assert names(find(tmp_path / "data")) == ["a/1.jpg", "b/1.jpg", "b/2.jpg"]
+
+
+def test_order_in_which_a_folder_is_listed_does_not_matter(tmp_path, monkeypatch):
+    make(tmp_path, "b/2.jpg", "a/10.jpg", "a/9.jpg", "b/x/1.jpg")
+    scandir, found = os.scandir, []
+    for last_first in (False, True):
+
+        def listed(path):
+            with scandir(path) as entries:
+                by_name = sorted(entries, key=lambda entry: entry.name, reverse=last_first)
+            return contextlib.nullcontext(by_name)
+
+        monkeypatch.setattr(walk.os, "scandir", listed)
+        found.append(find(tmp_path))
+    assert found[0] == found[1] and names(found[0])[0] == "a/10.jpg"
 
 
 def test_unreadable_folders(tmp_path, monkeypatch):

@@ -277,9 +277,9 @@ def test_pixels_are_in_memory_once(write_images, tmp_path):
             dataclasses.replace(config, image_size=16), directory
         )  # what loading takes by itself
         peak_memory.forget_peak()
-        before = peak_memory.peak_bytes()
+        before = peak_memory.peak_mib()
         os.remove(directory.file("split.json"))
         data = dataset.load(config, directory)
     pixels = 178 * 512 * 512 * 3
     assert sum(map(len, (data.train, data.validation, data.test))) == 178
-    assert peak_memory.peak_bytes() - before < 1.15 * pixels + (24 << 20)
+    assert peak_memory.peak_mib() - before < 1.15 * pixels / 2**20 + 24

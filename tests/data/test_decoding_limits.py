@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import pytest
-from fault_pictures import (
+from crafted_pictures import (
     encoded,
     gif_of,
     gif_of_frames,

@@ -6,10 +6,11 @@ import csv
 import hashlib
 import io
 import os
+import random
 import resource
 import threading
 
-import fault_pictures
+import crafted_pictures
 import keras
 import numpy as np
 import PIL.Image
@@ -92,10 +93,11 @@ def test_each_bad_kind_is_named_with_its_reason(tmp_path):
         "cut__webp": (_bytes("WEBP")[:100], "cannot be decoded: could not create decoder"),
         "cut__avif": (_bytes("AVIF")[:-100], "truncated AVIF"),
         "header__gif": (_bytes("GIF")[:9], "damaged GIF image"),
+        "header__jpg": (jpeg[:20], "JPEG"),
         "sound__webp": (b"RIFF\0\0\0\0WAVEfmt " + bytes(50), "no known image format named .webp"),
         "car__bmp": (b"BMW 320i, of 1985", "no known image format named .bmp"),
-        "huge__png": (fault_pictures.png_claiming(20000, 20000), "pixels"),
-        "large__gif": (fault_pictures.gif_claiming(12000, 12000), "12000 x 12000 pixels"),
+        "huge__png": (crafted_pictures.png_claiming(20000, 20000), "pixels"),
+        "large__gif": (crafted_pictures.gif_claiming(12000, 12000), "12000 x 12000 pixels"),
     }
     good = {"good__png": png, "good__jpg": jpeg}
     paths = _write(tmp_path, **{name: content for name, (content, _) in bad.items()}, **good)
@@ -128,6 +130,45 @@ def test_each_bad_kind_is_named_with_its_reason(tmp_path):
     )
 
 
+def _damaged(content, random):
+    """Returns bytes changed at random, and how."""
+    content, kind = bytearray(content), random.choice(["cut", "bits", "zeros", "empty", "longer"])
+    place = random.randrange(len(content))
+    if kind == "cut":
+        del content[place:]
+    elif kind == "bits":
+        for _ in range(random.randint(1, 20)):
+            content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+    elif kind == "zeros":
+        content[place : place + 64] = bytes(len(content[place : place + 64]))
+    elif kind == "empty":
+        content.clear()
+    else:
+        content += bytes(64)
+    return bytes(content), kind
+
+
+def test_images_damaged_at_random_are_used_or_named(tmp_path):
+    draw, paths, kinds = random.Random(0), [], []
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number in range(240):
+        suffix = ("jpg", "png", "gif", "bmp", "webp", "tif")[number % 6]
+        pixels = _pixels(draw.randint(20, 90), draw.randint(20, 90), number)
+        paths.append(tmp_path / f"{number}.{suffix}")
+        PIL.Image.fromarray(pixels).save(paths[-1])
+        content, kind = _damaged(paths[-1].read_bytes(), draw)
+        paths[-1].write_bytes(content)
+        kinds.append(kind)
+    checked = _check(paths)
+    named = dict(checked.bad)
+    used = {paths[place].name for place in checked.good}
+    assert len(checked.pixels) == len(used) and not used & named.keys()
+    assert used | named.keys() == {path.name for path in paths}
+    assert all(path.name in named for path, kind in zip(paths, kinds) if kind == "empty")
+    assert len(used) > 60 and len(named) > 100
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
+
+
 def test_unusual_but_whole_images_are_good(tmp_path):
     image = PIL.Image.fromarray(_pixels(20, 20))
     frames = [PIL.Image.fromarray(_pixels(20, 20, i)) for i in range(3)]
@@ -154,14 +195,17 @@ def test_unusual_but_whole_images_are_good(tmp_path):
         gif__png=_bytes("GIF", image),
         turned__jpg=_bytes("JPEG", image, exif=turned),
         upright__jpg=_bytes("JPEG", image, exif=upright),
+        grey__pgm=_bytes("PPM", image.convert("L")),
+        table__bmp=_bytes("BMP", image.quantize(64)),
+        frames__gif=crafted_pictures.gif_of_frames(500, 500, 40),
     )
     checked = _check(paths)
     assert checked.bad == []
     assert checked.traits == {
         # bitmap.jpg and gif.png
-        "animated; the first frame is used": 1,
+        "animated; the first frame is used": 2,
         "named as another format; decoded by content": 2,
-        "not in 8-bit RGB; converted, without alpha": 9,  # with the two GIFs
+        "not in 8-bit RGB; converted, without alpha": 12,  # with the three GIFs
         "rotated by EXIF; turned upright": 1,
     }
     assert checked.smallest == (1, 1)
@@ -200,9 +244,9 @@ def test_pipe_does_not_hang(tmp_path):
 @pytest.mark.parametrize(
     "name, content",
     [
-        ("a.gif", fault_pictures.gif_claiming(60000, 60000)),
-        ("a.png", fault_pictures.png_claiming(30000, 30000)),
-        ("a.gif", fault_pictures.gif_of_frames(8000, 8000, 1)),
+        ("a.gif", crafted_pictures.gif_claiming(60000, 60000)),
+        ("a.png", crafted_pictures.png_claiming(30000, 30000)),
+        ("a.gif", crafted_pictures.gif_of_frames(8000, 8000, 1)),
     ],
 )
 def test_huge_header_is_refused_before_anything_is_allocated(tmp_path, name, content):

@@ -78,10 +78,15 @@ def _damage(path, random):
     name = random.choice(["arrays.bin", "state.json", "manifest.json"])
     file = path / name
     content = bytearray(file.read_bytes())
-    kind = random.choice(["bit", "cut", "delete", "empty", "append", "swap"])
+    kind = random.choice(["bit", "zero", "cut", "delete", "empty", "append", "swap", "mix", "more"])
     if kind == "bit":
         place = random.randint(len(content))
         content[place] ^= 1 << random.randint(8)
+    elif kind == "zero":
+        place = random.randint(len(content))
+        content[place : place + 64] = bytes(len(content[place : place + 64]))
+        if content == file.read_bytes():  # there were zeros already
+            content[:64] = bytes(64)
     elif kind == "cut":
         del content[random.randint(len(content)) :]
     elif kind == "empty":
@@ -92,8 +97,12 @@ def _damage(path, random):
         other = path / ("state.json" if name != "state.json" else "arrays.bin")
         content, swapped = other.read_bytes(), bytes(content)
         other.write_bytes(swapped)
+    elif kind == "mix":  # a whole file of another step
+        content = (path.with_name("step-00000005") / name).read_bytes()
     if kind == "delete":
         file.unlink()
+    elif kind == "more":
+        (path / f"{name}.1").write_bytes(content)
     else:
         file.write_bytes(content)
     return f"{kind} {name}"

@@ -9,7 +9,8 @@ A picture is kept as a thumbnail and compared by the cosine transform of it, in 
    correlate then: different pictures of one kind agree in the lowest alone.
 
 Mirrored pictures are no near-copies; those without details only where thumbnails are equal.
-`python benchmarks/near_copies.py --data_dir=DIR` measures what the thresholds find, and draws it.
+`python benchmarks/data_audit.py --dataset=directory --data_dir=DIR` measures what the thresholds
+find, and lists the groups.
 """
 
 import itertools

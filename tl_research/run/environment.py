@@ -14,7 +14,7 @@ from tl_research.errors import UserError
 from tl_research.machine import cores
 
 # What multiplies bfloat16 itself, and the backbones whose steps it then makes faster in every round
-# of both phases: python benchmarks/precision.py --rounds=3 --backbones=...
+# of both phases: python benchmarks/steps.py --of=precision --rounds=3 --backbones=...
 _BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}
 _FASTER_IN_BFLOAT16 = {"MobileNetV2", "EfficientNetLite0", "EfficientNetV2B0", "ResNet50"}
 

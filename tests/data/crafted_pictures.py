@@ -1,4 +1,4 @@
-"""Pictures that claim more than they hold, for the checks of images and `fault_injection.py`."""
+"""Pictures that claim more than they hold."""
 
 import io
 import struct
