@@ -372,7 +372,7 @@ def wrong(run_train, write_images, tmp_path_factory):
         "no such weights, before the images are looked for": _Wrong(
             [*directory("nowhere"), f"--weights={home}/mine.h5"],
             2,
-            [f"--weights={home}/mine.h5 is not there; expected imagenet, none, a Keras weights or"],
+            [f"--weights={home}/mine.h5 does not exist; expected imagenet, none, a Keras weights"],
         ),
         "misspelt pattern": _Wrong(
             [*data, "--lr_multiplier=blok6=2", f"--workdir={home}/pattern"],

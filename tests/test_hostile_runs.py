@@ -151,7 +151,7 @@ _MODELS = {
     "a layer of 10^7 units": (lambda path: _rewritten(path, _units), "its layers claim 1"),
     "a tensor of 60,032^2": (lambda path: _of_another_run(path, 30_000), "computes a tensor of"),
     "another member": (lambda path: _rewritten(path, _member), "other files than"),
-    "a member that unpacks to 64 MiB": (_compressed, "unpacks to more than it is"),
+    "a member that unpacks to 64 MiB": (_compressed, "unpacks to more than its size"),
     "another run's": (_of_another_run, "No such layer: preprocessing"),
     "nothing": (lambda path: open(path, "w").close(), "not a zip file"),
 }

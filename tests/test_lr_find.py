@@ -91,7 +91,7 @@ def test_run_inside_or_after_its_last_phase_is_refused_and_left_as_it_is(
     # nor has a finished one a phase to look at
     with pytest.raises(
         UserError,
-        match="is a finished run; expected one before its last phase; give another --workdir",
+        match="is a finished run; expected one before its last phase; use another --workdir",
     ) as error:
         lr_find(Config(**settings))
     assert error.value.exit_code == 1

@@ -32,9 +32,9 @@ def test_all_photographs_are_used_and_split_in_shares_of_each_class(tmp_path):
         files = directory.read_json("split.json")["files"]
     assert (tmp_path / "run" / "bad_images.csv").read_text().splitlines()[1:] == [
         "roses/15922772266_1167a06620.jpg,"
-        '"stands in class tulips too, as tulips/15922772266_1167a06620.jpg"',
+        '"is in class tulips too, as tulips/15922772266_1167a06620.jpg"',
         "tulips/15922772266_1167a06620.jpg,"
-        '"stands in class roses too, as roses/15922772266_1167a06620.jpg"',
+        '"is in class roses too, as roses/15922772266_1167a06620.jpg"',
     ]
     assert (
         data.classes == tuple(_COUNTS)

@@ -1,4 +1,4 @@
-"""Work in threads that is ahead of who needs it, in order."""
+"""Computes results in threads ahead of their use, in order."""
 
 import collections
 import concurrent.futures
@@ -8,9 +8,14 @@ from tl_research import machine
 
 
 def in_order(function: Callable, items: Iterable, count: int) -> Generator:
-    """Yields what a function returns of each item, in parallel and up to `count` items ahead.
+    """Yields function(item) for each item, computed in threads.
 
-    Who waits for a result can be interrupted: then nothing that has not begun is computed.
+    If the caller is interrupted while it waits for a result, calls that have not begun are dropped.
+
+    Args:
+        function: Called in a thread.
+        items: Its arguments, in the order of the results.
+        count: Number of items to be ahead of the caller.
     """
     pool = concurrent.futures.ThreadPoolExecutor(machine.cores())
     waiting: collections.deque = collections.deque()

@@ -127,8 +127,8 @@ def test_one_image_in_two_classes_is_an_error_that_names_both(load_photos, photo
     other_bytes = PIL.Image.open(os.path.join(photos, "ant", "03.png"))
     other_bytes.save(os.path.join(photos, "cat", "same.bmp"))
     reasons = {
-        "ant/03.png": "stands in class cat too, as cat/same.bmp",
-        "cat/same.bmp": "stands in class ant too, as ant/03.png",
+        "ant/03.png": "is in class cat too, as cat/same.bmp",
+        "cat/same.bmp": "is in class ant too, as ant/03.png",
     }
     with pytest.raises(DataError) as error:
         load_photos()
@@ -139,7 +139,7 @@ def test_one_image_in_two_classes_is_an_error_that_names_both(load_photos, photo
     for settings in ({"on_bad_image": "skip"}, {"dataset_name": "tf_flowers"}):
         data, listed = load_photos(**settings)
         assert listed == reasons and len(_names(data)) == 23 and not _names(data) & set(reasons)
-        note = "2 images stand in two classes; left out, see bad_images.csv"
+        note = "2 images in two classes left out, see bad_images.csv"
         assert note in data.notes
 
 
@@ -174,7 +174,7 @@ def test_photographs_that_cannot_be_read_stop_the_run_where_they_outnumber_the_o
     _write_raw(photos, 25)
     with pytest.raises(
         DataError,
-        match="25 of 49 images are of kinds that cannot be read, which outnumber the 24 that can: "
+        match="25 of 49 images are of kinds that cannot be read, more than the 24 that can: "
         "25 camera raw photographs cannot be read: convert them to JPEG",
     ):
         load_photos(on_bad_image="skip")
@@ -218,7 +218,7 @@ def test_images_are_left_out_and_recorded(load, tmp_path):
     with pytest.raises(DataError, match=r"other images than split.json: ant/00.png, ant/01.png;"):
         load(**settings, resume="auto")
     path.write_text("path\nbee/99.png\n")
-    with pytest.raises(DataError, match=r"names 1 files that are no images .*\(bee/99.png\)"):
+    with pytest.raises(DataError, match=r"names 1 files that are not images .*\(bee/99.png\)"):
         load(**settings)
     images = np.random.RandomState(0).randint(0, 256, (30, 16, 16, 3)).astype(np.uint8)
     path.write_text("path\narray/7\n")

@@ -5,7 +5,6 @@ import fcntl
 import hashlib
 import http.server
 import io
-import json
 import os
 import subprocess
 import sys
@@ -85,7 +84,7 @@ def visible(directory):
     return sorted(name for name in os.listdir(directory) if not name.startswith("."))
 
 
-def test_good_file_arrives_is_marked_and_is_fetched_once(server, tmp_path):
+def test_good_file_arrives_and_is_fetched_once(server, tmp_path):
     cache = tmp_path / "new"
     for _ in range(2):
         path = download.fetch(
@@ -93,21 +92,12 @@ def test_good_file_arrives_is_marked_and_is_fetched_once(server, tmp_path):
         )
         assert open(path, "rb").read() == GOOD
     assert server.requests == ["/good"]
-    assert visible(cache) == ["a.bin", "a.bin.complete.json"]
-    assert json.loads((cache / "a.bin.complete.json").read_text()) == {
-        "size": 262144,
-        "sha256": GOOD_SHA256,
-    }
+    assert visible(cache) == ["a.bin"]
     assert os.stat(cache).st_mode & 0o777 == 0o700
 
 
-def test_marked_file_is_not_hashed_again_but_another_hash_or_size_is_noticed(
-    server, tmp_path, monkeypatch
-):
+def test_file_that_changed_after_its_download_is_noticed(server, tmp_path):
     path = download.fetch(server.url + "/good", str(tmp_path), "a.bin", sha256=GOOD_SHA256)
-    with monkeypatch.context() as patch:
-        patch.setattr(download.hashlib, "sha256", None)
-        download.fetch(server.url + "/good", str(tmp_path), "a.bin", sha256=GOOD_SHA256)
     with open(path, "ab") as file:
         file.write(b"!")
     with pytest.raises(errors.DataError, match="262145 bytes"):
@@ -247,7 +237,7 @@ def test_two_fetches_at_once_transfer_once(server, tmp_path):
     for thread in threads:
         thread.join()
     assert server.requests == ["/slow"]
-    assert visible(tmp_path) == ["a.bin", "a.bin.complete.json"]
+    assert visible(tmp_path) == ["a.bin"]
 
 
 def test_file_system_without_locks_will_do(server, tmp_path, monkeypatch):
@@ -277,7 +267,6 @@ download.make_folder({str(tmp_path / "a")!r}, die)
     (tmp_path / "a.bin.part-1").write_bytes(b"mine")
     download.fetch(server.url + "/good", str(tmp_path), "a.bin")
     download.make_folder(str(tmp_path / "a"), lambda folder: None)
-    # no marker: nothing was known to verify
     assert visible(tmp_path) == ["a", "a.bin", "a.bin.part-1"]
 
 

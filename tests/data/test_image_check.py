@@ -82,7 +82,7 @@ def test_each_bad_kind_is_named_with_its_reason(tmp_path):
         "page__jpg": (b"\n<!DOCTYPE html><html></html>", "HTML or XML text named .jpg"),
         "drawing__png": (b'<svg xmlns="x"></svg>', "SVG text named .png"),
         "phone__jpg": (b"\0\0\0\x18ftypheic" + bytes(50), "damaged HEIC image"),
-        "range__tif": (_bytes("TIFF", PIL.Image.new("F", (8, 8))), "32-bit samples, of no known"),
+        "range__tif": (_bytes("TIFF", PIL.Image.new("F", (8, 8))), "32-bit samples of unknown"),
         "half__jpg": (jpeg[: len(jpeg) // 2], "truncated JPEG"),
         "tail__jpg": (jpeg[:-2], "truncated JPEG"),
         "cut__png": (png[: len(png) // 2], "truncated PNG"),

@@ -39,10 +39,10 @@ def test_names_are_those_of_the_path_column_as_our_files_write_them(read, catalo
 @pytest.mark.parametrize(
     "text, message",
     [
-        (b"", "has the columns none; expected one that is called path"),
-        (b"file,label\na/1.jpg,a\n", "has the columns file, label; expected one that is called"),
+        (b"", "has the columns none; expected a column path"),
+        (b"file,label\na/1.jpg,a\n", "has the columns file, label; expected a column path"),
         (b"path\n" + b"".join(b"%d\n" % i for i in range(7)),
-         r"names 7 files that are no images .*\(0, 1, 2, 3, 4\); .*such as a/1.jpg"),
+         r"names 7 files that are not images .*\(0, 1, 2, 3, 4\); .*such as a/1.jpg"),
         (b"path\n\xff\xfe\n", "cannot be read"),
     ],
 )  # fmt: skip

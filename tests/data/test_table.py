@@ -147,9 +147,7 @@ def test_equal_images_may_have_other_numbers(load):
 def test_arrays_in_two_classes_are_refused_or_left_out():
     images, labels = _images(), _labels()
     images[4] = images[0]
-    message = (
-        r"2 of 60 images stand in two classes: array/0 \(stands in class bee too, as array/4\)"
-    )
+    message = r"2 of 60 images are in two classes: array/0 \(is in class bee too, as array/4\)"
     config = Config(image_size=16)
     with pytest.raises(DataError, match=message):
         Dataset.from_arrays(images, labels, CLASSES, config)

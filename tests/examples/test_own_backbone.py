@@ -29,7 +29,7 @@ def test_begins_with_the_weights_of_the_file_and_is_resumed(
     )
     said = capsys.readouterr().out
     assert "model: mine, weights its own, 2 BatchNorm layers folded" in said
-    assert "backbone: 1 BatchNorm layers inside others are computed as they are" in said
+    assert "backbone: 1 BatchNorm layers inside other layers are not folded" in said
     # the head; block 2: kernel, gamma, beta; block 3: kernel, bias, gamma, beta
     trained = [phase["audit"]["trainable_changed"] for phase in results["phases"]]
     assert trained == [2, 2 + 3 + 4]

@@ -221,7 +221,7 @@ def test_a_model_from_a_file_computes_in_its_own_precision(tmp_path):
     try:
         classifier = _classifier(lambda: keras.saving.load_model(tmp_path / "mine.keras"))
         assert list(what_differs(classifier)) == [
-            "backbone: computes in float32, which its layers were made with"
+            "backbone: computes in float32, the dtype of its layers"
         ]
         assert classifier.in_float32() is classifier
         # Sums of three products of pixels: bfloat16 would be off by 1e-3 or more.
@@ -258,7 +258,7 @@ def test_what_its_maker_may_not_expect_is_said():
         return keras.Sequential([layers.Conv2D(2, 1), layers.BatchNormalization()])(x)
 
     assert list(what_differs(_classifier(_model(backbone), head))) == [
-        "backbone: 1 BatchNorm layers inside others are computed as they are, unfolded",
+        "backbone: 1 BatchNorm layers inside other layers are not folded",
         "head: does nothing in training: noise",
         "export: to load it, import what defines mine>Registered",
     ]

@@ -210,7 +210,7 @@ class LoadWeightsTest(WeightsFileTest):
         self._legacy(backbone(seed=1))
         with h5py.File(self.path, "a") as file:
             file["other/bn/gamma:0"] = np.zeros(5)
-        self._assert_refused("layer bn stands in it twice, the second time under other")
+        self._assert_refused("layer bn is in it twice, the second time under other")
 
     @parameterized.parameters(np.nan, np.inf, 1e300)  # the last is finite only in float64
     def test_value_that_is_not_finite_is_refused(self, bad):
@@ -242,13 +242,13 @@ class LoadWeightsTest(WeightsFileTest):
         os.rmdir(self.path)
         with open(self.path, "wb") as file:
             file.write(b"\x80\x04not an hdf5 file")
-        self._assert_refused("can't be read: .*signature")
+        self._assert_refused("cannot be read: .*signature")
 
     def test_cut_file_is_refused(self):
         self._legacy(backbone(seed=1))
         with open(self.path, "r+b") as file:
             file.truncate(os.path.getsize(self.path) // 2)
-        self._assert_refused("can't be read")
+        self._assert_refused("cannot be read")
 
 
 class HostileFileTest(WeightsFileTest):
@@ -307,13 +307,13 @@ class HostileFileTest(WeightsFileTest):
         with h5py.File(self.path) as file:
             # h5py itself does read it
             self.assertEqual(file["depthwise/depthwise/kernel:0"][()].sum(), 45)
-        self._assert_refused("kernel:0 keeps its data in another file")
+        self._assert_refused("kernel:0 stores its data in another file")
 
     def test_virtual_data_set_is_refused(self):
         layout = h5py.VirtualLayout((3, 3, 5, 1), "float32")
         layout[:] = h5py.VirtualSource(self.secret, "depthwise/depthwise/kernel:0", (3, 3, 5, 1))
         self._add(lambda file: file.create_virtual_dataset("depthwise/depthwise/kernel:0", layout))
-        self._assert_refused("kernel:0 keeps its data in another file")
+        self._assert_refused("kernel:0 stores its data in another file")
 
     def test_declared_terabytes_are_refused(self):
         self._add(

@@ -246,13 +246,13 @@ _REFUSED = {
     "a list": (lambda group: [keras.optimizers.SGD()], "expected a Keras optimizer"),
     "loss scale": (
         lambda group: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()),
-        "expected a Keras optimizer that is no wrapper",
+        "expected a Keras optimizer that is not a wrapper",
     ),
     "several": (
         lambda group: keras.optimizers.MultiOptimizer(
             keras.optimizers.OptimizerMap(keras.optimizers.SGD())
         ),
-        "expected a Keras optimizer that is no wrapper; return one, {path: optimizer}, or None",
+        "expected a Keras optimizer that is not a wrapper; return one, {path: optimizer}, or None",
     ),
     "schedule": (lambda group: keras.optimizers.SGD(_SCHEDULE), "use --lr_schedule"),
     "callable rate": (lambda group: keras.optimizers.SGD(lambda: 0.1), "use --lr_schedule"),
@@ -267,7 +267,7 @@ _REFUSED = {
     ),
     "unknown path": (
         lambda group: {"head/kernl": keras.optimizers.SGD()},
-        "'head/kernl' is no variable of the group; .*did you mean head/kernel",
+        "'head/kernl' is not a variable of the group; .*did you mean head/kernel",
     ),
     "slots in a dict": (lambda group: _Dict(), r"_Dict holds 1 variables .*\(head_kernel_extra\)"),
     "slots of TensorFlow": (lambda group: _Raw(), r"_Raw holds 3 variables .*\(count:0, "),

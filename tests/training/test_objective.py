@@ -119,7 +119,7 @@ def test_balanced_weights_make_classes_count_alike():
 )
 def test_setting_that_it_cannot_follow_is_refused(kind, settings):
     (name,) = settings
-    with pytest.raises(UserError, match=f"--{name}=.* does not follow it; expected") as error:
+    with pytest.raises(UserError, match=f"--{name}=.* does not support it; expected") as error:
         objectives.make(Config(**settings), _train(_LABELS[kind]))
     assert error.value.flag == name
 

@@ -177,7 +177,7 @@ def test_what_xla_cannot_compile_is_named_and_with_auto_goes_on_without(train, c
     warning = capsys.readouterr().err.splitlines()[-1]
     assert warning.startswith("warning: XLA cannot compile operation ")
     assert "AsString of layer block2_printed: " in warning and warning.endswith(
-        "; use --xla=off; going on without XLA"
+        "; use --xla=off; continuing without XLA"
     )
     (ended,) = state.past.finished
     assert (

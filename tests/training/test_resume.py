@@ -360,7 +360,7 @@ def test_checkpoint_of_another_run_is_refused(run, broken, tmp_path):
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     shutil.copytree(tmp_path / "other" / "checkpoints", tmp_path / "run" / "checkpoints")
     with pytest.raises(
-        CheckpointError, match="of another run, which differs in --seed=0, --seed=1; "
+        CheckpointError, match="from another run, which differs in --seed=0, --seed=1; "
     ) as error:
         run("run")
     assert error.value.exit_code == 7
@@ -421,7 +421,7 @@ def test_pretrained_weights_that_changed_meanwhile_are_noticed(run, broken, monk
         lambda *args, seed, **kwargs: build(*args, seed=seed + 1, **kwargs),
     )
     with pytest.raises(
-        CheckpointError, match="frozen variables are not those the run began with"
+        CheckpointError, match="frozen variables differ from those at the start of the run"
     ) as error:
         run("run")
     assert error.value.exit_code == 7

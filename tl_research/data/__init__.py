@@ -1,1 +1,1 @@
-"""Files to uint8 batches: named data sets, the split, the image check, the order of examples."""
+"""From files to uint8 batches: data sets, the split, the image check, the order of examples."""

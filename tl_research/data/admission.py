@@ -1,10 +1,9 @@
-"""Which of the images that were checked are trained on, and what is said of the others."""
+"""Decides which of the checked images are used, and reports the others."""
 
 import collections
-import dataclasses
 import sys
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 from tl_research.config import Config
 from tl_research.data.decoding import UnreadableKind
@@ -16,30 +15,26 @@ from tl_research.files import csv_text, write_atomically
 from tl_research.run.directory import Directory
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Admitted:
-    """The images that are left, and those that are not."""
+class Admitted(NamedTuple):
+    """The images that are used, and those that are not."""
 
     images: CheckedImages
-    contradictory: list[tuple[str, str]]  # [(name, reason)] of those in two classes, left out
+    contradictory: list[tuple[str, str]]  # [(name, reason)] of images in two classes, left out
     duplicates: list[dict[str, Any]]  # rows of `duplicates.csv`
 
     @property
     def notes(self) -> list[str]:
-        """Lines on what is left out."""
-        lines = self.unreadable_kinds
-        if self.images.bad:
-            lines.append(f"{len(self.images.bad)} bad images left out, see bad_images.csv")
-        if self.contradictory:
-            lines.append(
-                f"{len(self.contradictory)} images stand in two classes; left out, see "
-                "bad_images.csv"
-            )
-        return lines
+        """Lines about the images that are left out."""
+        counts = {"bad images": self.images.bad, "images in two classes": self.contradictory}
+        return self.unreadable_kinds + [
+            f"{len(names)} {what} left out, see bad_images.csv"
+            for what, names in counts.items()
+            if names
+        ]
 
     @property
     def unreadable_kinds(self) -> list[str]:
-        """A line on each kind of photographs that cannot be read."""
+        """A line about each kind of photograph that cannot be read."""
         kinds = collections.Counter(kind for _, kind in self.images.unreadable)
         return [
             f"{count} {kind.name} photograph{'s' * (count > 1)} cannot be read: {kind.remedy}"
@@ -48,26 +43,25 @@ class Admitted:
 
 
 def admit(checked: CheckedImages, also: Collection[str] = ()) -> Admitted:
-    """Returns the good images but those that stand in two classes.
+    """Returns the good images, except those in two classes.
 
     Args:
-        checked: What the check found of all images.
-        also: Names of images that are wanted nevertheless.
+        checked: The result of the image check.
+        also: Names of images to admit although they are in two classes.
     """
-    files, reasons = checked.files, {}
-    if checked.catalog.labels_are_classes:
-        reasons = _contradictory(files, checked.pixel_sha256s, checked.catalog.classes)
-        reasons = {row: why for row, why in reasons.items() if files[row].name not in also}
+    files = checked.files
+    reasons = _contradictory(checked) if checked.catalog.labels_are_classes else {}
+    reasons = {row: why for row, why in reasons.items() if files[row].name not in also}
     images = checked.without(reasons)
     return Admitted(
         images,
         [(files[row].name, reason) for row, reason in sorted(reasons.items())],
-        _duplicates([file.name for file in images.files], images.pixel_sha256s),
+        _duplicates(images),
     )
 
 
 def write(admitted: Admitted, directory: Directory) -> None:
-    """Writes `bad_images.csv`, all that is left out, and `duplicates.csv`.
+    """Writes `bad_images.csv`, which lists all that is left out, and `duplicates.csv`.
 
     Raises:
         StorageError: If they cannot be written.
@@ -82,25 +76,25 @@ def write(admitted: Admitted, directory: Directory) -> None:
 
 
 def refuse(admitted: Admitted, config: Config, is_own: bool = True, see: str = "") -> None:
-    """Raises DataError where the images are not to be trained on as they are.
+    """Raises DataError if the images cannot be trained on as they are.
 
-    That is where more photographs are of kinds that cannot be read than can be; or, unless they are
-    to be skipped, where some are bad or, of one's own, stand in two classes. Warns where more than
-    a tenth cannot be read, or of all files is not used.
+    They cannot if most photographs are of kinds that cannot be read; or, unless such images are to
+    be skipped, if some are bad or, among the user's own, in two classes. Warns if more than a tenth
+    cannot be read, or more than a tenth of all files is not used.
 
     Args:
         admitted: The images.
-        config: Says what is to be done about bad ones.
-        is_own: Whether their user can correct the labels.
-        see: What an error says of the list of them.
+        config: Says whether bad images are skipped.
+        is_own: Whether the user can correct the labels.
+        see: Text of an error that points to the list of bad images.
     """
     checked, catalog = admitted.images, admitted.images.catalog
     total, others = len(catalog.files) + len(catalog.refused), catalog.others
     kinds = "; ".join(admitted.unreadable_kinds)
     if len(checked.unreadable) > len(checked.good):
         raise DataError(
-            f"{len(checked.unreadable)} of {total} images are of kinds that cannot be read, which "
-            f"outnumber the {len(checked.good)} that can: {kinds}; expected most to be readable"
+            f"{len(checked.unreadable)} of {total} images are of kinds that cannot be read, more "
+            f"than the {len(checked.good)} that can: {kinds}; expected most to be readable"
         )
     if 10 * len(checked.unreadable) > total:
         print(f"warning: {kinds}", file=sys.stderr)
@@ -115,7 +109,7 @@ def refuse(admitted: Admitted, config: Config, is_own: bool = True, see: str = "
         )
     if admitted.contradictory and is_own:
         raise DataError(
-            f"{len(admitted.contradictory)} of {total} images stand in two classes: "
+            f"{len(admitted.contradictory)} of {total} images are in two classes: "
             f"{_first(admitted.contradictory)}; expected each in one; {see}remove them from the "
             "wrong class, or add --on_bad_image=skip to leave them out of both"
         )
@@ -125,42 +119,34 @@ def _first(reasons):
     return "; ".join(f"{printable(name)} ({printable(reason)})" for name, reason in reasons[:5])
 
 
-def _contradictory(files, pixel_sha256s, classes):
-    """Returns {row: reason} of the images that stand in several classes.
-
-    Args:
-        files: `catalog.ImageFile`s whose labels are places in `classes`.
-        pixel_sha256s: Of each, in the same order.
-        classes: Their names.
-    """
-    reasons = {}
-    for rows in _equal(pixel_sha256s):
+def _contradictory(checked):
+    """Returns {row: reason} for the good images whose pixels are in another class too."""
+    files, classes, reasons = checked.files, checked.catalog.classes, {}
+    for rows in _equal(checked).values():
         for row in rows:
             others = [files[other] for other in rows if files[other].label != files[row].label]
             if others:
-                reasons[row] = f"stands in class {classes[others[0].label]} too, as " + ", ".join(
-                    other.name for other in others
-                )
+                names = ", ".join(other.name for other in others)
+                reasons[row] = f"is in class {classes[others[0].label]} too, as {names}"
     return reasons
 
 
-def _duplicates(names, pixel_sha256s):
-    """Returns [{path, equals, sha256}] of the images that equal an earlier one, by name; the hash
-    is that of their pixels.
+def _duplicates(images):
+    """Returns [{path, equals, sha256}] of the images whose pixels, which are hashed, equal those of
+    an earlier image; sorted by path.
     """
-    return sorted(
-        (
-            {"path": names[row], "equals": names[rows[0]], "sha256": pixel_sha256s[row]}
-            for rows in _equal(pixel_sha256s)
-            for row in rows[1:]
-        ),
-        key=lambda entry: entry["path"],
-    )
+    names = [file.name for file in images.files]
+    pairs = [
+        (names[row], names[first], sha256)
+        for sha256, (first, *rest) in _equal(images).items()
+        for row in rest
+    ]
+    return [dict(zip(("path", "equals", "sha256"), pair)) for pair in sorted(pairs)]
 
 
-def _equal(pixel_sha256s):
-    """Returns lists of the rows whose pixels are equal."""
+def _equal(images):
+    """Returns {hash: rows} of images with equal pixels."""
     rows = collections.defaultdict(list)
-    for row, sha256 in enumerate(pixel_sha256s):
+    for row, sha256 in enumerate(images.pixel_sha256s):
         rows[sha256].append(row)
-    return [equal for equal in rows.values() if len(equal) > 1]
+    return rows

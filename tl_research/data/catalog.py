@@ -1,17 +1,17 @@
-"""Names to files: finds every image of a data set, its class, and the side it is bound to, without
-opening any.
+"""Finds every image of a data set, its class, and the side it is fixed to, without opening any.
 
-An image is a file in a class folder or deeper that `tl_research.data.walk` takes for one.
-`--data_dir` and its class folders may be links.
+An image is a file in a class folder, or in a subfolder of one, that `tl_research.data.walk`
+accepts. `--data_dir` and its class folders may be links.
 """
 
 import collections
 import dataclasses
+import itertools
 import os
 import stat
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tqdm
@@ -28,17 +28,14 @@ from tl_research.data.walk import (
 from tl_research.errors import DataError, UserError
 
 
-@dataclasses.dataclass(frozen=True)
-class Archive:
-    """Where a named data set comes from, what it must be, and the folder and number of images it
-    holds.
-    """
+class Archive(NamedTuple):
+    """The source of a named data set, and what it must contain."""
 
     url: str
-    size: int | None
+    size: int | None  # in bytes
     sha256: str | None
-    folder: str
-    num_images: dict  # of each folder of classes, relative to `folder`
+    folder: str  # inside the archive
+    num_images: dict  # {folder of class folders, relative to `folder`: number of images}
 
 
 ARCHIVES = {
@@ -49,7 +46,7 @@ ARCHIVES = {
         "flower_photos",
         {"": 3670},
     ),
-    # No hash is known: HTTPS, the checksums inside the zip, and these counts stand in for it.
+    # No hash is published: HTTPS, the checksums inside the zip, and these counts replace it.
     "cats_vs_dogs": Archive(
         "https://storage.googleapis.com/mledu-datasets/cats_and_dogs_filtered.zip",
         None,
@@ -64,10 +61,10 @@ ARCHIVES = {
 class ImageFile:
     """One image: absolute path, name in `split.json`, class, and side.
 
-    `side` is None where the split decides, 'heldout' where it chooses between validation and test,
-    'development' between training and validation, or the side itself. A name that is not UTF-8
-    carries its bytes as `os.fsdecode` does. Of a `Table` the path may be the image itself, uint8
-    [H, W, 3], and the label a number, or a list of one for each class.
+    `side` is the side itself, 'heldout' if the split chooses between validation and test,
+    'development' if it chooses between training and validation, or None if it decides alone. A name
+    that is not UTF-8 keeps its bytes as in `os.fsdecode`. From a `Table` the path may be the image
+    itself, uint8 [H, W, 3], and the label a number, or a list of one number per class.
     """
 
     path: str | np.ndarray
@@ -80,8 +77,8 @@ class ImageFile:
 class Catalog:
     """All images of a data set, sorted by name.
 
-    `others` counts files that are none, by suffix; `refused` lists (name, reason) of those that
-    cannot be read safely, which the image check reports as bad images.
+    `others` counts the files that are not images, by suffix; `refused` lists (name, reason) of
+    files that cannot be read safely, which the image check reports as bad images.
     """
 
     classes: tuple[str, ...]
@@ -92,27 +89,27 @@ class Catalog:
 
     @property
     def labels_are_classes(self) -> bool:
-        """Whether each label is a place in `classes`."""
+        """Whether each label is an index into `classes`."""
         return not self.files or isinstance(self.files[0].label, int)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Table:
-    """Images and their labels, from wherever: what an extension's `load_catalog` returns."""
+    """Images and their labels, as an extension's `load_catalog` returns them."""
 
     images: Sequence  # paths of files, or uint8 [N, H, W, 3] of any size
-    # int [N], places in `classes`; float [N, K], how much of each class; or float [N], numbers
+    # int [N], indices into `classes`; float [N, K], a number per class; or float [N], numbers
     labels: np.ndarray
     classes: Sequence[str]  # K names
 
 
 def of_table(table: Table) -> Catalog:
-    """Returns the `Catalog` of a `Table`, in its order.
+    """Returns the `Catalog` of a `Table`, in the table's order.
 
-    An image is named by its path from the folder that all are in, or its place in the array.
+    An image is named by its path below the folder common to all, or by its index in the array.
 
     Raises:
-        DataError: If it is no such table.
+        DataError: If it is not a valid table.
     """
     if not isinstance(table, Table):
         raise DataError(
@@ -127,7 +124,7 @@ def of_table(table: Table) -> Catalog:
 
 
 def _named_files(images):
-    """Returns (name, absolute path) of each."""
+    """Returns (name, absolute path) for each path."""
     paths = list(map(os.path.abspath, images))
     root = os.path.commonpath(map(os.path.dirname, paths))
     named = {os.path.relpath(path, root): path for path in paths}
@@ -138,9 +135,9 @@ def _named_files(images):
 
 
 def _named_arrays(images):
-    """Yields (name, uint8 [H, W, 3]) of each."""
+    """Yields (name, uint8 [H, W, 3]) for each image."""
     for i, image in enumerate(map(np.asarray, images)):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        if not formats.is_image(image):
             raise DataError(
                 f"load_catalog gave image {i} as {image.dtype} {list(image.shape)}; expected "
                 "paths, or uint8 [N, H, W, 3]; convert it"
@@ -149,7 +146,7 @@ def _named_arrays(images):
 
 
 def _labels_of(table: Table) -> list[Any]:
-    """Returns the labels of a `Table` as Python values, those of float32 where they are no classes.
+    """Returns the labels of a `Table` as Python values, rounded to float32 if they are not classes.
 
     Raises:
         DataError: If they do not fit its images and classes.
@@ -177,22 +174,23 @@ def find_images(
     download_dir: str,
     base_url: str | None = None,
 ) -> Catalog:
-    """Returns the `Catalog` of a data set, downloaded or drawn into `download_dir` unless it is
-    there.
+    """Returns the `Catalog` of a data set, which is downloaded or drawn into `download_dir` first
+    if it is not there.
 
     Args:
         dataset: 'tf_flowers', 'cats_vs_dogs', 'drawn_flowers' or 'directory'.
-        data_dir: A folder of class folders, instead of a download; for cats_vs_dogs one that holds
+        data_dir: A folder of class folders, instead of a download; for cats_vs_dogs a folder with
             train/ and validation/ (and test/), unless `validation_dir` is given.
-        validation_dir, test_dir: Folders of the same classes. Names then begin with train/,
-            validation/ or test/. Without `test_dir` the validation images are halved, without
+        validation_dir, test_dir: Folders with the same classes. Names then begin with train/,
+            validation/ or test/. Without `test_dir` the validation images are halved; without
             `validation_dir` the training images are split into both.
-        base_url: A mirror: what stands before the archive's file name.
+        download_dir: Where named data sets are kept.
+        base_url: A mirror: the URL before the archive's file name.
 
     Raises:
         UnreachableError: The archive cannot be downloaded.
-        DataError: A folder that is missing, unreadable or not made of classes, or a wrong number of
-            images.
+        DataError: A folder is missing, unreadable or without class folders, or the number of images
+            is wrong.
         StorageError: `download_dir` cannot be written.
     """
     root = data_dir or _own_root(dataset, download_dir, base_url)
@@ -205,7 +203,7 @@ def find_images(
     for folder, side, flag in given:
         walk.add(folder, side, flag)
     if not data_dir:
-        _check_counts(dataset, walk.files, root)
+        _check_counts(dataset, walk.files, root, download_dir)
     return Catalog(
         tuple(walk.classes),
         tuple(sorted(walk.files, key=lambda file: file.name)),
@@ -216,7 +214,7 @@ def find_images(
 
 
 def is_there(dataset: str, download_dir: str) -> bool:
-    """Returns whether a named data set was downloaded, or drawn, before."""
+    """Returns whether a named data set was downloaded or drawn before."""
     return os.path.isdir(_own_folder(dataset, download_dir))
 
 
@@ -226,7 +224,7 @@ def _own_folder(dataset, download_dir):
 
 
 def _own_root(dataset, download_dir, base_url):
-    """Returns the folder of a named data set, made first where it is not there."""
+    """Returns the folder of a named data set, which is made first if it is not there."""
     if download_dir.startswith("~"):
         raise UserError(
             f"--download_dir={download_dir}, and no home directory is known (HOME is not set and "
@@ -237,7 +235,7 @@ def _own_root(dataset, download_dir, base_url):
         return download.make_folder(unpacked, _draw_all)
     archive = ARCHIVES[dataset]
     file_name = archive.url.rpartition("/")[2]
-    if not os.path.isdir(unpacked):  # once unpacked, the archive itself may go
+    if not os.path.isdir(unpacked):  # once unpacked, the archive may be deleted
         url = f"{base_url.rstrip('/')}/{file_name}" if base_url else archive.url
         path = download.fetch(
             url, download_dir, file_name, size=archive.size, sha256=archive.sha256
@@ -249,46 +247,42 @@ def _own_root(dataset, download_dir, base_url):
 def _draw_all(folder):
     for name in drawn_flowers.CLASSES:
         os.mkdir(os.path.join(folder, name))
-    every = [
-        (name, i) for name in drawn_flowers.CLASSES for i in range(drawn_flowers.IMAGES_PER_CLASS)
-    ]
+    every = list(itertools.product(drawn_flowers.CLASSES, range(drawn_flowers.IMAGES_PER_CLASS)))
     for name, i in tqdm.tqdm(every, "drawing flowers", disable=None):
-        drawn_flowers.write_bmp(
-            os.path.join(folder, name, f"{i:03d}.bmp"), drawn_flowers.draw(name, i)
-        )
+        drawn_flowers.write_bmp(f"{folder}/{name}/{i:03d}.bmp", drawn_flowers.draw(name, i))
 
 
-def _check_counts(dataset, files, root):
-    """Raises DataError unless a data set that we made or downloaded is whole."""
-    expected = (
-        ARCHIVES[dataset].num_images
-        if dataset in ARCHIVES
-        else {"": drawn_flowers.IMAGES_PER_CLASS * len(drawn_flowers.CLASSES)}
-    )
-    for folder, count in expected.items():
-        found = sum(file.path.startswith(os.path.join(root, folder)) for file in files)
+def _check_counts(dataset, files, root, download_dir):
+    """Raises DataError unless a data set that we made or downloaded is complete."""
+    expected = {"": drawn_flowers.IMAGES_PER_CLASS * len(drawn_flowers.CLASSES)}
+    if dataset in ARCHIVES:
+        expected = ARCHIVES[dataset].num_images
+    for name, count in expected.items():
+        folder = os.path.join(root, name)
+        found = sum(file.path.startswith(folder) for file in files)
         if found != count:
-            whole = os.path.dirname(root) if dataset in ARCHIVES else root
             raise DataError(
-                f"{os.path.join(root, folder)} has {found} images; expected {count}; "
-                f"delete {whole} and run again"
+                f"{folder} has {found} images; expected {count}; delete "
+                f"{_own_folder(dataset, download_dir)} and run again"
             )
 
 
 def _check_classes(classes, folder, flag):
     if len(classes) < 2:
         named = ", ".join(map(repr, classes)) or "no folders"
-        place, deeper = "one level too high or too low", sides.with_classes(folder)
+        deeper, hint = sides.with_classes(folder), "point one level too high or too low"
+        if deeper != folder:
+            hint = f"mean {deeper}"
         raise DataError(
             f"{flag}={folder} holds {len(classes)} classes ({named}); expected at least 2 folders "
-            f"of images; did you {f'mean {deeper}' if deeper != folder else f'point {place}'}?"
+            f"of images; did you {hint}?"
         )
     sides.check(classes, folder, flag)
     _check_twins(classes, folder)
 
 
 def _check_twins(classes, folder):
-    """Raises DataError if two names look the same."""
+    """Raises DataError if two class names look alike."""
     seen = {}
     for name in classes:
         other = seen.setdefault(unicodedata.normalize("NFC", name).strip().casefold(), name)
@@ -300,10 +294,10 @@ def _check_twins(classes, folder):
 
 
 def _is_reached_folder(entry, folder, flag):
-    """Returns whether an entry of a data directory is a folder, through links.
+    """Returns whether an entry of a data directory is a folder, or a link to one.
 
     Raises:
-        DataError: If that cannot be known: it may be a class.
+        DataError: If that cannot be determined, since it may be a class.
     """
     try:
         return stat.S_ISDIR(os.stat(entry.path).st_mode)
@@ -316,14 +310,20 @@ def _is_reached_folder(entry, folder, flag):
 
 
 class _Walk:
-    """What was found so far."""
+    """Collects the images of one or more folders of class folders."""
 
     def __init__(self):
         self.classes, self.files, self.refused, self.warnings = [], [], [], []
         self.others = collections.Counter()
 
     def add(self, folder: str, side: str | None, flag: str) -> None:
-        """Adds the images of `folder`, which `flag` names; the first one has all classes."""
+        """Adds the images of a folder; the first one must have all classes.
+
+        Args:
+            folder: A folder of class folders.
+            side: As for `ImageFile`.
+            flag: The flag that names the folder, for messages.
+        """
         found = self._class_folders(folder, flag)
         if not self.classes:
             self.classes = found
@@ -331,7 +331,7 @@ class _Walk:
         if extra := sorted(set(found) - set(self.classes)):
             _check_twins([*self.classes, *extra], folder)
             raise DataError(
-                f"{flag}={folder} has class {extra[0]!r}, which the training images have not; "
+                f"{flag}={folder} has class {extra[0]!r}, which the training images lack; "
                 f"expected {', '.join(self.classes[:5])}; remove it or add training images"
             )
         prefix = sides.PREFIXES.get(side, f"{side}/")
@@ -342,10 +342,7 @@ class _Walk:
                 self.warnings.append(f"class {name!r} has no folder in {folder}")
 
     def _class_folders(self, folder, flag):
-        """Returns the sorted names of the class folders of `folder`.
-
-        Whatever else lies there is ignored.
-        """
+        """Returns the sorted names of the class folders in `folder`; counts everything else."""
         try:
             with os.scandir(folder) as found:
                 entries = list(found)
@@ -358,8 +355,8 @@ class _Walk:
         names = []
         for entry in entries:
             if is_system_file(entry.name) or not _is_reached_folder(entry, folder, flag):
-                is_loose = formats.kind_by_suffix(entry.name)
-                where = " beside the class folders" if is_loose else ""
+                is_image = formats.kind_by_suffix(entry.name)
+                where = " beside the class folders" if is_image else ""
                 count_other(entry.name, self.others, where)
             elif entry.is_symlink() and is_inside(real, os.path.realpath(entry.path)):
                 self.refused.append((entry.name, "link to a folder that holds the data directory"))
@@ -372,7 +369,7 @@ class _Walk:
     def _images(self, root, name, prefix, label, side):
         """Adds every image below a class folder."""
         folder, count = os.path.join(root, name), len(self.files)
-        # the class folder may itself be a link
+        # the class folder itself may be a link
         inside = (os.path.realpath(root), os.path.realpath(folder))
         for found, path, reason in images_below(folder, inside, self.others):
             if reason and path == folder:

@@ -1,7 +1,7 @@
-"""The bytes of an image file to its pixels, in one way for training, evaluation and prediction.
+"""Decodes image files to pixels, in the same way for training, evaluation and prediction.
 
-Pillow decodes every kind. EXIF orientation is applied; of an animation the first frame is taken, an
-alpha channel is dropped, and of 16-bit samples the upper 8 bits are kept.
+Pillow decodes every kind. EXIF orientation is applied, the first frame of an animation is used, an
+alpha channel is dropped, and the upper 8 bits of 16-bit samples are kept.
 """
 
 import contextlib
@@ -30,12 +30,12 @@ _TURNS = {
     8: Transpose.ROTATE_90,
 }
 _REDUCED = "of more than --max_image_pixels; decoded at a reduced scale"
-# What matters is said of the file; `catch_warnings` around each would not be safe in threads.
+# What matters is reported per file; `catch_warnings` around each would not be safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class UnreadableKind(BadImage):
-    """The file is a photograph, of a kind that this installation cannot read."""
+    """The file is a photograph of a kind that this installation cannot read."""
 
     def __init__(self, kind: formats.Kind):
         super().__init__(f"{kind.name} photograph, which cannot be read: {kind.remedy}")
@@ -43,12 +43,12 @@ class UnreadableKind(BadImage):
 
 
 def load_pixels(path: str, max_pixels: int = 0, sha256: str | None = None) -> np.ndarray:
-    """Returns uint8 [H, W, 3] of an image file.
+    """Returns the pixels of an image file, uint8 [H, W, 3].
 
     Args:
-        path: Of the file.
-        max_pixels: As of `decode_image`.
-        sha256: Of its content, hexadecimal, if that is known.
+        path: The file.
+        max_pixels: As for `decode_image`.
+        sha256: Expected SHA-256 of its content, hexadecimal, or None.
 
     Raises:
         BadImage: With the reason why it cannot be used.
@@ -62,8 +62,8 @@ def load_pixels(path: str, max_pixels: int = 0, sha256: str | None = None) -> np
 def pixels_of(
     image: str | os.PathLike | bytes | PIL.Image.Image | np.ndarray, max_pixels: int = 0
 ) -> np.ndarray:
-    """Returns uint8 [H, W, 3], upright, of a path, the bytes of an image file, a `PIL.Image`, or an
-    array or tensor, uint8 [H, W, 3].
+    """Returns the upright pixels, uint8 [H, W, 3], of a path, the bytes of an image file, a
+    `PIL.Image`, or an array or tensor, uint8 [H, W, 3].
 
     Raises:
         BadImage: With the reason why it cannot be used.
@@ -75,17 +75,17 @@ def pixels_of(
     if isinstance(image, PIL.Image.Image):
         return np.asarray(_upright(image))
     array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+    if not formats.is_image(array):
         raise BadImage(f"array of {array.dtype} {list(array.shape)}; expected uint8 [H, W, 3]")
     return array
 
 
 def read_file(path: str) -> bytes:
-    """Returns the bytes of a regular file; opening a pipe would wait for ever.
+    """Returns the bytes of a regular file; opening a pipe would block.
 
     Raises:
-        BadImage: If it cannot be read, or is empty or too large for an image.
-        OSError: If the system lacks what it takes to open files.
+        BadImage: If it cannot be read, is empty, or is too large for an image.
+        OSError: If the system is out of file handles or memory.
     """
     try:
         status = os.stat(path)
@@ -93,11 +93,11 @@ def read_file(path: str) -> bytes:
             raise BadImage("not a regular file")
         if status.st_size > MAX_BYTES:
             raise BadImage(f"file of {status.st_size:,} bytes; at most {MAX_BYTES:,}")
-        with formats.opened(path) as file:  # which may be another one by now
+        with formats.opened(path) as file:  # it may have been replaced
             data = file.read(MAX_BYTES)
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-            raise  # nothing that the image can help
+            raise  # not the image's fault
         raise BadImage(error.strerror or str(error)) from error
     if not data:
         raise BadImage("empty file")
@@ -105,10 +105,10 @@ def read_file(path: str) -> bytes:
 
 
 def decode_image(data: bytes, path: str, max_pixels: int = 0) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Returns uint8 [H, W, 3], upright, and what is to be said of the file.
+    """Returns (upright pixels, uint8 [H, W, 3]; what is unusual about the file).
 
     Args:
-        data: The content of an image file. What it takes is checked before anything is decoded.
+        data: The content of an image file; its cost is checked before anything is decoded.
         path: Its name.
         max_pixels: As `Config.max_image_pixels`.
 
@@ -122,16 +122,17 @@ def decode_image(data: bytes, path: str, max_pixels: int = 0) -> tuple[np.ndarra
     try:
         with PIL.Image.open(io.BytesIO(content), formats=[str(kind.decoder)]) as image:
             is_reduced = decoding_limits.reduced(image, kind.name, len(data), max_pixels)
-            if kind.name == "PNG":
-                _check_sums(content)
+            if kind.name == "PNG":  # decoding ignores wrong checksums
+                with PIL.Image.open(io.BytesIO(content), formats=["PNG"]) as again:
+                    again.verify()
             with decoding_limits.ROOM.taken(image.width * image.height):
                 pixels, traits = _decoded(image, kind, data, path)
-            return pixels, (*traits, *([_REDUCED] if is_reduced else []))
+            return pixels, (*traits, _REDUCED) if is_reduced else traits
     except PIL.UnidentifiedImageError as error:
         raise BadImage(f"damaged {kind.name} image") from error
     except (BadImage, MemoryError):
         raise
-    except Exception as error:  # Pillow's plugins raise whatever their parsers do
+    except Exception as error:  # Pillow's plugins raise whatever their parsers raise
         what = " ".join(str(error).split()) or type(error).__name__
         is_cut = "truncated" in what.lower()
         raise BadImage(
@@ -150,35 +151,35 @@ def _readable_kind(data, path):
 
 
 def _decoded(image, kind, data, path):
-    """Returns what `decode_image` does, from an open `PIL.Image` whose size was checked."""
-    orientation = _orientation(image)
+    """Returns (pixels, traits) as `decode_image` does, of a `PIL.Image` whose size was checked."""
+    is_turned = _orientation(image) in _TURNS
     upright = _upright(image)
+    is_animated, is_deep = _is_animated(image, kind), kind.name == "PNG" and data[24] == 16
     traits = {
         "named as another format; decoded by content": formats.suffix_of(path) not in kind.suffixes,
-        "animated; the first frame is used": kind.name != "TIFF" and _is_animated(image, kind),
-        "of several pages; the first is used": kind.name == "TIFF" and _is_animated(image, kind),
-        "rotated by EXIF; turned upright": orientation in _TURNS,
-        "not in 8-bit RGB; converted, without alpha": image.mode != "RGB"
-        or (kind.name == "PNG" and data[24] == 16),
+        "animated; the first frame is used": is_animated and kind.name != "TIFF",
+        "of several pages; the first is used": is_animated and kind.name == "TIFF",
+        "rotated by EXIF; turned upright": is_turned,
+        "not in 8-bit RGB; converted, without alpha": image.mode != "RGB" or is_deep,
     }
-    return np.asarray(upright), tuple(trait for trait, there in traits.items() if there)
+    return np.asarray(upright), tuple(trait for trait, applies in traits.items() if applies)
 
 
 def _upright(image):
-    """Returns an image of 8-bit RGB, turned as its EXIF says."""
-    image.load()  # which turns TIFF already
+    """Returns an image in 8-bit RGB, turned as its EXIF says."""
+    image.load()  # this turns TIFF already
     upright = _rgb(image)
     left = _orientation(image)
     return upright.transpose(_TURNS[left]) if left in _TURNS else upright
 
 
 def _rgb(image):
-    """Returns an image of 8-bit RGB."""
+    """Returns an image in 8-bit RGB."""
     is_deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
-    if is_deep:  # which Pillow would clip at 255
+    if is_deep:  # Pillow would clip at 255
         image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        raise BadImage("32-bit samples, of no known range; expected 8 or 16 bits")
+        raise BadImage("32-bit samples of unknown range; expected 8 or 16 bits")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -188,14 +189,14 @@ def _orientation(image):
 
 
 def _is_animated(image, kind):
-    # the two parts of an MPO or HEIC are no animation
+    # the two parts of an MPO or HEIC are not an animation
     with contextlib.suppress(Exception):  # damage behind the first frame
         return kind.name in ("GIF", "PNG", "WebP", "AVIF", "TIFF") and image.is_animated
 
 
 def _without_texts(png):
-    """Returns a PNG without color profile and texts, which may be longer than Pillow reads, but for
-    those that can hold an orientation.
+    """Returns a PNG without its color profile and texts, which may be too long for Pillow, except
+    texts that can hold an orientation.
     """
     kept, at = [png[:8]], 8
     while at < len(png):
@@ -205,12 +206,6 @@ def _without_texts(png):
             kept.append(png[at:end])
         at = end
     return b"".join(kept)
-
-
-def _check_sums(png):
-    """Raises an exception for a PNG with a wrong checksum, which decoding does not look at."""
-    with PIL.Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-        image.verify()
 
 
 def _text_or_nothing(data):

@@ -1,21 +1,19 @@
-"""Archives from the network to folders on disk: verified, atomic, cached, and safe to unpack.
+"""Downloads and unpacks archives: verified, atomic, cached, and safe.
 
-A file or folder stands under its final name only when it is complete, because it gets that name by
-a rename. Two runs that want the same one wait for each other.
+A file or folder gets its final name by a rename, once it is complete. Two runs that need the same
+one wait for each other.
 """
 
 import contextlib
 import functools
 import gzip
 import hashlib
-import json
 import lzma
 import os
 import queue
 import re
 import shutil
 import stat
-import sys
 import tarfile
 import threading
 import time
@@ -30,7 +28,7 @@ from typing import Any
 import tqdm
 
 from tl_research.errors import DataError, StorageError, UnreachableError, UserError
-from tl_research.files import storage_errors, sync, temporary_name, write_atomically
+from tl_research.files import say_once, storage_errors, sync, temporary_name
 from tl_research.locks import Held, Lock
 
 _BLOCK = 1 << 16
@@ -38,7 +36,7 @@ _ATTEMPTS = 3
 _CHOICE = "--download_dir, for ImageNet weights KERAS_HOME"
 _storage = functools.partial(storage_errors, choice=_CHOICE)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-# Names in archives: absolute, with a backslash or NUL, leading upwards, with a drive, or too long.
+# Names in archives that are absolute, hold a backslash, NUL, `..` or drive, or are too long.
 _UNSAFE_NAME = re.compile(rb"^/|[\\\0]|(^|/)\.\.(/|$)|^[^/]*:|[^/]{256}")
 _DAMAGE = (
     tarfile.TarError,
@@ -48,7 +46,7 @@ _DAMAGE = (
     zlib.error,
     EOFError,
     RuntimeError,  # an encrypted member, or a method we cannot decompress
-    FileExistsError,  # one name twice, or a file as a folder
+    FileExistsError,  # the same name twice, or a file used as a folder
     NotADirectoryError,
     IsADirectoryError,
 )
@@ -63,25 +61,26 @@ def fetch(
     sha256: str | None = None,
     deadline_seconds: float = 20.0,
 ) -> str:
-    """Returns the path of `directory/filename`, downloaded unless it is there already, and
-    verified.
+    """Returns the path of `directory/filename`, verified, which is downloaded if it is not there.
 
-    A file somebody put there by hand is verified in full once; after that a marker beside it says
-    what it is.
+    A file that is there, perhaps put there by hand, is verified too.
 
     Args:
         url: https, or http on a loopback address.
-        size, sha256: What the file must be, where that is known; else nothing is verified.
-        deadline_seconds: What may be spent in all on waiting for answers and on transfers that
-            stand still. A transfer that runs may take longer.
+        directory: Where the file is kept.
+        filename: Its name there.
+        size: Expected size in bytes, or None if it is not known.
+        sha256: Expected SHA-256, hexadecimal, or None if it is not known.
+        deadline_seconds: Total time allowed for waiting for responses and for stalled transfers. A
+            transfer that makes progress may take longer.
 
     Raises:
-        UnreachableError: Name lookup, connection, TLS, proxy, HTTP 4xx or 5xx, or three broken
-            transfers.
-        DataError: A complete file of the wrong size or hash (kept as `.bad`), or a redirect to
-            another scheme.
+        UnreachableError: Name lookup, connection, TLS or proxy failed, HTTP 4xx or 5xx, or the
+            transfer broke three times.
+        DataError: A complete file has the wrong size or hash (it is kept as `.bad`), or a redirect
+            leads to another scheme.
         StorageError: The directory cannot be written.
-        UserError: A URL that is neither https nor loopback.
+        UserError: The URL is neither https nor loopback.
     """
     _check_url(url, UserError)
     expected = {key: value for key, value in (("size", size), ("sha256", sha256)) if value}
@@ -99,13 +98,19 @@ def fetch(
 
 
 def unpack(archive: str, directory: str, *, max_files: int, max_bytes: int) -> str:
-    """Returns `directory`, unpacked from a tar or zip archive unless it is there already.
+    """Returns `directory`, which is unpacked from a tar or zip archive if it is not there.
 
     Only regular files and directories with relative names are written, without their owners.
 
+    Args:
+        archive: Path of the archive.
+        directory: The folder to make.
+        max_files: Largest allowed number of members.
+        max_bytes: Largest allowed size of all members together.
+
     Raises:
-        DataError: A damaged archive, a link, device, absolute name or `..`, the same name twice,
-            more than `max_files` members or `max_bytes` unpacked. Nothing is left behind.
+        DataError: The archive is damaged or too large, or holds a link, device, absolute name, `..`
+            or the same name twice. Nothing is left behind.
         StorageError: The directory cannot be written.
     """
 
@@ -121,8 +126,8 @@ def unpack(archive: str, directory: str, *, max_files: int, max_bytes: int) -> s
                     )
                 if not is_plain or _UNSAFE_NAME.search(os.fsencode(name)):
                     raise DataError(
-                        f"{archive} holds {name!r}, which is no regular file or directory with a "
-                        "safe relative name; refused"
+                        f"{archive} holds {name!r}, which is not a regular file or directory with "
+                        "a safe relative name; refused"
                     )
                 path = os.path.join(temporary, name)
                 if os.path.isfile(path):
@@ -139,9 +144,9 @@ def unpack(archive: str, directory: str, *, max_files: int, max_bytes: int) -> s
 
 
 def make_folder(directory: str, write: Callable[[str], None]) -> str:
-    """Returns `directory`, filled by `write(temporary_folder)` unless it is there.
+    """Returns `directory`, which `write(temporary_folder)` fills if it is not there.
 
-    It is never seen half filled.
+    Nobody sees it half filled.
     """
     directory = os.path.abspath(directory)
     temporary = temporary_name(directory, "part")
@@ -150,7 +155,7 @@ def make_folder(directory: str, write: Callable[[str], None]) -> str:
             try:
                 os.mkdir(temporary)
                 write(temporary)
-                os.sync()  # once, instead of thousands of files
+                os.sync()  # once, instead of for each of thousands of files
                 os.rename(temporary, directory)
                 sync(os.path.dirname(directory))
             finally:
@@ -160,41 +165,33 @@ def make_folder(directory: str, write: Callable[[str], None]) -> str:
 
 @contextlib.contextmanager
 def locked(target: str) -> Iterator[None]:
-    """Holds the lock of `target`, whose directory is made first, and removes what a killed run left
-    of it.
+    """Holds the lock of `target` after creating its directory, and removes what a killed run left
+    there.
     """
     directory, name = os.path.split(target)
-    with contextlib.ExitStack() as stack:
-        with _storage(target):
-            os.makedirs(directory, mode=0o700, exist_ok=True)
-            status = os.stat(directory)
-            if status.st_uid != os.getuid() and status.st_mode & stat.S_IWOTH:
-                raise StorageError(
-                    f"{directory} is somebody else's and everybody may write there; choose another "
-                    f"directory ({_CHOICE})"
-                )
-            lock = stack.enter_context(contextlib.closing(_waited_for(directory, name)))
-            lock.remove_leftovers(
-                entry.path for entry in os.scandir(directory) if entry.name.startswith(f"{name}.")
+    with _storage(target):
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        status = os.stat(directory)
+        if status.st_uid != os.getuid() and status.st_mode & stat.S_IWOTH:
+            raise StorageError(
+                f"{directory} belongs to another user and is world-writable; choose another "
+                f"directory ({_CHOICE})"
             )
+        lock = _waited_for(directory, name)
+    with contextlib.closing(lock):
+        with _storage(target), os.scandir(directory) as entries:
+            lock.remove_leftovers(e.path for e in entries if e.name.startswith(f"{name}."))
         yield
 
 
 def _waited_for(directory, name):
-    """Returns the `Lock` of a target, as soon as no other process has it."""
-    is_said = False
+    """Returns the `Lock` of a target once no other process has it."""
     while True:
         try:
             return Lock(os.path.join(directory, f".{name}.lock"))
         except Held as error:
-            if not is_said:
-                print(
-                    f"waiting for another run that prepares {os.path.join(directory, name)}, "
-                    f"{error}",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            is_said = True
+            path = os.path.join(directory, name)
+            say_once(f"waiting for another run that prepares {path}, {error}")
             time.sleep(0.1)
 
 
@@ -217,14 +214,14 @@ class _SameSchemeRedirects(urllib.request.HTTPRedirectHandler):
 
 
 class _Broken(Exception):
-    """An answer that did not come, ended early or stood still."""
+    """A response that did not arrive, ended early or stalled."""
 
 
 def _ask(url, timeout, answers):
-    """Puts the length that an answer promises into a queue, its blocks, and an empty one or what
-    went wrong.
+    """Puts into a queue the promised length of a response, its blocks, and at the end an empty
+    block or an exception.
     """
-    # A proxy of the environment cannot reach this machine's own loopback address.
+    # A proxy from the environment cannot reach this machine's loopback address.
     handlers = [urllib.request.ProxyHandler({})] if url.startswith("http:") else []
     opener = urllib.request.build_opener(_SameSchemeRedirects, *handlers)
     try:
@@ -236,7 +233,7 @@ def _ask(url, timeout, answers):
     except UserError as error:
         answers.put(error)
     except urllib.error.HTTPError as error:
-        # below 400: urllib's own refusal to follow a redirect to file: and its like
+        # below 400: urllib refused to follow a redirect, to file: for example
         refused = DataError(f"{url}: redirect refused ({error.reason.strip()})")
         answers.put(refused if error.code < 400 else _Broken(f"HTTP {error.code}"))
     except Exception as error:
@@ -244,11 +241,11 @@ def _ask(url, timeout, answers):
 
 
 def _answers(url, wait, patience):
-    """Yields the length of an answer, which must begin within `wait` seconds, and its blocks, each
-    of which must come within `patience`.
+    """Yields the length of a response, which must begin within `wait` seconds, and its blocks, each
+    of which must arrive within `patience` seconds.
     """
-    answers = queue.Queue(16)  # no more in memory when the network is faster than the disk
-    # In a thread, since a name lookup knows no timeout.
+    answers = queue.Queue(16)  # limits memory when the network is faster than the disk
+    # In a thread, because a name lookup has no timeout.
     threading.Thread(target=_ask, args=(url, min(patience, wait), answers), daemon=True).start()
     while True:
         try:
@@ -262,9 +259,7 @@ def _answers(url, wait, patience):
 
 
 def _transfer(url, target, part, size, deadline_seconds):
-    """Writes the answer of `url` to `part`, or decides within the deadline that it cannot be
-    reached.
-    """
+    """Writes the response of `url` to `part`; raises UnreachableError within the deadline."""
     patience, left = deadline_seconds / 6, deadline_seconds
     for _ in range(_ATTEMPTS):
         began, length = time.monotonic(), None
@@ -284,7 +279,7 @@ def _transfer(url, target, part, size, deadline_seconds):
 
 def _copy(blocks, length, target, part, size):
     """Writes `blocks`, together at least `length` bytes, to `part`."""
-    limit = 2 * size + (1 << 20) if size else 1 << 32  # an endless answer must not fill the disk
+    limit = 2 * size + (1 << 20) if size else 1 << 32  # an endless response must not fill the disk
     received = 0
     with (
         _storage(target),
@@ -298,7 +293,7 @@ def _copy(blocks, length, target, part, size):
             received += len(block)
             if received > limit:
                 raise DataError(
-                    f"more than {limit} bytes came for {target}; expected {size or 'fewer'}"
+                    f"received more than {limit} bytes for {target}; expected {size or 'fewer'}"
                 )
         if received < length:
             raise _Broken(f"it ended after {received} of {length} bytes")
@@ -307,11 +302,8 @@ def _copy(blocks, length, target, part, size):
 
 
 def _verify(path, target, expected):
-    """Returns `target`, renamed from `path` with its marker once it is what it must be."""
-    marker = f"{target}.complete.json"
+    """Returns `target` once `path` has the expected size and hash and is renamed to it."""
     with _storage(target):
-        if path == target and _is_marked(path, marker, expected):
-            return target
         if expected:
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, hashlib.sha256).hexdigest()
@@ -326,24 +318,12 @@ def _verify(path, target, expected):
                 )
         os.replace(path, target)
         sync(os.path.dirname(target))
-        if expected:
-            write_atomically(marker, json.dumps(found))
     return target
 
 
-def _is_marked(path, marker, expected):
-    """Returns whether an earlier run saw that this file is what it must be."""
-    try:
-        with open(marker, encoding="utf-8") as file:
-            known = json.load(file)
-        return known["size"] == os.path.getsize(path) and expected.items() <= known.items()
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
 def _members(archive):
-    """Yields of each member its name, whether it is a regular file or a directory, its size, and
-    the function that writes it below a `path`.
+    """Yields for each member (name, whether it is a regular file or directory, size, function that
+    writes it below a `path`).
     """
     if archive.endswith(".zip"):
         with zipfile.ZipFile(archive) as file:

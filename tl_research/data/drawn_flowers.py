@@ -1,14 +1,13 @@
-"""Five classes of flowers drawn with NumPy: what a machine that cannot reach any photographs trains
-on.
+"""Five classes of flowers drawn with NumPy, to train on where no photographs can be downloaded.
 
-Every picture is the same bytes on every machine: random numbers are `RandomState.random_sample`
-only (its normal deviates call `log`), arithmetic is + - * / sqrt and comparisons, which IEEE 754
-rounds in one way, directions are rounded to 6 decimals, and nothing is reduced (the order of a sum
-differs between machines).
+Every picture has the same bytes on every machine: random numbers come from
+`RandomState.random_sample` only (its normal deviates call `log`), the arithmetic is + - * / sqrt
+and comparisons, whose rounding IEEE 754 defines, directions are rounded to 6 decimals, and there
+are no reductions (the order of a sum differs between machines).
 
-Everything, from petal to blade of grass, is a piece along an axis; a part of a plant is a spiral of
-pieces, each 137.5 degrees further than the one before, as most plants grow. What plants look like
-stands in three tables: their parts, the pieces of each part, and colors.
+Everything, from petals to blades of grass, is a piece along an axis. A part of a plant is a spiral
+of pieces, each 137.5 degrees after the previous one, as in most plants. Three tables describe the
+plants: their parts, the pieces of each part, and the colors.
 """
 
 import collections.abc
@@ -25,14 +24,14 @@ from tl_research.config import FLOWERS
 CLASSES = FLOWERS
 IMAGES_PER_CLASS = 160
 IMAGE_SIZE = 192
-VERSION = 2  # raise it when any picture changes: it is part of the folder's name
+VERSION = 2  # part of the folder's name; increase it when any picture changes
 
 _GOLDEN_ANGLE = 137.508  # degrees
 _PIXELS = np.arange(IMAGE_SIZE, dtype=np.float32)
 
 
 def _table(text):
-    """Returns {name: options, each a list of words} of lines `name: option, option, ...`."""
+    """Returns {name: list of options, each a list of words} from lines `name: option, ...`."""
     table = {}
     for line in text.strip().splitlines():
         name, options = line.split(":", 1)
@@ -40,7 +39,7 @@ def _table(text):
     return table
 
 
-# Parts from behind to the front; of several forms a plant has any.
+# The parts of a plant from back to front; of several forms, one is chosen at random.
 _PLANTS = _table("""
     light:      light
     clutter:    grass, grass, grass, leaf, leaf, twig, far-petal far-heart
@@ -53,22 +52,22 @@ _PLANTS = _table("""
     tulips:     stem blade blade cup, stem blade cup, stem cup, stem leaf open-tulip stamen
 """)
 
-# Of each part what differs from `any`, then the colors of a piece's foot and tip. Where it says
-# low:high, a plant has any number between.
-#   count     how many pieces
-#   turn      degrees from the stem's direction to the middle of all
-#   spread    degrees that they take around it
-#   begin     where on its axis a piece begins, as a share of its length
+# For each part, the differences from `any`, then the colors of a piece's foot and tip. For low:high
+# a number in between is drawn for each plant.
+#   count     number of pieces
+#   turn      degrees from the stem's direction to the middle of the pieces
+#   spread    degrees over which the pieces are spread
+#   begin     start of a piece on its axis, as a share of its length
 #   length    in radii of the flower
-#   width     half of it, as a share of the length
-#   shape     two digits, how pointed foot and tip are
-#   shrink    share by which the square of the length falls until the last piece
-#   bend      how far the tips of the outer ones are moved to the middle, as a share of the length
-#   lines     how dark lines along a piece are
-#   blur      of its rim, in pixels
+#   width     half the width, as a share of the length
+#   shape     two digits: how pointed foot and tip are
+#   shrink    share by which the square of the length decreases until the last piece
+#   bend      how far the tips of outer pieces bend to the middle, as a share of the length
+#   lines     darkness of the lines along a piece
+#   blur      of its edge, in pixels
 #   opacity   1 hides what is behind
-#   down      how far down the stem they grow, in radii
-#   flat      1 where they do not lean with the flower
+#   down      distance down the stem, in radii
+#   flat      1 if the pieces do not lean with the flower
 #   blend     share of the foot's color at the foot
 _PARTS = _table("""
     any: count=1 turn=180 spread=360 begin=0 length=1 width=.5 shape=21 shrink=0 bend=0 lines=0
@@ -108,7 +107,7 @@ _PARTS = _table("""
     stamen: count=7 begin=.5 length=.15 width=.3 shape=11 shrink=.5 stamen stamen
 """)
 
-# Red, green and blue in percent; where there are several, a plant chooses.
+# Red, green and blue in percent; of several colors, one is chosen for each plant.
 _COLORS = _table("""
     shadow:         16 30 10,  5 12  6, 24 17 11, 45 62 84, 62 58 54,  3  3  4, 30 44 22
     sunlit:         38 52 20, 20 32 14, 46 36 25, 76 85 93, 84 81 76, 13 12 14, 68 74 48
@@ -140,7 +139,7 @@ _COLORS = _table("""
 
 
 def draw(class_name: str, index: int) -> np.ndarray:
-    """Returns picture `index` of a class: uint8 [192, 192, 3]."""
+    """Returns picture `index` of a class, uint8 [192, 192, 3]."""
     seed = 1_000_003 * VERSION + 10_007 * CLASSES.index(class_name) + index
     image = np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), np.float32)
     brush = _Brush(np.random.RandomState(seed).random_sample, image)
@@ -152,7 +151,7 @@ def draw(class_name: str, index: int) -> np.ndarray:
         ("light", pick(-10, 12), 50, 0),
         ("clutter", pick(0, 7), 50, 0),
         (class_name, *flowers),
-        ("clutter", pick(-4, 5), 50, 0),  # before the flowers
+        ("clutter", pick(-4, 5), 50, 0),  # in front of the flowers
     ):
         for _ in range(int(count)):
             place = pick(margin, IMAGE_SIZE - margin), pick(margin, IMAGE_SIZE - margin)
@@ -161,7 +160,7 @@ def draw(class_name: str, index: int) -> np.ndarray:
 
 
 def write_bmp(path: str, image: np.ndarray) -> None:
-    """Writes uint8 [H, W, 3] as a 24-bit BMP, whose every byte the tests pin."""
+    """Writes uint8 [H, W, 3] as a 24-bit BMP; the tests pin every byte."""
     Image.fromarray(image).save(path, "BMP", dpi=(72, 72))
 
 
@@ -175,20 +174,25 @@ def _mix(a, b, share):
 
 @dataclasses.dataclass(frozen=True)
 class _Brush:
-    """Paints a picture, float32 [3, H, W] in 0..1, as chance decides."""
+    """Paints a random picture, float32 [3, H, W] in 0..1."""
 
-    random: collections.abc.Callable  # as `RandomState.random_sample`
+    random: collections.abc.Callable  # `RandomState.random_sample`
     image: np.ndarray
 
     def pick(self, low: float, high: float, shape: Any = None) -> Any:
-        """Returns a float, or floats, in [low, high)."""
+        """Returns random numbers.
+
+        Args:
+            low, high: They are in [low, high).
+            shape: Shape of the array to return; None: a float.
+        """
         return low + (high - low) * self.random(shape)
 
     def choose(self, options: list) -> Any:
         return options[int(self.pick(0, len(options)))]
 
     def color(self, name: str) -> np.ndarray:
-        """Returns one of the colors of a name, a little varied, [3, 1, 1]."""
+        """Returns one of the colors with this name, slightly varied, [3, 1, 1]."""
         color = np.array(self.choose(_COLORS[name]), float)[:, None, None] / 100
         return color + self.pick(-0.06, 0.06) + self.pick(-0.03, 0.03, color.shape)
 
@@ -203,7 +207,13 @@ class _Brush:
         return grid
 
     def grow(self, parts: list[str], size: float, x: float, y: float) -> None:
-        """Paints a plant whose flower, of radius `size`, is at (x, y)."""
+        """Paints a plant.
+
+        Args:
+            parts: Names of its parts in `_PARTS`, from back to front.
+            size: Radius of its flower, in pixels.
+            x, y: Position of the flower, in pixels.
+        """
         colors = {name: self.color(name) for name in _COLORS}
         stem, lean, shear = self.pick(65, 115), self.pick(0.45, 1.0), self.pick(-0.5, 0.5)
         cos, sin = _direction(stem)
@@ -233,11 +243,11 @@ class _Brush:
         """Paints a piece.
 
         Args:
-            look: Numbers of `_PARTS`, and the origin and slant of the plane that it is in.
+            look: Numbers from `_PARTS`, and the origin and slant of its plane.
             angle: Direction of its axis, in degrees.
             length: In pixels.
-            bend: How far the tip is moved sideways, as a share of the length.
-            foot, tip: Colors at both ends.
+            bend: Sideways displacement of the tip, as a share of the length.
+            foot, tip: Colors of both ends.
         """
         cos, sin = _direction(angle)
         start, width = length * look.begin, length * look.width + 0.6
@@ -249,17 +259,17 @@ class _Brush:
                 [look.x + (cos - look.shear * sin) * at for at in (start, start + length)],
             )
         )
-        # From pixels to t along the axis (0 to 1) and s across (-1 to 1).
+        # From pixels to t along the axis (0 to 1) and s across it (-1 to 1).
         dy = (_PIXELS[rows, None] + (0.5 - look.y)) / look.lean
         dx = _PIXELS[columns] + (0.5 - look.x) + look.shear * dy
         t = (cos * dx + sin * dy - start) / length
         s = (cos * dy - sin * dx) / width - bend * length / width * t * t
         inside = np.clip(t, 0.0, 1.0)
-        # The half width is the root of t^a (1 - t)^b, which is 1 at most.
+        # The half width is the root of t^a (1 - t)^b, scaled to a maximum of 1.
         a, b = divmod(int(look.shape), 10)
         peak = (a + b) ** (a + b) / (a**a * b**b)
         half = np.sqrt(math.prod([inside] * a + [1.0 - inside] * b, start=peak))
-        # Distance to the rim in pixels, across the axis and beyond its ends, makes a smooth edge.
+        # The distance to the edge in pixels, across the axis and past its ends, smooths the edge.
         distance = np.minimum(
             (half - np.abs(s)) * width, np.minimum(t, 1.0 - t) * length + 0.5 * look.blur
         )
@@ -271,7 +281,7 @@ class _Brush:
         box += (color * np.clip(shade, 0.2, 1.4) - box) * cover
 
     def photograph(self) -> np.ndarray:
-        """Returns the picture under some light, through a lens, with noise: uint8 [H, W, 3]."""
+        """Returns the picture with lighting, blur and noise, uint8 [H, W, 3]."""
         image, pick = self.image, self.pick
         haze = max(0.0, pick(-0.16, 0.16))
         light = pick(0.62, 1.25) * pick(0.9, 1.1, (3, 1, 1))

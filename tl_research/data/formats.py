@@ -1,15 +1,15 @@
-"""Which kind of photograph a file is, by its first bytes, and which kinds can be read.
+"""Recognizes the kind of photograph in a file by its first bytes, and knows which can be read.
 
-The suffix counts only where a file is not to be opened, and for camera raw, whose content looks
+The suffix decides only where a file must not be opened, and for camera raw, whose content looks
 like TIFF.
 """
 
 import contextlib
-import dataclasses
 import os
 import re
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
+import numpy as np
 import PIL.features
 import PIL.Image
 
@@ -18,19 +18,18 @@ with contextlib.suppress(ImportError):
 
     pillow_heif.register_heif_opener()
 
-SNIFFED_BYTES = 64  # that tell every kind
+SNIFFED_BYTES = 64  # enough to recognize every kind
 
 
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """A kind of photographs."""
+class Kind(NamedTuple):
+    """A kind of photograph."""
 
     name: str
     suffixes: tuple[str, ...]
     signature: bytes  # regular expression of the first bytes
-    decoder: str | None  # Pillow's name, or None if there is none
-    feature: str | None = None  # of Pillow, where it may have been built without
-    remedy: str = "convert them to JPEG"  # where they cannot be read
+    decoder: str | None  # Pillow's name for it, or None if it has no decoder
+    feature: str | None = None  # the optional feature of Pillow that it needs
+    remedy: str = "convert them to JPEG"  # if they cannot be read
 
     @property
     def is_readable(self) -> bool:
@@ -79,26 +78,31 @@ BY_NAME = {kind.name: kind for kind in KINDS}
 _BY_SUFFIX = {suffix: kind for kind in KINDS for suffix in kind.suffixes}
 
 
+def is_image(array: np.ndarray) -> bool:
+    """Returns whether an array is an image, uint8 [H, W, 3]."""
+    return array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3 and array.size > 0
+
+
 def opened(path: str) -> BinaryIO:
-    """Returns an open file; a pipe that is found instead of one is not waited for."""
+    """Returns an open file, without blocking if it is a pipe."""
     return open(path, "rb", opener=lambda path, mode: os.open(path, mode | os.O_NONBLOCK))
 
 
 def suffix_of(path: str) -> str:
-    """Returns the end of a name that tells its kind, in small letters, with its dot."""
+    """Returns the suffix of a file name in lower case, with its dot."""
     return os.path.splitext(path)[1].lower()
 
 
 def kind_by_suffix(path: str) -> Kind | None:
-    """Returns the kind of photograph that a file is by its name, or None."""
+    """Returns the kind of photograph that a file name says, or None."""
     return _BY_SUFFIX.get(suffix_of(path))
 
 
 def kind_by_content(start: bytes, path: str) -> Kind | None:
-    """Returns the kind of photograph that a file with these first bytes is, or None.
+    """Returns the kind of photograph in a file, or None.
 
     Args:
-        start: At least `SNIFFED_BYTES`, or the whole file.
+        start: The first `SNIFFED_BYTES` of the file or more, or the whole file.
         path: Its name, whose suffix tells camera raw from TIFF.
     """
     found = next((kind for kind in KINDS if re.match(kind.signature, start, re.DOTALL)), None)

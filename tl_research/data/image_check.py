@@ -1,8 +1,7 @@
-"""Reads, checks, hashes, decodes and resizes every image once, before anything is decided from the
-files.
+"""Reads, checks, hashes, decodes and resizes every image once, before the split is decided.
 
-Pixels are resized as by `keras.utils.image_dataset_from_directory` (bilinearly, without keeping the
-aspect ratio) and rounded to uint8.
+Pixels are resized as in `keras.utils.image_dataset_from_directory` (bilinearly, ignoring the aspect
+ratio) and rounded to uint8.
 """
 
 import collections
@@ -23,27 +22,23 @@ from tl_research.data.catalog import Catalog, ImageFile
 from tl_research.data.formats import Kind
 from tl_research.data.shards import Shards
 
-_AHEAD = 256  # files that wait in the queue at once; progress is told after so many
+_AHEAD = 256  # files in the queue at once, and between reports of progress
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckedImages:
-    """What the check found; all but the pixels has one row for each good file, in the order of the
-    catalog.
-    """
+    """The result of the check; all but the pixels have one row per good file, in catalog order."""
 
     catalog: Catalog
-    good: np.ndarray  # int64 [N], places of the good files in it
+    good: np.ndarray  # int64 [N], indices of the good files in the catalog
     sha256s: tuple[str, ...]  # SHA-256 of each file's bytes, hexadecimal
-    pixel_sha256s: tuple[str, ...]  # of its type, shape and upright pixels before resizing
+    pixel_sha256s: tuple[str, ...]  # of the type, shape and upright pixels before resizing
     thumbnails: np.ndarray  # uint8 [N, 16, 16, 3], see `tl_research.data.near_copies`
-    # uint8 [M, image_size, image_size, 3], of the files that this process holds, or None where they
-    # were not to be kept
+    # uint8 [M, image_size, image_size, 3] of the files that this process holds, or None if not kept
     pixels: np.ndarray | None
-    # [(name, reason)] of all other files, sorted by name, but for those in the next
-    bad: list[tuple[str, str]]
-    unreadable: list[tuple[str, Kind]]  # photographs of a kind that cannot be read
-    traits: dict  # {what is said of good files that are not as one might think: how many they are}
+    bad: list[tuple[str, str]]  # [(name, reason)] of the files that are in neither list, by name
+    unreadable: list[tuple[str, Kind]]  # [(name, kind)] of photographs of an unreadable kind
+    traits: dict  # {what is unusual about a good file: number of such files}
     smallest: tuple[int, int] | None  # (width, height) of the good file with the fewest pixels
     shards: Shards = Shards()
 
@@ -53,7 +48,7 @@ class CheckedImages:
         return [self.catalog.files[index] for index in self.good]
 
     def without(self, rows: Collection[int]) -> "CheckedImages":
-        """Returns this without some of the good files; it takes over the pixels."""
+        """Returns a copy without some of the good files; the pixels move to the copy."""
         if not rows:
             return self
         kept = np.setdiff1d(np.arange(len(self.good)), list(rows))
@@ -69,7 +64,7 @@ class CheckedImages:
 
 
 class _Good(NamedTuple):
-    """What is kept of one good file."""
+    """What the check keeps of one good file."""
 
     sha256: str
     pixel_sha256: str
@@ -79,17 +74,17 @@ class _Good(NamedTuple):
 
 
 def resized(images: np.ndarray, image_size: int) -> tf.Tensor:
-    """Returns images [..., H, W, 3] in 0..255 as training sees them: [..., image_size, image_size,
-    3], float32 whole numbers.
+    """Returns images [..., H, W, 3] in 0..255 as in training: float32 whole numbers
+    [..., image_size, image_size, 3].
     """
     return tf.round(tf.image.resize(images, [image_size, image_size], method="bilinear"))
 
 
 def resize_image(image: np.ndarray, image_size: int) -> np.ndarray:
-    """Returns uint8 [image_size, image_size, 3] of uint8 [H, W, 3]: what `resized` does, of one
-    image in less than half the time.
+    """Returns uint8 [image_size, image_size, 3] from uint8 [H, W, 3]: the same as `resized` for one
+    image, in less than half the time.
     """
-    with tf.device("CPU:0"):  # on a GPU other pixels
+    with tf.device("CPU:0"):  # a GPU gives other pixels
         pixels = tf.raw_ops.ResizeBilinear(
             images=image[None], size=[image_size, image_size], half_pixel_centers=True
         )
@@ -109,11 +104,11 @@ def check_images(
 
     Args:
         catalog: The images to check.
-        image_size: Height and width, in pixels, that they are resized to.
-        keep_pixels_bytes: Resized pixels are kept where they fit in so many bytes.
-        max_pixels: As of `decoding.decode_image`.
-        shards: Those of the run.
-        progress: Is called with the number of files that were checked and that there are.
+        image_size: Height and width to resize to, in pixels.
+        keep_pixels_bytes: Resized pixels are kept if they fit in this many bytes.
+        max_pixels: As for `decoding.decode_image`.
+        shards: The shards of the run.
+        progress: Called with the number of files checked and the number of files.
     """
     files, own = catalog.files, _own_places(catalog, shards)
     most = max(distribution.of_all_workers(len(own))) * image_size * image_size * 3
@@ -121,7 +116,7 @@ def check_images(
     pixels = in_place.zeros((len(own), image_size, image_size, 3), np.uint8) if keep else None
 
     def check(row: int) -> "_Good | decoding.BadImage":
-        """Returns `_Good`, or the `BadImage` that says why it is not."""
+        """Returns `_Good`, or the `BadImage` that says why it is not good."""
         path = files[own[row]].path
         try:
             content, upright, traits = _load(path, max_pixels)
@@ -182,7 +177,7 @@ def _header(pixels):
 
 
 def _content(image):
-    """Returns the bytes to hash of a path, or of an array: its type, shape and values."""
+    """Returns the bytes to hash for a path or an array; of an array its type, shape and values."""
     if isinstance(image, np.ndarray):
         return _header(image) + image.tobytes()
     return decoding.read_file(image)

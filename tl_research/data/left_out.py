@@ -1,4 +1,4 @@
-"""Images that `--leave_out` names: a CSV file with a `path` column, of names as in `split.json`."""
+"""The images that `--leave_out` lists: a CSV file whose column `path` has names of `split.json`."""
 
 import csv
 import dataclasses
@@ -10,10 +10,10 @@ from tl_research.files import escaped
 
 
 def read_names(path: str, catalog: Catalog) -> list[str]:
-    """Returns the names of the images that the file at `path` names.
+    """Returns the names of the images that the file at `path` lists.
 
     Raises:
-        DataError: If it cannot be read, has no such column, or names what is no image.
+        DataError: If it cannot be read, has no column `path`, or lists a name that is not an image.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -25,15 +25,15 @@ def read_names(path: str, catalog: Catalog) -> list[str]:
         ) from error
     if "path" not in columns:
         raise DataError(
-            f"--leave_out={path} has the columns {', '.join(columns) or 'none'}; expected one "
-            "that is called path; name it in the first line"
+            f"--leave_out={path} has the columns {', '.join(columns) or 'none'}; expected a column "
+            "path; name it in the first line"
         )
     paths = {row["path"] for row in rows} - {"", None}
     every = [*(file.name for file in catalog.files), *dict(catalog.refused)]
     names = dict(zip(map(escaped, every), every))  # as our own CSV files write them
     if unknown := sorted(paths - names.keys()):
         raise DataError(
-            f"--leave_out={path} names {len(unknown)} files that are no images of this data set "
+            f"--leave_out={path} names {len(unknown)} files that are not images of this data set "
             f"({', '.join(map(printable, unknown[:5]))}); expected names as in split.json, such as "
             f"{printable(min(names))}; correct them"
         )
@@ -41,7 +41,7 @@ def read_names(path: str, catalog: Catalog) -> list[str]:
 
 
 def without(catalog: Catalog, names: list[str]) -> Catalog:
-    """Returns a catalog without the images of these names, of which it warns.
+    """Returns a catalog without the images of these names, with a warning that counts them.
 
     Raises:
         DataError: If no image is left.
@@ -51,7 +51,7 @@ def without(catalog: Catalog, names: list[str]) -> Catalog:
     gone = set(names)
     files = tuple(file for file in catalog.files if file.name not in gone)
     if not files:
-        raise DataError("--leave_out names every image; expected some to stay; shorten it")
+        raise DataError("--leave_out names every image; expected some to remain; shorten it")
     return dataclasses.replace(
         catalog,
         files=files,

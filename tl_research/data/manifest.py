@@ -1,4 +1,4 @@
-"""`split.json`: which images a run has, their content, sides and groups; checked on later runs."""
+"""`split.json`: the images of a run, their content, sides and groups; checked by later runs."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -17,14 +17,14 @@ def make(
     found: Split,
     left_out: Sequence[str],
 ) -> dict[str, Any]:
-    """Returns the content of `split.json`, files in the order of their names.
+    """Returns the content of `split.json`, with the files sorted by name.
 
     Args:
-        seed, fractions, classes: As of `split.assign_sides`.
-        entries: {"path", "class", "sha256"} of each file, where a label that is no class stands as
-            it is.
+        seed, fractions, classes: As for `split.assign_sides`.
+        entries: {"path", "class", "sha256"} of each file; a label that is not a class is "class"
+            itself.
         found: The `split.Split` of the files.
-        left_out: Names of the images that `--leave_out` names.
+        left_out: Names of the images that `--leave_out` lists.
     """
     files = [
         {**entry, "side": side, "group": group}
@@ -40,7 +40,7 @@ def make(
 
 
 def write(path: str, manifest: dict[str, Any]) -> None:
-    """Writes `split.json`, one file a line, under its own name only once it is complete.
+    """Writes `split.json` atomically, with one file per line.
 
     Raises:
         StorageError: If it cannot be written.
@@ -53,7 +53,7 @@ def write(path: str, manifest: dict[str, Any]) -> None:
 def read(path: str) -> dict[str, Any]:
     """Returns the content of the `split.json` at `path`.
 
-    One of an earlier version has neither "left_out" nor the "group" of a file.
+    Earlier versions wrote neither "left_out" nor the "group" of a file.
 
     Raises:
         DataError: If it cannot be read.
@@ -71,12 +71,12 @@ def read(path: str) -> dict[str, Any]:
         return known
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise DataError(
-            f"cannot read {path} ({error!r}); expected a split; take a new --workdir"
+            f"cannot read {path} ({error!r}); expected a split; use a new --workdir"
         ) from error
 
 
 def check(path: str, manifest: dict[str, Any]) -> None:
-    """Compares what was found with the `split.json` at `path`.
+    """Compares the images found with the `split.json` at `path`.
 
     Raises:
         DataError: If they differ, naming up to five files, or if it cannot be read.
@@ -84,15 +84,14 @@ def check(path: str, manifest: dict[str, Any]) -> None:
     known = read(path)
     if "left_out" not in known:
         raise DataError(
-            f"{path} is of an earlier version, which split by another rule; expected this "
-            "version's; start anew with --resume=never, or finish the run with the version that "
-            "began it"
+            f"{path} is from an earlier version, which split by another rule; expected this "
+            "version's; restart with --resume=never, or finish with the version that began the run"
         )
     check_same(known, manifest)
 
 
 def check_same(known: dict[str, Any], found: dict[str, Any]) -> None:
-    """Compares what `found` has of a manifest with the one that is known.
+    """Compares the entries of a manifest that `found` has with the known manifest.
 
     Raises:
         DataError: If they differ, naming up to five files.
@@ -101,19 +100,19 @@ def check_same(known: dict[str, Any], found: dict[str, Any]) -> None:
         if key in found and known[key] != found[key]:
             before, after = (_shown(of[key]) for of in (known, found))
             raise DataError(
-                f"split.json was made with {key} {before}, now it is {after}; take a new --workdir"
+                f"split.json was made with {key} {before}, now it is {after}; use a new --workdir"
             )
     left_out = set(known.get("left_out", ()))
     if others := sorted(left_out ^ set(found.get("left_out", left_out))):
         raise DataError(
             f"--leave_out names other images than split.json: {_examples(others)}; restore the "
-            "file or take a new --workdir"
+            "file or use a new --workdir"
         )
     _check_files(known["files"], found["files"])
 
 
 def check_names(before: Iterable[str], now: Iterable[str]) -> None:
-    """Raises DataError if names are missing; before the files are read."""
+    """Raises DataError if names are missing, before any file is read."""
     _raise_if_any({"missing": sorted(set(before) - set(now))})
 
 
@@ -122,23 +121,23 @@ def _check_files(before, now):
     differences = {
         "missing": [name for name in before if name not in now],
         "added": [name for name in now if name not in before],
-        "changed": [  # in what both say
+        "changed": [  # in an entry that both have
             name
-            for name, entry in before.items()
-            if name in now and {**entry, **now[name]} != {**now[name], **entry}
+            for name in before
+            if name in now and before[name] | now[name] != now[name] | before[name]
         ],
     }
     _raise_if_any(differences)
 
 
 def _raise_if_any(differences):
-    """Raises DataError with the names of each kind of difference, if there are some."""
+    """Raises DataError with the names of each kind of difference, if there are any."""
     if any(differences.values()):
         counts = ", ".join(f"{len(names)} {kind}" for kind, names in differences.items() if names)
+        examples = _examples(sum(differences.values(), []))
         raise DataError(
-            "split.json does not match the images: "
-            f"{counts} ({_examples(sum(differences.values(), []))}); "
-            "restore the files or take a new --workdir"
+            f"split.json does not match the images: {counts} ({examples}); restore the files or "
+            "use a new --workdir"
         )
 
 

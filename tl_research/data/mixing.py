@@ -1,7 +1,7 @@
-"""What blends two training images, and their labels, into one.
+"""Blends two training images, and their labels, into one.
 
-A mixing has a `name` and two methods, as `MixUp` has them. An extension gives its class, or another
-function of the number that stands behind its name in `--augment`, in `augmentations`.
+A mixing has a `name` and two methods, like `MixUp`. An extension lists its class, or another
+function of the number that follows its name in `--augment`, in `augmentations`.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -14,11 +14,11 @@ from tl_research.data.shards import Members
 
 
 class Mix(NamedTuple):
-    """What images are blended with."""
+    """What each image is blended with."""
 
-    partners: np.ndarray | tf.Tensor  # int32 [N], places of other images
-    shares: np.ndarray | tf.Tensor  # float32 [N], what is left of each image itself
-    details: Any = ()  # arrays [N, ...] of what else `blend` needs: of a box its borders
+    partners: np.ndarray | tf.Tensor  # int32 [N], indices of the other images
+    shares: np.ndarray | tf.Tensor  # float32 [N], the weight of each image itself
+    details: Any = ()  # arrays [N, ...] of what else `blend` needs, such as the borders of a box
 
 
 class Mixing(Protocol):
@@ -27,12 +27,25 @@ class Mixing(Protocol):
     name: str
 
     def draws(self, seed: int, epoch: int, num_examples: int, image_size: int) -> Mix:
-        """Returns what each example is blended with in an epoch; they alone decide, so that a
-        resumed run draws it again.
+        """Returns what each example is blended with in an epoch.
+
+        It must depend on the arguments alone, so that a resumed run draws it again.
+
+        Args:
+            seed: Of the run.
+            epoch: Counted from 1.
+            num_examples: Number N of training images.
+            image_size: Height and width, in pixels.
         """
 
     def blend(self, images: tf.Tensor, partner_images: tf.Tensor, mix: Mix) -> tf.Tensor:
-        """Returns images of two, float32 [B, H, W, 3], each augmented; `mix` has their rows."""
+        """Returns blended images.
+
+        Args:
+            images: float32 [B, H, W, 3], augmented.
+            partner_images: What they are blended with, in the same form.
+            mix: Their rows of what `draws` returned.
+        """
 
 
 def draws_of_shards(
@@ -58,8 +71,8 @@ def draws_of_shards(
 class MixUp:
     """Blends whole images (Zhang et al. 2018, arXiv:1710.09412, section 2).
 
-    Partners are other than in the paper those of a permutation of all examples, not of the batch,
-    so that batch size and order do not matter.
+    Unlike in the paper, partners come from a permutation of all examples, not of the batch, so that
+    batch size and order do not matter.
 
     Args:
         alpha: Shares are drawn from Beta(alpha, alpha).
@@ -71,13 +84,13 @@ class MixUp:
         self.alpha = alpha
 
     def draws(self, seed: int, epoch: int, num_examples: int, image_size: int) -> Mix:
-        """As of `Mixing`."""
+        """See `Mixing`."""
         generator = pipeline.generator(seed, pipeline.MIXUP, epoch)
         partners = generator.permutation(num_examples).astype(np.int32)
         shares = generator.beta(self.alpha, self.alpha, num_examples)
         return Mix(partners, shares.astype(np.float32))
 
     def blend(self, images: tf.Tensor, partner_images: tf.Tensor, mix: Mix) -> tf.Tensor:
-        """As of `Mixing`."""
+        """See `Mixing`."""
         shares = mix.shares[:, None, None, None]
         return shares * images + (1.0 - shares) * partner_images

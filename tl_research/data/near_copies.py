@@ -1,14 +1,14 @@
-"""Which images are the same picture in other bytes: encoded anew, resized, brighter, cropped a
-little, or taken a moment later. No backbone is asked, so that all of them share one split.
+"""Finds near-copies: the same picture re-encoded, resized, brightened, cropped slightly, or taken a
+moment later. It uses no backbone, so the split does not depend on the backbone.
 
-A picture is kept as a thumbnail and compared by the cosine transform of it, in two steps:
+A picture is reduced to a thumbnail, and the cosine transforms are compared in two steps:
 
 1. Candidates are pairs whose lowest frequencies, in color, correlate: one matrix product.
-2. Of a candidate one picture's gray thumbnail is moved and scaled to fit the other's, by two
-   Gauss-Newton steps. A near-copy is a pair whose details, the frequencies above the lowest,
-   correlate then: different pictures of one kind agree in the lowest alone.
+2. For each candidate, one gray thumbnail is shifted and scaled to fit the other by two Gauss-Newton
+   steps. The pair is a near-copy if the details, the frequencies above the lowest, then correlate:
+   different pictures of the same kind agree in the lowest frequencies only.
 
-Mirrored pictures are no near-copies; those without details only where thumbnails are equal.
+Mirrored pictures are not near-copies; pictures without details only if their thumbnails are equal.
 `python benchmarks/data_audit.py --dataset=directory --data_dir=DIR` measures what the thresholds
 find, and lists the groups.
 """
@@ -19,19 +19,19 @@ import numpy as np
 import PIL.Image
 
 THUMBNAIL_SIZE = 16
-_ENOUGH_PIXELS = 512  # rows or columns; of a photograph with many more all would take 30 ms
+_ENOUGH_PIXELS = 512  # rows or columns; using all of a large photograph would take 30 ms
 CANDIDATE_CORRELATION, COPY_CORRELATION = 0.84, 0.94
-_LOWEST = 6  # frequencies of a candidate's comparison, per axis
-_FIT_FREQUENCIES = (8, 12)  # of each Gauss-Newton step: coarse first, or it takes a wrong slope
+_LOWEST = 6  # frequencies per axis that decide candidates
+_FIT_FREQUENCIES = (8, 12)  # in each Gauss-Newton step: coarse first, to avoid a local optimum
 _DETAILS_FROM = 5  # the lowest frequency of a detail
 _NOISE = 1.0  # levels of 255 per pixel of a thumbnail; weaker details prove nothing
-_BLOCK = 1024  # images, or pairs, at once: their products stay in the processor's cache
-_MOST_CANDIDATES = 16 * _BLOCK  # of a block of images: X-rays, say, are all alike at first sight
+_BLOCK = 1024  # images, or pairs, at a time, so that their products stay in the CPU cache
+_MOST_CANDIDATES = 16 * _BLOCK  # per block of images: in X-rays, say, the low frequencies agree
 _GRAY = np.array([0.299, 0.587, 0.114])
 
 
 def thumbnail(pixels: np.ndarray) -> np.ndarray:
-    """Returns what near-copies are found by: uint8 [16, 16, 3] of an image, uint8 [H, W, 3]."""
+    """Returns the thumbnail, uint8 [16, 16, 3], of an image, uint8 [H, W, 3]."""
     size = (THUMBNAIL_SIZE, THUMBNAIL_SIZE)
     step = max(1, min(pixels.shape[:2]) // _ENOUGH_PIXELS)
     image = PIL.Image.fromarray(np.ascontiguousarray(pixels[::step, ::step]))
@@ -39,14 +39,14 @@ def thumbnail(pixels: np.ndarray) -> np.ndarray:
 
 
 def groups(thumbnails: np.ndarray, contents: list[str] | tuple[str, ...]) -> tuple[str, ...]:
-    """Returns a name for the group of each image: equal for equal images and near-copies.
+    """Returns the name of each image's group: the same for equal images and near-copies.
 
     Args:
         thumbnails: uint8 [N, 16, 16, 3].
-        contents: A hash of each image's content, hexadecimal; equal ones are one group.
+        contents: A hash of each image's content, hexadecimal; equal hashes are one group.
 
     Returns:
-        The smallest of the contents of each image's group, whatever the order of the images.
+        The smallest hash in each image's group, whatever the order of the images.
     """
     parents = {content: content for content in contents}
 
@@ -65,8 +65,9 @@ def groups(thumbnails: np.ndarray, contents: list[str] | tuple[str, ...]) -> tup
 
 
 def pairs(thumbnails: np.ndarray) -> np.ndarray:
-    """Returns int64 [P, 2], the near-copies among uint8 [N, 16, 16, 3]; their time grows with N**2:
-    40 s of a CPU core for 100,000.
+    """Returns int64 [P, 2], the pairs of near-copies among thumbnails, uint8 [N, 16, 16, 3].
+
+    The time grows with N**2: 40 s of a CPU core for 100,000 (`python benchmarks/near_copies.py`).
     """
     found = [np.zeros((0, 2), np.int64)]
     for candidates in _candidates(thumbnails):
@@ -79,11 +80,11 @@ def pairs(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def _candidates(thumbnails):
-    """Yields int64 [C, 2], pairs i < j whose lowest frequencies correlate, for a block of i; of too
-    many those that do most.
+    """Yields int64 [C, 2], pairs i < j whose lowest frequencies correlate, for each block of i; if
+    there are too many, the ones that correlate most.
     """
     frequency = np.arange(_LOWEST)
-    # larger shapes have more energy; this weighs a little against it
+    # compensates in part for the greater energy of low frequencies
     weights = np.sqrt(np.hypot(frequency[:, None], frequency))
     colors = [_transform(thumbnails[..., c])[:, :_LOWEST, :_LOWEST] * weights for c in range(3)]
     vectors = np.stack(colors, 1).reshape(-1, 3 * _LOWEST**2)
@@ -92,13 +93,12 @@ def _candidates(thumbnails):
     for row, block in enumerate(blocks):
         found, likeness = np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
         for column, other in enumerate(blocks[row:], row):
-            products = (block @ other.T).ravel()
-            alike = np.flatnonzero(products > CANDIDATE_CORRELATION)
-            i, j = np.divmod(alike, len(other))
-            indices = np.stack([i + row * _BLOCK, j + column * _BLOCK], 1)
+            products = block @ other.T
+            is_alike = products > CANDIDATE_CORRELATION
+            indices = np.argwhere(is_alike) + (row * _BLOCK, column * _BLOCK)
             is_pair = indices[:, 0] < indices[:, 1]
             found = np.concatenate([found, indices[is_pair]])
-            likeness = np.concatenate([likeness, products[alike[is_pair]]])
+            likeness = np.concatenate([likeness, products[is_alike][is_pair]])
             if len(found) > _MOST_CANDIDATES:
                 most = np.argpartition(-likeness, _MOST_CANDIDATES)[:_MOST_CANDIDATES]
                 found, likeness = found[most], likeness[most]
@@ -106,8 +106,8 @@ def _candidates(thumbnails):
 
 
 def _fitted(moved, fixed):
-    """Returns float64 [P], how the details of two pictures correlate once the first is moved and
-    scaled to fit the second.
+    """Returns float64 [P], the correlation of the details of two pictures after the first is
+    shifted and scaled to fit the second.
 
     Args:
         moved, fixed: float64 [P, 16, 16], cosine transforms.
@@ -127,7 +127,7 @@ def _fitted(moved, fixed):
         target = _centered(target.reshape(len(moved), -1, 1), axis=1)
         normal = terms @ terms.transpose(0, 2, 1) + 0.1 * np.eye(terms.shape[1])
         solved = np.linalg.solve(normal, terms @ target)[..., 0]
-        gain = np.maximum(solved[:, :1], 0.3)  # the other's contrast; a negative is no copy
+        gain = np.maximum(solved[:, :1], 0.3)  # relative contrast; a negative image is not a copy
         scale_shift += np.clip(solved[:, 1:] / gain, -0.1, 0.1)
     (rows, _), (columns, _) = _sampling(scale_shift, THUMBNAIL_SIZE)
     moved = _details(rows @ moved @ columns.transpose(0, 2, 1))
@@ -154,15 +154,15 @@ def _transform(images):
 
 
 def _sampling(scale_shift, frequencies):
-    """Returns `_basis` at the rows, and at the columns, of pictures that are moved and scaled."""
+    """Returns `_basis` at the rows, and at the columns, of shifted and scaled pictures."""
     at = _POINTS * 2 - 1
     scales, shifts = scale_shift[:, ::2, None], scale_shift[:, 1::2, None]
     return [_basis(frequencies, (at * scales[:, k] + shifts[:, k] + 1) / 2) for k in range(2)]
 
 
 def _details(images):
-    """Returns [P, 196], the details of images [P, 16, 16] without their edge, of norm 1 unless they
-    are weak.
+    """Returns [P, 196], the details of images [P, 16, 16] without the border, normalized to 1
+    unless they are weak.
     """
     inner = (images - _KEEP_LOW @ images @ _KEEP_LOW)[:, 1:-1, 1:-1]
     return _unit(_centered(inner.reshape(len(images), -1)), _NOISE)
@@ -173,6 +173,6 @@ def _centered(values, axis=-1):
 
 
 def _unit(vectors, least=1e-6):
-    """Returns vectors [N, D] of norm 1, those weaker than `least` in each place of less."""
+    """Returns vectors [N, D] of norm 1, or less if a vector is weaker than `least` per element."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.maximum(norms, least * vectors.shape[1] ** 0.5)

@@ -1,5 +1,4 @@
-"""Pretrained backbones, augmentation, the classifier, and its split into a frozen and a trainable
-part.
+"""Pretrained backbones, augmentation, and the classifier with its frozen and trainable parts.
 
 Importing this package registers its layers, so that `keras.saving.load_model` can read an exported
 model.

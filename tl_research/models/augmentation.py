@@ -1,10 +1,9 @@
-"""Augmentation as one affine resample and one affine colour step, from draws that belong to the
+"""Augmentation in one affine resampling and one affine color step, from draws that belong to the
 example.
 
-A draw is a row of uniform numbers, one column for each operation. Where they come from decides what
-is repeatable: the loop takes row i of a table that depends on (seed, view or epoch) alone, so an
-image's augmentation depends neither on the batch it is in nor on the step. Factors mean what they
-mean in the Keras layer of the same name.
+A draw is a row of uniform numbers, one column for each operation. For repeatability the loop takes
+row i of a table that depends on (seed, view or epoch) only, so an image's augmentation depends
+neither on its batch nor on the step. Factors have the meaning of the Keras layer of the same name.
 """
 
 import math
@@ -19,7 +18,7 @@ COLUMNS = ("flip", "rotation", "zoom", "translation_y", "translation_x", "bright
 
 @keras.saving.register_keras_serializable(package="tl_research")
 class Augmentation(keras.layers.Layer):
-    """Randomly flips, rotates, zooms, shifts, brightens and stretches the contrast of images when
+    """Randomly changes flip, rotation, zoom, translation, brightness and contrast of images when
     `training=True`.
 
     The geometric operations are composed into one transform and resampled once (bilinear, edges
@@ -29,8 +28,8 @@ class Augmentation(keras.layers.Layer):
 
     Args:
         factors: {operation: factor}, see `tl_research.config.AUGMENTATIONS`.
-        seed: Of the draws made when the layer is called by Keras itself.
-        to_load: Text in saved models, for people.
+        seed: Seed of the draws when Keras calls the layer.
+        to_load: Note in saved models, for people.
     """
 
     def __init__(
@@ -39,14 +38,14 @@ class Augmentation(keras.layers.Layer):
         super().__init__(dtype="float32", **kwargs)
         self.factors, self.seed = dict(factors), seed
         self._seeds = keras.random.SeedGenerator(seed)
-        # XLA also on a CPU, where it is slower for convolutions: gathering and mixing pixels
+        # XLA also on a CPU, although it slows down convolutions there: gathering and mixing pixels
         # becomes one loop, 2 to 5 times as fast as TensorFlow's ImageProjectiveTransformV3.
         self._compiled = tf.function(self._apply, jit_compile=True)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.pop("dtype")
-        # Keras shows this where it does not know the class; the first layer of a model is of it.
+        # Keras shows this if it does not know the class, which the first layer of a model has.
         note = "import tl_research.models before keras.saving.load_model"
         return {**config, "factors": dict(self.factors), "seed": self.seed, "to_load": note}
 
@@ -75,32 +74,31 @@ class Augmentation(keras.layers.Layer):
         images = tf.cast(images, tf.float32)
         if {"brightness", "contrast"} & set(self.factors):
             mean = tf.reduce_mean(images, axis=(1, 2), keepdims=True)
-            contrast = 1.0 + self._symmetric(draws, "contrast", "contrast")[:, None, None, None]
-            brightness = (
-                255.0 * self._symmetric(draws, "brightness", "brightness")[:, None, None, None]
-            )
+            contrast = 1.0 + self._symmetric(draws, "contrast")[:, None, None, None]
+            brightness = 255.0 * self._symmetric(draws, "brightness")[:, None, None, None]
             images = tf.clip_by_value(contrast * (images - mean) + mean + brightness, 0.0, 255.0)
         return images
 
-    def _symmetric(self, draws, column, operation):
-        """Returns float32 [B], uniform in [-factor, factor); 0 for an operation that is off."""
-        return (2.0 * draws[:, COLUMNS.index(column)] - 1.0) * self.factors.get(operation, 0.0)
+    def _symmetric(self, draws, column):
+        """Returns float32 [B], uniform in [-factor, factor); 0 if the operation is off."""
+        factor = self.factors.get(column.partition("_")[0], 0.0)
+        return (2.0 * draws[:, COLUMNS.index(column)] - 1.0) * factor
 
     def transforms(self, draws: tf.Tensor, height: int, width: int) -> tf.Tensor:
-        """Returns float32 [B, 6]: the rows of the matrices that take an output pixel (x, y, 1) to
-        where it is read.
+        """Returns float32 [B, 6]: the rows of the matrices that map an output pixel (x, y, 1) to
+        its source.
+
+        Args:
+            draws: As for `apply_draws`.
+            height, width: Of the images, in pixels.
         """
-        flip = (
-            draws[:, COLUMNS.index("flip")] < 0.5
-            if "flip" in self.factors
-            else tf.zeros_like(draws[:, 0], tf.bool)
-        )
-        mirror = tf.where(flip, -1.0, 1.0)
-        angle = 2.0 * math.pi * self._symmetric(draws, "rotation", "rotation")
-        zoom = 1.0 + self._symmetric(draws, "zoom", "zoom")
-        shift_x = width * self._symmetric(draws, "translation_x", "translation")
-        shift_y = height * self._symmetric(draws, "translation_y", "translation")
-        # About the centre c: p_in = F R Z (p_out - shift - c) + c; F mirrors x, R rotates, Z
+        flipped = 0.5 if "flip" in self.factors else 0.0
+        mirror = tf.where(draws[:, COLUMNS.index("flip")] < flipped, -1.0, 1.0)
+        angle = 2.0 * math.pi * self._symmetric(draws, "rotation")
+        zoom = 1.0 + self._symmetric(draws, "zoom")
+        shift_x = width * self._symmetric(draws, "translation_x")
+        shift_y = height * self._symmetric(draws, "translation_y")
+        # About the center c: p_in = F R Z (p_out - shift - c) + c; F mirrors x, R rotates, Z
         # scales.
         a, b = mirror * tf.cos(angle) * zoom, -mirror * tf.sin(angle) * zoom
         c, d = tf.sin(angle) * zoom, tf.cos(angle) * zoom
@@ -112,26 +110,26 @@ class Augmentation(keras.layers.Layer):
 
 
 class Operation(NamedTuple):
-    """An extension's operation, as `--augment` names it."""
+    """An extension's operation, named in `--augment`."""
 
     name: str
-    columns: int  # of numbers that it draws
-    function: Callable  # (images, draws, factor) -> images, as of `apply_operations`
+    columns: int  # number of draws per image
+    function: Callable  # (images, draws, factor) -> images, as for `apply_operations`
     factor: float
 
 
 def apply_operations(
     operations: Sequence[Operation], images: tf.Tensor, draws: tf.Tensor
 ) -> tf.Tensor:
-    """Returns images after operations, one after the other.
+    """Returns images after applying operations one after the other.
 
-    They are not compiled with the layer: so its numbers stay as they are without them, and all that
-    TensorFlow has will do.
+    They are not compiled with the layer: its results stay the same without them, and they may use
+    all of TensorFlow.
 
     Args:
-        operations: In order.
+        operations: In order of application.
         images: float32 [B, H, W, 3] in 0..255.
-        draws: float32 [B, columns of all], uniform in [0, 1).
+        draws: float32 [B, columns of all operations], uniform in [0, 1).
 
     Returns:
         float32 [B, H, W, 3] in 0..255.
@@ -145,13 +143,13 @@ def apply_operations(
 
 
 def resample(images: tf.Tensor, transforms: tf.Tensor) -> tf.Tensor:
-    """Returns images read where affine transforms say, bilinearly, with their edges reflected (d c
-    b a | a b c d | d c b a).
+    """Returns images resampled bilinearly by affine transforms, with edges reflected (d c b a | a b
+    c d | d c b a).
 
     Args:
         images: [B, H, W, C], any type, H and W known.
-        transforms: float32 [B, 6], the rows of the matrices that take an output pixel (x, y, 1) to
-            where it is read.
+        transforms: float32 [B, 6], the rows of the matrices that map an output pixel (x, y, 1) to
+            its source.
 
     Returns:
         float32 [B, H, W, C].
@@ -161,13 +159,11 @@ def resample(images: tf.Tensor, transforms: tf.Tensor) -> tf.Tensor:
     a, b, c, d, e, f = (column[:, None, None] for column in tf.unstack(transforms, axis=1))
     pixels = tf.reshape(images, [-1, channels])
     first = tf.range(tf.shape(images)[0])[:, None, None] * (height * width)
-    (left, right, x), (top, bottom, y) = (
-        _neighbours(a * xs + b * ys + c, width),
-        _neighbours(d * xs + e * ys + f, height),
-    )
+    left, right, x = _neighbors(a * xs + b * ys + c, width)
+    top, bottom, y = _neighbors(d * xs + e * ys + f, height)
 
     def row(y: tf.Tensor) -> tf.Tensor:
-        """Returns what is read in one row of pixels, mixed from the two neighbours."""
+        """Returns values interpolated within one row of pixels."""
         one, other = (
             tf.cast(tf.gather(pixels, first + y * width + x), tf.float32) for x in (left, right)
         )
@@ -177,9 +173,9 @@ def resample(images: tf.Tensor, transforms: tf.Tensor) -> tf.Tensor:
     return upper + (row(bottom) - upper) * y[..., None]
 
 
-def _neighbours(coordinates, size):
-    """Returns the pixels before and after each reflected coordinate, int32, and how far it is from
-    the first to the second.
+def _neighbors(coordinates, size):
+    """Returns the pixels before and after each reflected coordinate, int32, and its distance from
+    the first, in pixels.
     """
     period = tf.math.floormod(coordinates + 0.5, 2.0 * size)  # of size pixels and their reflection
     inside = tf.clip_by_value(tf.minimum(period, 2.0 * size - period) - 0.5, 0.0, size - 1.0)

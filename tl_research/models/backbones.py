@@ -1,42 +1,42 @@
-"""Builds the backbones of `backbone_table`, or one's own, with their weights."""
+"""Builds the backbones of `backbone_table`, or the user's own, with their weights."""
 
 import contextlib
 import os
 import re
 import socket
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tl_research.backbone_table import BACKBONES as BACKBONES  # so named by who adds to it
+import keras
+
+from tl_research.backbone_table import BACKBONES as BACKBONES  # the name by which users add to it
 from tl_research.backbone_table import BackboneSpec, get_spec
 from tl_research.config import Config
 from tl_research.data import download
 from tl_research.errors import DataError, StorageError, UnreachableError, UserError
+from tl_research.models import efficientnet_lite, keras_private
+from tl_research.models.preprocessing import Normalization
+from tl_research.models.weights import load_weights_file
 
-if TYPE_CHECKING:
-    import keras
-
-_SILENCE_SECONDS = 15.0  # that end a transfer of Keras
+_SILENCE_SECONDS = 15.0  # timeout of a stalled transfer by Keras
 
 
 def build(
     backbone: str | Callable, image_size: int, weights: str, seed: int
-) -> tuple[BackboneSpec, "keras.Model"]:
-    """Returns (`BackboneSpec`, functional `keras.Model`) of a backbone.
+) -> tuple[BackboneSpec, keras.Model]:
+    """Returns (`BackboneSpec`, functional `keras.Model`) for a backbone.
 
     Args:
-        backbone: A name in `BACKBONES`, or a function that returns a model of one's own, or (model,
-            {field of `BackboneSpec`: value}) where it is not fed raw pixels or has blocks.
-        image_size, weights, seed: As of `build_backbone`; the weights of one's own are what the
-            function returns, unless this is a file.
+        backbone: A name in `BACKBONES`, or a function that returns the user's own model, or (model,
+            {field of `BackboneSpec`: value}) if it does not take raw pixels or has blocks.
+        image_size, weights, seed: As for `build_backbone`; the user's own model keeps its weights
+            unless `weights` is a file.
 
     Raises:
-        UserError: If a function returns what is no such model; or as of `build_backbone`.
+        UserError: If the function returns no such model; or as for `build_backbone`.
     """
     if not callable(backbone):
         return get_spec(backbone), build_backbone(backbone, image_size, weights, seed=seed)
-    import keras
-
     with repeatable(seed):
         made = backbone()
     model, options = made if isinstance(made, tuple) else (made, {})
@@ -54,30 +54,27 @@ def build(
             "preprocessing, blocks or neither; correct it"
         ) from error
     if compute_dtype(model) == "float32" != keras.config.dtype_policy().compute_dtype:
-        with dtype_policy("float32"):  # read from a file; now what holds its layers has it too
+        # it was read from a file; build its containers in float32 too
+        with dtype_policy("float32"):
             return build(backbone, image_size, weights, seed)
-    # of whatever kind it was: a Sequential, or one whose input is a dict
+    # it may have been a Sequential, or have a dict as its input
     model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     if weights not in ("imagenet", "none"):
         _load_file(model, weights)
     return spec, model
 
 
-def compute_dtype(model: "keras.Model") -> str:
-    """Returns `float16` or `bfloat16` if layers of a model compute in it, else `float32`."""
-    import keras
-
+def compute_dtype(model: keras.Model) -> str:
+    """Returns `float16` or `bfloat16` if any layer of a model computes in it, else `float32`."""
     holders = (keras.Model, keras.layers.InputLayer)
-    layers = [layer for layer in model._flatten_layers() if not isinstance(layer, holders)]
-    dtypes = {layer.compute_dtype for layer in layers}
+    layers = keras_private.all_layers(model)
+    dtypes = {layer.compute_dtype for layer in layers if not isinstance(layer, holders)}
     return next((dtype for dtype in ("float16", "bfloat16") if dtype in dtypes), "float32")
 
 
 @contextlib.contextmanager
 def dtype_policy(name: str) -> Iterator[None]:
-    """Makes layers compute as a policy says that are made inside."""
-    import keras
-
+    """Sets the dtype policy of the layers that are made inside."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:
@@ -87,13 +84,13 @@ def dtype_policy(name: str) -> Iterator[None]:
 
 
 def _why_not_functional(model, image_size):
-    """Returns what is wrong with what was to be a backbone, or None."""
-    import keras
-    from keras.src.models import Functional  # no public name
-
+    """Returns why something cannot be a backbone, or None."""
     if not isinstance(model, keras.Model):
         return repr(model)
-    if type(model).call not in (Functional.call, keras.Sequential.call) or not model.built:
+    if (
+        type(model).call not in (keras_private.Functional.call, keras.Sequential.call)
+        or not model.built
+    ):
         return f"{model.name}, which is subclassed or not built"
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         return f"{model.name}, which has {len(model.inputs)} inputs, {len(model.outputs)} outputs"
@@ -105,14 +102,14 @@ def _why_not_functional(model, image_size):
 
 def build_backbone(
     name: str, image_size: int, weights: str = "imagenet", seed: int = 0
-) -> "keras.Model":
-    """Returns a backbone without top: a functional `keras.Model`, images [B, S, S, 3] -> features
-    [B, h, w, C].
+) -> keras.Model:
+    """Returns a backbone without its top: a functional `keras.Model` from images [B, S, S, 3] to
+    features [B, h, w, C].
 
-    Its input is what `Preprocessing(spec.preprocessing)` returns. Layer names, and with
-    `weights="none"` the values too, are a pure function of the arguments: Keras draws initial
-    weights from global generators and numbers its own layers by what the process built before, so
-    this function sets the global seeds (Python, NumPy, TensorFlow) and numbers from zero.
+    Its input is the output of `Preprocessing(spec.preprocessing)`. Layer names, and with
+    `weights="none"` the values too, depend on the arguments only: Keras draws initial weights from
+    global generators and numbers its layers across the whole process, so this function sets the
+    global seeds (Python, NumPy, TensorFlow) and numbers from zero.
 
     Args:
         name: A name in `BACKBONES`.
@@ -124,40 +121,35 @@ def build_backbone(
     Raises:
         UserError: If the name is unknown or the image too small.
         UnreachableError: If the ImageNet weights could not be reached.
-        DataError: If a weights file can't be used.
-        StorageError: If Keras' cache can't be written.
+        DataError: If a weights file cannot be used.
+        StorageError: If Keras' cache cannot be written.
     """
-    import keras
-
     spec = _spec_for(name, image_size)
-    if spec.family == "efficientnet_lite":
-        from tl_research.models import efficientnet_lite
-
-    def constructor(size: int, keras_weights: str | None = None) -> "keras.Model":
-        if spec.family == "efficientnet_lite":
-            return efficientnet_lite.efficientnet_lite(name, size)
-        model = getattr(keras.applications, name)(
-            include_top=False, weights=keras_weights, input_shape=(size, size, 3)
-        )
-        return _like_imagenet(model, keras_weights) if spec.family == "efficientnet" else model
-
+    is_lite = spec.family == "efficientnet_lite"
     reach_weights(name, image_size, weights)
     with repeatable(seed):
-        if weights != "imagenet" or spec.family == "efficientnet_lite":
-            model = constructor(image_size)
-        else:
+        if is_lite:
+            model = efficientnet_lite.efficientnet_lite(name, image_size)
+        elif weights == "imagenet":
             with _weights_errors(spec, image_size):
-                model = constructor(image_size, "imagenet")
-    if spec.family == "efficientnet_lite" and weights == "imagenet":
+                model = _from_keras(spec, image_size, weights)
+        else:
+            model = _from_keras(spec, image_size, None)
+    if is_lite and weights == "imagenet":
         efficientnet_lite.load_packaged_weights(name, model)
     elif weights not in ("imagenet", "none"):
         _load_file(model, weights)
     return model
 
 
-def _load_file(model, path):
-    from tl_research.models.weights import load_weights_file
+def _from_keras(spec, image_size, weights):
+    model = getattr(keras.applications, spec.name)(
+        include_top=False, weights=weights, input_shape=(image_size, image_size, 3)
+    )
+    return _like_imagenet(model, weights) if spec.family == "efficientnet" else model
 
+
+def _load_file(model, path):
     for note in load_weights_file(model, path):
         print(note)
 
@@ -165,7 +157,10 @@ def _load_file(model, path):
 def reach_weights(name: str, image_size: int, weights: str) -> None:
     """Downloads ImageNet weights that are not in Keras' cache yet.
 
-    Arguments and errors as of `build_backbone`, which calls this.
+    `build_backbone` calls this, and raises the same errors.
+
+    Args:
+        name, image_size, weights: As for `build_backbone`.
     """
     spec = _spec_for(name, image_size)
     if weights != "imagenet" or not spec.weights_url:
@@ -176,7 +171,7 @@ def reach_weights(name: str, image_size: int, weights: str) -> None:
     # Keras would use /tmp/.keras, which anyone may have filled
     if os.path.exists(home) and not os.access(home, os.W_OK):
         raise StorageError(
-            f"{home} can't be written: set KERAS_HOME to a folder that can, or give --weights=FILE."
+            f"{home} cannot be written: set KERAS_HOME to a writable folder, or use --weights=FILE."
         )
     if os.path.exists(file):
         return
@@ -184,20 +179,20 @@ def reach_weights(name: str, image_size: int, weights: str) -> None:
         download.fetch(url, folder, filename)
     except UnreachableError as error:
         raise UnreachableError(
-            f"{name}'s ImageNet weights: {error}, or give --weights=FILE, or --if_offline=embedded "
+            f"{name}'s ImageNet weights: {error}, or use --weights=FILE, or --if_offline=embedded "
             "for EfficientNetLite0's packaged weights"
         ) from error
 
 
 def check(config: Config) -> None:
-    """Raises UserError or DataError for what of a `Config` cannot be built, whatever the images
-    are: a name, a size, a file of weights or a layer that is not there.
+    """Raises UserError or DataError if the backbone of a `Config` cannot be built for any images:
+    an unknown name, a wrong size, or a missing weights file.
     """
     _spec_for(config.backbone, config.image_size)
     if config.weights not in ("imagenet", "none") and not os.path.exists(config.weights):
         raise DataError(
-            f"--weights={config.weights} is not there; expected imagenet, none, a Keras weights or "
-            "model file, or the directory of a finished run; correct it"
+            f"--weights={config.weights} does not exist; expected imagenet, none, a Keras weights "
+            "or model file, or the directory of a finished run; correct it"
         )
 
 
@@ -213,41 +208,32 @@ def _spec_for(name, image_size):
 
 @contextlib.contextmanager
 def repeatable(seed: int) -> Iterator[None]:
-    """Makes what is built inside depend on nothing that the process did before.
+    """Makes what is built inside independent of what the process did before.
 
-    Sets the global seeds, numbers Keras' own layer names (conv2d_7) from zero, and leaves the
-    process's numbering as it was.
+    Sets the global seeds, numbers Keras' layer names (conv2d_7) from zero, and restores the
+    process's numbering at the end.
     """
-    import keras
-
-    # public Keras can only clear the whole session
-    from keras.src.backend.common import global_state
-
-    names = global_state.get_global_attribute("object_name_uids")
-    global_state.set_global_attribute("object_name_uids", None)
+    counts = keras_private.swap_name_counts()  # public Keras can only clear the whole session
     keras.utils.set_random_seed(seed)
     try:
         yield
     finally:
-        global_state.set_global_attribute("object_name_uids", names)
+        keras_private.swap_name_counts(counts)
 
 
 def _like_imagenet(model, keras_weights):
-    """Returns EfficientNetB0-B7 as Keras builds it for ImageNet weights, whichever weights it has.
+    """Returns EfficientNetB0-B7 in the form that Keras builds for ImageNet weights.
 
-    Keras adds the layer that divides by the root of the standard deviation only under
-    `weights="imagenet"`: the same weights loaded from a file would see other pixels. The
-    normalization layer is ours, see there.
+    Keras adds the layer that divides by the root of the standard deviation only if
+    `weights="imagenet"`: the same weights from a file would get other pixels. The normalization
+    layer is replaced by ours, see `preprocessing.Normalization`.
     """
-    import keras
 
-    from tl_research.models.preprocessing import Normalization
-
-    def clone(layer: "keras.Layer") -> "keras.Layer":
+    def clone(layer: keras.Layer) -> keras.Layer:
         kind = Normalization if isinstance(layer, keras.layers.Normalization) else type(layer)
         return kind.from_config(layer.get_config())
 
-    def call(layer: "keras.Layer", *args: Any, **kwargs: Any) -> Any:
+    def call(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
         outputs = layer(*args, **kwargs)
         if keras_weights is None and isinstance(layer, Normalization):
             outputs = keras.layers.Rescaling(
@@ -264,25 +250,22 @@ def _like_imagenet(model, keras_weights):
 
 
 def imagenet_file(spec: BackboneSpec, image_size: int) -> tuple[str, str]:
-    """Returns (address, place in Keras' cache) of the ImageNet weights."""
-    from keras.src.backend.config import keras_home  # where `get_file` looks; no public name
-
-    # MobileNetV2 has weights for each of these
+    """Returns (URL, path in Keras' cache) of the ImageNet weights."""
+    # MobileNetV2 has separate weights for each of these
     size = image_size if image_size in (96, 128, 160, 192) else 224
+    home = os.path.expanduser(keras_private.keras_home())
     return (
         spec.weights_url.format(size=size),
-        os.path.join(
-            os.path.expanduser(keras_home()), "models", spec.weights_file.format(size=size)
-        ),
+        os.path.join(home, "models", spec.weights_file.format(size=size)),
     )
 
 
 @contextlib.contextmanager
 def _weights_errors(spec, image_size):
-    """What fails inside, where Keras loads a file that is there, becomes one line with a remedy."""
+    """Turns an error inside, where Keras loads a cached file, into one line with a remedy."""
     url, file = imagenet_file(spec, image_size)
     before = socket.getdefaulttimeout()
-    # Keras downloads a damaged file again, and has no timeout of its own
+    # Keras downloads a damaged file again, without a timeout of its own
     socket.setdefaulttimeout(_SILENCE_SECONDS)
     try:
         yield
@@ -300,14 +283,12 @@ def _weights_errors(spec, image_size):
         socket.setdefaulttimeout(before)
 
 
-def backbone_blocks(spec: BackboneSpec, model: "keras.Model") -> list[tuple[str, tuple[str, ...]]]:
-    """Returns [(block name, its layer names)] from input to output.
+def backbone_blocks(spec: BackboneSpec, model: keras.Model) -> list[tuple[str, tuple[str, ...]]]:
+    """Returns [(block name, its layer names)] from input to output; every layer is in one block.
 
-    Every layer of `model.layers` stands in one block.
-
-    A layer that matches nothing belongs to the block of the layer before it (the first layers: to
-    the first block). Where several branches are listed interleaved, a block is still one contiguous
-    run of `model.layers`.
+    A layer whose name does not match belongs to the block of the layer before it (the first layers
+    to the first block). Even if branches are interleaved, a block is a contiguous part of
+    `model.layers`.
     """
     blocks: list[tuple[str, list[str]]] = [("", [])]
     ended = False
@@ -319,44 +300,43 @@ def backbone_blocks(spec: BackboneSpec, model: "keras.Model") -> list[tuple[str,
             blocks.append((name, names))
         names.append(layer.name)
         blocks[-1], ended = (found or name, names), bool(found)
-    if not blocks[-1][0] and len(blocks) > 1:  # layers behind the last marker
+    if not blocks[-1][0] and len(blocks) > 1:  # layers after the last marker
         _, rest = blocks.pop()
         blocks[-1][1].extend(rest)
     return [(name or "backbone", tuple(names)) for name, names in blocks]
 
 
 def _block_of(pattern, layer_name):
-    """Returns the name of the block that a layer's name tells, or None."""
+    """Returns the name of the block that a layer's name matches, or None."""
     match = re.match(pattern, layer_name)
     name = match and (match.groupdict().get("block") or match.lastgroup)
     return f"cell_{name}" if name and name.isdigit() else name
 
 
-def named_variables(model: "keras.Model", prefix: str = "backbone") -> dict[str, "keras.Variable"]:
-    """Returns {"backbone/<layer>/<variable>": variable} of all weights, in the model's order, those
-    of inner models and of layers of layers one level deeper.
+def named_variables(model: keras.Model, prefix: str = "backbone") -> dict[str, "keras.Variable"]:
+    """Returns {"backbone/<layer>/<variable>": variable} of all weights, in the model's order; those
+    of nested models and layers have longer paths.
 
     Raises:
         UserError: If two variables share a name.
     """
 
-    def path_of(variable: "keras.Variable", layer: "keras.Layer") -> str:
+    def path_of(variable: "keras.Variable", layer: keras.Layer) -> str:
         parts = variable.path.split("/")
         inside = parts[parts.index(layer.name) + 1 :] if layer.name in parts[:-1] else parts[-1:]
         return "/".join([prefix, layer.name, *inside])
 
     named: dict[str, keras.Variable] = {}
     for layer in model.layers:
-        inner = hasattr(layer, "layers")
         own = (
             named_variables(layer, f"{prefix}/{layer.name}")
-            if inner
+            if hasattr(layer, "layers")
             else {path_of(variable, layer): variable for variable in layer.weights}
         )
         if len(own) != len(layer.weights) or named.keys() & own.keys():
             raise UserError(
                 f"variables of layer {layer.name!r} share names; expected a path for each; give "
-                "its layers and weights names of their own"
+                "its layers and weights different names"
             )
         named.update(own)
     return named

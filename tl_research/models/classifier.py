@@ -1,8 +1,8 @@
 """The classifier: pixels -> augmentation -> preprocessing -> backbone -> head -> float32 logits.
 
-The same variables are reached in two ways. `Classifier.model` is a plain Keras model, which is what
-gets saved. `Classifier.frozen_part` and `Classifier.logits` run the network parted where training
-begins (`tl_research.models.graph`), which is what the loop uses.
+There are two ways to run the same variables. `Classifier.model` is a plain Keras model, which is
+saved. `Classifier.frozen_part` and `Classifier.logits` run the network in two parts, split at the
+boundary of training (`tl_research.models.graph`); the loop uses them.
 """
 
 import decimal
@@ -20,7 +20,7 @@ import tensorflow as tf
 from tl_research.config import Config
 from tl_research.errors import CheckpointError, UserError, suggestion
 from tl_research.extension import Extension
-from tl_research.models import backbones, heads
+from tl_research.models import backbones, heads, keras_private
 from tl_research.models.augmentation import Augmentation
 from tl_research.models.graph import FeatureGraph
 from tl_research.models.preprocessing import Preprocessing
@@ -28,12 +28,12 @@ from tl_research.models.preprocessing import Preprocessing
 
 @keras.saving.register_keras_serializable(package="tl_research")
 class InferenceBackbone(keras.layers.Layer):
-    """Runs its backbone with `training=False` whoever calls it and however.
+    """Runs its backbone with `training=False`, whoever calls it and however.
 
-    A functional Keras 3 model hands the `training` of its own call to every layer and overrides
-    what the graph was built with, so `base_model(x, training=False)` inside a model does not hold
-    BatchNorm statistics in `fit` (keras#20285). An explicit argument of a layer's own call does.
-    Gradients reach the backbone all the same.
+    A functional Keras 3 model passes the `training` of its own call to every layer and overrides
+    what the graph was built with, so `base_model(x, training=False)` inside a model does not freeze
+    BatchNorm statistics in `fit` (keras#20285). An explicit argument inside a layer's own `call`
+    does. Gradients still reach the backbone.
     """
 
     def __init__(self, backbone: keras.Model, **kwargs: Any):
@@ -59,10 +59,14 @@ class InferenceBackbone(keras.layers.Layer):
 
 
 class FrozenPart:
-    """Pixels (or earlier features) to the tensors of a boundary, for layers that do not change
-    meanwhile.
+    """Maps pixels (or earlier features) to the tensors of a boundary, through frozen layers.
 
-    BatchNorm is folded once, when this is made: make a new one after the layers were trained.
+    BatchNorm is folded once, when the object is made: make a new one after the layers were trained.
+
+    Args:
+        classifier: The `Classifier`.
+        outputs: Names of the tensors to compute.
+        inputs: Names of the tensors to start from; None: pixels.
     """
 
     def __init__(
@@ -77,8 +81,8 @@ class FrozenPart:
         """Returns a list of tensors, one for each name in `outputs`.
 
         Args:
-            inputs: float32 images [B, H, W, 3] in 0..255, or the list of tensors that `inputs`
-                names.
+            inputs: float32 images [B, H, W, 3] in 0..255, or the list of tensors that the attribute
+                `inputs` names.
         """
         known = [self._classifier.preprocessing(inputs)] if self._from_pixels else inputs
         return self._classifier.graph.run(
@@ -96,21 +100,21 @@ class Classifier:
         num_classes: Number K of classes.
         augmentation: {operation: factor}, see `tl_research.models.augmentation`.
         dropout: Share of the pooled features that the default head drops in training.
-        seed: Decides the initial weights and the dropout masks.
-        fold: Whether BatchNorm is folded into convolutions while training.
-        batchnorm: `inference`, or `training` to let open BatchNorm layers use and move batch
-            statistics.
-        preprocessing: `auto`, or another mode of `Preprocessing` than the backbone's own.
-        make_head: A function of the backbone's output and K to logits, see `heads.build_head`.
+        seed: Seed of the initial weights and the dropout masks.
+        fold: Whether BatchNorm is folded into convolutions in training.
+        batchnorm: `inference`, or `training` to let unfrozen BatchNorm layers use batch statistics
+            and update the moving ones.
+        preprocessing: `auto` for the backbone's own, or another mode of `Preprocessing`.
+        make_head: A function from the backbone's output and K to logits, see `heads.build_head`.
 
     Attributes:
-        compute_dtype: What the backbone computes in.
-        head_boundary: Names of the tensors at the boundary where only the head trains.
+        compute_dtype: The dtype that the backbone computes in.
+        head_boundary: Names of the tensors at the boundary if only the head trains.
         variables: {path: variable} of all weights, `backbone/<layer>/<variable>` and
-            `head/<layer>/<variable>`, or `head/<variable>` of a layer that is called head.
+            `head/<layer>/<variable>`, or `head/<variable>` for a layer called head.
 
     Raises:
-        UserError: If the backbone, its weights or the head cannot be had or used (see
+        UserError: If the backbone, its weights or the head cannot be loaded or used (see
             `backbones.build` and `heads.build_head`).
     """
 
@@ -157,10 +161,16 @@ class Classifier:
 
     @classmethod
     def from_config(
-        cls, config: Config, num_classes: int, parts: Extension | None = None
+        cls, config: Config, num_classes: int, parts: Extension = Extension()
     ) -> "Classifier":
-        """Returns the classifier of a run's `Config` and `Extension`; errors as of the class."""
-        make_backbone = parts and parts.make_backbone
+        """Returns the classifier for a run's `Config`; raises the same errors as the class.
+
+        Args:
+            config: The settings.
+            num_classes: Number K of classes.
+            parts: The user's extension.
+        """
+        make_backbone = parts.make_backbone
         return cls(
             functools.partial(make_backbone, config) if make_backbone else config.backbone,
             config.weights,
@@ -172,61 +182,57 @@ class Classifier:
             fold=config.fold_batchnorm == "on",
             batchnorm=config.batchnorm,
             preprocessing=config.preprocessing,
-            make_head=parts.make_head if parts else None,
+            make_head=parts.make_head,
         )
 
     def in_float32(self) -> "Classifier":
-        """Returns this classifier, if it computes in float32, or else one that does, frozen, with
-        the weights of this moment.
+        """Returns this classifier if it computes in float32, else a frozen float32 copy with its
+        current weights.
         """
         if self.compute_dtype == "float32":
             return self
         with backbones.dtype_policy("float32"):
             copy = Classifier(**{**self._arguments, "weights": "none"})
-        # Keras may number names on
+        # by position: Keras may have numbered the names anew
         for variable, value in zip(copy.variables.values(), self.variables.values(), strict=True):
             variable.assign(value)
         return copy
 
     @property
     def backbone_blocks(self) -> list[tuple[str, tuple[str, ...]]]:
-        """[(block name, names of its layers)] from input to output."""
+        """Returns [(block name, names of its layers)] from input to output."""
         return backbones.backbone_blocks(self.spec, self.backbone)
 
     def unfreeze(self, what: str) -> list[keras.Layer]:
-        """Makes the head and the part of the backbone that `what` names trainable, and nothing
-        else.
+        """Makes the head and the part of the backbone named by `what` trainable, and nothing else.
 
         Args:
             what: `N%` (the top N % of the layers by count, see `_num_frozen`), the name of a layer
-                or block (from there up), or `all`.
+                or block (from there to the output), or `all`.
 
         Returns:
-            The open layers of the backbone, from input to output.
+            The unfrozen layers of the backbone, from input to output.
 
         Raises:
             UserError: If no layer or block has that name.
         """
         layers = self.backbone.layers
-        first = len(layers)
         if what == "all":
             first = 0
         elif what.endswith("%"):
             first = _num_frozen(what, len(layers))
         else:
-            layer_starts = {layer.name: index for index, layer in reversed(list(enumerate(layers)))}
-            # A block's name wins over that of a layer in it: InceptionV3's mixed7 is both, the
-            # layer being its end.
-            starts = {
-                **layer_starts,
-                **{block: layer_starts[names[0]] for block, names in self.backbone_blocks},
-            }
+            starts = {layer.name: index for index, layer in enumerate(layers)}
+            # A block's name wins over a layer's: the last layer of InceptionV3's block mixed7 has
+            # the same name.
+            blocks = dict(self.backbone_blocks)
+            starts |= {block: starts[names[0]] for block, names in blocks.items()}
             if what not in starts:
-                blocks = [block for block, _ in self.backbone_blocks]
+                known = list(blocks)
                 raise UserError(
                     f"--unfreeze={what} is neither a layer nor a block of {self.spec.name}; "
-                    f"expected N%, all, or a name such as {blocks[0]}, {blocks[len(blocks) // 2]}, "
-                    f"{blocks[-1]}{suggestion(what, starts)}"
+                    f"expected N%, all, or a name such as {known[0]}, {known[len(known) // 2]}, "
+                    f"{known[-1]}{suggestion(what, starts)}"
                 )
             first = starts[what]
         self.backbone.trainable = True
@@ -235,28 +241,23 @@ class Classifier:
         return layers[first:]
 
     def trainable_variables(self) -> dict[str, keras.Variable]:
-        """{path: variable} of what the current phase trains, from input to output."""
-        trainable = {
-            id(variable)
-            for variable in self.backbone.trainable_variables + self.head.trainable_variables
-        }
-        return {
-            path: variable for path, variable in self.variables.items() if id(variable) in trainable
-        }
+        """Returns {path: variable} of what the current phase trains, from input to output."""
+        ids = set(map(id, self.backbone.trainable_variables + self.head.trainable_variables))
+        return {path: each for path, each in self.variables.items() if id(each) in ids}
 
     def values(self, paths: Iterable[str]) -> dict[str, np.ndarray]:
         """Returns {path: array} of these variables."""
         return {path: self.variables[path].numpy() for path in paths}
 
     def assign(self, arrays: Mapping[str, np.ndarray], paths: Iterable[str] | None = None) -> None:
-        """Sets these variables, by default those that arrays are given for.
+        """Assigns arrays to variables.
 
         Args:
             arrays: {path: array}.
-            paths: Of variables.
+            paths: Paths of the variables to assign; None: all in `arrays`.
 
         Raises:
-            CheckpointError: If an array is missing, or has another shape.
+            CheckpointError: If an array is missing or has another shape.
         """
         paths = list(arrays if paths is None else paths)
         different = [
@@ -273,7 +274,7 @@ class Classifier:
             self.variables[path].assign(arrays[path])
 
     def variable_blocks(self) -> dict[str, tuple[int, str]]:
-        """{path: (place of its block, from input to output, name of the block)}, of the backbone's
+        """Returns {path: (index of its block from the input, name of the block)} for the backbone's
         variables.
         """
         of_layer = {
@@ -281,29 +282,22 @@ class Classifier:
             for index, (block, layers) in enumerate(self.backbone_blocks)
             for layer in layers
         }
-        backbone = [path.split("/") for path in self.variables if path.startswith("backbone/")]
-        return {"/".join(parts): of_layer[parts[1]] for parts in backbone}
+        backbone = (path for path in self.variables if path.startswith("backbone/"))
+        return {path: of_layer[path.split("/")[1]] for path in backbone}
 
     def batchnorm_statistics(self) -> set[str]:
-        """The paths of all moving means and variances."""
-        statistics = set()
-        for layer in (*self.backbone._flatten_layers(), *self.head._flatten_layers()):
-            if isinstance(layer, keras.layers.BatchNormalization):
-                statistics.update({id(layer.moving_mean), id(layer.moving_variance)})
-        return {path for path, variable in self.variables.items() if id(variable) in statistics}
+        """Returns the paths of all moving means and variances."""
+        names = ("/moving_mean", "/moving_variance")  # of BatchNorm layers, nested ones too
+        return {path for path in self.variables if path.endswith(names)}
 
     def _open_batchnorms(self):
-        """The BatchNorm layers that use batch statistics: none, unless `batchnorm='training'`."""
-        if self._batchnorm != "training":
-            return frozenset()
-        return frozenset(
-            layer
-            for layer in self.backbone.layers
-            if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-        )
+        """Returns the layers that use batch statistics: none unless `batchnorm='training'`."""
+        layers = self.backbone.layers if self._batchnorm == "training" else ()
+        kind = keras.layers.BatchNormalization
+        return {layer for layer in layers if isinstance(layer, kind) and layer.trainable}
 
     def boundary(self) -> tuple[str, ...]:
-        """The names of the tensors that cross from the frozen into the trainable part."""
+        """Returns the names of the tensors between the frozen and the trainable part."""
         open_batchnorms = self._open_batchnorms()
         return self.graph.boundary(
             lambda layer: (
@@ -316,8 +310,8 @@ class Classifier:
     def frozen_part(
         self, outputs: Iterable[str], inputs: Iterable[str] | None = None
     ) -> FrozenPart:
-        """Returns a `FrozenPart` from pixels, or from the named tensors `inputs`, to the named
-        tensors `outputs`.
+        """Returns a `FrozenPart` from pixels, or from the tensors named in `inputs`, to those named
+        in `outputs`.
         """
         return FrozenPart(self, outputs, inputs)
 
@@ -325,15 +319,15 @@ class Classifier:
         """Returns {tensor: bool [batch_size, ...]}, what each dropout layer of the head keeps in a
         step.
 
-        Apart from `logits`, because XLA draws other numbers from the same seed.
+        It is separate from `logits` because XLA draws other numbers from the same seed.
 
         Args:
-            step: int64 scalar; with the seed it decides.
+            step: int64 scalar; the mask depends on it and the seed.
             batch_size: B.
         """
         masks = {}
         for index, (name, layer) in enumerate(self._dropouts.items()):
-            seed = tf.constant(self.seed + (index << 32), tf.int64)  # a stream for each
+            seed = tf.constant(self.seed + (index << 32), tf.int64)  # one stream per layer
             shape = [batch_size, *self.graph.shape(name)]
             draws = tf.random.stateless_uniform(
                 shape, tf.stack([seed, tf.cast(step, tf.int64)]), alg="philox"
@@ -352,10 +346,10 @@ class Classifier:
         """Returns float32 logits [B, K].
 
         Args:
-            boundary: Names of the tensors given.
-            tensors: The list of tensors at the boundary, [B, ...] each.
-            training: Whether BatchNorm is in training mode, where that was asked for.
-            dropout_mask: What `dropout_mask` returns; by default nothing is dropped.
+            boundary: Names of the tensors.
+            tensors: The tensors at the boundary, [B, ...] each.
+            training: Whether BatchNorm runs in training mode if `batchnorm='training'`.
+            dropout_mask: What `dropout_mask` returns; None: nothing is dropped.
         """
         open_batchnorms = self._open_batchnorms() if training else ()
         (logits,) = self.graph.run(
@@ -368,11 +362,11 @@ class Classifier:
 
 
 def _num_frozen(what, count):
-    """Returns how many of `count` layers stay frozen where the share `what`, N%, is opened: the
-    whole number at or below the exact product, as no product of floats would be.
+    """Returns how many of `count` layers stay frozen if the share `what`, N%, is unfrozen: the
+    exact product rounded down, which a product of floats would not always give.
 
     Raises:
-        UserError: If it is no share.
+        UserError: If `what` is not a share.
     """
     try:
         share = decimal.Decimal(what[:-1])
@@ -384,19 +378,19 @@ def _num_frozen(what, count):
 
 
 def num_parameters(variables: Iterable[keras.Variable]) -> int:
-    """Returns how many numbers variables hold."""
+    """Returns the number of elements of variables."""
     return sum(math.prod(variable.shape) for variable in variables)
 
 
 def what_differs(classifier: Classifier) -> Iterator[str]:
-    """Yields lines on what whoever made the backbone or the head may not expect of them."""
-    whole = classifier.backbone._flatten_layers()
+    """Yields lines about the backbone or head that its author may not expect."""
+    whole = keras_private.all_layers(classifier.backbone)
     nested = [layer for layer in whole if layer not in classifier.backbone.layers]
     count = sum(isinstance(layer, keras.layers.BatchNormalization) for layer in nested)
     if count:
-        yield f"backbone: {count} BatchNorm layers inside others are computed as they are, unfolded"
+        yield f"backbone: {count} BatchNorm layers inside other layers are not folded"
     if keras.config.dtype_policy().compute_dtype != classifier.compute_dtype:
-        yield f"backbone: computes in {classifier.compute_dtype}, which its layers were made with"
+        yield f"backbone: computes in {classifier.compute_dtype}, the dtype of its layers"
     if idle := heads.idle_layers(classifier.head):
         yield f"head: does nothing in training: {', '.join(idle)}"
     names = set(re.findall(r'"registered_name": "([^"]+>[^"]+)"', classifier.model.to_json()))
@@ -405,17 +399,16 @@ def what_differs(classifier: Classifier) -> Iterator[str]:
 
 
 def folded_logits(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Returns a function from float32 images [B, S, S, 3] in 0..255 to float32 logits [B, K], for
-    inference.
+    """Returns an inference function from float32 images [B, S, S, 3] in 0..255 to float32 logits
+    [B, K].
 
-    It computes what the model computes, without augmentation and dropout, BatchNorm folded into
-    constant convolutions.
+    It computes the same as the model, with BatchNorm folded into constant convolutions.
 
     Args:
-        model: `Classifier.model`, as it is or loaded again.
+        model: `Classifier.model`, or a model loaded from its file.
     """
     preprocessing, backbone = model.get_layer("preprocessing"), model.get_layer("backbone")
-    head = keras.Model(backbone.output, model.output)  # in older files several layers
+    head = keras.Model(backbone.output, model.output)  # several layers in older files
     graph = FeatureGraph(backbone.backbone)
     constants = graph.fold_constants((graph.input,), (graph.output,))
 
@@ -427,10 +420,10 @@ def folded_logits(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def _all_variables(backbone, head):
-    """Returns {path: variable} of a classifier; every weight stands in it once.
+    """Returns {path: variable} of a classifier, with every weight once.
 
     Raises:
-        UserError: If they have no names of their own, or layers share one.
+        UserError: If weights share a path, or layers share a weight.
     """
     of_head = {
         path.replace("head/head/", "head/", 1): variable
@@ -441,6 +434,6 @@ def _all_variables(backbone, head):
     if len(named) != len(weights) or {id(variable) for variable in named.values()} != weights:
         raise UserError(
             f"the classifier has {len(weights)} weights under {len(named)} paths; expected every "
-            "weight in one layer, under one path; share none and give layers names of their own"
+            "weight in one layer, under one path; share none and give each layer its own name"
         )
     return named

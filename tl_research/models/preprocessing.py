@@ -1,5 +1,5 @@
-"""What each backbone expects of its pixels, as layers inside the model, so that inference can never
-get it wrong.
+"""The preprocessing that each backbone expects, as layers inside the model, so that inference
+always applies it.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from keras import ops
 
 from tl_research.errors import UserError
 
-# What pixels of 0 to 255 become: the smallest and the largest value of any channel.
+# The smallest and largest value, in any channel, that pixels of 0 to 255 are mapped to.
 RANGES = {
     "raw": (0.0, 255.0),
     "tf": (-1.0, 1.0),
@@ -22,22 +22,22 @@ RANGES = {
 
 @keras.saving.register_keras_serializable(package="tl_research")
 class Preprocessing(keras.layers.Layer):
-    """Maps float images [B, H, W, 3] in 0..255 to what a backbone was trained on.
+    """Maps float images [B, H, W, 3] in 0..255 to the range that a backbone was trained on.
 
-    `raw`: unchanged (the backbone holds its own). `tf`: [-1, 1]. `caffe`: BGR, ImageNet mean
-    subtracted. `torch`: ImageNet mean and standard deviation of pixels in [0, 1]. `lite`: (x - 127)
-    / 128. It computes in float32 whatever the dtype policy and casts at the end, because bfloat16
-    can't tell 200.5 from 201.
+    `raw`: unchanged (the backbone has its own preprocessing). `tf`: [-1, 1]. `caffe`: BGR, ImageNet
+    mean subtracted. `torch`: ImageNet mean and standard deviation of pixels in [0, 1]. `lite`: (x -
+    127) / 128. It computes in float32 under every dtype policy and casts at the end, because
+    bfloat16 cannot tell 200.5 from 201.
 
     Args:
         mode: A key of `RANGES`.
 
     Raises:
-        UserError: If `mode` is no key of `RANGES`.
+        UserError: If `mode` is not a key of `RANGES`.
     """
 
     def __init__(self, mode: str, **kwargs: Any):
-        # with autocast, mixed precision rounds the pixels before `call`
+        # with autocast, mixed precision would round the pixels before `call`
         super().__init__(autocast=False, **kwargs)
         if mode not in RANGES:
             raise UserError(
@@ -47,15 +47,10 @@ class Preprocessing(keras.layers.Layer):
 
     def call(self, images: tf.Tensor) -> tf.Tensor:
         x = ops.cast(images, "float32")
-        if self.mode == "tf":
-            x = x / 127.5 - 1.0
-        elif self.mode == "caffe":
-            x = x[..., ::-1] - ops.convert_to_tensor([103.939, 116.779, 123.68], "float32")
-        elif self.mode == "torch":
-            x = x / 255.0 - ops.convert_to_tensor([0.485, 0.456, 0.406], "float32")
-            x = x / ops.convert_to_tensor([0.229, 0.224, 0.225], "float32")
-        elif self.mode == "lite":
+        if self.mode == "lite":
             x = (x - 127.0) / 128.0
+        elif self.mode != "raw":
+            x = keras.applications.imagenet_utils.preprocess_input(x, "channels_last", self.mode)
         return ops.cast(x, self.compute_dtype)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
@@ -67,11 +62,11 @@ class Preprocessing(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tl_research")
 class Normalization(keras.layers.Normalization):
-    """Keras' `Normalization` that reads its mean and variance variables in every call.
+    """Keras' `Normalization`, but reading its mean and variance variables in every call.
 
-    Keras copies them into constants when weights are loaded, so values assigned in any other way (a
-    restored checkpoint) are ignored without a word; EfficientNetB0-B7 begin with this layer. The
-    class keeps Keras' name because `.weights.h5` files are laid out by class names.
+    Keras copies them into constants when weights are loaded, and silently ignores values assigned
+    in any other way, such as a restored checkpoint; EfficientNetB0-B7 begin with this layer. The
+    class keeps Keras' name because `.weights.h5` files are laid out by class name.
     """
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:

@@ -1,9 +1,9 @@
-"""Reads a backbone's weights from an HDF5 file, or a Keras model file, that may come from anyone.
+"""Reads a backbone's weights from an untrusted HDF5 file or Keras model file.
 
-A file is walked through hard links only and read only where a data set has the shape of the
-variable it is for, so that it can neither name another file nor make us allocate more than the
-model itself. No attribute is read: a short one can declare gigabytes. Of a model file only the
-weights are read, so none of its code runs.
+Only hard links are followed, and a data set is read only if it has the shape of its variable, so a
+file can neither refer to another file nor make us allocate more than the model itself. Attributes
+are never read: a short one can declare gigabytes. Only the weights of a model file are read, so
+none of its code runs.
 """
 
 import collections
@@ -14,37 +14,37 @@ import os
 import re
 import zipfile
 from collections.abc import Iterable, Iterator
-from types import ModuleType
-from typing import TYPE_CHECKING
+
+import h5py
+import keras
+import numpy as np
 
 from tl_research.errors import DataError
-
-if TYPE_CHECKING:
-    import h5py
-    import keras
+from tl_research.models import keras_private
+from tl_research.models.keras_private import to_snake_case
 
 _MAX_DEPTH, _MAX_OBJECTS = 12, 100_000
 
 
-def load_weights_file(model: "keras.Model", path: str) -> list[str]:
-    """Assigns every variable of a backbone from a weights file, all or none, and returns notes on
-    what was ignored.
+def load_weights_file(model: keras.Model, path: str) -> list[str]:
+    """Assigns all variables of a backbone from a weights file, or none, and returns notes on what
+    was ignored.
 
-    Understood are legacy HDF5 by layer name (at the top level, under `model_weights`, or a nested
-    model deep) and Keras 3 `.weights.h5` and `.keras` by position (the model itself, or one nested
-    in the model that was saved). Layer names that Keras numbers itself (conv2d_95) are matched by
-    their order. Extra layers, such as a head, are ignored.
+    Supported formats are legacy HDF5 by layer name (at the top level, under `model_weights`, or
+    inside one nested model) and Keras 3 `.weights.h5` and `.keras` by position (the model itself,
+    or a model nested in the saved one). Layer names that Keras numbers (conv2d_95) are matched by
+    order. Extra layers, such as a head, are ignored.
 
     Args:
         model: A built functional `keras.Model`.
-        path: The file, or the directory of a finished run, whose exported model it is then.
+        path: The file, or the directory of a finished run, whose exported model is then used.
 
     Returns:
         List of lines.
 
     Raises:
-        DataError: If the file can't be read, is unsafe, leaves a variable of the model out, or has
-            it in another shape or not finite. The model is then unchanged.
+        DataError: If the file cannot be read, is unsafe, or lacks a variable of the model, or if a
+            value has another shape or is not finite. The model is then unchanged.
     """
     values, problems, extra = _found(model, path)
     if problems:
@@ -59,22 +59,21 @@ def load_weights_file(model: "keras.Model", path: str) -> list[str]:
         # Keras' Normalization computes with copies of its variables
         if hasattr(layer, "finalize_state"):
             layer.finalize_state()
-    if not extra:
-        return []
-    return [f"--weights={path}: ignored {len(extra)} extra layers: {_first(extra, 20, ', ')}"]
+    note = f"--weights={path}: ignored {len(extra)} extra layers: {_first(extra, 20, ', ')}"
+    return [note] if extra else []
 
 
-def load_head(model: "keras.Model", head: "keras.Model", path: str, classes: Iterable[str]) -> bool:
-    """Gives a head the weights of a run's model that tells the same classes apart, if it fits.
+def load_head(model: keras.Model, head: keras.Model, path: str, classes: Iterable[str]) -> bool:
+    """Assigns the head's weights from a run's model if it fits and has the same classes.
 
     Args:
         model: The whole classifier, a functional `keras.Model`.
         head: The part of it that is the head.
-        path: As of `load_weights_file`, of which it was a success.
+        path: As for `load_weights_file`, which succeeded for it.
         classes: Names in the order of the labels.
 
     Returns:
-        Whether it did: only a run's model has its classes beside it.
+        Whether the weights were assigned: only a run's model has its classes beside it.
     """
     try:
         beside = os.path.join(os.path.dirname(_file(path)), "classes.json")
@@ -93,18 +92,16 @@ def load_head(model: "keras.Model", head: "keras.Model", path: str, classes: Ite
 
 
 def _file(path):
-    """Returns the file that --weights names: of a run's directory the model that it exported."""
+    """Returns the file that --weights names: for a run's directory its exported model."""
     return os.path.join(path, "export", "model.keras") if os.path.isdir(path) else path
 
 
 def _found(model, path):
-    """Returns ([(variable, array)], problems of the others, extra layers) of a weights file.
+    """Returns ([(variable, array)], problems of other variables, extra layers) of a weights file.
 
     Raises:
-        DataError: If it can't be read or is unsafe.
+        DataError: If it cannot be read or is unsafe.
     """
-    import h5py
-
     path = _file(path)
     if not os.path.isfile(path):
         raise DataError(
@@ -113,7 +110,7 @@ def _found(model, path):
         )
     try:
         with opened(path) as content, h5py.File(content, "r") as file:
-            datasets = walk(file, h5py, os.path.getsize(path))
+            datasets = walk(file, os.path.getsize(path))
             if any(re.search(r"(^|/)vars/\d+$", name) for name in datasets):
                 matches, extra = _match_keras3(model, datasets)
             else:
@@ -129,13 +126,13 @@ def _found(model, path):
         zipfile.BadZipFile,
     ) as error:
         raise DataError(
-            f"--weights={path} can't be read: {' '.join(str(error).split())}"
+            f"--weights={path} cannot be read: {' '.join(str(error).split())}"
         ) from error
 
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[str | io.BytesIO]:
-    """Yields what h5py opens: a file's path or, of a `.keras` model, the weights in it."""
+    """Yields what h5py can open: the path, or the weights inside a `.keras` model."""
     if not zipfile.is_zipfile(path):
         yield path
         return
@@ -150,10 +147,11 @@ def _first(items, number, separator):
     return separator.join(items[:number] + ["..."] * (len(items) > number))
 
 
-def walk(file: "h5py.File", h5py: ModuleType, file_size: int) -> dict[str, "h5py.Dataset"]:
+def walk(file: h5py.File, file_size: int) -> dict[str, h5py.Dataset]:
     """Returns {path: data set} of the whole file.
 
-    Raises ValueError for what could read outside it or declares too much.
+    Raises:
+        ValueError: If the file refers to other files or declares too much data.
     """
     datasets, declared, visited, groups = {}, 0, 0, [("", file)]
     while groups:
@@ -162,14 +160,14 @@ def walk(file: "h5py.File", h5py: ModuleType, file_size: int) -> dict[str, "h5py
             path = prefix + name
             visited += 1
             if visited > _MAX_OBJECTS or path.count("/") > _MAX_DEPTH:
-                raise ValueError("it holds more objects than a weights file does")
+                raise ValueError("it contains more objects than a weights file")
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                 raise ValueError(f"{path} is a link; write the file again with its data inside")
             item = group[name]
             if isinstance(item, h5py.Group):
                 groups.append((path + "/", item))
             elif isinstance(item, h5py.Dataset):
-                _check_stored(path, item.id.get_create_plist(), h5py)
+                _check_stored(path, item.id.get_create_plist())
                 declared += item.size * item.dtype.itemsize if item.shape is not None else 0
                 if declared > 2 * file_size + 65536:
                     raise ValueError(
@@ -179,107 +177,52 @@ def walk(file: "h5py.File", h5py: ModuleType, file_size: int) -> dict[str, "h5py
     return datasets
 
 
-def _check_stored(path, properties, h5py):
-    """Raises ValueError unless a data set lies in its file as it is."""
+def _check_stored(path, properties):
+    """Raises ValueError unless a data set is stored uncompressed inside its file."""
     if properties.get_external_count() or properties.get_layout() == h5py.h5d.VIRTUAL:
         raise ValueError(
-            f"{path} keeps its data in another file; write the file again with its data inside"
+            f"{path} stores its data in another file; write the file again with its data inside"
         )
-    if properties.get_nfilters():  # a few bytes can inflate to gigabytes
+    if properties.get_nfilters():  # a few bytes can expand to gigabytes
         raise ValueError(f"{path} is compressed; write the file again without compression")
 
 
 def _match_keras3(model, datasets):
-    """Returns ([(variable, label, data set path or None)], extra groups) of a Keras 3 file, laid
-    out by class names.
+    """Returns ([(variable, label, data set path)], extra groups) of a Keras 3 file, which is laid
+    out by class name.
     """
-    found = {id(variable): (path, label) for path, label, variable in _keras3_paths(model, "")}
-    expected = [(*found.get(id(each), ("?", each.path)), each) for each in model.weights]
-    prefix = _prefix([path for path, _, _ in expected], datasets)
-    matches = [
-        (variable, label, prefix + path if prefix + path in datasets else None)
-        for path, label, variable in expected
-    ]
-    used = {path for _, _, path in matches}
-    return matches, sorted(
-        {name.rpartition("/vars/")[0] for name in datasets if name not in used} - {""}
-    )
+    layout = keras_private.saved_layout(model)
+    prefix = _prefix(layout, datasets)
+    paths = {id(variable): prefix + path for path, variable in layout.items()}
+    matches = [(each, each.path, paths.get(id(each))) for each in model.weights]
+    unused = datasets.keys() - paths.values()
+    return matches, sorted({name.rpartition("/vars/")[0] for name in unused} - {""})
 
 
 def _prefix(paths, datasets):
-    """Returns what stands in the file before most of the paths."""
-    prefixes = {
-        name[: -len(path)]
+    """Returns the prefix that most of the paths have in the file."""
+    prefixes = collections.Counter(
+        name.removesuffix(path)
         for path in paths
         for name in datasets
-        if ("/" + name).endswith("/" + path)
-    }
-    there = {prefix: sum(prefix + path in datasets for path in paths) for prefix in prefixes}
-    return max(sorted(there), default="", key=there.get)
-
-
-def _keras3_paths(saved, prefix, label="", visited=None):
-    """Returns [(data set path, label, variable)] as Keras' saving_lib lays out what it saves.
-
-    A model's layers come before its other attributes; in a list what has no name of its own goes by
-    its class, counted.
-    """
-    from keras.src.saving.keras_saveable import KerasSaveable
-    from keras.src.saving.saving_lib import _walk_saveable
-
-    visited = set() if visited is None else visited
-    if isinstance(saved, KerasSaveable):
-        if id(saved) in visited:
-            return []
-        visited.add(id(saved))
-        own = [*getattr(saved, "_trainable_variables", ())]
-        own += getattr(saved, "_non_trainable_variables", ())
-        paths = [(f"{prefix}vars/{i}", f"{label}{each.name}", each) for i, each in enumerate(own)]
-        inside = _walk_saveable(saved)
-    else:
-        paths, inside = [], _counted(saved.values() if isinstance(saved, dict) else saved)
-    for name, each in inside:
-        if isinstance(each, KerasSaveable):
-            of_each = f"{label}{getattr(each, 'name', name)}/"
-            paths += _keras3_paths(each, f"{prefix}{name}/", of_each, visited)
-        elif isinstance(each, (list, dict, tuple)):
-            paths += _keras3_paths(each, f"{prefix}{name}/", label, visited)
-    return paths
-
-
-def _counted(items):
-    """Yields (name that Keras gives it in a list, item)."""
-    from keras.src.saving.keras_saveable import KerasSaveable
-    from keras.src.utils.naming import to_snake_case
-
-    counts = collections.Counter()
-    for each in items:
-        kind = type(each).__name__ if isinstance(each, KerasSaveable) else "container"
-        kind = to_snake_case(kind)
-        yield kind + (f"_{counts[kind]}" if counts[kind] else ""), each
-        counts[kind] += 1
+        if f"/{name}".endswith(f"/{path}")
+    )
+    return max(sorted(prefixes), default="", key=prefixes.get)
 
 
 def _match_legacy(model, datasets):
     """Returns ([(variable, label, data set path or None)], extra layers) of a legacy file, matched
     by layer name.
     """
-    from keras.src.utils.naming import to_snake_case
-
     weighted = {layer.name: layer for layer in model.layers if layer.weights}
     ours, kinds = list(weighted), {to_snake_case(type(of).__name__) for of in weighted.values()}
     paths, extra = {}, []
     for parent, layers in sorted(_legacy_layers(datasets, ours, kinds).items()):
         aligned = _align(layers, ours, kinds)
-        for name in layers:
-            if name not in aligned:
-                extra.append(f"{parent}/{name}" if parent else name)
-            elif aligned[name] in paths:
-                raise ValueError(
-                    f"layer {aligned[name]} stands in it twice, the second time under {parent}"
-                )
-            else:
-                paths[aligned[name]] = layers[name]
+        extra += [f"{parent}/{name}".lstrip("/") for name in layers.keys() - aligned.keys()]
+        if twice := paths.keys() & aligned.values():
+            raise ValueError(f"layer {min(twice)} is in it twice, the second time under {parent}")
+        paths |= {aligned[name]: layers[name] for name in aligned}
     matches = [
         (variable, f"{name}/{variable.name}", path)
         for name, layer in weighted.items()
@@ -302,8 +245,8 @@ def _legacy_layers(datasets, ours, kinds):
 
 
 def _split(name):
-    """Returns (class part, number) of a name that Keras may have numbered: ("conv2d", 95), and
-    ("conv2d", 0) of the first.
+    """Returns (class part, number) of a name that Keras may have numbered: ("conv2d", 95) for
+    conv2d_95 and ("conv2d", 0) for conv2d.
     """
     base, _, number = name.rpartition("_")
     return (base, int(number)) if base and number.isdecimal() else (name, 0)
@@ -312,9 +255,9 @@ def _split(name):
 def _align(theirs, ours, kinds):
     """Returns {layer name in the file: layer name in the model}.
 
-    Keras counts conv2d_N over a whole process, so where such names differ but their number agrees,
-    the Nth of the file is the Nth of the model; where the number differs too, a match by name could
-    be off by one and none is made.
+    Keras counts conv2d_N over a whole process. So if such names differ but there are as many, the
+    Nth in the file is the Nth in the model; if there are not as many, a match by name could be off
+    by one, and none is made.
     """
     aligned = {name: name for name in theirs if name in ours}
     for kind in kinds:
@@ -331,14 +274,15 @@ def _align(theirs, ours, kinds):
 
 
 def _pair(variables, paths, datasets):
-    """Returns [(variable, data set path or None)] of one layer: by name, or, in files of older
-    Keras, by distinct shapes.
+    """Returns [(variable, data set path or None)] of one layer: by name or, in files of older Keras
+    versions, by distinct shape.
     """
     by_name = {path.rpartition("/")[2].removesuffix(":0"): path for path in paths}
-    if len(by_name) == len(paths) and {variable.name for variable in variables} <= by_name.keys():
-        return [(variable, by_name[variable.name]) for variable in variables]
+    names = [variable.name for variable in variables]
+    if len(by_name) == len(paths) and by_name.keys() >= set(names):
+        return list(zip(variables, map(by_name.get, names)))
     if len(paths) == len(variables) == 1:
-        return [(variables[0], paths[0])]  # so that a wrong shape is named
+        return [(variables[0], paths[0])]  # so that a wrong shape is reported
     shapes = [tuple(variable.shape) for variable in variables]
     theirs = [tuple(datasets[path].shape) for path in paths]
     are_distinct = len({*theirs}) == len(theirs) and len({*shapes}) == len(shapes)
@@ -349,10 +293,8 @@ def _pair(variables, paths, datasets):
 def _read(matches, datasets):
     """Returns ([(variable, array)], problems).
 
-    Only data sets of a variable's own shape are read.
+    Only data sets with the shape of their variable are read.
     """
-    import numpy as np
-
     values, problems = [], []
     for variable, label, path in matches:
         dataset = datasets.get(path)
@@ -363,7 +305,7 @@ def _read(matches, datasets):
         elif dataset.dtype.kind not in "fiu":
             problems.append(f"{label} has type {dataset.dtype}")
         else:
-            with np.errstate(over="ignore"):  # 1e300 becomes infinity, which is refused below
+            with np.errstate(over="ignore"):  # 1e300 becomes infinity, which is rejected below
                 value = dataset[()].astype(variable.dtype)
             if np.all(np.isfinite(value)):
                 values.append((variable, value))

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,13 +11,13 @@ import keras
 from tl_research import errors
 
 
-# eq: `==` of two keras.Variable is elementwise, not a truth value
+# eq=False: `==` of two keras.Variable is elementwise
 @dataclasses.dataclass(frozen=True, eq=False)
 class ParamGroup:
     """Variables that share one learning rate and one step count.
 
     Attributes:
-        name: Unique in its phase; a part of TensorBoard tags, as in `learning_rate/<name>`.
+        name: Unique in its phase; part of TensorBoard tags such as `learning_rate/<name>`.
         paths: `backbone/<layer>/<variable>` or `head/<variable>`, one per variable.
         variables: The variables, in the order of `paths`.
         lr_multiplier: Factor on the base learning rate, no unit, > 0.
@@ -40,34 +39,34 @@ def make_param_groups(
     lr_multiplier: Iterable[str] = (),
     joined: Mapping[str, str] | None = None,
 ) -> list[ParamGroup]:
-    """Returns the groups of one phase, from input to output, the head's last.
+    """Returns the groups of one phase, from input to output, the head last.
 
     A variable's multiplier is the product of `backbone_lr_multiplier` (backbone only), the layer
     decay of its block and the value of the pattern that matches it. Layer decay d gives the head 1,
-    the last block d, the one before d^2, down to the first, frozen or not (Clark et al. 2020,
-    arXiv:2003.10555, appendix B; Howard & Ruder 2018, arXiv:1801.06146, section 3.2, decay over
-    single layers).
+    the last block d, the block before it d^2, down to the first block, frozen or not (Clark et al.
+    2020, arXiv:2003.10555, appendix B; Howard & Ruder 2018, arXiv:1801.06146, section 3.2, where
+    each layer decays).
 
-    Groups are named `head`, `backbone` or, with layer decay, `backbone/<block name>`; what a
-    pattern matches stands apart as `<name>[<pattern>]`, and what joined in a later phase than the
-    rest as `<name>@<phase>`: a Keras optimizer has one step count, which Adam's bias correction
-    reads.
+    Groups are named `head`, `backbone` or, with layer decay, `backbone/<block name>`. Variables
+    that a pattern matches form a group `<name>[<pattern>]`, those that joined in a later phase than
+    the rest `<name>@<phase>`: a Keras optimizer has one step count, which Adam's bias correction
+    uses.
 
     Args:
-        named_variables: dict, path -> keras.Variable, of the variables that are trainable now.
-        blocks: dict, path -> (block index from 0 at the input, block name), of all backbone
-            variables, frozen ones too. Read only with layer decay.
-        all_paths: Paths of all variables, frozen ones too: a pattern is right or wrong in every
-            phase alike.
+        named_variables: {path: keras.Variable} of the variables that are trainable now.
+        blocks: {path: (block index from 0 at the input, block name)} of all backbone variables,
+            frozen ones too. Used only with layer decay.
+        all_paths: Paths of all variables, frozen ones too, so that a pattern is valid in all phases
+            or in none.
         backbone_lr_multiplier: Factor for the whole backbone, no unit, > 0.
-        layer_decay: Ratio of the rates of neighbouring blocks, no unit, > 0; 1 means none.
-        lr_multiplier: `REGEX=VALUE` strings, split at the last `=`, searched (`re.search`) in the
-            paths.
-        joined: dict, path -> name of the phase since which the variable has been trainable, in
-            order of joining (earliest first); None in a first phase.
+        layer_decay: Ratio of the rates of neighboring blocks, no unit, > 0; 1: no decay.
+        lr_multiplier: `REGEX=VALUE` strings, split at the last `=` and searched (`re.search`) in
+            the paths.
+        joined: {path: phase since which the variable has been trainable}, in order of joining; None
+            in the first phase.
 
     Returns:
-        list of ParamGroup; every variable of `named_variables` is in exactly one.
+        List of `ParamGroup`s; every variable of `named_variables` is in exactly one.
 
     Raises:
         errors.UserError: If a multiplier is not a finite number > 0, or a pattern is not
@@ -79,16 +78,17 @@ def make_param_groups(
     _check_multiplier(backbone_lr_multiplier, f"--backbone_lr_multiplier={backbone_lr_multiplier}")
     _check_multiplier(layer_decay, f"--layer_decay={layer_decay}")
     matches = _match_patterns(lr_multiplier, all_paths)
-    phases = list(dict.fromkeys((joined or {}).values()))
+    joined = joined or dict.fromkeys(named_variables, "")
+    phases = list(dict.fromkeys(joined.values()))
     members = collections.defaultdict(list)
     for path in named_variables:
         position, name, multiplier = _place(path, blocks, backbone_lr_multiplier, layer_decay)
         rank, pattern, value = matches.get(path, (-1, None, 1.0))
-        if joined and path not in joined:
+        if path not in joined:
             raise ValueError(
                 f"{path!r} has no joining phase. Add it to `joined` when it becomes trainable."
             )
-        phase = phases.index(joined[path]) if joined else 0
+        phase = phases.index(joined[path])
         name += f"[{pattern}]" if pattern is not None else ""
         members[(position, rank, phase, name, multiplier * value)].append(path)
 
@@ -103,8 +103,8 @@ def make_param_groups(
 
 
 def _place(path, blocks, backbone_lr_multiplier, layer_decay):
-    """Returns where a variable's group stands from input to output, its name and multiplier,
-    without patterns.
+    """Returns (position of a variable's group from input to output, name, multiplier), without
+    patterns.
     """
     if path.startswith("head/"):
         return math.inf, "head", 1.0
@@ -124,23 +124,16 @@ def _place(path, blocks, backbone_lr_multiplier, layer_decay):
 
 
 def _check_multiplier(value, setting):
-    """Raises errors.UserError that begins with `setting` unless `value` is a finite number > 0."""
-    if value == 0:
-        raise errors.UserError(
-            f"{setting}: received a multiplier of 0; expected a finite number > 0; "
-            "use --unfreeze to freeze instead."
-        )
+    """Raises a UserError that begins with `setting` unless `value` is a finite number > 0."""
     if not (math.isfinite(value) and value > 0):
+        remedy = "try 0.1" if value else "use --unfreeze to freeze instead"
         raise errors.UserError(
-            f"{setting}: received {value}; expected a finite number > 0; try 0.1."
+            f"{setting}: received a multiplier of {value:g}; expected a finite number > 0; {remedy}"
         )
 
 
 def _match_patterns(settings, all_paths):
-    """Returns dict, path -> (rank, pattern, value) of the one setting that matches it.
-
-    See `make_param_groups`.
-    """
+    """Returns {path: (rank, pattern, value)} of the one setting that matches it."""
     matches = {}
     for rank, setting in enumerate(settings):
         flag = f"--lr_multiplier={setting}"
@@ -160,7 +153,7 @@ def _parsed(setting, flag):
     pattern, _, text = setting.rpartition("=")
     if not pattern:
         raise errors.UserError(
-            f"{flag}: received no pattern; expected REGEX=VALUE; write for example head/=10."
+            f"{flag}: received no pattern; expected REGEX=VALUE; for example head/=10."
         )
     try:
         value = float(text)
@@ -180,30 +173,21 @@ def _matched(pattern, flag, all_paths):
     except re.error as error:
         raise errors.UserError(
             f"{flag}: received {pattern!r}; expected a regular expression ({error}); "
-            r"put a backslash before each of .[](){}*+?|^$\ that is meant literally."
+            r"put a backslash before each literal .[](){}*+?|^$\ in it."
         ) from None
     if not matched:
         raise errors.UserError(
             f"{flag}: {pattern!r} matches no variable; expected a regular expression found in "
-            f"a path such as {min(all_paths, default='head/kernel')!r}; "
-            f"{_suggestion(pattern, all_paths)}."
+            f"a path such as {min(all_paths, default='head/kernel')!r}"
+            f"{_suggestion(pattern, all_paths)}"
         )
     return matched
 
 
 def _suggestion(pattern, all_paths):
-    """Returns what else could be written, as in `did you mean 'block6a'?`, from paths and their
-    parts.
-    """
+    """Returns what else to write, such as `; did you mean block6a?`, from paths and their parts."""
     parts = {
-        part
-        for path in all_paths
-        for part in (path, *path.split("/"), *re.split("[/_]", path))
-        if part
+        part for path in all_paths for part in (path, *path.split("/"), *re.split("[/_]", path))
     }
-    close = difflib.get_close_matches(pattern, sorted(parts), n=1)
-    return (
-        f"did you mean {close[0]!r}"
-        if close
-        else "use backbone/ for the whole backbone, head/ for the head"
-    )
+    general = "; use backbone/ for the whole backbone, head/ for the head"
+    return errors.suggestion(pattern, sorted(parts)) or general

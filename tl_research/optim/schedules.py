@@ -1,4 +1,4 @@
-"""Learning-rate factor as a function of the step within a phase."""
+"""The learning-rate factor as a function of the step within a phase."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from tl_research.config import Phase
 def learning_rate_factor(
     step: tf.Tensor, num_steps: int | tf.Tensor, schedule: str, warmup_steps: int | tf.Tensor
 ) -> tf.Tensor:
-    """Returns the factor on the base learning rate for the step that is about to be taken.
+    """Returns the factor on the base learning rate for the next step.
 
     With t = `step`, T = `num_steps`, W = `warmup_steps`:
 
@@ -19,14 +19,14 @@ def learning_rate_factor(
         t >= W, constant:  1
         t >= W, cosine:    (1 + cos(pi (t - W) / (T - W))) / 2, 1 at t = W and 0 at t = T
 
-    Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5; here one cycle without restarts, to 0.
+    Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5; here one cycle to 0, without restarts.
     Warm-up: Goyal et al. 2017, arXiv:1706.02677, section 2.2.
 
     Args:
         step: int tensor [], steps done in this phase.
         num_steps: Steps of the phase, int or int tensor [].
         schedule: `constant` or `cosine`.
-        warmup_steps: Steps of warm-up, at most `num_steps`, int or int tensor []; 0 means none.
+        warmup_steps: Steps of warm-up, at most `num_steps`, int or int tensor []; 0: none.
 
     Returns:
         float32 tensor [], no unit, in [0, 1].
@@ -40,8 +40,8 @@ def learning_rate_factor(
     if schedule == "constant":
         factor = tf.ones([])
     elif schedule == "cosine":
-        # Beyond the end the rate stays 0 instead of rising again; max(1, ...) serves a phase that
-        # is all warm-up.
+        # The clip keeps the rate at 0 after the end; maximum(..., 1) is for a phase that is all
+        # warm-up.
         progress = tf.clip_by_value(
             (step - warmup_steps) / tf.maximum(num_steps - warmup_steps, 1.0), 0.0, 1.0
         )
@@ -54,7 +54,7 @@ def learning_rate_factor(
 def make_schedule(phase: Phase, num_steps: int | tf.Variable) -> Callable[[tf.Tensor], tf.Tensor]:
     """Returns a function from the step in a phase, int tensor [], to its base learning rate.
 
-    However short the phase, two steps come after warm-up: one at the base rate, and one on which
+    At least two steps follow warm-up, even in a short phase: one at the base rate, and one at which
     cosine is below it.
 
     Args:

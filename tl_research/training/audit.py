@@ -1,4 +1,4 @@
-"""Exact proof of what a phase changed: by the SHA-256 of every variable before and after."""
+"""Proves exactly what a phase changed, from the SHA-256 of every variable before and after."""
 
 import hashlib
 import math
@@ -15,10 +15,11 @@ from tl_research.training.state import TrainState
 if TYPE_CHECKING:  # they import this module
     from tl_research.training.phase import PhaseSetup
 
-# Keras' 1e-7 as the first steps have it: beside sqrt(v), v = (1 - 0.999) g^2, in Adam, and under
-# the root in RMSprop.
+# Keras' epsilon of 1e-7 relative to the gradient in the first steps: added to sqrt(v), v = (1 -
+# 0.999) g^2, in Adam, and under the root in RMSprop.
 _EPSILON = {"adam": 3.2e-6, "adamw": 3.2e-6, "rmsprop": 3.2e-4, "lion": 0.0}
-_OWN = 0.01  # an optimizer of the user's makes at least so much of the smaller of sgd's and adam's
+# A user's optimizer makes at least this share of the smaller of sgd's and adam's updates.
+_OWN = 0.01
 
 
 def hash_variables(variables: Mapping[str, Any]) -> dict[str, str]:
@@ -60,20 +61,19 @@ def audit_phase(
         phase: Name of the phase, for the message.
         before: {path: SHA-256} at its start.
         variables: {path: variable} of the whole network, now.
-        moved: Paths of the trainable variables that a step moved, though it may be back where it
-            was.
+        moved: Paths of the trainable variables that a step moved, even if they moved back.
         statistics: Paths of the BatchNorm statistics.
         largest_updates: {path: estimate of the largest change that one step made to an element},
-            for all trainable ones.
+            for all trainable variables.
         statistics_may_move: Whether BatchNorm was asked to run in training mode.
 
     Returns:
-        dict of counts: trainable_changed, trainable_total, frozen_changed, frozen_total,
-        batchnorm_stats_changed; the statistics are counted among the frozen too.
+        dict of counts: trainable_changed, trainable_total, frozen_changed, frozen_total (with the
+        statistics), batchnorm_stats_changed.
 
     Raises:
         AuditError: If a frozen variable or a statistic moved, or a trainable variable did not
-            although its updates were larger than half the spacing of its floats.
+            although its updates exceeded half the spacing of its floats.
     """
     after = hash_variables(variables)
     changed = {path for path in after if after[path] != before[path]} | set(moved)
@@ -81,23 +81,21 @@ def audit_phase(
     frozen = set(after) - trainable
     moved_statistics = changed & set(statistics)
     wrong = (changed & frozen) - (moved_statistics if statistics_may_move else set())
-    stuck = [
-        path
-        for path in sorted(trainable - changed)
-        if largest_updates[path]
-        > 0.5 * np.spacing(np.max(np.abs(np.asarray(variables[path], np.float32))))
-    ]
-    if wrong or stuck:
-        problems = (
-            [f"{len(wrong)} frozen variables moved ({', '.join(sorted(wrong)[:3])})"]
-            if wrong
-            else []
-        ) + (
-            [f"{len(stuck)} trainable variables did not ({', '.join(stuck[:3])})"] if stuck else []
-        )
+
+    def should_move(path: str) -> bool:
+        largest = np.max(np.abs(np.asarray(variables[path], np.float32)))
+        return largest_updates[path] > 0.5 * np.spacing(largest)
+
+    stuck = set(filter(should_move, trainable - changed))
+    problems = {"frozen variables moved": wrong, "trainable variables did not": stuck}
+    if failed := [
+        f"{len(paths)} {what} ({', '.join(sorted(paths)[:3])})"
+        for what, paths in problems.items()
+        if paths
+    ]:
         raise AuditError(
-            f"audit of phase {phase} failed: {' and '.join(problems)}; expected exactly the "
-            "trainable set to change; nothing was exported, and the last checkpoint is whole"
+            f"audit of phase {phase} failed: {' and '.join(failed)}; expected exactly the "
+            "trainable set to change; nothing was exported, and the last checkpoint is intact"
         )
     return {
         "trainable_changed": len(changed & trainable),
@@ -116,7 +114,7 @@ def largest_updates(
     Args:
         optimizer: A `GroupedOptimizer`.
         gradient_peaks: {path: largest norm of its gradient}.
-        largest_rate: Largest learning rate, before multipliers.
+        largest_rate: Largest learning rate, before group multipliers.
     """
     updates = {}
     for group, kind in zip(optimizer.groups, optimizer.kinds):
@@ -125,33 +123,28 @@ def largest_updates(
             gradient = gradient_peaks.get(path, 0.0) / math.sqrt(max(1, math.prod(variable.shape)))
             update = gradient if kind == "sgd" else _OWN * min(gradient, 1.0)
             if kind in _EPSILON:
-                # They divide the size out, to about 1, of gradients that are not small beside this.
+                # these divide by the gradient's size: about 1 unless it is small beside epsilon
                 update = gradient / max(gradient + _EPSILON[kind], 1e-30)
             updates[path] = largest_rate * group.lr_multiplier * update
     return updates
 
 
 def check(setup: "PhaseSetup", state: TrainState) -> dict[str, int]:
-    """Returns the counts of `audit_phase` for a phase that is over.
-
-    Args:
-        setup: Its `PhaseSetup`.
-        state: `TrainState`.
+    """Returns the counts of `audit_phase` for a finished phase.
 
     Raises:
-        AuditError: As of `audit_phase`, or if processes that trained together have other weights.
+        AuditError: As for `audit_phase`, or if the weights of the processes differ.
     """
-    config, classifier, progress = setup.plan.config, setup.plan.classifier, state.progress
+    classifier, progress = setup.plan.classifier, state.progress
     if distribution.is_multi_worker():
         what = f"the weights after phase {setup.phase.name}"
         distribution.check_equal(what, weights_sha256(classifier.variables), AuditError)
-    updates = largest_updates(setup.optimizer, progress.gradient_peaks, progress.largest_rate)
     return audit_phase(
         setup.phase.name,
         progress.phase_hashes,
         classifier.variables,
         progress.moved,
         classifier.batchnorm_statistics(),
-        updates,
-        statistics_may_move=config.batchnorm == "training",
+        largest_updates(setup.optimizer, progress.gradient_peaks, progress.largest_rate),
+        statistics_may_move=setup.plan.config.batchnorm == "training",
     )

@@ -1,4 +1,4 @@
-"""Compiles steps, and says in one line what a step lacks: memory, or operations that XLA knows."""
+"""Compiles steps, and explains in one line a lack of memory or of operations that XLA supports."""
 
 import contextlib
 import re
@@ -11,34 +11,35 @@ import tensorflow as tf
 from tl_research.config import Config
 from tl_research.errors import CompileError, OutOfMemoryError, StorageError, UserError
 from tl_research.files import storage_reason
+from tl_research.models import keras_private
 from tl_research.models.classifier import Classifier
 from tl_research.run.directory import RunDirectory
 
 
 class Compiler:
-    """Compiles steps with XLA, until one cannot be where that is not required.
+    """Compiles steps with XLA, until a step fails to compile and XLA is not required.
 
     Args:
-        xla: Whether to begin with it.
-        required: Whether a step that cannot be compiled with it is an error.
-        directory: Of the run: a resumed one does without it too.
+        xla: Whether to begin with XLA.
+        required: Whether it is an error if XLA cannot compile a step.
+        directory: The run, which records that XLA failed, so that it is resumed without.
 
     Attributes:
-        xla: Whether steps are compiled with it now.
+        xla: Whether steps are compiled with XLA now.
     """
 
     def __init__(self, xla: bool, required: bool, directory: RunDirectory):
         self.xla, self._required, self._directory = xla, required, directory
 
     def prepared(self, make: Callable, *arguments: Any) -> Any:
-        """Returns a step, of training or evaluation, that is compiled.
+        """Returns a compiled step of training or evaluation.
 
         Args:
-            make: Returns the step; its argument is whether it uses XLA.
-            arguments: Of the step's `prepare`.
+            make: Returns the step; its argument is whether to use XLA.
+            arguments: For the step's `prepare`.
 
         Raises:
-            CompileError: If XLA cannot compile it and has to.
+            CompileError: If XLA cannot compile it and is required.
         """
         try:
             step = make(self.xla)
@@ -47,7 +48,7 @@ class Compiler:
         except CompileError as error:
             if self._required:
                 raise
-            print(f"warning: {error}; going on without XLA", file=sys.stderr, flush=True)
+            print(f"warning: {error}; continuing without XLA", file=sys.stderr, flush=True)
         self.xla = False
         if recorded := self._directory.read_json("run.json"):
             self._directory.write_json("run.json", {**recorded, "xla": False})
@@ -56,13 +57,15 @@ class Compiler:
 
 @contextlib.contextmanager
 def memory_errors(config: Config, what: str) -> Iterator[None]:
-    """Turns a lack of memory in `what` into one line, and what --deterministic does not allow."""
+    """Turns a lack of memory in `what`, or an operation that --deterministic forbids, into a
+    one-line error.
+    """
     try:
         yield
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
         if reason := storage_reason(error):
             raise StorageError(
-                f"could not write in {what}: {reason}; expected a place with room; free some or "
+                f"could not write in {what}: {reason}; expected a disk with room; free some or "
                 "choose another --workdir"
             ) from error
         smaller = "a smaller --image_size"
@@ -76,17 +79,16 @@ def memory_errors(config: Config, what: str) -> Iterator[None]:
         if not config.deterministic:
             raise
         raise UserError(
-            f"--deterministic in {what}: {error.message}; expected operations that have a "
-            "deterministic kernel; use another --backbone or --augment, or leave --deterministic "
-            "out"
+            f"--deterministic in {what}: {error.message}; expected operations with a deterministic "
+            "kernel; use another --backbone or --augment, or leave --deterministic out"
         ) from error
 
 
 @contextlib.contextmanager
 def compile_errors(classifier: Classifier, xla: bool) -> Iterator[None]:
-    """Turns an error of XLA's compiler into one line with the operation and the layer it names.
+    """Turns an error of XLA's compiler into one line with its operation and layer.
 
-    A UserError that was raised while a step was traced, which TensorFlow wraps, is raised itself.
+    A UserError from tracing, which TensorFlow wraps, is raised itself.
     """
     try:
         yield
@@ -99,7 +101,7 @@ def compile_errors(classifier: Classifier, xla: bool) -> Iterator[None]:
             raise
         raise CompileError(
             f"XLA cannot compile {_what(error.message, classifier)}; expected operations that it "
-            "has on this device; use --xla=off"
+            "supports on this device; use --xla=off"
         ) from error
     except Exception as error:
         if cause := _user_error(error):
@@ -108,20 +110,20 @@ def compile_errors(classifier: Classifier, xla: bool) -> Iterator[None]:
 
 
 def _what(message, classifier):
-    """Returns the operation and the layer that an error of XLA's compiler names, and why."""
+    """Returns the operation, the layer and the reason in an error of XLA's compiler."""
     node = next(iter(re.findall(r"\{\{node ([^}]+)\}\}", message)), "")
-    # In a graph Keras numbers the scope of a layer that is called again.
+    # In a graph, Keras numbers the scope of a layer that is called again.
     scopes = [
         name for scope in node.split("/")[:-1] for name in (scope, re.sub(r"_\d+$", "", scope))
     ]
-    layers = {layer.name for layer in classifier.backbone._flatten_layers()}
+    layers = {layer.name for layer in keras_private.all_layers(classifier.backbone)}
     layer = next((f" of layer {name}" for name in scopes if name in layers), "")
     reason = re.sub(r"\{\{[^}]*\}\}|__inference\S*", "", message.split("\n")[0]).strip()
     return f"{f'operation {node}' if node else 'the step'}{layer}: {reason}"
 
 
 def _user_error(error):
-    """Returns the UserError that led to an error, or None."""
+    """Returns the UserError that caused an error, or None."""
     while error and not isinstance(error, UserError):
         error = error.__context__
     return error

@@ -1,4 +1,4 @@
-"""One epoch: its batches, in calls of the compiled loop."""
+"""One epoch: its batches, passed to calls of the compiled loop."""
 
 import time
 from collections.abc import Iterator
@@ -14,18 +14,23 @@ from tl_research.training.state import TrainState, timed
 
 
 class Call(NamedTuple):
-    """What a call of the compiled loop did."""
+    """The results of a call of the compiled loop."""
 
     totals: dict[str, np.ndarray]  # see `StepLoop.__call__`
-    seconds: float  # that it took, reading included
-    waited: float  # of these, for images or features from outside memory
+    seconds: float  # its duration, reading included
+    waited: float  # seconds of it spent waiting for images or features that are not in memory
 
 
 def calls(setup: PhaseSetup, state: TrainState, resume: Resume) -> Iterator[Call]:
-    """Yields a `Call` for each call that the rest of the epoch takes.
+    """Yields a `Call` for each call in the rest of the epoch.
 
-    The caller adds it to the state before the next one: where to go on is read there, and where to
-    end a call for a checkpoint that is due, or for the profiler.
+    The caller must add each to the state before the next one, which begins at the state's position
+    and ends early for a checkpoint that is due or for the profiler.
+
+    Args:
+        setup: The phase.
+        state: Where the run is.
+        resume: Knows when the next checkpoint is due, and when a signal may interrupt.
     """
     with timed(state, "features"), resume.signals.released():
         inputs = epoch_inputs(setup.plan, setup.source, state.position.epoch + 1)

@@ -1,4 +1,4 @@
-"""The closed-form start of the head, `--head_init=lda`, which counts as the best weights so far."""
+"""Starts the head in closed form, `--head_init=lda`; the result is selected as the best so far."""
 
 from collections.abc import Callable
 
@@ -13,9 +13,10 @@ from tl_research.training.state import TrainState, timed
 
 
 def make(plan: Plan, state: TrainState, tell: Callable[[Event], None]) -> None:
-    """Solves the head of a new run that asks for it, and selects it until an epoch is better.
+    """Solves the head of a new run in closed form if requested, and selects it until an epoch is
+    better.
 
-    Training images decide it; validation images measure it.
+    It is fitted to the training images and evaluated on the validation images.
 
     Args:
         plan: What all phases share.
@@ -24,7 +25,7 @@ def make(plan: Plan, state: TrainState, tell: Callable[[Event], None]) -> None:
 
     Raises:
         UserError: If the head is not one dense layer on pooled features, or its logits are not
-            those of classes.
+            for classes.
     """
     if plan.config.head_init != "lda" or state.past.head_start is not None:
         return
@@ -46,8 +47,8 @@ def make(plan: Plan, state: TrainState, tell: Callable[[Event], None]) -> None:
     found = {f"val_{name}": value for name, value in found.items()}
     if plan.config.select_by not in found:
         raise UserError(
-            f"--head_init=lda with --select_by={plan.config.select_by}, which the start is not "
-            f"measured by; expected one of {', '.join(found)}; use --head_init=random",
+            f"--head_init=lda with --select_by={plan.config.select_by}, which is not measured for "
+            f"the start; expected one of {', '.join(found)}; use --head_init=random",
             "head_init",
         )
     solved = {"shrinkage": head.shrinkage, "temperature": head.temperature, **found}
@@ -59,7 +60,7 @@ def make(plan: Plan, state: TrainState, tell: Callable[[Event], None]) -> None:
 
 
 def _dense(classifier: Classifier) -> keras.layers.Dense:
-    """Returns the one layer of the head that trains, on pooled features [B, d]."""
+    """Returns the only trainable layer of the head, which reads pooled features [B, d]."""
     layers = [layer for layer in classifier.head.layers if layer.trainable_variables]
     shapes = [classifier.graph.shape(name) for name in classifier.head_boundary]
     dense = layers[0]
@@ -73,6 +74,6 @@ def _dense(classifier: Classifier) -> keras.layers.Dense:
     named = ", ".join(layer.name for layer in layers)
     raise UserError(
         f"--head_init=lda with a head whose layers with weights are {named}; expected one dense "
-        "layer, with a bias, on pooled features; use --head_init=random",
+        "layer with a bias on pooled features; use --head_init=random",
         "head_init",
     )

@@ -1,15 +1,15 @@
-"""The explicit loop: phases, epochs, calls. Holds no maths, no file format and no text.
+"""The explicit loop: phases, epochs, calls. Contains no math, no file format and no text.
 
-solve the head in closed form, if asked for
+solve the head in closed form, if requested
 for each phase that is left:
-    open its layers, make its optimizer; find its sources, compile its steps
-    shorten it to the time that is left, if there is a limit
-    until its epochs are over, or the best one is too long ago:
+    unfreeze its layers, make its optimizer; find its sources, compile its steps
+    shorten it to the remaining time, if there is a limit
+    until its epochs are done, or patience runs out:
         for each call of the compiled loop:     (many steps, see `step_loop`)
-            add it to the state; tell observers; save if it is due; stop if a signal came
-        evaluate; keep the best weights; tell observers; save; stop if a signal came
-    (a signal is answered after a call, or at once while images or features are waited for, or
-    logits of validation images; then everything is saved)
+            add it to the state; tell observers; save if it is due; stop if a signal arrived
+        evaluate; keep the best weights; tell observers; save; stop if a signal arrived
+    (a signal is answered after a call, or at once while waiting for images or features or while
+    computing validation logits; then everything is saved)
     audit what changed; restore the best weights of the phase; tell observers
 end with the best weights of all phases
 """
@@ -29,7 +29,7 @@ from tl_research.training.state import TrainState
 def fit(
     plan: Plan, state: TrainState, *, resume: Resume, observers: Sequence[Observer] = ()
 ) -> None:
-    """Trains all phases that are left; afterwards the classifier has the selected weights.
+    """Trains the remaining phases and assigns the selected weights to the classifier.
 
     Args:
         plan: What all phases share.
@@ -63,7 +63,7 @@ def teller(observers: Sequence[Observer]) -> Callable[[Event], None]:
 
 @contextlib.contextmanager
 def _saved_if_it_fails(state, resume):
-    """Whatever of the user's fails inside loses no finished step: the state is whole there."""
+    """Saves if user code inside fails, where the state must be consistent."""
     try:
         yield
     except Exception:
@@ -74,7 +74,14 @@ def _saved_if_it_fails(state, resume):
 def train_phase(
     setup: PhaseSetup, state: TrainState, resume: Resume, tell: Callable[[Event], None]
 ) -> None:
-    """Trains the epochs of a phase that are left, audits them and restores its best weights."""
+    """Trains the remaining epochs of a phase, audits it and restores its best weights.
+
+    Args:
+        setup: The phase.
+        state: Where the run is; changed in place.
+        resume: Saves it.
+        tell: Tells observers.
+    """
     with resume.signals.held(), resume.saving(state):
         if not setup.is_resumed:
             resume.save(state)
@@ -83,7 +90,9 @@ def train_phase(
                 progress.add(state, setup, call, resume.saved_step)
                 with _saved_if_it_fails(state, resume):
                     tell(_call_ended(setup, state, call))
-                if state.position.epoch_step < setup.plan.steps_per_epoch:  # its end is saved below
+                if (
+                    state.position.epoch_step < setup.plan.steps_per_epoch
+                ):  # the last is saved below
                     resume.save_if_due(state)
                 resume.stop_if_signalled(state)
             with _saved_if_it_fails(state, resume):
@@ -92,7 +101,7 @@ def train_phase(
             resume.save(state)
             resume.stop_if_signalled(state)
     counts = audit.check(setup, state)  # before the best weights are restored
-    # Not saved: the next commit is the next phase's start, and doing it again changes nothing.
+    # Not saved: the next checkpoint is the start of the next phase, and this can be repeated.
     tell(selection.end_phase(setup, state, counts))
 
 

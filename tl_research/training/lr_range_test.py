@@ -1,4 +1,4 @@
-"""Tries rising learning rates on a phase that is ready to train, and leaves no trace of it."""
+"""Tries increasing learning rates on a phase that is ready to train, and undoes every step."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -13,40 +13,34 @@ from tl_research.training.state import TrainState
 from tl_research.training.steps import TrainStep
 
 RATES = np.geomspace(1e-6, 1.0, 100)
+COLUMNS = ("learning_rate", "loss", "start_loss", "smoothed_loss")
 _SMOOTHING = 0.9
 _DIVERGED = 4  # times the smallest smoothed loss
 _WINDOW = 13  # rates, a factor of 5 from first to last
-_LEAST_FALL = 0.1  # of the smoothed loss at the start
+_MIN_DROP = 0.1  # as a share of the first smoothed loss
 
 
 def range_test(setup: PhaseSetup, state: TrainState) -> list[dict[str, float]]:
-    """Returns dicts of learning_rate, loss, start_loss and smoothed_loss, until the loss explodes.
+    """Returns dicts of learning_rate, loss, start_loss and smoothed_loss until the loss diverges.
 
-    Smith 2017, arXiv:1506.01186, section 3.3; but what each batch loses with the weights of the
-    start, with the same augmentation and dropout, is measured too: `start_loss`. The difference is
-    what the rates did. Batches differ by more than that in fine-tuning. `smoothed_loss` is the
-    moving average of the differences, above the mean start_loss. Every step is undone.
+    Smith 2017, arXiv:1506.01186, section 3.3. Unlike there, the loss of each batch with the initial
+    weights, under the same augmentation and dropout, is measured too: `start_loss`. The difference
+    is the effect of the rates; in fine-tuning, batches differ by more than that. `smoothed_loss` is
+    the moving average of the differences plus the mean start_loss. Every step is undone.
     """
-    plan, optimizer = setup.plan, setup.optimizer
-    values, slots = plan.classifier.values(plan.classifier.variables), optimizer.state()
-    rate = tf.Variable(0.0)
-    step = plan.step_maker(optimizer, setup.source, lambda step: rate)(plan.compiler.xla)
-
-    def undo() -> None:
-        plan.classifier.assign(values)
-        optimizer.load_state(slots)
-
-    start_losses = list(_losses(setup, state, step, rate, np.zeros_like(RATES)))
-    undo()
-    rows = list(_rows(start_losses, _losses(setup, state, step, rate, RATES)))
-    undo()
-    return rows
+    plan, rate = setup.plan, tf.Variable(0.0)
+    maker = plan.step_maker(setup.optimizer, setup.source, lambda step: rate)
+    step = maker(plan.compiler.xla)
+    with step.undone():
+        start_losses = list(_losses(setup, state, step, rate, np.zeros_like(RATES)))
+    with step.undone():
+        return list(_rows(start_losses, _losses(setup, state, step, rate, RATES)))
 
 
 def _losses(
     setup: PhaseSetup, state: TrainState, step: TrainStep, rate: tf.Variable, rates: np.ndarray
 ) -> Iterator[float]:
-    """Takes a step at each rate and yields its loss, until one is not finite."""
+    """Takes a step at each rate and yields its loss, until a loss is not finite."""
     source, scaling = setup.source, state.scaling
     inputs = epoch_inputs(setup.plan, source, state.position.epoch + 1)
     for number, value in enumerate(rates):
@@ -59,7 +53,7 @@ def _losses(
             streamed = stack(list(batch), 1)
         totals = step(inputs, row, 1, number, number, streamed, scaling)
         scaling = {name: totals.get(name, before) for name, before in scaling.items()}
-        # In float16 a step whose loss is not finite is skipped.
+        # float16 skips a step whose loss is not finite
         if not totals["finite"] or not totals["examples"]:
             return
         yield float(totals["loss_sum"] / totals["examples"])
@@ -70,23 +64,18 @@ def _rows(start_losses: list[float], losses: Iterable[float]) -> Iterator[dict[s
     for number, (rate, start_loss, loss) in enumerate(zip(RATES, start_losses, losses)):
         average = _SMOOTHING * average + (1 - _SMOOTHING) * (loss - start_loss)
         smoothed = float(np.mean(start_losses)) + average / (1 - _SMOOTHING ** (number + 1))
-        yield {
-            "learning_rate": float(rate),
-            "loss": loss,
-            "start_loss": start_loss,
-            "smoothed_loss": smoothed,
-        }
+        yield dict(zip(COLUMNS, (float(rate), loss, start_loss, smoothed)))
         smallest = min(smallest, smoothed)
         if smoothed > _DIVERGED * smallest:
             return
 
 
 def suggest(rows: list[dict[str, float]]) -> tuple[float | None, str]:
-    """Returns (the rate at which the loss falls fastest, "") or (None, why there is none).
+    """Returns (rate at which the loss falls fastest, "") or (None, why there is none).
 
-    A line is fitted to the loss, less start_loss, over the logarithm of the rate in each window of
-    a factor of 5 up to the lowest smoothed loss, behind which training diverges. The middle of the
-    window with the steepest line is the answer.
+    A line is fitted to loss - start_loss over the logarithm of the rate in each window of a factor
+    of 5, up to the lowest smoothed loss, after which training diverges. The answer is the middle of
+    the window with the steepest line.
 
     Args:
         rows: What `range_test` returns.
@@ -95,17 +84,17 @@ def suggest(rows: list[dict[str, float]]) -> tuple[float | None, str]:
         return None, "the loss is not finite"
     smoothed = [row["smoothed_loss"] for row in rows]
     lowest = int(np.argmin(smoothed))
-    if smoothed[0] - smoothed[lowest] < _LEAST_FALL * abs(smoothed[0]):
-        return None, f"the loss falls by less than {_LEAST_FALL:.0%} before it rises"
+    if smoothed[0] - smoothed[lowest] < _MIN_DROP * abs(smoothed[0]):
+        return None, f"the loss falls by less than {_MIN_DROP:.0%} before it rises"
     steepest = _steepest_window(rows, lowest)
     if steepest.start == 0 or steepest.stop == len(RATES):
         edge = "lowest" if steepest.start == 0 else "highest"
-        return None, f"the loss falls fastest at the {edge} rates that are tried"
+        return None, f"the loss falls fastest at the {edge} rates tried"
     return rows[steepest.start + _WINDOW // 2]["learning_rate"], ""
 
 
 def _steepest_window(rows, lowest):
-    """Returns the slice of the rows up to the lowest loss in which a line falls fastest."""
+    """Returns the slice of the rows, up to the lowest loss, whose fitted line falls fastest."""
     rates = np.log([row["learning_rate"] for row in rows])
     changes = np.array([row["loss"] - row["start_loss"] for row in rows])
     ends = range(_WINDOW, max(lowest + 2, _WINDOW + 1))

@@ -1,6 +1,6 @@
-"""What training minimizes and counts, what evaluation reports and selection reads.
+"""What training minimizes and counts, and what evaluation reports for selection.
 
-Those of other labels than classes are in `tl_research.training.objectives`.
+Objectives for labels other than classes are in `tl_research.training.objectives`.
 """
 
 from typing import TYPE_CHECKING
@@ -16,17 +16,17 @@ from tl_research.training.batch import Batch
 if TYPE_CHECKING:  # they import this module
     from tl_research.training.plan import Plan
 
-PLAIN_LOSS = "plain_loss"  # that of training without label smoothing, as of validation
+PLAIN_LOSS = "plain_loss"  # training loss without label smoothing, comparable to validation
 
 
 class Objective:
-    """What a run is after; a subclass says at least its `answer` and its `loss`.
+    """What a run optimizes; a subclass defines at least its `answer` and its `loss`.
 
     Attributes:
-        answer: The kind of `answers.ANSWERS` that labels and logits are of.
-        counted: {what `count` adds up: what the mean of it over the training images is called}.
-        refused: Settings that it does not follow: they must have their defaults, or be 0.
-        identity: Lines that a run must share with its checkpoints, for what it reads besides.
+        answer: The kind of `answers.ANSWERS` of its labels and logits.
+        counted: {what `count` sums up: name of its mean over the training images}.
+        refused: Settings that it does not support: they must have their defaults, or be 0.
+        identity: Lines that a run and its checkpoints must share, for other data that it reads.
     """
 
     answer: Answer
@@ -36,11 +36,11 @@ class Objective:
 
     @classmethod
     def from_config(cls, config: Config, train: Examples) -> "Objective":
-        """Returns that of the settings, for `Examples` to train on."""
+        """Returns the objective for the settings and the training `Examples`."""
         return cls()
 
     def begin(self, plan: "Plan") -> None:
-        """Is called once, with the `plan.Plan` of the run, before any step is traced."""
+        """Called once, with the `plan.Plan` of the run, before any step is traced."""
 
     def loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """Returns float32 [B]: the training loss of float32 logits [B, K] with labels [B, ...]."""
@@ -51,13 +51,13 @@ class Objective:
         return {}
 
     def factors(self, labels: tf.Tensor) -> tf.Tensor | None:
-        """Returns float32 [B], what the losses with these labels are multiplied by, or None."""
+        """Returns float32 [B], factors on the losses with these labels, or None."""
         return None
 
     def losses(self, logits: tf.Tensor, batch: Batch) -> tf.Tensor:
         """Returns float32 [B], the training loss of each example of a `batch.Batch`.
 
-        An image that is blended of two has the losses of both labels in the shares of its parts.
+        The loss of a blended image is the mean of the losses of both labels, weighted by share.
         """
 
         def losses_with(labels: tf.Tensor) -> tf.Tensor:
@@ -71,11 +71,11 @@ class Objective:
         return losses * batch.shares + others * (1.0 - batch.shares)
 
     def counts(self, logits: tf.Tensor, batch: Batch) -> dict[str, tf.Tensor]:
-        """Returns what `count` does, of `counted_labels`."""
+        """Returns the result of `count` with `counted_labels`."""
         return self.count(logits, self.counted_labels(batch))
 
     def counted_labels(self, batch: Batch) -> tf.Tensor:
-        """Returns the labels [B, ...] that count: of a blended image that of the larger part."""
+        """Returns the labels [B, ...] to count; a blended image has the one of its larger share."""
         labels = batch.labels
         if batch.partner_labels is None or batch.shares is None:
             return labels
@@ -83,19 +83,19 @@ class Objective:
         return tf.where(own, labels, batch.partner_labels)
 
     def evaluate(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Returns {name: number} over a side of the split; `loss` is the plain one of its kind."""
+        """Returns {name: number} over a side of the split; `loss` is the unweighted loss."""
         return self.answer.measured(logits, labels)
 
 
 class CrossEntropy(Objective):
-    """One class for each image, labels int32 [B]: the cross-entropy of its logits.
+    """One class per image, labels int32 [B]: cross-entropy.
 
     With smoothing s the target is (1 - s) one-hot + s / K (Szegedy et al. 2016, arXiv:1512.00567,
     section 7).
 
     Args:
-        label_smoothing: Probability s spread evenly over the classes, in training.
-        class_weights: float [K], factors of the loss of each class in training, or None.
+        label_smoothing: Probability s spread evenly over the classes in training.
+        class_weights: float [K], factors on the training loss of each class, or None.
     """
 
     answer = ANSWERS["class"]
@@ -104,7 +104,7 @@ class CrossEntropy(Objective):
     def __init__(self, label_smoothing: float = 0.0, class_weights: np.ndarray | None = None):
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights
-        if label_smoothing:  # what is minimized is not what validation measures
+        if label_smoothing:  # validation measures another loss than training minimizes
             self.counted = {**self.counted, PLAIN_LOSS: PLAIN_LOSS}
 
     @classmethod
@@ -124,7 +124,7 @@ class CrossEntropy(Objective):
 
     def counts(self, logits: tf.Tensor, batch: Batch) -> dict[str, tf.Tensor]:
         counted = super().counts(logits, batch)
-        if PLAIN_LOSS in self.counted:  # also of a subclass with a `count` of its own
+        if PLAIN_LOSS in self.counted:  # also for a subclass with its own `count`
             counted[PLAIN_LOSS] = cross_entropy(logits, self.counted_labels(batch))
         return counted
 
@@ -134,7 +134,13 @@ class CrossEntropy(Objective):
 
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
-    """Returns float32 [B], the cross-entropy of logits [B, K]; see `CrossEntropy`."""
+    """Returns float32 [B], the cross-entropy of each image.
+
+    Args:
+        logits: float32 [B, K].
+        labels: int32 [B].
+        label_smoothing: As for `CrossEntropy`.
+    """
     if not label_smoothing:
         return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     num_classes = logits.shape[-1]
@@ -143,6 +149,6 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float =
 
 
 def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Returns float64 [K], N / (K N_c): classes count alike; the mean over all examples is 1."""
+    """Returns float64 [K], N / (K N_c): all classes weigh the same; the mean over examples is 1."""
     counts = np.maximum(np.bincount(labels, minlength=num_classes), 1)
     return len(labels) / (num_classes * counts)

@@ -1,4 +1,4 @@
-"""The objective of a run: its own, or the one for the kind of its labels."""
+"""Chooses the objective of a run: the user's own, or the one for the kind of its labels."""
 
 from collections.abc import Callable
 
@@ -12,9 +12,10 @@ from tl_research.training.objective import CrossEntropy, Objective
 
 
 class BinaryCrossEntropy(Objective):
-    """Any of K classes for each image, labels float32 [B, K] of 0 and 1.
+    """Any of K classes per image, labels float32 [B, K] of 0 and 1.
 
-    The mean over classes of the cross-entropies of sigmoids; correct is a set that is wholly so.
+    The loss is the mean over classes of the sigmoid cross-entropy; a set is correct if all of its
+    classes are.
     """
 
     answer = ANSWERS["set"]
@@ -30,7 +31,7 @@ class BinaryCrossEntropy(Objective):
 
 
 class SquaredError(Objective):
-    """A number for each image, labels float32 [B]: the square of what its one logit is off."""
+    """A number per image, labels float32 [B]: the squared error of the single logit."""
 
     answer = ANSWERS["number"]
     counted = {"absolute_error": "mean_absolute_error"}
@@ -44,15 +45,15 @@ class SquaredError(Objective):
 
 
 def make(config: Config, train: Examples, make_own: Callable | None = None) -> Objective:
-    """Returns the objective of a run: its own, or else the one for such labels.
+    """Returns the objective of a run: the user's own, or else the one for its labels.
 
     Args:
         config: `tl_research.config.Config`.
-        train: `Examples` to train on.
-        make_own: A function of both that returns an `Objective`.
+        train: The training `Examples`.
+        make_own: The user's function of both that returns an `Objective`, or None.
 
     Raises:
-        UserError: If it is of another kind than the labels, or does not follow a setting.
+        UserError: If it does not fit the kind of labels, or does not support a setting.
     """
     kind = kind_of(train.labels)
     kinds = {one.answer: one for one in (CrossEntropy, BinaryCrossEntropy, SquaredError)}
@@ -61,13 +62,13 @@ def make(config: Config, train: Examples, make_own: Callable | None = None) -> O
     if not isinstance(objective, Objective) or objective.answer != kind:
         raise UserError(
             f"make_objective returned {name} for labels of the kind {kind.name}; expected an "
-            f"Objective whose answer is that; derive it from {kinds[kind].__name__}"
+            f"Objective with that answer; derive it from {kinds[kind].__name__}"
         )
     for setting in objective.refused:
         value = getattr(config, setting)
         if value and value != getattr(type(config), setting):
             raise UserError(
-                f"--{setting}={value} with {name}, which does not follow it; expected its "
+                f"--{setting}={value} with {name}, which does not support it; expected its "
                 "default; leave it out",
                 flag=setting,
             )

@@ -1,4 +1,4 @@
-"""One phase, ready to train: its layers open, its optimizer, its sources, its compiled steps."""
+"""Prepares a phase for training: unfrozen layers, optimizer, sources and compiled steps."""
 
 import dataclasses
 import time
@@ -20,36 +20,38 @@ from tl_research.training.plan import Plan
 from tl_research.training.state import TrainState, timed
 from tl_research.training.steps import TrainStep
 
-# A live step takes a tenth of a second or more: a call costs nothing, signals are answered soon.
+# A live step takes a tenth of a second or more (`python benchmarks/throughput.py`): calls are
+# cheap, and signals are answered soon.
 _LIVE_STEPS_PER_CALL = 4
 _CACHED_STEPS_PER_CALL = 16
-# Of one call on a CPU, more than which takes seconds there; a signal waits for its end.
+# Limit for one call on a CPU, where more takes seconds (`python benchmarks/limits.py`); a signal
+# waits for the end of the call.
 _MULTIPLY_ADDS_PER_CALL = 1e11
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PhaseSetup:
-    """All that a phase trains with."""
+    """Everything that a phase trains with."""
 
     plan: Plan
     phase: Phase
     optimizer: GroupedOptimizer
     is_resumed: bool
-    seconds: Callable[[], float]  # wall time of the phase so far, in earlier processes too
+    seconds: Callable[[], float]  # wall time of the phase so far, including earlier processes
     source: Source  # of the training images
     step: TrainStep
     evaluate: EvalStep
     steps_per_call: int
-    num_steps: Any  # that its schedule is laid out for; a `tf.Variable` under --time_limit
+    num_steps: Any  # length of its schedule; a `tf.Variable` under --time_limit
 
 
 def prepare(plan: Plan, index: int, state: TrainState, tell: Callable[[Event], None]) -> PhaseSetup:
-    """Returns a phase that is ready to train, with the best weights so far, or to go on.
+    """Returns a phase that is ready to train from the best weights so far, or to be resumed.
 
     Args:
         plan: What all phases share.
-        index: Place of the phase.
-        state: Changed in place: it gets the optimizer, and a new phase's progress.
+        index: Index of the phase.
+        state: Changed in place: it gets the optimizer, and the progress of a new phase.
         tell: Tells observers.
     """
     start, phase, classifier = time.perf_counter(), plan.phase(index, state), plan.classifier
@@ -66,14 +68,14 @@ def prepare(plan: Plan, index: int, state: TrainState, tell: Callable[[Event], N
         num_steps=num_steps,
     )
     tell(began)
-    plan.update_evaluated()  # the frozen part that is made next has its weights for good
+    plan.update_evaluated()  # the frozen part that is made next keeps these weights
     with timed(state, "features"):
         boundary = classifier.boundary()
         source, validation = (plan.cache.source(side, boundary) for side in ("train", "validation"))
         validation.of_view(0)
         steps_per_call = _steps_per_call(plan, source)
         first = first_arguments(plan, source, state.position.epoch, steps_per_call)
-    if plan.config.time_limit:  # which is known when the steps are compiled
+    if plan.config.time_limit:  # the number is set once the steps are compiled
         num_steps = tf.Variable(num_steps, dtype=tf.int64)
     rate_at = schedules.make_schedule(phase, num_steps)
     before = state.progress.seconds
@@ -98,7 +100,7 @@ def prepare(plan: Plan, index: int, state: TrainState, tell: Callable[[Event], N
 
 
 def _begin(plan, index, state):
-    """Opens a phase's layers and gives the state its optimizer.
+    """Unfreezes a phase's layers and gives the state its optimizer.
 
     Returns:
         (layers, optimizer, whether the phase is resumed)
@@ -117,39 +119,40 @@ def _begin(plan, index, state):
     state.begin_phase(index, audit.hash_variables(classifier.variables))
     if previous:
         optimizer.carry_over(previous)
-    optimizer.restart_averages()  # of the weights that the phase before selected
+    optimizer.restart_averages()  # from the weights that the previous phase selected
     return opened, optimizer, False
 
 
 def _compiled(plan, optimizer, source, validation, rate_at, first):
-    """Returns the steps of training and of evaluation, compiled."""
+    """Returns the compiled steps of training and evaluation."""
     make, compiler = plan.step_maker(optimizer, source, rate_at), plan.compiler
     step, xla = compiler.prepared(make, *first), compiler.xla
     evaluate = compiler.prepared(
         lambda xla: EvalStep(plan.evaluated, validation, plan.config.batch_size, xla)
     )
-    if xla != compiler.xla:  # a resumed run would have neither
+    if xla != compiler.xla:  # a resumed run would compile neither with XLA
         step = compiler.prepared(make, *first)
     return step, evaluate
 
 
 def _steps_per_call(plan, source):
-    """Returns the largest number of steps in one call."""
+    """Returns the maximum number of steps in one call."""
     default = _CACHED_STEPS_PER_CALL if source.cached else _LIVE_STEPS_PER_CALL
     if source.cached and source.boundary == plan.classifier.head_boundary:
-        default = plan.steps_per_epoch  # only the head: an epoch takes a fraction of a second
+        default = plan.steps_per_epoch  # only the head trains: an epoch takes less than a second
     if not tf.config.get_visible_devices("GPU"):
         soon = _MULTIPLY_ADDS_PER_CALL / _multiply_adds_per_step(plan, source)
         default = max(1, min(default, int(soon)))
     per_call = min(plan.config.steps_per_call or default, plan.steps_per_epoch)
-    return min(per_call, default) if source.streamed else per_call  # so many are in memory
+    return min(per_call, default) if source.streamed else per_call  # all of a call are in memory
 
 
 def _multiply_adds_per_step(plan, source):
-    """Returns those of a step: of all it computes, and of the part that trains for the gradients of
-    weights and of inputs again.
+    """Returns the multiply-adds of a step: the forward pass, and twice the trainable part for the
+    gradients of weights and inputs.
     """
-    graph, begin = plan.classifier.graph, source.stored if source.cached else None
-    of_all = graph.multiply_adds(begin or (graph.input,), (graph.output,))
-    of_trained = graph.multiply_adds(source.boundary, (graph.output,))
-    return max(1, plan.config.batch_size * (of_all + 2 * of_trained))
+    graph = plan.classifier.graph
+    begin = (source.cached and source.stored) or (graph.input,)
+    forward = graph.multiply_adds(begin, (graph.output,))
+    trained = graph.multiply_adds(source.boundary, (graph.output,))
+    return max(1, plan.config.batch_size * (forward + 2 * trained))

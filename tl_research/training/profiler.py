@@ -1,4 +1,4 @@
-"""`--profile_steps`: a profile of a few steps, each marked, for TensorBoard's profile plugin."""
+"""`--profile_steps`: profiles and marks a few steps, for TensorBoard's profile plugin."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,10 +7,10 @@ import tensorflow as tf
 
 
 class Profiler:
-    """Profiles the calls of chosen steps.
+    """Profiles chosen steps.
 
     Args:
-        steps: (A, B): the global steps from A up to B; (0, 0) for none.
+        steps: (A, B): the global steps from A up to but excluding B; (0, 0): none.
         directory: The TensorBoard run.
     """
 
@@ -18,20 +18,16 @@ class Profiler:
         (self._first, self._end), self._directory, self._running = steps, directory, False
 
     def limit(self, step: int, count: int) -> int:
-        """Returns how many of `count` steps a call from `step` on may take, so that profiled steps
-        come one by one.
+        """Returns how many of `count` steps a call that begins at `step` may take: profiled steps
+        are taken one at a time.
         """
-        return (
-            1
-            if self._first <= step < self._end
-            else min(count, self._first - step)
-            if step < self._first
-            else count
-        )
+        if step < self._first:
+            return min(count, self._first - step)
+        return 1 if step < self._end else count
 
     @contextlib.contextmanager
     def mark(self, step: int) -> Iterator[None]:
-        """Inside, the global step `step` is taken."""
+        """Marks the code inside as the global step `step`."""
         if not self._first <= step < self._end:
             self.stop()
             yield
@@ -43,7 +39,7 @@ class Profiler:
             yield
 
     def stop(self) -> None:
-        """Writes the profile, if one is being taken."""
+        """Writes the profile if one is being recorded."""
         if self._running:
             self._running = False
             tf.profiler.experimental.stop()

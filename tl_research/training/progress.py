@@ -1,4 +1,4 @@
-"""Adds what a call did to the state, and refuses what is not finite."""
+"""Adds the results of a call to the state, and stops at a step that is not finite."""
 
 import math
 
@@ -17,15 +17,16 @@ def add(state: TrainState, setup: PhaseSetup, call: Call, saved_step: int) -> No
         state: Changed in place.
         setup: The phase that trains.
         call: What the call did.
-        saved_step: Of the last checkpoint, for the message.
+        saved_step: Global step of the last checkpoint, for the message.
 
     Raises:
-        NonFiniteError: If the call ended with a step that is not finite; the steps before it count.
+        NonFiniteError: If the call ended with a step that is not finite; earlier steps are counted.
     """
-    totals, progress = call.totals, state.progress
+    totals, position, progress = call.totals, state.position, state.progress
     steps = int(totals["steps"])
-    for name in ("epoch_step", "phase_step", "global_step"):
-        setattr(state.position, name, getattr(state.position, name) + steps)
+    position.epoch_step += steps
+    position.phase_step += steps
+    position.global_step += steps
     progress.traces = max(progress.traces, setup.step.traces)
     progress.train_seconds += call.seconds
     state.past.run_seconds["train"] += call.seconds
@@ -44,7 +45,7 @@ def add(state: TrainState, setup: PhaseSetup, call: Call, saved_step: int) -> No
 
 
 def _add_evidence(progress, setup, totals):
-    """Adds what the audit of the phase asks for."""
+    """Adds the evidence that the audit of the phase needs."""
     paths = [path for group in setup.optimizer.groups for path in group.paths]
     for path, peak in zip(paths, totals["gradient_peak"].tolist()):
         progress.gradient_peaks[path] = max(progress.gradient_peaks.get(path, 0.0), peak)
@@ -60,8 +61,8 @@ def _reason(state, setup, totals, checkpoint):
         return (
             f"{loss_scale.MAX_SKIPPED} steps in a row had gradients that are not finite in "
             f"float16, the last {place}, loss scale {state.scaling['loss_scale']:g}; expected "
-            "finite numbers at some scale; none of them was applied and the last good checkpoint "
-            f"is {checkpoint}; try a lower --learning_rate or another --precision"
+            "finite numbers at some scale; none was applied and the last good checkpoint is "
+            f"{checkpoint}; try a lower --learning_rate or another --precision"
         )
     norms = zip(setup.optimizer.groups, totals["gradient_norm_sum"].tolist())
     infinite = [group.name for group, norm in norms if not math.isfinite(norm)]

@@ -1,4 +1,4 @@
-"""When to save, what a checkpoint holds, and how a run goes on from one."""
+"""When to save, what a checkpoint contains, and how a run continues from one."""
 
 import contextlib
 import sys
@@ -22,7 +22,7 @@ class Resume:
     Args:
         plan: What all phases share.
         directory: The open run directory.
-        signals: Signals that end the run after a checkpoint.
+        signals: The signals that end the run after a checkpoint.
 
     Attributes:
         signals: As given.
@@ -30,20 +30,18 @@ class Resume:
     """
 
     def __init__(self, plan: Plan, directory: RunDirectory, signals: Signals):
-        self._plan, self.signals = plan, signals
-        self._config, self._classifier = plan.config, plan.classifier
-        self._directory = directory
+        self._plan, self._directory, self.signals = plan, directory, signals
         self._identity = [*directory.identity(plan.config), *plan.objective.identity]
         self._paths = plan.saved_paths  # the rest comes from the pretrained weights
         self._logits_bytes = 4 * len(plan.validation) * plan.classifier.num_classes
         self.saved_step, self._saved_at = 0, time.monotonic()
 
     def save(self, state: TrainState) -> None:
-        """Commits a checkpoint; of several workers the chief does."""
+        """Commits a checkpoint; of several workers, only the chief does."""
         if not distribution.is_chief():
             return
         kinds = {
-            "variables": self._classifier.values(self._paths),
+            "variables": self._plan.classifier.values(self._paths),
             "optimizer": state.optimizer.state() if state.optimizer else {},
             **vars(state.weights),
         }
@@ -53,26 +51,27 @@ class Resume:
         self.saved_step, self._saved_at = state.position.global_step, time.monotonic()
 
     def steps_until_due(self, global_step: int) -> int:
-        """Returns how many steps may be taken before --checkpoint_every_steps asks for one."""
-        every = self._config.checkpoint_every_steps
+        """Returns the number of steps before --checkpoint_every_steps requires a checkpoint."""
+        every = self._plan.config.checkpoint_every_steps
         return every - global_step % every if every else sys.maxsize
 
     def save_if_due(self, state: TrainState) -> None:
-        """Saves if --checkpoint_every_steps or --checkpoint_every_seconds ask for it now."""
-        steps, seconds = self._config.checkpoint_every_steps, self._config.checkpoint_every_seconds
+        """Saves if --checkpoint_every_steps or --checkpoint_every_seconds requires it now."""
+        config = self._plan.config
+        steps, seconds = config.checkpoint_every_steps, config.checkpoint_every_seconds
         by_step = steps and state.position.global_step % steps == 0
         if by_step or (seconds and time.monotonic() - self._saved_at >= seconds):
             self.save(state)
 
     def stop_if_signalled(self, state: TrainState) -> None:
-        """Raises Interrupted if a signal came in, here or at another worker; see `saving`."""
+        """Raises Interrupted if a signal arrived here or at another worker; see `saving`."""
         number = max(distribution.of_all_workers(self.signals.number or 0))
         if number:
             raise self._interruption(state, number)
 
     @contextlib.contextmanager
     def saving(self, state: TrainState) -> Iterator[None]:
-        """Saves what an interruption ends: inside, the state is whole wherever one is answered."""
+        """Saves if an interruption ends the code inside, where the state must be consistent."""
         try:
             yield
         except Interrupted as error:
@@ -80,8 +79,8 @@ class Resume:
             raise self._interruption(state, error.signal_number) from None
 
     def interruptible(self) -> contextlib.AbstractContextManager:
-        """Inside, within `signals.held`, a signal is answered at once; of several workers, who wait
-        for each other there, after it.
+        """Lets a signal interrupt the code inside, within `signals.held`, at once; with several
+        workers, which wait for each other there, after it.
         """
         is_shared = distribution.is_multi_worker()
         return contextlib.nullcontext() if is_shared else self.signals.released()
@@ -92,30 +91,30 @@ class Resume:
 
     def check_room(self) -> None:
         """Raises StorageError if the checkpoints of a new run do not fit on the disk."""
-        # Weights, those of the best epoch and of the phase before, and two slots, at most.
-        copies = 6 if self._config.ema_decay else 5
-        size = num_parameters(self._classifier.variables[path] for path in self._paths)
+        # At most: weights, those of the best epoch and of the best phase, and two slots.
+        copies = 6 if self._plan.config.ema_decay else 5
+        size = num_parameters(self._plan.classifier.variables[path] for path in self._paths)
         checkpoints.check_room(self._directory.path, copies * 4 * size + self._logits_bytes)
 
     def restore(self) -> TrainState | None:
         """Restores the newest checkpoint and returns its state, or None if there is none.
 
         Raises:
-            CheckpointError: If none can be used, or it is not of this run and network.
+            CheckpointError: If none can be used, or it belongs to another run or network.
         """
-        size = num_parameters(self._classifier.variables.values())
+        size = num_parameters(self._plan.classifier.variables.values())
         largest = 32 * size + self._logits_bytes + (64 << 20)  # weights, bests and slots
         loaded = checkpoints.load_newest(self._directory.file("checkpoints"), largest)
         if loaded is None:
             return None
         state, variables = self._checked(*loaded)
-        self._classifier.assign(variables, self._paths)
+        self._plan.classifier.assign(variables, self._paths)
         self._check_frozen(state.progress.phase_hashes)
         self.saved_step = state.position.global_step
         return state
 
     def _checked(self, contents, arrays):
-        """Returns (the state that a checkpoint holds, {path: array} of variables)."""
+        """Returns (the state in a checkpoint, {path: array} of variables)."""
         try:
             state_check.check_entries(contents)
             self._check_identity(contents.pop("run", ()))
@@ -126,28 +125,28 @@ class Resume:
             state_check.check_position(state, self._plan)
         except TypeError as error:
             raise CheckpointError(
-                f"the checkpoint is of another version of this program ({error}); expected its "
+                f"the checkpoint is from another version of this program ({error}); expected its "
                 "own; use that version or --resume=never"
             ) from error
         except CheckpointError:
             raise
         except ValueError as error:
             raise CheckpointError(
-                f"the checkpoint cannot be of this run: {error}; expected what the run saved; use "
-                "--resume=never"
+                f"the checkpoint cannot be from this run: {error}; expected what the run saved; "
+                "use --resume=never"
             ) from error
         return state, variables
 
     def _check_identity(self, recorded):
         if other := sorted(set(self._directory.with_defaults(recorded)) ^ set(self._identity)):
             raise CheckpointError(
-                f"the checkpoint is of another run, which differs in {', '.join(other[:5])}; "
-                "expected this run's; put it back or use --resume=never"
+                f"the checkpoint is from another run, which differs in {', '.join(other[:5])}; "
+                "expected this run's; restore it or use --resume=never"
             )
 
     def _check_frozen(self, hashes):
         saved = set(self._paths)
-        unchanged = {p: v for p, v in self._classifier.variables.items() if p not in saved}
+        unchanged = {p: v for p, v in self._plan.classifier.variables.items() if p not in saved}
         different = [
             path
             for path, value in audit.hash_variables(unchanged).items()
@@ -155,7 +154,7 @@ class Resume:
         ]
         if different:
             raise CheckpointError(
-                f"{len(different)} frozen variables are not those the run began with "
+                f"{len(different)} frozen variables differ from those at the start of the run "
                 f"({different[0]}); expected the same pretrained weights; restore them or use "
                 "--resume=never"
             )

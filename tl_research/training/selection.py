@@ -1,4 +1,4 @@
-"""Which epoch and which phase are kept, and what their weights are worth in validation."""
+"""Evaluates epochs and phases, and selects the best of each."""
 
 import contextlib
 import math
@@ -16,18 +16,18 @@ from tl_research.training.state import TrainState, timed
 
 
 def over(state: TrainState, phase: Phase) -> bool:
-    """Returns whether a phase has no epoch left, or has waited too long for a better one."""
-    waited = bool(phase.patience) and state.progress.wait >= phase.patience
-    return state.position.phase_epoch >= phase.epochs or waited
+    """Returns whether a phase has no epoch left, or ran out of patience."""
+    is_out_of_patience = 0 < phase.patience <= state.progress.wait
+    return is_out_of_patience or state.position.phase_epoch >= phase.epochs
 
 
 def end_epoch(setup: PhaseSetup, state: TrainState, resume: Resume) -> EpochEnded:
-    """Evaluates an epoch, adds its row to the history, and keeps its weights if they are best.
+    """Evaluates an epoch, adds its row to the history, and keeps its weights if they are the best.
 
     Args:
         setup: The phase.
-        state: Changed in place; not, if a signal ends the evaluation.
-        resume: Says when that may be.
+        state: Changed in place, unless a signal interrupts the evaluation.
+        resume: Decides whether a signal may do so.
     """
     position, progress, plan = state.position, state.progress, setup.plan
     with timed(state, "evaluate"), _averaged(setup):
@@ -36,13 +36,11 @@ def end_epoch(setup: PhaseSetup, state: TrainState, resume: Resume) -> EpochEnde
         more = plan.own_numbers(row, logits)
         row |= more
         value = _value(plan, row)
-        # NaN is never best; of a tie the earlier epoch is, wherever the run was cut.
-        is_best = math.isfinite(value) and (
-            progress.best is None or _is_better(plan, value, _value(plan, progress.best))
-        )
+        # NaN is never best; in a tie the earlier epoch is, wherever the run was interrupted.
+        is_best = math.isfinite(value) and _is_better(plan, value, progress.best)
         if is_best:
             state.weights.best = plan.classifier.values(plan.saved_paths)
-    position.epoch += 1  # from here on nothing of the user's is called: the state is whole
+    position.epoch += 1  # from here on no user code is called: the state stays consistent
     position.phase_epoch += 1
     progress.wait += 1
     if is_best:
@@ -66,10 +64,10 @@ def end_epoch(setup: PhaseSetup, state: TrainState, resume: Resume) -> EpochEnde
 
 
 def _value(plan: Plan, numbers: dict[str, Any]) -> float:
-    """Returns the number that the run selects by.
+    """Returns the value of the metric that the run selects by.
 
     Raises:
-        UserError: If there is none of that name.
+        UserError: If there is no such metric.
     """
     by = plan.config.select_by
     if isinstance(numbers.get(by), float):
@@ -82,14 +80,18 @@ def _value(plan: Plan, numbers: dict[str, Any]) -> float:
     )
 
 
-def _is_better(plan, value, other):
+def _is_better(plan, value, best):
+    """Returns whether a value is better than that of the best numbers so far, if there are any."""
+    if not best:
+        return True
+    other = _value(plan, best)
     return value < other if lower_is_better(plan.config.select_by) else value > other
 
 
 def _row(setup: PhaseSetup, state: TrainState, found: dict[str, Any]) -> dict[str, Any]:
-    """Returns the row of `metrics.csv` of the epoch that was evaluated and is not counted yet."""
+    """Returns the row of `metrics.csv` for an epoch that was evaluated but is not counted yet."""
     sums, position = state.progress.epoch_totals, state.position
-    examples = sums["examples"] or math.nan  # none, if every step was skipped for its loss
+    examples = sums["examples"] or math.nan  # 0 if every step was skipped because of its loss
     counted = setup.plan.objective.counted.items()
     trained = {f"train_{mean}": sums[name] / examples for name, mean in counted}
     of_both = {name: of for name, of in trained.items() if f"val{name[5:]}" in found}
@@ -103,7 +105,7 @@ def _row(setup: PhaseSetup, state: TrainState, found: dict[str, Any]) -> dict[st
         "images_per_second": sums["examples"] / sums["seconds"],
         "seconds": sums["seconds"],
         "learning_rate": sums["learning_rate"],
-        **trained,  # what only training counts stands last
+        **trained,  # metrics of training only come last
     }
     if "skipped_steps" in sums:
         row["loss_scale"] = state.scaling["loss_scale"]
@@ -112,7 +114,7 @@ def _row(setup: PhaseSetup, state: TrainState, found: dict[str, Any]) -> dict[st
 
 
 def _evaluated(setup, interruptible=contextlib.nullcontext()):
-    """Returns (logits of the validation images, {`val_<name>`: number})."""
+    """Returns (validation logits, {`val_<name>`: number})."""
     setup.plan.update_evaluated()
     with interruptible:
         logits = setup.evaluate()
@@ -122,7 +124,7 @@ def _evaluated(setup, interruptible=contextlib.nullcontext()):
 
 @contextlib.contextmanager
 def _averaged(setup: PhaseSetup) -> Iterator[None]:
-    """Inside, the trained variables have their averages, if --ema_decay asks for them."""
+    """Sets the trained variables to their averages inside, if --ema_decay is used."""
     averages = setup.optimizer.averages()
     trained = setup.plan.classifier.values(averages)
     setup.plan.classifier.assign(averages)
@@ -133,15 +135,15 @@ def _averaged(setup: PhaseSetup) -> Iterator[None]:
 
 
 def end_phase(setup: PhaseSetup, state: TrainState, counts: dict[str, int]) -> PhaseEnded:
-    """Restores and evaluates the best weights of a phase; selects between it and those before.
+    """Restores and evaluates the best weights of a phase, and selects it if it is the best so far.
 
     Args:
-        setup: The phase, which is over.
+        setup: The phase, which is finished.
         state: Changed in place.
-        counts: What the audit of the phase counted.
+        counts: The counts of the phase's audit.
 
     Raises:
-        NonFiniteError: If no epoch of the phase could be evaluated.
+        NonFiniteError: If the selection metric was finite in no epoch of the phase.
     """
     progress, past, plan = state.progress, state.past, setup.plan
     if progress.best is None:
@@ -154,7 +156,6 @@ def end_phase(setup: PhaseSetup, state: TrainState, counts: dict[str, int]) -> P
         logits, found = _evaluated(setup)
     trainable = num_parameters(setup.optimizer.variables)
     rows = [row for row in past.history if row["phase"] == setup.phase.name]
-    skipped = sum(row.get("skipped_steps", 0) for row in rows)
     result = {
         "name": setup.phase.name,
         "epochs": state.position.phase_epoch,
@@ -167,11 +168,12 @@ def end_phase(setup: PhaseSetup, state: TrainState, counts: dict[str, int]) -> P
         "images_per_second": state.position.phase_epoch * len(plan.train) / progress.train_seconds,
         "seconds": setup.seconds(),
         "audit": counts,
-        **({"skipped_steps": skipped} if any("skipped_steps" in row for row in rows) else {}),
     }
+    if skipped := [row["skipped_steps"] for row in rows if "skipped_steps" in row]:
+        result["skipped_steps"] = sum(skipped)
     past.finished.append(result)
     kept, value = past.selected, _value(plan, {**progress.best, **found})
-    if not kept or _is_better(plan, value, _value(plan, kept)):
+    if _is_better(plan, value, kept):
         kept, by = None, {plan.config.select_by: value}
         past.selected = {"phase": setup.phase.name, "epoch": progress.best["epoch"], **found, **by}
         state.weights.selected, state.weights.logits = state.weights.best, {"selected": logits}
@@ -188,6 +190,6 @@ def end_phase(setup: PhaseSetup, state: TrainState, counts: dict[str, int]) -> P
 
 
 def apply(plan: Plan, state: TrainState) -> None:
-    """Gives the classifier the weights that were selected."""
+    """Assigns the selected weights to the classifier."""
     if state.past.selected:
         plan.classifier.assign(state.weights.selected, plan.saved_paths)

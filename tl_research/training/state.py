@@ -1,14 +1,13 @@
-"""All that decides the future of a run: what a checkpoint holds beside the variables.
+"""The state of a run: everything in a checkpoint besides the variables.
 
-What is made of it, and of the variables, stands in one place, `resume.Resume.save`.
-Order, augmentation and dropout are functions of (seed, epoch, example or step), so that the whole
-numbers of `Position` are the position in the data too.
+`resume.Resume.save` writes it. Order, augmentation and dropout are functions of (seed, epoch,
+example or step), so the integers of `Position` are the position in the data too.
 """
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -19,89 +18,85 @@ from tl_research.optim.grouped_optimizer import GroupedOptimizer
 Arrays = dict[str, np.ndarray]  # by the path of a variable, or by another name
 
 
-@dataclasses.dataclass
+@dataclass
 class Position:
     """Where the run is."""
 
-    phase_index: int = 0  # place of the current phase in `--phases`
+    phase_index: int = 0  # index of the current phase in `--phases`
     phase_epoch: int = 0  # epochs done in it
     phase_step: int = 0  # steps done in it
-    epoch: int = 0  # epochs done in all
+    epoch: int = 0  # epochs done in total
     epoch_step: int = 0  # steps done in the current epoch
-    global_step: int = 0  # steps done in all
+    global_step: int = 0  # steps done in total
 
 
-@dataclasses.dataclass
+@dataclass
 class PhaseProgress:
-    """What the current phase did, for early stopping, its audit and its entry in the results."""
+    """What the current phase has done, for early stopping, its audit and the results."""
 
-    epoch_totals: dict[str, float] = dataclasses.field(
-        default_factory=dict
-    )  # of this epoch's steps
-    phase_hashes: dict[str, str] = dataclasses.field(
-        default_factory=dict
-    )  # {path: SHA-256} at its start
-    # {path: largest norm of the trainable variable's gradient, after clipping}
-    gradient_peaks: dict[str, float] = dataclasses.field(default_factory=dict)
-    moved: list[str] = dataclasses.field(default_factory=list)  # paths of what a step moved
-    largest_rate: float = 0.0  # before multipliers
+    epoch_totals: dict[str, float] = field(default_factory=dict)  # over this epoch's steps
+    phase_hashes: dict[str, str] = field(default_factory=dict)  # {path: SHA-256} at its start
+    # {path: largest norm of a trainable variable's gradient, after clipping}
+    gradient_peaks: dict[str, float] = field(default_factory=dict)
+    moved: list[str] = field(default_factory=list)  # paths of variables that a step moved
+    largest_rate: float = 0.0  # before group multipliers
     best: dict[str, Any] | None = None  # {"epoch", "val_loss", ...} of its best epoch so far
-    wait: int = 0  # epochs since then
+    wait: int = 0  # epochs without improvement; the name that checkpoints have
     traces: int = 0  # how often its training step was traced
-    compile_seconds: float = 0.0  # of tracing and compiling its steps
-    train_seconds: float = 0.0  # inside train calls
-    seconds: float = 0.0  # wall time, without evaluation of other phases
+    compile_seconds: float = 0.0  # spent tracing and compiling its steps
+    train_seconds: float = 0.0  # spent inside training calls
+    seconds: float = 0.0  # wall time of the phase
 
 
-@dataclasses.dataclass
+@dataclass
 class History:
-    """What the epochs and phases before left."""
+    """The results of earlier epochs and phases."""
 
-    skipped_steps: int = 0  # of all steps, for gradients that float16 could not hold
-    joined: dict[str, str] = dataclasses.field(default_factory=dict)  # {path: phase that opened it}
+    skipped_steps: int = 0  # in total, because of gradients that float16 could not represent
+    joined: dict[str, str] = field(default_factory=dict)  # {path: phase that unfroze it}
     selected: dict[str, Any] | None = None  # {"phase", "epoch", "val_loss", ...} of the best phase
     # the phases of `results.json`
-    finished: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # rows of `metrics.csv`
-    # what the audit of the images adds to `results.json`, once it was made
+    finished: list[dict[str, Any]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)  # rows of `metrics.csv`
+    # what the audit of the images adds to `results.json`
     data_audit: dict[str, Any] | None = None
-    # of a head solved in closed form: how, and what its validation metrics were
+    # how the head was solved in closed form, and its validation metrics
     head_start: dict[str, float] | None = None
-    # {phase: epochs that --time_limit left it}, of the phases that began
-    time_limit: dict[str, int] = dataclasses.field(default_factory=dict)
-    test: dict[str, Any] | None = None  # the test metrics, once they were read
-    # what `calibration.of_run` found then
+    # {phase: epochs within --time_limit} of the phases that began
+    time_limit: dict[str, int] = field(default_factory=dict)
+    test: dict[str, Any] | None = None  # the test metrics, once measured
+    # the result of `calibration.of_run`
     calibration: dict[str, Any] | None = None
     reliability: dict[str, Any] | None = None
-    # wall time by kind of work, in earlier processes of this run too
-    run_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    # wall time by kind of work, including earlier processes of this run
+    run_seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
         kinds = ("features", "compile", "train", "evaluate", "export", "figures")
-        self.run_seconds = dict.fromkeys(kinds, 0.0) | self.run_seconds  # older code had fewer
+        self.run_seconds = dict.fromkeys(kinds, 0.0) | self.run_seconds  # older versions had fewer
 
 
-@dataclasses.dataclass
+@dataclass
 class KeptWeights:
-    """Weights to come back to, and what the selected ones say to the validation images."""
+    """Weights to restore, and the validation logits of the selected ones."""
 
-    best: Arrays = dataclasses.field(default_factory=dict)  # of the best epoch of this phase
-    selected: Arrays = dataclasses.field(default_factory=dict)  # of the best phase
-    logits: Arrays = dataclasses.field(default_factory=dict)  # {"selected": float32 [N, K]}
+    best: Arrays = field(default_factory=dict)  # of the best epoch of this phase
+    selected: Arrays = field(default_factory=dict)  # of the best phase
+    logits: Arrays = field(default_factory=dict)  # {"selected": float32 [N, K]}
 
 
-@dataclasses.dataclass
+@dataclass
 class TrainState:
     """Position, progress and history as JSON; kept weights and the optimizer as arrays."""
 
-    position: Position = dataclasses.field(default_factory=Position)
-    progress: PhaseProgress = dataclasses.field(default_factory=PhaseProgress)
-    past: History = dataclasses.field(default_factory=History)
+    position: Position = field(default_factory=Position)
+    progress: PhaseProgress = field(default_factory=PhaseProgress)
+    past: History = field(default_factory=History)
     # of float16 only
-    scaling: dict[str, float] = dataclasses.field(default_factory=loss_scale.initial)
-    weights: KeptWeights = dataclasses.field(default_factory=KeptWeights)
+    scaling: dict[str, float] = field(default_factory=loss_scale.initial)
+    weights: KeptWeights = field(default_factory=KeptWeights)
     optimizer: GroupedOptimizer | None = None  # of the current phase
-    slots: Arrays | None = None  # of a checkpoint, until its phase has an optimizer to hold them
+    slots: Arrays | None = None  # from a checkpoint, until its phase has an optimizer
 
     def begin_phase(self, index: int, hashes: dict[str, str]) -> None:
         """Resets what belongs to one phase."""
@@ -111,29 +106,29 @@ class TrainState:
         self.weights.best = {}
 
     def to_json(self) -> dict[str, Any]:
-        """Returns all but the arrays, in one dict."""
+        """Returns everything except the arrays, in one dict."""
         parts = (self.position, self.progress, self.past)
         return {"scaling": self.scaling} | {
-            name: value for part in parts for name, value in dataclasses.asdict(part).items()
+            name: value for part in parts for name, value in asdict(part).items()
         }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "TrainState":
-        """Returns the state that `to_json` wrote.
+        """Returns the state from the output of `to_json`.
 
         Raises:
             TypeError: If names are missing or unknown.
         """
         values, parts = dict(values), dict[str, Any]()
         for part, kind in (("position", Position), ("progress", PhaseProgress), ("past", History)):
-            names = {field.name for field in dataclasses.fields(kind)} & values.keys()
+            names = {each.name for each in fields(kind)} & values.keys()
             parts[part] = kind(**{name: values.pop(name) for name in names})
         return cls(**parts, **values)
 
 
 @contextlib.contextmanager
 def timed(state: TrainState, kind: str) -> Iterator[None]:
-    """Adds the time spent inside to the run's seconds of that kind of work."""
+    """Adds the time spent inside to the run's seconds for a kind of work."""
     start = time.perf_counter()
     try:
         yield

@@ -1,5 +1,5 @@
-"""Whether a checkpoint says what this program could have saved in a run: its hashes are those of
-whoever wrote it, so that they prove nothing.
+"""Checks that a checkpoint is one that this program could have saved in a run: its hashes prove
+nothing about who wrote it.
 """
 
 from typing import Any
@@ -12,8 +12,8 @@ from tl_research.training.state import Arrays, TrainState
 _NUMBER, _COUNT = "a number", "a whole number, 0 or more"
 _ANY = object()
 _KINDS = ("variables", "optimizer", "best", "selected", "logits")  # of arrays
-# What each entry of `state.json` is made of: a list has any number of entries of one kind; in a
-# dict `...` stands for the names that are not given; of a tuple the value may also be None.
+# The schema of `state.json`: a list has any number of entries of one kind; in a dict, `...` stands
+# for all other names; a tuple means that the value may also be None.
 _FOUND: dict[Any, Any] = {"epoch": _COUNT, ...: _NUMBER}  # an epoch, and its metrics
 _RELIABILITY = [[_NUMBER]]
 _ENTRIES: dict[str, Any] = {
@@ -33,10 +33,7 @@ _ENTRIES: dict[str, Any] = {
         {"name": str, "epochs": _COUNT, "best_epoch": _COUNT, "audit": {...: _COUNT}, ...: _NUMBER}
     ],
     "history": [
-        {
-            **{"phase": str, "epoch": _COUNT, "step": _COUNT, "train_loss": _NUMBER},
-            ...: _NUMBER,
-        }
+        {"phase": str, "epoch": _COUNT, "step": _COUNT, "train_loss": _NUMBER, ...: _NUMBER}
     ],
     "data_audit": ({"data_audit": _ANY, ...: _ANY},),
     "head_start": ({...: _NUMBER},),
@@ -51,9 +48,9 @@ _ENTRIES: dict[str, Any] = {
 
 
 def check_entries(contents: dict[str, Any]) -> None:
-    """Raises ValueError if an entry of `state.json` is not made as this program makes it.
+    """Raises ValueError if an entry of `state.json` does not fit the schema.
 
-    Names that are missing or unknown are none of its business.
+    Missing and unknown names are not checked.
     """
     for name in _ENTRIES.keys() & contents.keys():
         _check(contents[name], _ENTRIES[name], name)
@@ -83,7 +80,7 @@ def _is_of(value, kind):
 
 
 def check_position(state: TrainState, plan: Plan) -> None:
-    """Raises ValueError if a state is at no place of its run."""
+    """Raises ValueError if a state is inconsistent or not a position of its run."""
     position, past, each = state.position, state.past, plan.steps_per_epoch
     if position.phase_index >= len(plan.phases):
         raise ValueError(f"phase_index is {position.phase_index} of {len(plan.phases)} phases")
@@ -102,21 +99,19 @@ def check_position(state: TrainState, plan: Plan) -> None:
     }
     for name, (said, follows) in expected.items():
         if said != follows:
-            raise ValueError(f"{name} is not what follows from the rest")
+            raise ValueError(f"{name} contradicts the rest of the state")
     totals = {"loss_sum", "examples", "seconds", "waited", "learning_rate", *plan.objective.counted}
+    first = past.history[0] if past.history else {}
+    curves = {name for name in first if name.startswith(("train_", "val_"))}
     needed = {
         "best": (state.progress.best, {plan.config.select_by, "epoch"}),
         "selected": (past.selected, {plan.config.select_by, "epoch"}),
         "epoch_totals": (state.progress.epoch_totals, totals),
-        **{f"history[{i}]": (row, _curves(past.history[0])) for i, row in enumerate(past.history)},
+        **{f"history[{i}]": (row, curves) for i, row in enumerate(past.history)},
     }
     for name, (found, names) in needed.items():
         if found and not names <= found.keys():
             raise ValueError(f"{name} lacks {', '.join(sorted(names - found.keys()))}")
-
-
-def _curves(row):
-    return {name for name in row if name.startswith(("train_", "val_"))}
 
 
 def sorted_arrays(arrays: Arrays, plan: Plan) -> dict[str, Arrays]:
@@ -127,16 +122,15 @@ def sorted_arrays(arrays: Arrays, plan: Plan) -> dict[str, Arrays]:
         plan: Of the run.
 
     Raises:
-        ValueError: If a kind is unknown, a number is not finite, or weights are not those of the
-            network.
+        ValueError: If a kind is unknown, a number is not finite, or weights do not fit the network.
     """
     kinds: dict[str, Arrays] = {kind: {} for kind in _KINDS}
     for name, array in arrays.items():
         kind, _, rest = name.partition("/")
         if kind not in kinds:
-            raise ValueError(f"{name!a} is of no known kind")
+            raise ValueError(f"{name!a} is of an unknown kind")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ValueError(f"there are numbers in {name} that are not finite")
+            raise ValueError(f"{name} has numbers that are not finite")
         kinds[kind][rest] = array
     _check_weights(kinds, plan)
     shape = (len(plan.validation), plan.classifier.num_classes)
@@ -147,7 +141,7 @@ def sorted_arrays(arrays: Arrays, plan: Plan) -> dict[str, Arrays]:
 
 
 def _check_weights(kinds, plan):
-    """Raises ValueError if arrays that are weights are not those of the network."""
+    """Raises ValueError if the weights among the arrays do not fit the network."""
     weights = {path: plan.classifier.variables[path] for path in plan.saved_paths}
     expected = {path: (np.dtype(v.dtype), tuple(v.shape)) for path, v in weights.items()}
     for kind in ("variables", "best", "selected"):

@@ -1,13 +1,12 @@
 """Runs a training step many times inside one `tf.function`.
 
-What a step is given comes from `batch.batches`; what steps add up to, the loss scale of float16 and
-what the audit asks for, is kept in `totals`; XLA compiles what can be compiled here. The step
-itself is `steps.TrainStep`.
+`batch.batches` provides the inputs of a step; `totals` accumulates sums, the loss scale of float16
+and the evidence for the audit; XLA compiles what it can here. The step itself is `steps.TrainStep`.
 """
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -25,28 +24,28 @@ from tl_research.training.totals import Totals, norms_of
 
 
 class StepLoop:
-    """Takes steps on the rows of batches until there are no more or one is not finite.
+    """Takes steps on rows of batches until there are no more or a step is not finite.
 
-    In float16 a step that is not finite is skipped, and the call ends when too many were
-    (`tl_research.optim.loss_scale`). Made in the scope of a `tf.distribute` strategy, each replica
-    takes its rows of every batch.
+    In float16 a step that is not finite is skipped, and the call ends if too many are
+    (`tl_research.optim.loss_scale`). If it is made in the scope of a `tf.distribute` strategy, each
+    replica takes its local rows of every batch.
 
     Args:
-        classifier: A `Classifier` with this phase's layers open.
+        classifier: A `Classifier` with this phase's layers unfrozen.
         optimizer: A `GroupedOptimizer` over the trainable variables.
         source: Where the tensors at the boundary come from.
         objective: See `tl_research.training.objective`.
         rate_at: Returns the base learning rate of a step in the phase, an int64 tensor.
-        xla: Whether the step, all but augmentation and the draws of dropout, is compiled with XLA.
+        xla: Whether the step, without augmentation and dropout draws, is compiled with XLA.
 
     Attributes:
-        labels: Of all training examples, a tensor.
+        labels: Labels of all training examples, a tensor.
         variables: `tf.Variable`s of the optimizer, in its order.
         traces: How often it was traced.
-        graph: The `tf.Graph` of one step, once it was.
+        graph: The `tf.Graph` of one step after tracing.
     """
 
-    step: Callable[..., Any]  # of the subclass, as `steps.TrainStep` has them
+    step: Callable[..., Any]  # defined in the subclass, see `steps.TrainStep`
     gradients: Callable[..., Any]
 
     def __init__(
@@ -65,7 +64,7 @@ class StepLoop:
         self.labels = tf.constant(source.examples.labels)
         self.variables = [variable.value for variable in optimizer.variables]
         self._step = self.step
-        if tf.distribute.has_strategy():  # XLA compiles what each replica does for itself
+        if tf.distribute.has_strategy():  # XLA compiles what each replica does alone
             self.gradients = self._compiled(self.gradients)
         else:
             on_one = self._compiled(lambda batch, *rest: self.step(lambda: batch, *rest))
@@ -91,66 +90,62 @@ class StepLoop:
 
         Args:
             epoch: Its batches, views, and what images are blended with.
-            first: Row of its batches to begin with.
-            count: Rows to take.
-            global_step: Steps taken so far; decides dropout.
-            phase_step: Steps taken in this phase; decides the learning rate.
+            first: First row of its batches.
+            count: Number of rows to take.
+            global_step: Steps taken so far; dropout depends on it.
+            phase_step: Steps taken in this phase; the learning rate depends on it.
             streamed: What the source's `stream` yields for this process's part of the rows from
                 `first` on, [count or more, ...], if it is streamed.
-            scaling: The state of the loss scale, numbers, as `loss_scale.initial` returns it and
-                by default; of float16 only.
+            scaling: The state of the loss scale, as `loss_scale.initial` returns it, which is the
+                default; in float16 only.
 
         Returns:
             dict of float32 tensors over the steps taken: steps, the step's `sums` (weighted by
             example), gradient_norm_sum [groups], gradient_peak [variables] (largest norm, after
-            clipping), moved [variables] (1 where it did, else 0), learning_rate (of the last step,
-            before multipliers), finite (0 if the call ended with a step that was not),
-            largest_rate, update_ratio [groups] (norm of what the steps changed over that of the
-            weights, divided by the number of steps). In float16 also skipped_steps, which count
-            among the steps but not among those that the other numbers are of (only a loss that is
-            finite does), and the state of the loss scale after them.
+            clipping), moved [variables] (1 if it moved, else 0), learning_rate (of the last step,
+            before group multipliers), finite (0 if the call ended with a step that was not),
+            largest_rate, update_ratio [groups] (norm of the change over the norm of the weights,
+            divided by the number of steps). In float16 also skipped_steps, which are included in
+            steps but, apart from finite losses, not in the other numbers, and the new state of the
+            loss scale.
         """
-        if self._scaled:
-            scaling = scaling or loss_scale.initial()
-            scaling = {name: tf.constant(value, tf.float32) for name, value in scaling.items()}
+        scaling = (scaling or loss_scale.initial()) if self._scaled else {}
+        scaling = {name: tf.constant(value, tf.float32) for name, value in scaling.items()}
         rows = [tf.constant(number, tf.int32) for number in (first, count)]
         steps = [tf.constant(number, tf.int64) for number in (global_step, phase_step)]
-        return self._call(epoch, *rows, *steps, streamed, scaling if self._scaled else None)
+        return self._call(epoch, *rows, *steps, streamed, scaling)
 
     def prepare(self, epoch: EpochInputs, streamed: Any = None) -> None:
-        """Traces, compiles, and takes one step that is undone again.
+        """Traces, compiles, and takes one step, which is undone.
 
         Args:
-            epoch, streamed: As of a call.
+            epoch, streamed: As for a call.
 
         Raises:
             CompileError: If XLA cannot compile it.
         """
-        with self._undone(), compile_errors(self.classifier, self._xla):
+        with self.undone(), compile_errors(self.classifier, self._xla):
             self(epoch, 0, 1, 0, 0, streamed)
 
     def seconds(self, most: int, epoch: EpochInputs, streamed: Any = None) -> float:
-        """Returns the seconds of a step, from up to 4 that are undone again.
+        """Returns the seconds per step, measured on up to 4 steps, which are undone.
 
         Args:
-            most: Steps that a call may take.
-            epoch, streamed: As of a call.
+            most: Maximum number of steps in a call.
+            epoch, streamed: As for a call.
         """
         count = min(4, most)
-        with self._undone():
+        with self.undone():
             start = time.perf_counter()
             self(epoch, 0, count, 0, 0, streamed)["loss_sum"].numpy()
             return (time.perf_counter() - start) / count
 
     @contextlib.contextmanager
-    def _undone(self):
-        """At the end, weights and optimizer are as they were."""
-        changing = [variable.value for variable in self.classifier.variables.values()]
-        values = [variable.numpy() for variable in changing]
-        slots = self.optimizer.state()
+    def undone(self) -> Iterator[None]:
+        """Restores weights and optimizer at the end."""
+        values, slots = self.classifier.values(self.classifier.variables), self.optimizer.state()
         yield
-        for variable, value in zip(changing, values):
-            variable.assign(value)
+        self.classifier.assign(values)
         self.optimizer.load_state(slots)
 
     def _run(self, epoch, first, count, global_step, phase_step, streamed, scaling):
@@ -177,18 +172,17 @@ class StepLoop:
             parallel_iterations=1,
         )
         changes = norms_of([variable - old for variable, old in zip(self.variables, before)])
-        norms = tf.maximum(
-            self._totals.of_groups(norms_of(self.variables)), 1e-12
-        )  # biases begin at 0
+        of_groups = self._totals.of_groups
+        norms = tf.maximum(of_groups(norms_of(self.variables)), 1e-12)  # biases begin at 0
         applied = totals["steps"] - totals.get("skipped_steps", 0.0)
         return {
             **totals,
-            "update_ratio": self._totals.of_groups(changes) / norms / tf.maximum(applied, 1.0),
+            "update_ratio": of_groups(changes) / norms / tf.maximum(applied, 1.0),
             "moved": tf.maximum(totals["moved"], tf.sign(changes)),
         }
 
     def check(self, losses: tf.Tensor, batch: Batch) -> None:
-        """Raises UserError unless there is one loss for each image: others would broadcast."""
+        """Raises UserError unless there is one loss per image: other shapes would broadcast."""
         shape = getattr(losses, "shape", None)
         if shape != batch.weights.shape:
             raise UserError(
@@ -198,12 +192,12 @@ class StepLoop:
             )
 
     def applied(self, gradients: list[tf.Tensor], rate: tf.Tensor) -> tf.Tensor:
-        """Applies gradients; returns float32 [variables], 1 where it shows here what moved."""
+        """Applies gradients; returns float32 [variables], 1 where a variable is seen to move."""
         if {"sgd", "adam", "adamw", "rmsprop"}.issuperset(self.optimizer.kinds):
             self.optimizer.apply(gradients, rate)
             return tf.zeros([len(gradients)])
-        # Lion's steps are of one size: after two of them a variable may be where it was before a
-        # call. Of optimizers of the user's nothing is known.
+        # Lion's steps all have the same size: after two of them a variable may be back where the
+        # call began. Nothing is known about a user's optimizers.
         before = [tf.identity(variable) for variable in self.variables]
         self.optimizer.apply(gradients, rate)
         return tf.sign(norms_of([after - old for after, old in zip(self.variables, before)]))

@@ -1,9 +1,9 @@
 """One training step: tensors in, tensors out.
 
-    batch.batches       rows of the batch -> augmented, or cached -> `Batch`
+    batch.batches       rows of the batch -> augmented or cached -> `Batch`
     steps.TrainStep     `Batch` -> frozen part -> tape: logits, losses -> gradients -> update
-    optim               clipping, one Keras optimizer for each group
-    totals              what the steps of a call add up to
+    optim               clipping, one Keras optimizer per group
+    totals              sums over the steps of a call
 
 `step_loop.StepLoop` runs it many times inside one compiled call.
 """
@@ -17,31 +17,31 @@ from tl_research.training.batch import Batch
 from tl_research.training.step_loop import StepLoop
 from tl_research.training.totals import norms_of
 
-# of the variables, the loss, and sums over examples by name
+# (gradients of the variables, loss, {name: sum over examples})
 Gradients = tuple[list[tf.Tensor], tf.Tensor, dict[str, tf.Tensor]]
 
 
 class TrainStep(StepLoop):
-    """One step of training: forward, loss, gradients, update. To be subclassed by research.
+    """One training step: forward pass, loss, gradients, update. Subclass it for your research.
 
-    Gradients are taped for, and updates applied to, `self.variables` only; the frozen part runs
+    Gradients are recorded for, and updates applied to, `self.variables` only; the frozen part runs
     outside the tape. A step whose loss or gradients are not finite changes nothing.
     """
 
     def step(
         self, batch_of: Callable[[], Batch], rate: tf.Tensor, scale: tf.Tensor | None
     ) -> dict[str, tf.Tensor]:
-        """Takes one step; returns what `update` does.
+        """Takes one step; returns the result of `update`.
 
         Args:
             batch_of: Returns the `Batch` of the replica that calls it.
-            rate: Base learning rate, before the multipliers of groups.
+            rate: Base learning rate, before group multipliers.
             scale: Loss scale, in float16 only.
         """
         return self.update(*self.summed_gradients(batch_of, scale), rate, scale)
 
     def summed_gradients(self, batch_of: Callable[[], Batch], scale: tf.Tensor | None) -> Gradients:
-        """Returns what `gradients` does, summed over replicas: the one place where they meet."""
+        """Returns the result of `gradients` summed over replicas; only here do they communicate."""
 
         def of_this_one() -> Gradients:
             gradients, *more = self.gradients(batch_of(), scale)
@@ -51,10 +51,10 @@ class TrainStep(StepLoop):
         return distribution.on_replicas(of_this_one)
 
     def gradients(self, batch: Batch, scale: tf.Tensor | None) -> Gradients:
-        """Returns what one replica's rows add to a step.
+        """Returns the contribution of one replica's rows to a step.
 
-        All are sums over examples, divided by the examples of all replicas where they are means,
-        so that the results for parts of a batch add up to those for the whole.
+        Means are sums over its examples divided by the examples of all replicas, so that the
+        results for parts of a batch add up to those for the whole batch.
 
         Returns:
             gradients: One for each of `self.variables`, times the scale if there is one.
@@ -75,7 +75,7 @@ class TrainStep(StepLoop):
         return tape.gradient(scaled_loss, self.variables), loss, sums
 
     def logits(self, tensors: list[tf.Tensor], batch: Batch) -> tf.Tensor:
-        """Returns float32 [b, K] of the tensors at the boundary to the trainable part."""
+        """Returns float32 logits [b, K] from the tensors at the boundary of the trainable part."""
         return self.classifier.logits(
             self.source.boundary, tensors, training=True, dropout_mask=batch.dropout_mask
         )
@@ -88,7 +88,11 @@ class TrainStep(StepLoop):
         rate: tf.Tensor,
         scale: tf.Tensor | None,
     ) -> dict[str, tf.Tensor]:
-        """Applies summed gradients, if they and the loss are finite.
+        """Applies summed gradients if they and the loss are finite.
+
+        Args:
+            gradients, loss, sums: What `summed_gradients` returned.
+            rate, scale: As for `step`.
 
         Returns:
             `sums`, and norms [variables] of the gradients, finite (whether they were), and moved
@@ -97,7 +101,7 @@ class TrainStep(StepLoop):
         self.optimizer.check(gradients)
         if scale is not None:
             gradients = [gradient / scale for gradient in gradients]
-            # A step that is skipped for its loss would make that of the epoch no number.
+            # a step skipped because of its loss would make the epoch's loss NaN
             sums = {name: tf.where(tf.math.is_finite(loss), s, 0.0) for name, s in sums.items()}
         norms = norms_of(gradients)
         finite = tf.math.is_finite(loss) & tf.math.is_finite(tf.norm(norms))

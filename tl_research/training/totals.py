@@ -1,4 +1,4 @@
-"""What the steps of a call add up to: sums, and the evidence that the audit asks for."""
+"""Totals over the steps of a call: sums, and the evidence that the audit needs."""
 
 from collections.abc import Iterable
 
@@ -14,13 +14,13 @@ class Totals:
 
     Args:
         optimizer: The `GroupedOptimizer` of the steps.
-        objective: Their `Objective`.
+        objective: The `Objective` of the steps.
     """
 
     def __init__(self, optimizer: GroupedOptimizer, objective: Objective):
         self._optimizer, self._objective = optimizer, objective
 
-    def zeros(self, scaling: dict | None) -> dict[str, tf.Tensor]:
+    def zeros(self, scaling: dict) -> dict[str, tf.Tensor]:
         """Returns the totals before the first step."""
         scalars = ("steps", "loss_sum", "examples", "learning_rate", "largest_rate")
         totals = {name: tf.zeros([]) for name in (*scalars, *self._objective.counted)}
@@ -30,8 +30,15 @@ class Totals:
         totals["finite"] = tf.ones([])
         return totals | {"skipped_steps": tf.zeros([]), **scaling} if scaling else totals
 
-    def added(self, totals: dict, metrics: dict, rate: tf.Tensor, scaling: dict | None) -> dict:
-        """Returns the totals with those of one more step."""
+    def added(self, totals: dict, metrics: dict, rate: tf.Tensor, scaling: dict) -> dict:
+        """Returns the totals after one more step.
+
+        Args:
+            totals: Those before it.
+            metrics: What the step returned.
+            rate: Its base learning rate.
+            scaling: The state of the loss scale; empty except in float16.
+        """
         applied = finite = tf.cast(metrics["finite"], tf.float32)
         norms, more = metrics["norms"], {}
         if scaling:
@@ -61,6 +68,6 @@ class Totals:
 
 
 def norms_of(tensors: Iterable[tf.Tensor]) -> tf.Tensor:
-    """Returns float32 [N], the norm of each; tf.norm would write all squares to memory first."""
+    """Returns float32 [N], the norm of each tensor; tf.norm would write all squares to memory."""
     losses = [tf.nn.l2_loss(tf.cast(tensor, tf.float32)) for tensor in tensors]
     return tf.sqrt(2.0 * tf.stack(losses))
