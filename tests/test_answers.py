@@ -65,7 +65,11 @@ def test_set_of_classes():
     assert report["n"] == 2 and report["ci95"] == pytest.approx([0.0945, 0.9055], abs=1e-4)
     sun = report["per_class"]["sun"]
     assert (sun["support"], sun["predicted"], sun["precision"], sun["recall"]) == (2, 1, 1.0, 0.5)
-    assert "accuracy 0.5000, macro_f1 0.5556, log_loss 0.7215" in answer.summary(report)
+    assert answer.summary(report) == (
+        "loss 0.7215, accuracy 0.5000, macro f1 0.5556, log loss 0.7215, expected calibration "
+        f"error {report['expected_calibration_error']:.4f}, temperature 1.0000 of 2 images; 95 % "
+        "interval of the accuracy 0.095-0.905"
+    )
     # of six things said one has probability 0.5, and is right, five have 0.75, and three are
     assert report["expected_calibration_error"] == pytest.approx((0.5 + 5 * (0.75 - 0.6)) / 6)
     calibrated = answer.report(logits, labels, classes, 0.5)  # 0.9 instead of 0.75

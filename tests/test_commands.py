@@ -94,16 +94,15 @@ _WRONG = """
     './photos' is no command; expected train, predict, evaluate, export, lr-find; did you mean
     `tl-research train ./photos`?
 2 train flower
-    'flower' is not there; expected a folder that holds one folder of photographs for each class;
-    did you mean --preset=flowers?
+    'flower' is not there; expected a folder with one folder of photographs per class; did you mean
+    --preset=flowers?
 2 train setup.cfg
-    'setup.cfg' is a file; expected a folder that holds one folder of photographs for each class;
-    correct it
+    'setup.cfg' is a file; expected a folder with one folder of photographs per class; correct it
 1 train my photos
-    2 arguments are no flags ('my', 'photos'); expected one, the folder of the images; put quotes
+    2 arguments are not flags ('my', 'photos'); expected one, the folder of the images; put quotes
     around a name with spaces
 1 train docs --data-dir=docs
-    'docs' stands beside --data_dir; expected one of them to say where the images are; leave one out
+    'docs' is given with --data_dir; expected one of them to name the images; leave one out
 1 train epochs=3
     'epochs=3' is not a flag; expected --name=value; did you mean --epochs=3?
 1 train docs --lr=1
@@ -120,11 +119,11 @@ _WRONG = """
     --unfreeze=0%,30; expected for each phase N% with N from 0 to 100, all, or the name of a layer
     or block; for example --unfreeze=0%,30%
 1 train docs --name=a/b
-    --name=a/b; expected letters, digits, spaces and . _ + -, and another than latest; write for
-    example --name=roses
+    --name=a/b; expected letters, digits, spaces and . _ + -, and not latest; for example
+    --name=roses
 1 evaluate --run=latest
-    --run=latest, and runs/latest cannot be read (No such file or directory); expected a place
-    where a run was made; go there, or name the run's directory
+    --run=latest, and runs/latest cannot be read (No such file or directory); expected the
+    directory in which a run was made; go there, or give the run's directory
 """
 
 
@@ -141,7 +140,7 @@ def test_without_arguments_it_says_how_to_begin_and_does_nothing(tmp_path):
     done = _command("train", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "") and os.listdir(tmp_path) == []
     assert done.stderr == (
-        "error: no photographs are named; expected a folder that holds one for each class:\n"
+        "error: no photographs are given; expected a folder with one folder per class:\n"
         "  tl-research train PHOTOS\n"
         "  tl-research train --preset=flowers  # downloads 3,670 of flowers, 229 MB\n"
         "  tl-research train --help            # the flags that matter most, then the others\n"
@@ -178,7 +177,7 @@ def test_help_shows_ten_flags_and_then_all_others_in_groups():
     assert shown[:10] == list(Config.FIRST)
     fields = set(Config.__dataclass_fields__)
     assert sorted(shown) == sorted(fields | {"debug", "preset", "flagfile", "version"})
-    assert "  --unfreeze=0%,30%             what of the backbone trains in each phase: the" in lines
+    assert "  --unfreeze=0%,30%             trainable part of the backbone in each phase:" in lines
     for flag in ("--help", "--helpshort", "--helpfull"):
         assert _command("lr-find", "photos", flag).stdout.endswith(done.stdout[-900:])
 

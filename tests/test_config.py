@@ -95,14 +95,18 @@ def test_address_is_no_place_of_this_machine_in_any_setting():
         ("warmup", "0.1,0.2,0.3", "has 3 entries"),
         ("warmup", 1, "at most 0.99"),
         ("phases", "head,head", "repeats a name"),
-        ("phases", "head,fine/tune", "'fine/tune'"),
+        (
+            "phases",
+            "head,fine/tune",
+            "--phases=head,fine/tune; expected names of letters, digits, _ and -",
+        ),
         ("augment", "flop", "did you mean flip"),
         ("augment", "flip,flip", "at most once"),
         ("augment", "none,flip", "at most once, or none"),
         ("augment", "rotation", "the others with a factor"),
         ("augment", "flip=0.5", "flip without"),
         ("augment", "rotation=nan", "finite"),
-        ("augment", "rotation=1.5", "(0, 1]"),
+        ("augment", "rotation=1.5", "--augment=rotation=1.5; expected a number in (0, 1]"),
         ("weight_decay", 0.1, "use --optimizer=adamw"),
         ("nesterov", True, "expected --optimizer=sgd"),
         ("dataset", "directory", "add --data_dir"),
@@ -270,7 +274,7 @@ def test_path_that_no_flag_file_can_hold_is_refused_however_it_is_written(tmp_pa
     (tmp_path / "photos #1").mkdir()
     monkeypatch.chdir(tmp_path / "photos #1")
     with pytest.raises(
-        UserError, match="--data_dir='.*photos #1/flowers'; expected what a flag file can hold"
+        UserError, match="--data_dir='.*photos #1/flowers'; expected text that a flag file can hold"
     ):
         Config(data_dir="flowers")
     # which no flags.txt has

@@ -445,7 +445,7 @@ def test_changed_seed_in_the_directory_of_a_run_is_exit_7(later):
 def test_instant_recipe_exports_the_closed_form_head(later, place):
     code, stdout, stderr = later["instant"]
     assert code == 0, stderr
-    assert "plan: nothing is trained; the closed-form start is exported\n" in stdout
+    assert "plan: nothing is trained; the closed-form head is exported\n" in stdout
     assert "epochs" not in stdout.split("RESULT")[0] and "exported " in stdout
     results = _json(place / "instant" / "results.json")
     assert results["phases"] == [] and results["selected_phase"] == "start"

@@ -190,17 +190,14 @@ def test_several_runs_stand_side_by_side(finished_run, tmp_path, capsys):
         json.dump({"temperature": 1.0}, file)
     found = evaluate(EvaluateConfig(run=[finished_run, other]))["runs"]
     assert list(found) == [finished_run, other]
-    *_, first, second, third, result = capsys.readouterr().out.splitlines()
-    assert (
-        first.split() == ["run", "images", "accuracy", "log_loss"]
-        and json.loads(result.removeprefix("RESULT "))["runs"] == found
-    )
+    *_, first, _, second, third, result = capsys.readouterr().out.splitlines()
+    assert first == "| run | images | accuracy | log_loss | 95 % interval |"
+    assert json.loads(result.removeprefix("RESULT "))["runs"] == found
     for line, name, path in ((second, "run", finished_run), (third, "other", other)):
         report = found[path]
         low, high = (f"{bound:.3f}" for bound in report["ci95"])
-        accuracy = [f"{report['accuracy']:.4f}", f"({low}-{high})"]
-        cells = [name, str(report["n"]), *accuracy, f"{report['log_loss']:.4f}"]
-        assert line.split() == cells
+        numbers = [f"{report[key]:.4f}" for key in ("accuracy", "log_loss")]
+        assert line == f"| {' | '.join([name, str(report['n']), *numbers, f'{low}-{high}'])} |"
     with pytest.raises(UserError, match="with 2 runs, which would write the same files"):
         evaluate(EvaluateConfig(run=[finished_run, other], output_dir=str(tmp_path / "out")))
 
@@ -210,7 +207,7 @@ def test_run_that_cannot_be_written_is_evaluated_elsewhere(
 ):
     before = _results(finished_run)
     read_only(finished_run)
-    with pytest.raises(StorageError, match="to; add --output_dir=DIR$"):
+    with pytest.raises(StorageError, match="expected a writable run; add --output_dir=DIR$"):
         evaluate(EvaluateConfig(run=finished_run))
     elsewhere = str(tmp_path / "elsewhere")
     report = evaluate(EvaluateConfig(run=finished_run, side="test", output_dir=elsewhere))
@@ -287,7 +284,7 @@ def test_command_line_answers_without_tensorflow(tool, arguments, code, message)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     if message is None:
         assert done.returncode == code and f"python -m tl_research.{tool}" in done.stdout
-        assert "\n  --run=PATH                    the directory of a finished run; " in done.stdout
+        assert "\n  --run=PATH                    directory of a finished run; " in done.stdout
     else:
         assert (
             done.returncode == code

@@ -321,8 +321,8 @@ def test_format_whose_packages_are_not_there_names_them(finished_run, monkeypatc
     with pytest.raises(UserError) as error:
         export(ExportConfig(run=finished_run, format="saved_model,litert"))
     assert str(error.value) == (
-        "--format=litert needs ai-edge-litert, not there; expected ai-edge-litert; pip install "
-        "ai-edge-litert"
+        "--format=litert needs ai_edge_litert, which is not installed; expected it; pip install "
+        "ai_edge_litert"
     )
     with pytest.raises(UserError, match="; pip install tf2onnx onnxruntime$"):
         export(ExportConfig(run=finished_run, format="onnx"))
@@ -376,7 +376,9 @@ def test_format_that_is_not_there_is_exit_1_and_one_that_cannot_hold_the_model_e
 ):
     with pytest.raises(UserError, match="=coreml; expected one of saved_model, litert, onnx"):
         ExportConfig(run=finished_run, format="coreml")
-    with pytest.raises(UserError, match="=int8 with --format=saved_model; expected litert, which"):
+    with pytest.raises(
+        UserError, match="=int8 with --format=saved_model; expected litert, the only format"
+    ):
         ExportConfig(run=finished_run, format="saved_model", quantize="int8")
 
     def convert(self):

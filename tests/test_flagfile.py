@@ -131,7 +131,7 @@ def test_command_line_wins_over_the_file_silently_and_a_second_line_with_a_warni
     config, error = parse("--seed=3\n\n--seed=5\n")
     assert (
         config.seed == 5
-        and error == "warning: my.flags:3: --seed stands in line 1 too; this one counts\n"
+        and error == "warning: my.flags:3: --seed is also set in line 1; this one counts\n"
     )
     # not the file's fault
     assert parse("--dropout=0.99\n", "--dropout=0.98")[1].startswith(
@@ -156,7 +156,7 @@ def test_what_is_no_small_file_is_refused_at_once(parse, tmp_path):
         config, error = parse("", f"--flagfile={tmp_path / name}")
         assert config is None and error.startswith("error: --flagfile=") and error.count("\n") == 1
     assert parse("", "--undefok=sed", "--sed=1")[1].startswith(
-        "error: --undefok=sed would hide misspelt flags"
+        "error: --undefok=sed would hide misspelled flags"
     )
 
 
@@ -203,7 +203,7 @@ def test_file_that_grows_after_it_was_looked_at_is_refused(tmp_path, monkeypatch
     before = os.stat(path)
     path.write_text("# more\n" * (1 << 18))
     monkeypatch.setattr(os, "stat", lambda path: before)
-    with pytest.raises(UserError, match="no regular file of at most"):
+    with pytest.raises(UserError, match="not a regular file of at most"):
         flagfile.expand([f"--flagfile={path}"], {"seed"})
 
 

@@ -38,8 +38,8 @@ def test_no_more_than_half_of_what_is_left_is_kept(monkeypatch, capsys):
     assert capsys.readouterr().err == ""  # what is needed fits
     assert memory.allowed(4 * _GIB, "--cache_pixels", needed=3 * _GIB) == 2 * _GIB
     assert capsys.readouterr().err == (
-        "note: --cache_pixels allows 4.0 GiB; at most 2.0 of the 5.0 that this process may have "
-        "are used\n"
+        "note: --cache_pixels allows 4.0 GiB; using at most 2.0 of the 5.0 available to this "
+        "process\n"
     )
     assert memory.allowed(4 * _GIB, "--cache_bytes", 4 * _GIB, taken=2 * _GIB) == _GIB
     assert memory.allowed(_GIB, "--cache_pixels", needed=_GIB) == _GIB

@@ -76,7 +76,7 @@ def test_command_names_absolute_places_and_the_extension(monkeypatch, tmp_path):
         f"--extension={tmp_path}/mine.py"
     )
     assert command("predict", "--run=my run") == (
-        f"env PYTHONPATH={_ROOT} '/opt/the env/python' -m tl_research.predict '--run=my run'"
+        f"env PYTHONPATH={_ROOT} '/opt/the env/python' -P -m tl_research.predict '--run=my run'"
     )
 
 

@@ -1,12 +1,12 @@
-"""Image classification from a folder of photographs: one command for each thing to do.
+"""Image classification from a folder of photographs, in five commands.
 
     tl-research train PHOTOS                  trains on one folder per class
-    tl-research predict --run=latest IMAGE    says what is on images
-    tl-research evaluate --run=latest         writes figures of a finished run
-    tl-research export --run=latest           writes it in other formats
+    tl-research predict --run=latest IMAGE    predicts the classes of images
+    tl-research evaluate --run=latest         writes tables and figures of a finished run
+    tl-research export --run=latest           writes its model in other formats
     tl-research lr-find PHOTOS                finds learning rates before training
 
-`tl-research NAME --help` lists the flags of one. Each is `python -m tl_research.NAME` too.
+`tl-research NAME --help` lists the flags of a command, which is `python -m tl_research.NAME` too.
 """
 
 import runpy
@@ -19,11 +19,11 @@ _COMMANDS = ("train", "predict", "evaluate", "export", "lr-find")
 
 
 def main() -> None:
-    """Runs the program that the first argument names, with the others."""
+    """Runs the command given by the first argument with the other arguments."""
     name = sys.argv[1] if len(sys.argv) > 1 else None
     if name in _COMMANDS:
         del sys.argv[1]
-        # as `python -m` does: what a program needs is imported by it alone
+        # like `python -m`: a command imports only what it needs
         runpy.run_module(f"tl_research.{name.replace('-', '_')}", run_name="__main__")
     elif name == "--version":
         print(f"tl_research {__version__}")

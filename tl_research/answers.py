@@ -1,7 +1,7 @@
-"""What a network answers to an image: a class, a set of classes, or a number. NumPy only.
+"""The kinds of answers of a network: a class, a set of classes, or a number. NumPy only.
 
-A finished run's kind stands in its `run.json` by its name, so that `evaluate`, `predict` and
-`export` need no code of the user's.
+The kind is recorded by name in `run.json`, so that `evaluate`, `predict` and `export` need no code
+of an extension.
 """
 
 from collections.abc import Sequence
@@ -11,79 +11,87 @@ import numpy as np
 
 from tl_research import metrics
 from tl_research.errors import UserError
+from tl_research.files import Json
 
 Array = np.ndarray
-_MOST_CONFUSED = 2000  # classes
+_MOST_CONFUSED = 2000  # classes, beyond which tables and pictures would take too much memory
 
 
 class Answer:
-    """A kind of answer; N images have logits [N, K]. By default each has a probability.
+    """One of K classes, and the base of the other kinds. N images have logits [N, K].
 
     Attributes:
-        name: By which it is found.
-        labels: Their form.
-        has_probabilities: Whether outputs are probabilities.
+        name: Name of the kind.
+        labels: Form of the labels.
+        has_probabilities: Whether the outputs are probabilities.
         predicted: Columns of `predict` before those of the outputs.
-        columns: Of `rows`, before those of the outputs.
+        columns: Columns of `rows` before those of the outputs.
     """
 
-    name: str
-    labels: str
+    name, labels = "class", "int32 [N]"
     has_probabilities = True
     predicted: tuple[str, ...] = ("class", "probability")
     columns: tuple[str, ...] = ("true", "predicted", "probability", "true_probability", "loss")
 
     def outputs(self, logits: Array) -> Array:
-        """Returns float64 [N, K], what people are given, of logits [N, K]."""
-        raise NotImplementedError
+        """Returns the outputs for users, float64 [N, K], probabilities if there are any."""
+        return metrics.softmax(logits)
 
     def comparable(self, outputs: Array) -> Array:
-        """Returns [N, K], what outputs tell of logits: these, less the mean of each row."""
-        raise NotImplementedError
+        """Returns the logits [N, K] of outputs, up to a constant per image for one class."""
+        logits = np.log(np.maximum(outputs, 1e-30))
+        return logits - logits.mean(axis=1, keepdims=True)
 
     def decided(self, outputs: Array) -> Array:
-        """Returns [N, ...], the answers to N images, of the form that labels have."""
-        raise NotImplementedError
+        """Returns the answers [N, ...], in the form of labels."""
+        return outputs.argmax(axis=1)
 
     def losses(self, logits: Array, labels: Array) -> Array:
-        """Returns float64 [N], the plain loss of each image."""
-        raise NotImplementedError
+        """Returns the plain loss of each image, float64 [N]."""
+        return metrics.losses(logits, labels)
 
     def probability(self, output: Array, answer: Any) -> float:
-        """Returns how probable an answer is by the output [K] for its image."""
-        raise NotImplementedError
+        """Returns the probability of an answer by the output [K] for an image."""
+        return output[answer]
 
     def certainty(self, logits: Array, labels: Array) -> tuple[Array, Array]:
-        """Returns (float64 [M], how probable each thing said is by itself; bool [M], whether it is
-        right), one of each image, or of each class of a set.
+        """Returns (probability of each decision, float64 [M]; whether it is correct, bool [M]).
+
+        There is one decision per image, or one per image and class for sets.
         """
-        raise NotImplementedError
+        return self.outputs(logits).max(axis=1), np.argmax(logits, axis=1) == labels
 
     def text(self, answer: Any, classes: Sequence[str]) -> str:
-        """Returns what an answer or label is called."""
-        raise NotImplementedError
+        """Returns an answer or label as text."""
+        return classes[answer]
 
     def measured(self, logits: Array, labels: Array) -> dict[str, float]:
-        """Returns {name: number} over a side of the split, `loss` among them."""
-        raise NotImplementedError
+        """Returns {metric: number} over a side of the split, with `loss`."""
+        loss, accuracy = metrics.loss_and_accuracy(logits, labels)
+        return {"loss": loss, "accuracy": accuracy}
 
     def report(
         self, logits: Array, labels: Array, classes: Sequence[str], temperature: float = 1.0
-    ) -> dict[str, Any]:
-        """Returns what `evaluate` writes: a JSON value, but for NaN.
+    ) -> Json:
+        """Returns the metrics that `evaluate` writes, a JSON value except for NaN.
 
-        Log loss and calibration error are of logits divided by the temperature; all else is as
-        without it.
+        Args:
+            logits: float [N, K].
+            labels: The labels.
+            classes: K names.
+            temperature: Divides the logits for log loss and calibration error only.
         """
-        raise NotImplementedError
+        numbers, rows = metrics.report(metrics.scaled(logits, temperature), labels)
+        per_class = dict(zip(classes, rows))
+        return {**numbers, "temperature": temperature, "per_class": per_class}
 
     def said(self, output: Array, classes: Sequence[str]) -> tuple:
-        """Returns the cells of `predicted` for the output [K] of an image."""
+        """Returns the cells of the columns `predicted` for the output [K] of an image."""
         answer = self.decided(output[None])[0]
         return self.text(answer, classes), self.probability(output, answer)
 
-    def rows(self, logits: Array, labels: Array, classes: Sequence[str]) -> list[dict[str, Any]]:
-        """Returns for each image what it is, what was said and its loss, then its outputs."""
+    def rows(self, logits: Array, labels: Array, classes: Sequence[str]) -> list[Json]:
+        """Returns a dict per image: label, answer, loss and outputs."""
         outputs = self.outputs(logits)
         return [
             {
@@ -100,83 +108,35 @@ class Answer:
         ]
 
     def mistakes(self, logits: Array, labels: Array) -> Array:
-        """Returns the places of the images whose answer is not their label, largest loss first."""
+        """Returns the indices of the images with wrong answers, largest loss first."""
         wrong = self.decided(self.outputs(logits)) != labels
         order = np.argsort(-self.losses(logits, labels), kind="stable")
         return order[wrong.reshape(len(labels), -1).any(axis=1)[order]]
 
     def confusion(self, logits: Array, labels: Array) -> Array | None:
-        """Returns the confusion matrix, int64 [K, K], of kinds that have one; of too many classes
-        for the memory of its tables and pictures None.
-        """
-        return None
-
-    def summary(self, report: dict[str, Any]) -> str:
-        """Returns the line that says what `report` found."""
-        numbers = [f"{name} {of:.4f}" for name, of in report.items() if isinstance(of, float)]
-        return f"{', '.join(numbers)} of {report['n']} images"
-
-
-class OneClass(Answer):
-    """One of K classes: outputs are probabilities [N, K]."""
-
-    name, labels = "class", "int32 [N]"
-
-    def outputs(self, logits: Array) -> Array:
-        return metrics.softmax(logits)
-
-    def comparable(self, outputs: Array) -> Array:
-        logits = np.log(np.maximum(outputs, 1e-30))
-        return logits - logits.mean(axis=1, keepdims=True)
-
-    def decided(self, outputs: Array) -> Array:
-        return outputs.argmax(axis=1)
-
-    def losses(self, logits: Array, labels: Array) -> Array:
-        return metrics.losses(logits, labels)
-
-    def probability(self, output: Array, answer: Any) -> float:
-        return output[answer]
-
-    def certainty(self, logits: Array, labels: Array) -> tuple[Array, Array]:
-        return self.outputs(logits).max(axis=1), np.argmax(logits, axis=1) == labels
-
-    def text(self, answer: Any, classes: Sequence[str]) -> str:
-        return classes[answer]
-
-    def confusion(self, logits: Array, labels: Array) -> Array | None:
-        answers, num_classes = np.argmax(logits, axis=1), np.shape(logits)[1]
-        if num_classes > _MOST_CONFUSED:
+        """Returns the confusion matrix, int64 [K, K]; None if there is none or K is too large."""
+        answers, num_classes = self.decided(logits), np.shape(logits)[1]
+        if self.name != "class" or num_classes > _MOST_CONFUSED:
             return None
         return metrics.confusion_matrix(labels, answers, num_classes)
 
-    def measured(self, logits: Array, labels: Array) -> dict[str, float]:
-        loss, accuracy = metrics.loss_and_accuracy(logits, labels)
-        return {"loss": loss, "accuracy": accuracy}
-
-    def report(
-        self, logits: Array, labels: Array, classes: Sequence[str], temperature: float = 1.0
-    ) -> dict[str, Any]:
-        numbers, rows = metrics.report(metrics.scaled(logits, temperature), labels)
-        per_class = dict(zip(classes, rows))
-        return {**numbers, "temperature": temperature, "per_class": per_class}
-
-    def summary(self, report: dict[str, Any]) -> str:
-        top = "".join(
-            f", top-{k} {row['accuracy']:.4f}" for k, row in report["top_k"].items() if k != "1"
-        )
-        return (
-            f"accuracy {report['accuracy']:.4f} "
-            f"({round(report['accuracy'] * report['n'])}/{report['n']}), 95% interval "
-            f"{report['ci95'][0]:.3f}-{report['ci95'][1]:.3f}; balanced "
-            f"{report['balanced_accuracy']:.4f}{top}; log loss {report['log_loss']:.4f}; expected "
-            f"calibration error {report['expected_calibration_error']:.4f}, both at temperature "
-            f"{report['temperature']:.4g}"
-        )
+    def summary(self, report: Json) -> str:
+        """Returns the metrics of a `report` in one line."""
+        numbers = [
+            f"{name.replace('_', ' ')} {of:.4f}"
+            for name, of in report.items()
+            if isinstance(of, float)
+        ]
+        line = f"{', '.join(numbers)} of {report['n']} images"
+        if interval := report.get("ci95"):
+            line += "; 95 % interval of the accuracy {:.3f}-{:.3f}".format(*interval)
+        return line
 
 
 class SetOfClasses(Answer):
-    """Any of K classes, labels of 0 and 1; outputs are probabilities [N, K], half or more is in."""
+    """Any of K classes, labels of 0 and 1; outputs are probabilities [N, K], from 0.5 on in the
+    set.
+    """
 
     name, labels = "set", "float32 [N, K]"
     predicted = ("classes", "probability")
@@ -215,10 +175,9 @@ class SetOfClasses(Answer):
 
     def report(
         self, logits: Array, labels: Array, classes: Sequence[str], temperature: float = 1.0
-    ) -> dict[str, Any]:
+    ) -> Json:
         found, count = self.measured(logits, labels), len(labels)
         rows = metrics.per_class_of_sets(labels, self.decided(self.outputs(logits)))
-        interval = metrics.wilson_interval(round(found["accuracy"] * count), count)
         calibrated = metrics.scaled(logits, temperature)
         error = metrics.expected_calibration_error(*self.certainty(calibrated, labels))
         return {
@@ -227,13 +186,13 @@ class SetOfClasses(Answer):
             "log_loss": float(self.losses(calibrated, labels).mean()),
             "expected_calibration_error": error,
             "temperature": temperature,
-            "ci95": interval,
+            "ci95": metrics.wilson_interval(round(found["accuracy"] * count), count),
             "per_class": dict(zip(classes, rows)),
         }
 
 
 class Number(Answer):
-    """A number: it is the one logit, [N, 1]."""
+    """A number: the single logit, [N, 1]."""
 
     name, labels = "number", "float32 [N]"
     has_probabilities = False
@@ -258,7 +217,7 @@ class Number(Answer):
     def text(self, answer: Any, classes: Sequence[str]) -> str:
         return f"{answer:.4g}"
 
-    def rows(self, logits: Array, labels: Array, classes: Sequence[str]) -> list[dict[str, Any]]:
+    def rows(self, logits: Array, labels: Array, classes: Sequence[str]) -> list[Json]:
         numbers = zip(*(map(float, of) for of in (labels, self.decided(self.outputs(logits)))))
         return [
             {"true": true, "predicted": said, "error": said - true, "loss": (said - true) ** 2}
@@ -274,20 +233,20 @@ class Number(Answer):
 
     def report(
         self, logits: Array, labels: Array, classes: Sequence[str], temperature: float = 1.0
-    ) -> dict[str, Any]:
+    ) -> Json:
         interval = metrics.normal_interval(np.sqrt(self.losses(logits, labels)))
         found = self.measured(logits, labels)
         return {"n": len(labels), **found, "mean_absolute_error_ci95": interval}
 
 
-ANSWERS: dict[str, Answer] = {kind.name: kind for kind in (OneClass(), SetOfClasses(), Number())}
+ANSWERS: dict[str, Answer] = {kind.name: kind for kind in (Answer(), SetOfClasses(), Number())}
 
 
 def kind_of(labels: Array) -> Answer:
-    """Returns the kind of `ANSWERS` that labels are of.
+    """Returns the kind in `ANSWERS` for these labels.
 
     Raises:
-        UserError: If they are of none.
+        UserError: If there is none.
     """
     form = f"{labels.dtype} [{', '.join('NKLM'[: labels.ndim])}]"
     kinds = {kind.labels: kind for kind in ANSWERS.values()}

@@ -1,13 +1,12 @@
-"""A trained classifier as a file: the plain Keras model.
+"""The trained classifier as a plain Keras model file.
 
-It is written under a temporary name, asked for its answers to validation images, and deleted if
-they differ.
+It is written under a temporary name, compared with the trained network on validation images, and
+deleted if the logits differ.
 """
 
 import os
 import tempfile
 from collections.abc import Callable
-from typing import Any
 
 from tl_research import quiet
 
@@ -20,6 +19,7 @@ import tensorflow as tf
 from tl_research.data.dataset import Dataset
 from tl_research.errors import ExportError, UserError
 from tl_research.files import (
+    Json,
     make_folders,
     remove,
     rename,
@@ -39,14 +39,14 @@ TOLERANCE = 1e-3  # relative; rounding of folded against plain BatchNorm
 def save_keras(
     classifier: Classifier, data: Dataset, directory: RunDirectory, batch_size: int
 ) -> None:
-    """Saves the plain Keras model and the class names, and checks that it answers as the trained
-    network does.
+    """Saves the plain Keras model and the class names, and compares the saved model with the
+    trained network.
 
     Args:
-        classifier: The trained `Classifier`, in float32: the file is to serve anywhere.
-        data: `Dataset`; the check is on its validation images.
+        classifier: The trained `Classifier`, in float32, so that the file works anywhere.
+        data: `Dataset`; its validation images are compared.
         directory: The open `RunDirectory`.
-        batch_size: Images at a time of the check, that of training: no more memory is needed then.
+        batch_size: Batch size of the comparison; that of training needs no additional memory.
 
     Raises:
         ExportError: If the logits of validation images differ; the file is removed.
@@ -60,7 +60,7 @@ def save_keras(
         expected, received = _saved(classifier, images, temporary, batch_size)
     difference = relative_difference(expected, received)
     keep_if(differing("model.keras", difference, TOLERANCE, len(images)), temporary, path)
-    directory.write_json(os.path.join("export", "classes.json"), list(data.classes))
+    directory.write_json("export/classes.json", list(data.classes))
     print(
         f"exported {path}: logits equal to {difference:.1g} relative on {len(images)} validation "
         "images",
@@ -68,22 +68,22 @@ def save_keras(
     )
 
 
-def save_temperature(calibration: dict[str, Any] | None, directory: RunDirectory) -> None:
-    """Writes the temperature beside the Keras model, whose logits it divides.
+def save_temperature(calibration: Json | None, directory: RunDirectory) -> None:
+    """Writes the temperature that divides the model's logits, beside the Keras model.
 
     Args:
-        calibration: Of `results.json`; of None nothing is written.
+        calibration: `calibration` of `results.json`; if it is None, nothing is written.
         directory: The open `RunDirectory`.
     """
     if calibration:
-        path = os.path.join("export", "calibration.json")
+        path = "export/calibration.json"
         directory.write_json(path, {"temperature": calibration["temperature"]})
 
 
 def _saved(classifier, images, path, batch_size):
-    """Saves the Keras model; returns the logits of the network and of the model read from there."""
+    """Saves the Keras model; returns the logits of the network and of the model loaded again."""
     classifier.model.save(path)
-    pixels = (classifier.graph.input,)  # all from variables: constants would take memory again
+    pixels = (classifier.graph.input,)  # computed from variables: constants would double the memory
     expected = in_batches(
         lambda batch: classifier.logits(pixels, [classifier.preprocessing(batch)]),
         images,
@@ -94,8 +94,13 @@ def _saved(classifier, images, path, batch_size):
 
 
 def in_batches(compute: Callable, images: np.ndarray, batch_size: int) -> np.ndarray:
-    """Returns float32 [N, K], what a function of float32 images [B, S, S, 3] makes of uint8 ones,
-    compiled, which keeps of its intermediate results only what it still needs.
+    """Returns the outputs of a function for all images, float32 [N, K].
+
+    Args:
+        compute: A function of float32 images [B, S, S, 3]. It is compiled, so that intermediate
+            results are freed as early as possible.
+        images: uint8 [N, S, S, 3].
+        batch_size: Images at a time.
     """
     compiled = tf.function(
         lambda batch: compute(tf.cast(batch, tf.float32)),
@@ -106,13 +111,13 @@ def in_batches(compute: Callable, images: np.ndarray, batch_size: int) -> np.nda
 
 
 def try_saving(classifier: Classifier) -> None:
-    """Tries before training what `save_keras` does after it.
+    """Tries before training whether the model can be saved after it.
 
     Args:
-        classifier: A `Classifier` in float32, with parts of the user's.
+        classifier: A `Classifier` in float32 with parts of an extension.
 
     Raises:
-        UserError: If it cannot be saved and loaded, or answers differently then.
+        UserError: If it cannot be saved and loaded, or its logits differ after that.
         StorageError: If there is no room for it.
     """
     size = classifier.image_size
@@ -125,24 +130,32 @@ def try_saving(classifier: Classifier) -> None:
         except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
             why = str(error).rpartition("Exception encountered: ")[2].partition(". ")[0]
         else:
-            largest, difference = np.abs(expected).max(), np.abs(received - expected).max()
-            if difference <= TOLERANCE * max(largest, 1e-6):
+            difference = relative_difference(expected, received)
+            if difference <= TOLERANCE:
                 return
-            why = f"then its logits of up to {largest:.3g} differ by {difference:.2g}"
+            why = f"its logits then differ by {difference:.2g} relative"
     raise UserError(
         f"the backbone or head of the extension cannot be saved and loaded again: {why}; expected "
-        "layers of Keras, or such as keras.saving.register_keras_serializable knows and that have "
-        "a get_config; correct it"
+        "layers of Keras, or layers with get_config and "
+        "keras.saving.register_keras_serializable; correct it"
     )
 
 
 def relative_difference(expected: np.ndarray, received: np.ndarray) -> float:
-    """Returns the norm of the difference, by that of what was expected."""
-    return float(np.linalg.norm(received - expected) / np.linalg.norm(expected))
+    """Returns the norm of the difference relative to that of `expected`; 0 if they are equal."""
+    difference, norm = (float(np.linalg.norm(of)) for of in (received - expected, expected))
+    return difference and difference / max(norm, 1e-30)
 
 
 def differing(name: str, difference: float, tolerance: float, count: int) -> str | None:
-    """Returns what is to be said of an artefact whose logits differ too much, or None."""
+    """Returns the error text if the logits of an exported file differ too much, or None.
+
+    Args:
+        name: The file's name.
+        difference: Relative difference of the logits.
+        tolerance: The largest one that is allowed.
+        count: Number of images compared.
+    """
     if difference <= tolerance:
         return None
     return (
@@ -152,8 +165,15 @@ def differing(name: str, difference: float, tolerance: float, count: int) -> str
 
 
 def keep_if(wrong: str | None, temporary: str, path: str) -> None:
-    """Gives an artefact its name; or removes it and raises ExportError, which says what is
-    wrong.
+    """Renames an exported file to its final name, or removes it if it is wrong.
+
+    Args:
+        wrong: Error text, or None.
+        temporary: Where the file is.
+        path: Its final name.
+
+    Raises:
+        ExportError: If it is wrong.
     """
     with storage_errors(path):
         if wrong:

@@ -1,10 +1,9 @@
-"""A linear head in closed form, with the answer that each image gets from all the others.
+"""A linear head in closed form, and the leave-one-out logits of its images.
 
 Linear discriminant analysis with shrinkage, S = (1 - a) S_within + a tr(S_within) / d I (Ledoit &
 Wolf 2004, "Honey, I shrunk the sample covariance matrix", as in scikit-learn), logits
 x' S^-1 m_c - m_c' S^-1 m_c / 2 + log(n_c / N), divided by a temperature. Shrinkage a and
-temperature are those of the smallest leave-one-out log loss, so no validation image is needed.
-NumPy only.
+temperature minimize the leave-one-out log loss, so no validation images are needed. NumPy only.
 """
 
 import dataclasses
@@ -30,18 +29,16 @@ class ClosedForm:
     bias: Array  # float64 [K]
     shrinkage: float
     temperature: float
-    # float64 [N, K]: logits of each image by the head of all others, with this shrinkage (the
-    # multiple of I that it makes of all images) and temperature; the only image of a class has none
-    # of its own class, -inf
+    # float64 [N, K]: logits of each image by the head of all others, with this shrinkage (as the
+    # multiple of I for all images) and temperature; -inf for the class of its only image
     left_out: Array
 
 
 def solve(
     features: Array, labels: Array, num_classes: int, all_gather: AllGather = lambda own: own
 ) -> ClosedForm:
-    """Returns the head of the images of all processes, the same in each.
-
-    Solved in the space that they span: of width min(N, d).
+    """Returns the head for the images of all processes, the same in each process, solved in the
+    space that they span, of width min(N, d).
 
     Args:
         features: float [M, d], of the images that this process holds.
@@ -51,7 +48,7 @@ def solve(
     """
     space = _Space(features, labels, num_classes, all_gather)
     labels = all_gather({"label": np.asarray(labels)})["label"]
-    # one after the other: each holds as many numbers as images times classes
+    # one at a time: each result has N x K numbers
     found = ((*_judged(space, shrinkage, labels), shrinkage) for shrinkage in SHRINKAGES)
     _, temperature, left_out, shrinkage = functools.reduce(
         lambda best, judged: judged if judged[0] < best[0] else best, found
@@ -63,7 +60,7 @@ def solve(
 
 
 def _judged(space, shrinkage, labels):
-    """Returns (log loss, temperature, logits) of leaving each image out, of all processes."""
+    """Returns (log loss, temperature, logits) of the leave-one-out heads, for all processes."""
     logits = space.all_gather({"logits": space.left_out_logits(shrinkage)})["logits"]
     counted = np.isfinite(logits).all(axis=1)  # not the only image of a class
     temperature, _ = calibration.fit(ANSWERS["class"], logits[counted], labels[counted])
@@ -72,10 +69,10 @@ def _judged(space, shrinkage, labels):
 
 
 class _Space:
-    """Images in the directions in which the scatter within classes is diagonal.
+    """Images in a basis in which the scatter within classes is diagonal.
 
     Args:
-        features, labels, num_classes, all_gather: As of `solve`.
+        features, labels, num_classes, all_gather: As for `solve`.
     """
 
     def __init__(
@@ -120,7 +117,7 @@ class _Space:
         return kernel, np.log(self._counts / count) - norms / 2 - self._mean @ kernel
 
     def left_out_logits(self, shrinkage: float) -> np.ndarray:
-        """Returns [M, K], for each image here as if the head had been made without it.
+        """Returns the logits of each own image by the head made without it, [M, K].
 
         Leaving image i of class y out takes n / (n - 1) dd' from the scatter, with d = x - m_y
         (Sherman & Morrison's formula inverts the rest), and d / (n - 1) from m_y.
@@ -146,7 +143,7 @@ class _Space:
 
 
 def _span(images):
-    """Returns an orthonormal basis [d, r] of the directions that images [N, d] differ in."""
+    """Returns an orthonormal basis [d, r] of the span of centered images [N, d]."""
     values, vectors = np.linalg.eigh(images @ images.T)
     there = values > values[-1] * len(values) * np.finfo(np.float64).eps
     return images.T @ (vectors[:, there] / np.sqrt(values[there]))

@@ -1,5 +1,5 @@
-"""Every setting of a run, declared once: type, default, help, bounds, and whether it may change at
-a resume.
+"""Every setting of a run, declared once: type, default, help, bounds, and whether a resumed run
+may change it.
 
 `train.py` and the tools derive their flags from these fields (`tl_research.cli`); Python callers
 construct `Config` directly and get the same checks. Imports neither tensorflow nor absl, so that
@@ -14,34 +14,27 @@ import re
 from typing import Any
 
 from tl_research.errors import UserError, suggestion
-from tl_research.settings import (
-    check_fields,
-    flag_text,
-    item_type,
-    number,
-    setting,
-)
+from tl_research.settings import check_fields, flag_text, item_type, number, setting
 
 FLOWERS = ("daisy", "dandelion", "roses", "sunflowers", "tulips")  # the folders of tf_flowers
-# Holds the name of the newest run beside it. No link: TensorBoard would show that run twice.
-LATEST = os.path.join("runs", "latest")
+# A file with the name of the newest run in runs/. Not a link: TensorBoard would show the run twice.
+LATEST = "runs/latest"
 DATASETS = ("tf_flowers", "cats_vs_dogs", "drawn_flowers", "directory")
 PREPROCESSINGS = ("auto", "raw", "tf", "caffe", "torch", "lite")
-# Factors mean what they mean in the Keras layer of the same name; flip is horizontal and takes
-# none.
+# Factors are those of the Keras layers of the same name; flip is horizontal and has none.
 AUGMENTATIONS = ("flip", "rotation", "zoom", "translation", "brightness", "contrast")
-# Earlier versions wrote them; the tools on finished runs, which do not train, do without.
+# Written by earlier versions; the tools on finished runs do not need them.
 _FORMER_SETTINGS = ("warmup_steps",)
 
 
 def lower_is_better(name: str) -> bool:
-    """Returns whether a metric is to be small: it is if its name ends in `loss` or `error`."""
+    """Returns whether smaller values of a metric are better: its name ends in `loss` or `error`."""
     return name.endswith(("loss", "error"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """One entry of `--phases`: which part of the backbone trains, how fast and for how long."""
+    """One training phase: the trainable part of the backbone, learning rate and epochs."""
 
     name: str
     epochs: int
@@ -56,187 +49,189 @@ class Phase:
 class Config:
     """All settings of a run.
 
-    A list has an entry for each phase, or one that serves all. Of a default list the first of
-    several phases, or one named head, has the first entry, every other phase the last.
+    A list setting has one entry per phase, or one for all. Of a default list, the first of several
+    phases, or a single phase named head, takes the first entry and the other phases the last.
 
     Raises:
-        UserError: If a value is of the wrong type, out of bounds, or contradicts another.
+        UserError: If a value has the wrong type, is out of bounds, or contradicts another.
     """
 
-    # what --help shows first
-    FIRST = tuple(
-        [
-            *("data_dir", "backbone", "weights", "image_size", "epochs", "unfreeze"),
-            *("learning_rate", "batch_size", "workdir", "seed"),
-        ]
+    # shown first by --help
+    FIRST = (
+        "data_dir",
+        "backbone",
+        "weights",
+        "image_size",
+        "epochs",
+        "unfreeze",
+        "learning_rate",
+        "batch_size",
+        "workdir",
+        "seed",
     )
 
     dataset: str | None = setting(
         None,
-        "where images come from; None: directory with a --data_dir, unless that is a copy of "
-        "tf_flowers; without one tf_flowers",
+        "source of the images; None: directory if --data_dir is given and is not a copy of "
+        "tf_flowers, else tf_flowers",
         choices=DATASETS,
         group="Data",
     )
     data_dir: str | None = setting(
         None,
-        "a directory with one folder per class; with a named data set, a local copy used instead "
+        "directory with one folder per class; with a named data set, a local copy to use instead "
         "of downloading",
         may_change=True,
-        path="absolute",
+        path=True,
     )
     validation_dir: str | None = setting(
         None,
-        "validation images of a data set that brings its own; halved into validation and test "
-        "without --test_dir",
+        "validation images of a data set that provides its own; split in half for validation and "
+        "test unless --test_dir is given",
         may_change=True,
-        path="absolute",
+        path=True,
     )
     test_dir: str | None = setting(
         None,
-        "test images of a data set that brings its own; without --validation_dir the others are "
-        "split into training and validation",
+        "test images of a data set that provides its own; without --validation_dir the other "
+        "images are split into training and validation",
         may_change=True,
-        path="absolute",
+        path=True,
     )
     download_dir: str = setting(
         "~/.cache/tl_research",
-        "where downloaded and drawn images are kept",
+        "directory for downloaded and drawn images",
         may_change=True,
-        path="absolute",
+        path=True,
     )
     download_base_url: str | None = setting(
         None,
-        "a mirror: the data archives are fetched from here instead of their own hosts",
+        "mirror to download the data archives from instead of their own hosts",
         may_change=True,
         address=True,
     )
     if_offline: str = setting(
         "stop",
-        "embedded: what cannot be reached is replaced by drawn_flowers and EfficientNetLite0's "
-        "packaged weights",
+        "embedded: replace what cannot be reached with drawn_flowers and the packaged weights of "
+        "EfficientNetLite0",
         choices=("stop", "embedded"),
     )
     data_audit: str = setting(
         "on",
-        "before training, ask a closed-form head which labels are in doubt and which images look "
-        "alike: report/data_audit.csv",
+        "before training, use a closed-form head to find doubtful labels and near-duplicate "
+        "images, listed in report/data_audit.csv",
         choices=("on", "off"),
         may_change=True,
     )
     on_bad_image: str = setting(
         "error",
-        "skip: train without the files that cannot be decoded or that stand in two classes; either "
+        "skip: train without files that cannot be decoded or that appear in two classes; either "
         "way they are listed in bad_images.csv",
         choices=("error", "skip"),
     )
     leave_out: str | None = setting(
         None,
-        "a CSV file with a path column, names as in split.json: the run is without these images",
-        path="absolute",
+        "CSV file whose path column lists images to exclude, named as in split.json",
+        path=True,
     )
     split: tuple[float, ...] = setting(
         (0.8, 0.1, 0.1),
-        "fractions of each class's images for training, validation and test",
+        "fractions of each class used for training, validation and test",
         above=0,
         high=1,
     )
-    split_seed: int = setting(0, "another value draws another split", low=0)
+    split_seed: int = setting(0, "seed of the split")
     image_size: int = setting(
-        224, "height and width in pixels that images are resized to", low=16, high=2048
+        224, "height and width in pixels to which images are resized", low=16, high=2048
     )
     max_image_pixels: int = setting(
         0,
-        "pixels that an image may have, and JPEGs with more are decoded at a reduced scale; 0: "
-        "89,478,485, of files that do not claim far more than they hold",
-        low=0,
+        "largest number of pixels of an image; larger JPEG files are decoded at a reduced scale; "
+        "0: 89,478,485, for files that do not claim far more than they hold",
     )
     cache_pixels: int = setting(
         4 << 30,
         "bytes of memory for decoded images; a larger data set is decoded again every epoch",
-        low=0,
         may_change=True,
     )
     augment: tuple[str, ...] = setting(
         ("flip", "rotation=0.1", "zoom=0.1"),
-        f"random changes of the training images, any of {', '.join(AUGMENTATIONS)} with their "
+        f"random augmentation of training images, any of {', '.join(AUGMENTATIONS)} with their "
         "factors, or none",
         words=("none",),
     )
     augment_views: int = setting(
         4,
-        "versions of each image, used in turn, one an epoch: it as it is, then augmented ones; 0 "
-        "draws a fresh augmented one every epoch",
-        low=0,
+        "number of versions of each image, the original and then augmented ones, used in turn, "
+        "one per epoch; 0: a new augmented version every epoch",
     )
     mixup: float = setting(
         0.0,
-        "MixUp: each training image is blended with another, shares drawn from Beta(this, this); "
-        "live only; 0 does not",
-        low=0,
+        "MixUp: blend each training image with another, with weights from Beta(mixup, mixup); "
+        "features are not cached; 0: off",
     )
     class_share: tuple[str, ...] = setting(
         (),
-        "CLASS=SHARE: train with this share of the class's training images only; may be repeated",
+        "CLASS=SHARE: use only this share of the training images of a class; may be repeated",
         repeated=True,
     )
     feature_cache: str = setting(
         "auto",
-        "where what the frozen part computes is kept; auto: in memory if it fits and pays",
+        "where to keep features of the frozen part; auto: in memory if they fit and it pays",
         choices=("auto", "memory", "disk", "off"),
     )
-    cache_bytes: int = setting(4 << 30, "bytes of memory for cached features", low=0)
+    cache_bytes: int = setting(4 << 30, "bytes of memory for cached features")
     cache_dtype: str = setting(
         "auto",
-        "type of cached features; auto: as they are computed",
+        "data type of cached features; auto: as computed",
         choices=("auto", "float16", "bfloat16"),
     )
 
     backbone: str = setting(
-        "EfficientNetV2B0", "the pretrained network; list prints a table of them", group="Model"
+        "EfficientNetV2B0", "pretrained network; list prints all of them", group="Model"
     )
     weights: str = setting(
         "imagenet",
         "imagenet, none (random), a Keras weights or model file, or the directory of a finished "
-        "run: of the same classes with its head, to train on",
-        path="absolute",
+        "run, whose head is used too if the classes are the same",
+        path=True,
         words=("imagenet", "none"),
     )
     dropout: float = setting(
-        0.2, "share of the pooled features dropped before the dense layer", low=0, high=0.95
+        0.2, "share of the pooled features dropped before the dense layer", high=0.95
     )
     head_init: str = setting(
         "random",
-        "lda: the head starts as the shrinkage linear discriminant analysis of the training images",
+        "lda: initialize the head by shrinkage linear discriminant analysis of the training images",
         choices=("random", "lda"),
     )
     preprocessing: str = setting(
         "auto",
-        "auto: what the backbone was trained on; another one to show what that does",
+        "auto: as the backbone was trained; the others show the effect of a wrong one",
         choices=PREPROCESSINGS,
     )
     batchnorm: str = setting(
         "inference",
-        "training: let BatchNorm use and move batch statistics, to show what that does",
+        "training: BatchNorm uses and updates batch statistics, to show the effect",
         choices=("inference", "training"),
     )
     fold_batchnorm: str = setting(
         "on",
-        "compute convolution and BatchNorm as one convolution; off for comparison",
+        "compute convolution and BatchNorm as a single convolution; off is for comparison",
         choices=("on", "off"),
     )
 
     phases: tuple[str, ...] = setting(
         ("head", "finetune"),
-        "names of the phases, in order; each has an entry in the lists that follow. Of a list left "
-        "at its default the first of several phases, or one named head, has the first entry, every "
-        "other phase the last",
+        "names of the phases, in order; the lists below have one entry per phase, or one for all. "
+        "Of a default list, the first of several phases, or a single phase named head, takes the "
+        "first entry and the other phases the last",
         group="Fine-tuning",
     )
-    epochs: tuple[int, ...] = setting((8, 10), "epochs of each phase; 0 skips it", low=0)
+    epochs: tuple[int, ...] = setting((8, 10), "epochs of each phase; 0 skips the phase")
     unfreeze: tuple[str, ...] = setting(
         ("0%", "30%"),
-        "what of the backbone trains in each phase: the top N% of its layers, "
+        "trainable part of the backbone in each phase: the top N% of its layers, "
         "a layer or block name (from there up), or all",
     )
     learning_rate: tuple[float, ...] = setting(
@@ -244,27 +239,25 @@ class Config:
     )
     select_by: str = setting(
         "val_loss",
-        "what decides the best epoch and phase: val_loss, val_accuracy, or a column of an "
-        "extension; of a name that ends in loss or error the lowest",
+        "metric that selects the best epoch and phase: val_loss, val_accuracy or a column of an "
+        "extension; lower is better if the name ends in loss or error",
     )
     patience: tuple[int, ...] = setting(
-        (0, 3),
-        "epochs without a better --select_by before a phase stops; 0 never stops early",
-        low=0,
+        (0, 3), "epochs without an improvement of --select_by before a phase stops; 0: no limit"
     )
     backbone_lr_multiplier: float = setting(
-        1.0, "times the learning rate, for the backbone", above=0
+        1.0, "learning rate multiplier of the backbone", above=0
     )
     layer_decay: float = setting(
         1.0,
-        "times the learning rate once for the last block, twice for the one before, ...",
+        "learning rate multiplier applied once to the last block, twice to the one before, ...",
         above=0,
         high=1,
     )
     lr_multiplier: tuple[str, ...] = setting(
         (),
-        "REGEX=VALUE: times the learning rate, for variables whose backbone/<layer>/<variable> or "
-        "head/<variable> it matches; may be repeated",
+        "REGEX=VALUE: learning rate multiplier of variables whose backbone/<layer>/<variable> or "
+        "head/<variable> matches; may be repeated",
         repeated=True,
     )
 
@@ -274,110 +267,99 @@ class Config:
         choices=("sgd", "adam", "adamw", "rmsprop", "lion"),
         group="Optimization",
     )
-    momentum: float = setting(0.9, "of sgd", low=0, high=0.9999)
+    momentum: float = setting(0.9, "momentum of sgd", high=0.9999)
     nesterov: bool = setting(False, "Nesterov momentum in sgd")
     weight_decay: float = setting(
-        0.0, "decoupled, scaled by the group's learning rate; for adamw and lion", low=0
+        0.0, "decoupled weight decay of adamw and lion, scaled by the group's learning rate"
     )
-    clip_norm: float = setting(
-        0.0, "largest global norm of all gradients together; 0 does not clip", low=0
-    )
+    clip_norm: float = setting(0.0, "largest global norm of all gradients together; 0: no clipping")
     label_smoothing: float = setting(
         0.1,
-        "probability spread over all classes in the training loss, where that is the "
-        "cross-entropy of classes",
-        low=0,
+        "probability spread over all classes in the training loss, if that is the cross-entropy "
+        "of classes",
         high=0.9,
     )
     class_weights: str = setting(
         "none",
-        "balanced: in the training loss an image weighs N / (K n) where its class has n of all N "
-        "in K classes",
+        "balanced: weight each image by N / (K n) in the training loss, for n of N images in one "
+        "of K classes",
         choices=("none", "balanced"),
     )
     ema_decay: float = setting(
         0.0,
-        "evaluate, select and keep an exponential moving average of the trained weights, times "
-        "this each step; 0 does not",
-        low=0,
+        "decay per step of an exponential moving average of the trained weights, which is then "
+        "evaluated, selected and saved; 0: off",
         high=0.99999,
     )
     lr_schedule: tuple[str, ...] = setting(
         ("constant", "cosine"),
-        "of each phase, after warm-up; cosine falls to 0 at its end",
+        "learning rate schedule of each phase after warm-up; cosine decays to 0",
         choices=("constant", "cosine"),
     )
     warmup: tuple[float, ...] = setting(
         (0.0, 0.3),
-        "share of the steps of each phase in which the rate rises linearly to its full value: in "
-        "whole steps, at most all but two",
-        low=0,
+        "share of the steps of each phase in which the learning rate rises linearly to its full "
+        "value; rounded to whole steps, at most all but two",
         high=0.99,
     )
 
-    batch_size: int = setting(32, "images a step", low=1, group="Loop")
+    batch_size: int = setting(32, "images per step", low=1, group="Loop")
     steps_per_call: int = setting(
         0,
-        "training steps in one call of the compiled loop; 0 chooses by the cost of a step",
-        low=0,
+        "training steps per call of the compiled loop; 0: chosen by the cost of a step",
         may_change=True,
     )
-    seed: int = setting(
-        0, "decides weights, order, augmentation and dropout", low=0, high=2**31 - 1
-    )
+    seed: int = setting(0, "seed of weights, data order, augmentation and dropout", high=2**31 - 1)
     seeds: tuple[int, ...] = setting(
         (),
-        "train once for each, in --workdir/seed<S>, instead of once with --seed; prints mean, "
-        "range and interval",
-        low=0,
+        "train once per seed, in --workdir/seed<S>, instead of once with --seed; prints mean, "
+        "range and confidence interval",
         high=2**31 - 1,
-        may_change=True,
         recorded=False,
     )
     seeds_split: str = setting(
         "separate",
-        "separate: each of --seeds is its split's seed too; same: all have --split_seed",
+        "separate: each of --seeds is its split seed too; same: all use --split_seed",
         choices=("separate", "same"),
-        may_change=True,
         recorded=False,
     )
     time_limit: float = setting(
         0.0,
-        "seconds from the start of the program to the results: each phase is shortened to the "
-        "epochs that fit, and where features are cached the first epoch has the images as they "
-        "are; 0 does not",
-        low=0,
+        "seconds from program start to results: each phase is shortened to the epochs that fit, "
+        "and with cached features the first epoch uses unaugmented images; 0: no limit",
     )
     checkpoint_every_steps: int = setting(
-        0, "besides the epoch ends; 0 only there", low=0, may_change=True
+        0,
+        "steps between checkpoints besides those at epoch ends; 0: epoch ends only",
+        may_change=True,
     )
     checkpoint_every_seconds: float = setting(
         300.0,
-        "besides the epoch ends, after the call of the compiled loop in which they are over; 0 "
-        "only there",
-        low=0,
+        "seconds between checkpoints besides those at epoch ends, rounded up to whole calls of the "
+        "compiled loop; 0: epoch ends only",
         may_change=True,
     )
     min_test_accuracy: float = setting(
-        0.0, "exit 3 when the test accuracy is below", low=0, high=1, may_change=True
+        0.0, "exit with code 3 if the test accuracy is lower", high=1, may_change=True
     )
 
     precision: str = setting(
         "auto",
-        "of training; validation, test and export are float32; auto: mixed_bfloat16 on a GPU from "
-        "compute capability 8.0, mixed_float16 on others; on a CPU mixed_bfloat16 where the "
-        "processor multiplies it and the backbone is known to gain, else float32",
+        "precision of training; validation, test and export use float32; auto: mixed_bfloat16 on "
+        "a GPU of compute capability 8.0 or higher, mixed_float16 on others; on a CPU "
+        "mixed_bfloat16 if the processor multiplies bfloat16 and the backbone is known to gain, "
+        "else float32",
         choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"),
         group="Precision",
     )
     xla: str = setting(
         "auto",
-        "compile the steps with XLA; auto: on a GPU only, on CPU it is slower",
+        "compile the steps with XLA; auto: on a GPU only, since it is slower on a CPU",
         choices=("auto", "on", "off"),
     )
     deterministic: bool = setting(
         False,
-        "every run gives the same bits on a GPU too, if more slowly; a CPU needs no flag for that",
+        "bitwise repeatable on a GPU too, but slower; on a CPU every run is",
     )
 
     distribute: str = setting(
@@ -397,59 +379,44 @@ class Config:
     )
     worker_timeout: float = setting(
         0.0,
-        "seconds that multi_worker waits for all processes of TF_CONFIG; 0 waits for ever",
-        low=0,
+        "seconds that multi_worker waits for all processes of TF_CONFIG; 0: no limit",
         may_change=True,
     )
 
     workdir: str | None = setting(
         None,
-        "the run directory; alone it goes on with the run in it, as that was begun; without it "
-        "runs/<UTC time>-<folder of the images>-<backbone>",
-        may_change=True,
-        path="as given",
+        "run directory; given alone, resumes its run with the same settings; default: runs/<UTC "
+        "time>-<image folder>-<backbone>",
+        path=True,
         recorded=False,
         group="Output",
     )
     name: str | None = setting(
-        None,
-        "of a new directory in runs/, where no --workdir is given",
-        may_change=True,
-        recorded=False,
+        None, "name of a new directory in runs/, if --workdir is not given", recorded=False
     )
     extension: str | None = setting(
         None,
-        "a Python file of yours whose parts replace the package's, see docs/extending.md; on the "
-        "command line only",
-        may_change=True,
-        path="as given",
+        "Python file whose parts replace the package's, see docs/extending.md; on the command "
+        "line only",
+        path=True,
         recorded=False,
         in_files=False,
     )
     profile_steps: str | None = setting(
         None,
-        "A:B: profile the global steps from A up to B, which then run one at a time, for "
-        "TensorBoard",
+        "A:B: profile global steps A to B - 1 for TensorBoard; they run one at a time",
         may_change=True,
     )
     json: bool = setting(
-        False,
-        "print the results as a RESULT line on a terminal too",
-        may_change=True,
-        recorded=False,
+        False, "print the results as a RESULT line on a terminal too", recorded=False
     )
     verbose: bool = setting(
-        False,
-        "print the whole plan and what the audits counted",
-        may_change=True,
-        recorded=False,
+        False, "print the whole plan and the counts of the audits", recorded=False
     )
     resume: str = setting(
         "auto",
-        "auto: go on with an unfinished run in --workdir; never: set the old run aside and start "
-        "anew",
+        "auto: resume an unfinished run in --workdir; never: rename the old run and start anew",
         choices=("auto", "never"),
-        may_change=True,
         recorded=False,
     )
 
@@ -462,32 +429,19 @@ class Config:
             if is_wrong(self):
                 shown = {name: flag_text(value) for name, value in vars(self).items()}
                 raise UserError(f"--{flag}{text.format(**shown)}", flag)
-        for name, value in self.augment_factors.items():
-            if not 0 < value <= (1 if name in AUGMENTATIONS else math.inf):
-                raise UserError(
-                    f"--augment has {name}={value}; expected a factor in (0, 1]; for example "
-                    f"{name}=0.1",
-                    "augment",
-                )
-        self.class_shares  # noqa: B018 (checks them)
-        self.phase_plan  # noqa: B018 (checks the lists against each other)
+        # properties that raise if their settings are wrong
+        for name in ("augment_factors", "class_shares", "phase_plan"):
+            getattr(self, name)
 
     @property
     def phase_plan(self) -> tuple[Phase, ...]:
         """The phases, one `Phase` each, in order."""
-        for name in self.phases:
-            if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-                raise UserError(
-                    f"--phases names a phase {name!r}; expected letters, digits, _ and -; rename "
-                    "it",
-                    "phases",
-                )
         lists = ("epochs", "unfreeze", "learning_rate", "patience", "warmup", "lr_schedule")
         columns = map(self._of_each_phase, lists)
         return tuple(Phase(name, *row) for name, row in zip(self.phases, zip(*columns)))
 
     def _of_each_phase(self, name):
-        """Returns the values of a list setting, one for each phase."""
+        """Returns the values of a list setting, one per phase."""
         values, count = getattr(self, name), len(self.phases)
         if len(values) == count:
             return values
@@ -504,25 +458,20 @@ class Config:
 
     @property
     def augmentation(self) -> dict[str, float]:
-        """{operation: factor} of those of `--augment` that are built in."""
-        return {
-            name: self.augment_factors[name]
-            for name in self.augment_factors
-            if name in AUGMENTATIONS
-        }
+        """{operation: factor} of the built-in operations in `--augment`."""
+        return {name: of for name, of in self.augment_factors.items() if name in AUGMENTATIONS}
 
     @property
     def augment_factors(self) -> dict[str, float]:
-        """`--augment` as a dict of factors; flip has factor 1.
+        """{operation: factor} of `--augment`; the factor of flip is 1.
 
-        With an extension, which is not known here, any name may be one of its operations.
+        With an extension, any name may be one of its operations.
         """
-        if self.augment == ("none",):
-            return {}
-        factors = {}
-        for part in self.augment:
+        factors: dict[str, float] = {}
+        for part in () if self.augment == ("none",) else self.augment:
             name, _, value = part.partition("=")
-            if not (name in AUGMENTATIONS or self.extension) or name in factors:
+            is_built_in = name in AUGMENTATIONS
+            if not (is_built_in or self.extension) or name in factors:
                 raise UserError(
                     f"--augment has {part!r}; expected each of {', '.join(AUGMENTATIONS)} at most "
                     "once, or none; others need their --extension"
@@ -532,16 +481,17 @@ class Config:
             if (name == "flip") == bool(value):
                 raise UserError(
                     f"--augment has {part!r}; expected flip without and the others with a factor; "
-                    "write for example flip,rotation=0.1",
+                    "for example flip,rotation=0.1",
                     "augment",
                 )
-            factors[name] = 1.0 if name == "flip" else number(float, value, f"--augment={name}")
+            most = 1 if is_built_in else math.inf
+            factors[name] = _factor("augment", name, value or "1", most)
         return factors
 
     @property
     def class_shares(self) -> dict[str, float]:
-        """`--class_share` as a dict, class name -> share of its training images."""
-        shares = {}
+        """{class: share of its training images} of `--class_share`."""
+        shares: dict[str, float] = {}
         for part in self.class_share:
             name, _, value = part.rpartition("=")
             if not name or name in shares:
@@ -550,12 +500,7 @@ class Config:
                     "roses=0.1",
                     "class_share",
                 )
-            shares[name] = number(float, value, f"--class_share={name}")
-            if not 0 < shares[name] <= 1:
-                raise UserError(
-                    f"--class_share={part}; expected a share in (0, 1]; for example {name}=0.1",
-                    "class_share",
-                )
+            shares[name] = _factor("class_share", name, value, 1)
         return shares
 
     @property
@@ -566,7 +511,7 @@ class Config:
 
     @classmethod
     def from_flags(cls, text: str) -> "Config":
-        """Returns the settings that `to_flags` wrote, in this version or an earlier one."""
+        """Returns the settings from the output of `to_flags`, of this version or an earlier one."""
         fields = {field.name: field for field in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         for line in text.splitlines():
@@ -586,10 +531,7 @@ class Config:
         return cls(**values)
 
     def to_flags(self) -> str:
-        """The settings as flagfile lines, without the run's own place.
-
-        Replaying them repeats the run.
-        """
+        """Returns the recorded settings as lines of a flag file, which repeats the run."""
         lines = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -602,13 +544,23 @@ class Config:
         return "\n".join(lines) + "\n"
 
 
+def _factor(flag, name, value, most):
+    """Returns the number in --flag=name=value, which is above 0 and at most `most`."""
+    factor = number(float, value, f"--{flag}={name}")
+    if not 0 < factor <= most:
+        raise UserError(
+            f"--{flag}={name}={value}; expected a number in (0, 1]; for example {name}=0.1", flag
+        )
+    return factor
+
+
 def _holds_flowers(folder):
-    """Returns whether a folder is a copy of tf_flowers, by the folders in it."""
+    """Returns whether a folder is a copy of tf_flowers, judged by its subfolders."""
     return sorted(glob.glob("*/", root_dir=folder)) == [f"{name}/" for name in FLOWERS]
 
 
 def _is_no_part(what):
-    """Returns whether an entry of --unfreeze has a form that nothing in any backbone has."""
+    """Returns whether an entry of --unfreeze cannot name a part of any backbone."""
     try:
         return not 0 <= float(what.removesuffix("%")) <= 100 or not what.endswith("%")
     except ValueError:
@@ -620,8 +572,8 @@ def _is_no_range(text):
     return not (colon and first.isdecimal() and end.isdecimal() and int(first) < int(end))
 
 
-# What settings rule out: the flag to name, whether a `Config` has it wrong, and what is said behind
-# the flag's name, with the values of all.
+# Combinations that are not allowed: the flag to name, a function of the `Config` that is true if it
+# is wrong, and the text after the flag's name, formatted with all settings.
 _RULES = (
     (
         "dataset",
@@ -629,21 +581,18 @@ _RULES = (
         "=directory without --data_dir; expected a directory with one folder per class; add "
         "--data_dir=DIR",
     ),
-    (
-        "test_dir",
-        lambda c: c.test_dir and not c.data_dir,
-        "={test_dir} without --data_dir; expected the training images too; add --data_dir=DIR",
-    ),
-    (
-        "validation_dir",
-        lambda c: c.validation_dir and not c.data_dir,
-        "={validation_dir} without --data_dir; expected the training images too; add "
-        "--data_dir=DIR",
+    *(
+        (
+            name,
+            lambda c, name=name: getattr(c, name) and not c.data_dir,
+            f"={{{name}}} without --data_dir; expected the training images too; add --data_dir=DIR",
+        )
+        for name in ("test_dir", "validation_dir")
     ),
     (
         "split",
         lambda c: len(c.split) != 3 or abs(sum(c.split) - 1) > 1e-9,
-        "={split}; expected three fractions that sum to 1; write for example --split=0.8,0.1,0.1",
+        "={split}; expected three fractions that sum to 1; for example --split=0.8,0.1,0.1",
     ),
     (
         "unfreeze",
@@ -654,8 +603,8 @@ _RULES = (
     (
         "name",
         lambda c: c.name and not re.fullmatch(r"(?!latest$)[\w+-][\w.+ -]*", c.name),
-        "={name}; expected letters, digits, spaces and . _ + -, and another than latest; write for "
-        "example --name=roses",
+        "={name}; expected letters, digits, spaces and . _ + -, and not latest; for example "
+        "--name=roses",
     ),
     (
         "weight_decay",
@@ -671,13 +620,18 @@ _RULES = (
     (
         "distribute",
         lambda c: c.distribute != "off" and c.batchnorm == "training",
-        "={distribute} with --batchnorm=training, whose statistics would be of a part of the "
+        "={distribute} with --batchnorm=training, whose statistics would cover only part of the "
         "batch; expected one replica; use --distribute=off",
     ),
     (
         "phases",
         lambda c: len(set(c.phases)) != len(c.phases),
         "={phases} repeats a name; expected each once; rename one",
+    ),
+    (
+        "phases",
+        lambda c: not all(re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in c.phases),
+        "={phases}; expected names of letters, digits, _ and -; rename the phases",
     ),
     (
         "seeds",
@@ -687,13 +641,13 @@ _RULES = (
     (
         "seeds",
         lambda c: c.seeds and c.distribute == "multi_worker",
-        "={seeds} with --distribute=multi_worker; expected one run of all workers; give --seed, "
-        "and start them once for each",
+        "={seeds} with --distribute=multi_worker; expected one run at a time; give --seed, and "
+        "start the workers once per seed",
     ),
     (
         "mixup",
         lambda c: c.mixup and c.feature_cache in ("memory", "disk"),
-        "={mixup} with --feature_cache={feature_cache}; expected images that are blended anew "
+        "={mixup} with --feature_cache={feature_cache}; expected no cache, since blends change "
         "every epoch; use --feature_cache=auto or off",
     ),
     (
@@ -705,7 +659,7 @@ _RULES = (
 
 
 def run_called(name: str) -> str:
-    """Returns the directory that `--run` names: `latest` is what `runs/latest` says.
+    """Returns the directory that `--run` names; for `latest`, the one named in `runs/latest`.
 
     Raises:
         UserError: If there is no such file.
@@ -720,7 +674,7 @@ def run_called(name: str) -> str:
     except (OSError, ValueError) as error:
         raise UserError(
             f"--run=latest, and {LATEST} cannot be read ({getattr(error, 'strerror', error)}); "
-            "expected a place where a run was made; go there, or name the run's directory"
+            "expected the directory in which a run was made; go there, or give the run's directory"
         ) from error
 
 
@@ -729,47 +683,48 @@ class ToolConfig:
     """Settings of a program that works on a finished run.
 
     Raises:
-        UserError: If a value is of the wrong type or out of bounds, or there is no run.
+        UserError: If a value has the wrong type or is out of bounds, or no run is given.
     """
 
     run: str | None = setting(
         None,
-        "the directory of a finished run; latest: the newest in runs/",
-        path="as given",
+        "directory of a finished run; latest: the newest in runs/",
+        path=True,
         recorded=False,
     )
     extension: str | None = setting(
         None,
-        "the run's Python file, where its load_catalog gave the images that are read again",
-        path="as given",
+        "the run's Python file, if its load_catalog provides the images that are read again",
+        path=True,
+        recorded=False,
         in_files=False,
     )
     batch_size: int | None = setting(
-        None, "images at a time; None: as the run was trained with, at most 32", low=1
+        None, "images per batch; None: as in training, at most 32", low=1
     )
 
     def __post_init__(self):
         check_fields(self)
-        if not self.run:
+        run: Any = self.run
+        if not run:
             raise UserError(
                 "--run is missing; expected the directory of a finished run; add --run=DIR, or "
                 "--run=latest for the newest in runs/"
             )
-        run = self.run
-        several = tuple(map(run_called, run)) if isinstance(run, tuple) else run_called(run)
-        object.__setattr__(self, "run", several)
+        named = tuple(map(run_called, run)) if isinstance(run, tuple) else run_called(run)
+        object.__setattr__(self, "run", named)
 
 
 @dataclasses.dataclass(frozen=True)
 class ReaderConfig(ToolConfig):
-    """Settings of such a program that reads the run's images and writes files."""
+    """Settings of a program that reads the images of a finished run and writes files."""
 
     data_dir: str | None = setting(
         None,
-        "where the run's images are now; None: where they were",
-        path="as given",
+        "where the run's images are now; None: where they were in training",
+        path=True,
         recorded=False,
     )
     output_dir: str | None = setting(
-        None, "what is written goes there; None: into the run", path="as given", recorded=False
+        None, "directory to write to; None: the run's", path=True, recorded=False
     )

@@ -1,42 +1,39 @@
-"""What the images of a run say about its labels: which are in doubt, and which look alike.
+"""An audit of the images of a run: doubtful labels, and images that look alike.
 
-Judged from pooled features of the images as they are, by the pretrained backbone. NumPy only;
-nothing is moved or removed. Test images are not looked at before they were read.
+It uses pooled features of the unaugmented images by the pretrained backbone, and NumPy only. No
+image is moved or removed. Test images are added only after they were read.
 """
 
 import csv
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from tl_research import closed_form, metrics
-from tl_research.data.split import printable
-from tl_research.files import csv_text, write_atomically
+from tl_research.files import Json, csv_text, write_atomically
 
 Array = np.ndarray
 COLUMNS = ("path", "side", "label", "suggested_label", "doubt", "near_copy_of", "distance")
-# An image of another class is this probable or more, by the head of all other images.
-_SUSPECT = 0.9
-# 1 - cosine of features. Of the flower photographs 24 pairs are as near, all of one scene; those
-# that were encoded again at 90 % of their size are within 0.08, cropped by 5 % within 0.23.
+# A label is in doubt if a head made without the image gives another class this probability.
 # python benchmarks/data_audit.py --dataset=tf_flowers --data_dir=PHOTOS
+_SUSPECT = 0.9
+# Distance, 1 - cosine, of features that look alike. Of the flower photographs 24 pairs are this
+# near, all of one scene; those encoded again at 90 % of their size are within 0.08, those cropped
+# by 5 % within 0.23. python benchmarks/data_audit.py --dataset=tf_flowers --data_dir=PHOTOS
 NEAR = 0.1
-_NAMED = 3  # in a line
-_ROWS = 1024  # of the matrix of distances at a time
-# What `examine` holds at a time, in float64: of the features, and of logits of all classes.
+_ROWS = 1024  # rows of the matrix of distances in memory at a time
+# float64 copies of the features and of the logits that `examine` holds at a time
 COPIES, COPIES_OF_LOGITS = 2, 12
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DataAudit:
-    """What was found about training and validation images."""
+    """The result of auditing training and validation images."""
 
-    rows: list[dict[str, Any]]  # of `data_audit.csv`, largest doubt first
-    order: Array  # int [N], the place of each row's image among those given
-    near_pairs: list[tuple[int, int]]  # places of images that look alike
-    summary: dict[str, Any]  # the entries `cross_validation` and `data_audit` of `results.json`
+    rows: list[Json]  # of `data_audit.csv`, largest doubt first
+    order: Array  # int [N], the index of each row's image
+    summary: Json  # `cross_validation` and `data_audit` of `results.json`
 
 
 def examine(
@@ -48,13 +45,13 @@ def examine(
     places: Array | None = None,
     all_gather: closed_form.AllGather = lambda own: own,
 ) -> DataAudit:
-    """Returns what the features of training and validation images say about their labels.
+    """Audits the labels of training and validation images.
 
     Args:
         features: float32 [M, d], of the images that this process holds.
-        labels: int [N], of all.
-        sides: str [N], side of the split.
-        names: N, as in `split.json`.
+        labels: int [N], of all images.
+        sides: str [N], sides of the split.
+        names: N names as in `split.json`.
         classes: K names.
         places: int [M], of this process's images among all; None: it holds all.
         all_gather: See `distribution.all_gather`.
@@ -82,7 +79,6 @@ def examine(
     return DataAudit(
         rows=rows,
         order=order,
-        near_pairs=pairs,
         summary={
             "cross_validation": _cross_validation(head, labels),
             "data_audit": {
@@ -95,7 +91,7 @@ def examine(
 
 
 def _cross_validation(head, labels):
-    """Returns what leaving each image out measured; the only image of a class is not counted."""
+    """Returns the leave-one-out metrics; the only image of a class is not counted."""
     counted = np.isfinite(head.left_out).all(axis=1)
     loss, accuracy = metrics.loss_and_accuracy(head.left_out[counted], labels[counted])
     count = int(counted.sum())
@@ -141,25 +137,23 @@ def _neighbors(features, places, all_gather):
 
 
 def describe(audit: DataAudit, path: str) -> list[str]:
-    """Returns three lines for a terminal; `path` is where the rows are."""
+    """Returns a line on the labels, for everybody, and one on the closed-form head.
+
+    Args:
+        audit: The result of `examine`.
+        path: Where its rows are.
+    """
     measured, found = audit.summary["cross_validation"], audit.summary["data_audit"]
-    count, pairs = found["suspects"], len(audit.near_pairs)
-    worst = ", ".join(
-        f"{printable(row['path'])} ({printable(row['suggested_label'])}?)"
-        for row in audit.rows[:_NAMED]
-    )
     return [
-        f"data audit: a closed-form head, each of {measured['n']:,} training and validation images "
-        f"left out once: accuracy {measured['accuracy']:.4f} (standard error "
+        f"labels: {found['suspects']} of {len(audit.rows)} in doubt, {found['contradictions']} "
+        f"look-alikes differ; see {path}",
+        f"closed-form head, each of {measured['n']:,} training and validation images left out "
+        f"once: accuracy {measured['accuracy']:.4f} (standard error "
         f"{measured['standard_error']:.4f}), loss {measured['loss']:.4f}",
-        f"data audit: {count} label{'s' * (count != 1)} in doubt; most of all {worst}; see {path}",
-        f"data audit: {pairs} pair{'s' * (pairs != 1)} of images that look alike, "
-        f"{found['near_copies_across_sides']} on two sides, {found['contradictions']} in two "
-        "classes",
     ]
 
 
-def write(path: str, rows: Sequence[dict[str, Any]]) -> None:
+def write(path: str, rows: Sequence[Json]) -> None:
     """Writes `data_audit.csv`; raises StorageError."""
     write_atomically(path, csv_text(COLUMNS, rows))
 
@@ -167,13 +161,13 @@ def write(path: str, rows: Sequence[dict[str, Any]]) -> None:
 def add_test(
     path: str, shares: Array, labels: Array, names: Sequence[str], classes: Sequence[str]
 ) -> None:
-    """Adds the test images, judged by the trained model, to the rows that are there.
+    """Adds the test images, judged by the trained model, to the file.
 
     Args:
-        path: Of `data_audit.csv`.
+        path: Path of `data_audit.csv`.
         shares: float [N, K], the model's probabilities.
         labels: int [N].
-        names: N, as in `split.json`.
+        names: N names as in `split.json`.
         classes: K names.
 
     Raises:

@@ -1,23 +1,27 @@
-"""Errors a user can fix, each with the exit code that `train.py` and the tools end with."""
+"""Errors that users can fix, with the exit codes of `train.py` and the tools."""
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
 def suggestion(word: str, words: Iterable[str]) -> str:
-    """Returns `; did you mean WORD?` for the nearest of `words`, to end a message, or nothing."""
+    """Returns `; did you mean WORD?` for the nearest of `words`, or an empty text."""
     close = difflib.get_close_matches(word, words, n=1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def to_stderr(text: object) -> None:
+    """Prints a line on stderr."""
+    print(text, file=sys.stderr, flush=True)
 
 
 class UserError(ValueError):
     """A flag, value or pattern that cannot be used.
 
-    The message is one line: received; expected; how to fix it.
-
     Args:
-        message: See above.
-        flag: Name of the flag whose value it is, if it is that of one.
+        message: One line: received; expected; how to fix it.
+        flag: Name of the flag with the wrong value, if there is one.
     """
 
     exit_code = 1
@@ -63,13 +67,13 @@ class NonFiniteError(UserError):
 
 
 class ExportError(UserError):
-    """The exported model does not answer as the trained one does."""
+    """The outputs of an exported model differ from those of the trained one."""
 
     exit_code = 6
 
 
 class CheckpointError(UserError):
-    """No usable checkpoint, or flags changed at a resume that may not."""
+    """No checkpoint can be used, or a resumed run has other flags that may not change."""
 
     exit_code = 7
 
@@ -93,12 +97,11 @@ class OutOfMemoryError(UserError):
 
 
 class Interrupted(BaseException):
-    """A signal ended the run after its checkpoint was written.
+    """A signal ended the run after its checkpoint was written; the exit code is 128 plus the
+    signal's number.
 
-    The exit code is 128 plus the signal's number.
-
-    No `Exception`, since it comes anywhere: libraries catch those, and a traced function would turn
-    it into another.
+    Not an `Exception`, since it is raised anywhere: libraries would catch it, and a traced function
+    would turn it into another error.
     """
 
     def __init__(self, message: str, signal_number: int):

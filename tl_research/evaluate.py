@@ -1,36 +1,45 @@
-"""Evaluates finished runs on their validation, test or training images, or on any labelled folder.
+"""Evaluates finished runs on their validation, test or training images, or on any labeled folder.
 
     python -m tl_research.evaluate --run=DIR --side=validation
     python -m tl_research.evaluate --run=DIR --run=OTHER --data_dir=FOLDER
 
-Writes to DIR/report/<side>/, of a folder to DIR/report/folder-<name>/ (with --output_dir there, not
-into the run): index.html, its figures, report.json (accuracy, balanced accuracy, top-k, log loss,
-calibration, with 95 % intervals; of sets of classes and of numbers what suits those), mistakes.csv
-(largest loss first), predictions.csv and, of classes, per_class.csv and confusion.csv.
-Probabilities and log losses are of logits divided by the run's `temperature`. Each reading of the
-test images is counted in `test.reads` of DIR/results.json. Where stdout is no terminal, its last
-line is `RESULT ` and report.json, or those of all runs by their paths.
+Writes to DIR/report/<side>/, or DIR/report/folder-<name>/ for a folder (or to --output_dir):
+index.html and its figures, report.json (accuracy, balanced accuracy, top-k, log loss and
+calibration with 95 % intervals; other metrics for sets of classes and for numbers), mistakes.csv
+(largest loss first), predictions.csv and, for classes, per_class.csv and confusion.csv. Logits are
+divided by the run's `temperature` before probabilities and log losses are computed. Each reading of
+the test images is counted in `test.reads` of DIR/results.json. If stdout is not a terminal, its
+last line is `RESULT ` and report.json, or a JSON object of the reports of several runs by path.
 """
 
 import dataclasses
 import itertools
 import json
 import os
-import sys
 from typing import Any
 
 import numpy as np
 
-from tl_research import cli, metrics
+from tl_research import cli
 from tl_research.config import ReaderConfig
 from tl_research.data.split import printable
-from tl_research.errors import StorageError, UserError
-from tl_research.files import csv_text, make_folders, storage_errors
-from tl_research.reporting.terminal import say_result
+from tl_research.errors import StorageError, UserError, to_stderr
+from tl_research.files import Json, csv_text, make_folders, storage_errors
+from tl_research.reporting.terminal import markdown_table, say_result
 from tl_research.settings import setting
 
-_TOGETHER = 256  # images whose rows are in memory at once
-# Numbers by which runs are compared, of those that their kind of answer has.
+_TOGETHER = 256  # images whose rows are in memory at the same time
+_PER_CLASS = (
+    "class",
+    "support",
+    "predicted",
+    "precision",
+    "recall",
+    "recall_low",
+    "recall_high",
+    "f1",
+)
+# Metrics by which runs are compared, if their kind of answer has them.
 _COMPARED = ("accuracy", "macro_f1", "mean_absolute_error", "loss", "log_loss")
 
 
@@ -38,35 +47,37 @@ _COMPARED = ("accuracy", "macro_f1", "mean_absolute_error", "loss", "log_loss")
 class EvaluateConfig(ReaderConfig):
     """Settings of `python -m tl_research.evaluate`."""
 
-    run: tuple[str, ...] = setting(  # type: ignore[assignment]  # of others it is one
+    run: tuple[str, ...] = setting(  # type: ignore[assignment]  # a single one elsewhere
         (),
-        "the directory of a finished run; may be repeated, to see several side by side",
-        path="as given",
+        "directory of a finished run; may be repeated to compare several runs",
+        path=True,
         recorded=False,
         repeated=True,
     )
     data_dir: str | None = setting(
         None,
-        "a folder of class folders: where the run's images are now, or any others of its classes, "
-        "which are then all evaluated; None: the run's, where they were",
-        path="as given",
+        "a directory with one folder per class: where the run's images are now, or other images of "
+        "its classes, all of which are evaluated; None: the run's images",
+        path=True,
         recorded=False,
     )
     side: str = setting(
         "validation",
-        "which of the run's images; those of test are meant to be read once, so every reading is "
+        "which of the run's images; test images are meant to be read once, so each reading is "
         "counted",
         choices=("validation", "test", "train"),
     )
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Evaluates the runs that an `EvaluateConfig` names, writes the reports and returns what stands
-    in `report.json`; of several runs {"runs": {path: that}}.
+def evaluate(config: EvaluateConfig) -> Json:
+    """Evaluates finished runs and writes the reports.
+
+    Returns:
+        The contents of `report.json`; for several runs {"runs": {path: contents}}.
 
     Raises:
-        RunDirectoryError: If one is no finished run, or in use.
-        DataError: If the images are not those of the run, or of classes that it does not know.
+        RunDirectoryError: If one is not a finished run, or is in use.
+        DataError: If the images are not those of the run, or have other classes.
         StorageError: If the report cannot be written.
     """
     if config.output_dir and len(config.run) > 1:
@@ -75,101 +86,104 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             "same files; expected one run; leave it out"
         )
     reports = {path: _evaluate(config, path) for path in config.run}
-    (found,) = reports.values() if len(reports) == 1 else ({"runs": reports},)
-    if len(reports) > 1:
-        print("\n".join(_side_by_side(reports)))
+    found: Json = {"runs": reports}
+    if len(reports) == 1:
+        (found,) = reports.values()
+    else:
+        print(_side_by_side(reports))
     say_result(found)
     return found
 
 
 def _evaluate(config, path):
-    """Evaluates one run; returns what stands in its `report.json`."""
+    """Evaluates one run; returns the contents of its `report.json`."""
     from tl_research import trained  # imports TensorFlow, which --help need not wait for
     from tl_research.reporting import report as page
+    from tl_research.reporting.evaluation import Evaluation
 
     run = trained.TrainedRun(path)
     with run.opened(config.output_dir) as directory:
         examples, report = _images(config, run)
         classifier = run.load_classifier(config.extension)
         if report["side"] == "test":
-            # before they are read: a reading that fails later counts too
+            # counted before they are read, so that a reading that fails later counts too
             report["test_reads"] = _count_reading(run, None if config.output_dir else directory)
             print(
-                f"test images read {report['test_reads']} times now: what is chosen by this number "
+                f"test images read {report['test_reads']} times now: a choice made by this number "
                 "is no longer measured by it"
             )
         batch_size = run.batch_size(config.batch_size)
         logits = trained.predict_logits(classifier, examples, batch_size)
         name = report.get("data_dir", report["side"])
-        found = page.evaluation(run.answer, logits, examples, run.classes, run.temperature, name)
+        shown = Evaluation(run.answer, logits, examples, run.classes, name, run.temperature)
+        found = page.evaluation(shown)
         report |= found["report"]
-        place = os.path.join("report", _place(report))
-        _write(run, examples, logits, found, report, directory, place)
+        place = f"report/{_place(report)}"
+        _write(run, shown, found, report, directory, place)
     _print(run, found, report, directory.file(place))
     return report
 
 
 def _images(config, run):
-    """Returns (the `Examples` to evaluate on, what `report.json` says of them)."""
+    """Returns (the `Examples` to evaluate, their entries in `report.json`)."""
     if not config.data_dir or run.is_of_run(config.data_dir):
         data = run.load_data(config.extension, (config.side,), config.data_dir)
         return getattr(data, config.side), {"side": config.side}
     examples, counts = run.load_folder(config.data_dir)
     folder = os.path.abspath(config.data_dir)
     if counts["train"]:
-        print(
-            f"warning: {counts['train']} of the {len(examples)} images in {folder} were trained on",
-            file=sys.stderr,
+        to_stderr(
+            f"warning: {counts['train']} of the {len(examples)} images in {folder} were trained on"
         )
     return examples, {"side": "folder", "data_dir": folder, "of_run": counts}
 
 
 def _place(report):
-    """Returns the folder below `report` that a side, or a folder of images, has."""
+    """Returns the name of the folder in `report/`."""
     folder = os.path.basename(report.get("data_dir", "").rstrip(os.sep))
     return f"folder-{folder}" if "data_dir" in report else report["side"]
 
 
-def _write(run, examples, logits, found, report, directory, place):
-    """Writes all files of an evaluation to the folder `place` of a directory."""
+def _write(run, shown, found, report, directory, place):
+    """Writes all files of an evaluation to `directory/place`."""
     from tl_research.reporting import figures
     from tl_research.reporting import report as page
 
-    calibrated, title = metrics.scaled(logits, run.temperature), os.path.basename(found["side"])
     folder = directory.file(place)
     with storage_errors(folder):
         make_folders(folder)
-        figures.save_mistakes(folder, run.answer, calibrated, examples, run.classes, title)
+        named = dataclasses.replace(shown, side=os.path.basename(shown.side))
+        figures.save_mistakes(folder, named)
     texts = {
         "report.json": json.dumps(report, indent=1, allow_nan=False) + "\n",
         "index.html": page.of_evaluation(run, found, folder),
-        **_tables(run, examples, calibrated, found["confusion"], report.get("per_class")),
+        **_tables(shown, report.get("per_class")),
     }
     for name, text in texts.items():
         directory.write_text(os.path.join(place, name), text)
 
 
 def _side_by_side(reports):
-    """Returns lines of a table of several reports, by path: the numbers of each."""
-    rows = []
-    for path, report in reports.items():
-        row = {"run": printable(os.path.basename(os.path.abspath(path))), "images": report["n"]}
-        row |= {key: f"{report[key]:.4f}" for key in _COMPARED if report.get(key) is not None}
-        if interval := report.get("ci95"):
-            row["accuracy"] += " ({:.3f}-{:.3f})".format(*interval)
-        rows.append([str(row.get(key, "-")) for key in ("run", "images", *_COMPARED)])
-    columns = list(zip(("run", "images", *_COMPARED), *rows))
-    shown = [column for column in columns if set(column[1:]) != {"-"}]
-    widths = [max(map(len, column)) for column in shown]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in zip(*shown)]
+    """Returns a table that compares several reports, {path: report}."""
+    keys = [key for key in _COMPARED if any(report.get(key) for report in reports.values())]
+    rows = [
+        [
+            printable(os.path.basename(os.path.abspath(path))),
+            report["n"],
+            *(f"{report[key]:.4f}" if report.get(key) is not None else "-" for key in keys),
+            "{:.3f}-{:.3f}".format(*report["ci95"]) if report.get("ci95") else "-",
+        ]
+        for path, report in reports.items()
+    ]
+    return markdown_table(["run", "images", *keys, "95 % interval"], rows)
 
 
 def _count_reading(run, directory):
-    """Returns how often the test images were read, now too; the run's results record it.
+    """Counts a reading of the test images in the run's results; returns the number of readings.
 
     Args:
         run: `TrainedRun`.
-        directory: That of the run, open; None opens it, and warns if it cannot be written.
+        directory: The open directory of the run; None opens it, and warns if it is read-only.
     """
     from tl_research.run.directory import RunDirectory
 
@@ -178,7 +192,7 @@ def _count_reading(run, directory):
             with RunDirectory(run.config) as directory:
                 return _count_reading(run, directory)
         except StorageError as error:
-            print(f"warning: this reading is not counted in the run: {error}", file=sys.stderr)
+            to_stderr(f"warning: this reading is not counted in the run: {error}")
             return run.results["test"]["reads"] + 1
     summary = directory.read_json("results.json")
     summary["test"]["reads"] += 1
@@ -186,59 +200,34 @@ def _count_reading(run, directory):
     return summary["test"]["reads"]
 
 
-def _tables(run, examples, logits, confusion, per_class):
-    """Returns {name of a CSV file: its text}, of those that this kind of answer has."""
-    answer, classes, tables = run.answer, run.classes, {}
+def _tables(shown, per_class):
+    """Returns {name of a CSV file: its text} for this kind of answer."""
+    tables: dict[str, Any] = {}
     if per_class:
         rows = [
-            {
-                "class": name,
-                **row,
-                "recall_low": row["recall_ci95"][0],
-                "recall_high": row["recall_ci95"][1],
-            }
+            {"class": name, **row, **dict(zip(("recall_low", "recall_high"), row["recall_ci95"]))}
             for name, row in per_class.items()
         ]
-        columns = (
-            "class",
-            "support",
-            "predicted",
-            "precision",
-            "recall",
-            "recall_low",
-            "recall_high",
-            "f1",
-        )
-        tables["per_class.csv"] = csv_text(columns, _only(rows, columns))
-    if confusion is not None:
-        columns = ("true", *(f"predicted {name}" for name in classes))
-        rows = [dict(zip(columns, (name, *row))) for name, row in zip(classes, confusion.tolist())]
+        tables["per_class.csv"] = csv_text(_PER_CLASS, rows)
+    if shown.confusion is not None:
+        columns = ("true", *(f"predicted {name}" for name in shown.classes))
+        counts = zip(shown.classes, shown.confusion.tolist())
+        rows = [dict(zip(columns, (name, *row))) for name, row in counts]
         tables["confusion.csv"] = csv_text(columns, rows)
-    columns, wrong = ("path", *answer.columns), answer.mistakes(logits, examples.labels)
-    mistakes = [_only(rows, columns) for rows in _rows(run, examples, logits, wrong)]
-    tables["mistakes.csv"] = csv_text(columns, itertools.chain(*mistakes))
-    tables["predictions.csv"] = _predictions(_rows(run, examples, logits, np.arange(len(logits))))
+    columns = ("path", *shown.answer.columns)
+    wrong = itertools.chain.from_iterable(_rows(shown, shown.wrong))
+    tables["mistakes.csv"] = csv_text(columns, wrong)
+    parts = enumerate(_rows(shown, np.arange(len(shown.logits))))
+    tables["predictions.csv"] = (csv_text(rows[0], rows, number == 0) for number, rows in parts)
     return tables
 
 
-def _rows(run, examples, logits, places):
-    """Yields lists of rows of `predictions.csv`: of all, with all their classes, would take many
+def _rows(shown, places):
+    """Yields lists of rows of `predictions.csv`; all of them, with all classes, would take many
     times the memory of the logits.
     """
     for start in range(0, len(places), _TOGETHER):
-        some = places[start : start + _TOGETHER]
-        rows = run.answer.rows(logits[some], examples.labels[some], run.classes)
-        yield [{"path": examples.names[place], **row} for place, row in zip(some, rows)]
-
-
-def _predictions(parts):
-    """Yields the text of `predictions.csv`, in parts."""
-    for number, rows in enumerate(parts):
-        yield csv_text(rows[0], rows, header=number == 0)
-
-
-def _only(rows, columns):
-    return [{name: row[name] for name in columns} for row in rows]
+        yield shown.rows(places[start : start + _TOGETHER])
 
 
 def _print(run, found, report, directory):

@@ -33,6 +33,7 @@ from tl_research.models.classifier import Classifier
 from tl_research.reporting import data_report, figures, pages, plan_text, report, results
 from tl_research.reporting.console import Console
 from tl_research.reporting.epoch_bar import EpochBar
+from tl_research.reporting.evaluation import Evaluation
 from tl_research.reporting.recorder import Recorder
 from tl_research.reporting.summaries import Summaries
 from tl_research.reporting.terminal import say, say_result
@@ -57,16 +58,16 @@ def run(
     extension: Extension | None = None,
     observers: Sequence[Observer] = (),
 ) -> dict[str, Any]:
-    """Runs, or resumes, the experiment that `config` describes; returns its `results.json`.
+    """Runs or resumes an experiment; returns the contents of its `results.json`.
 
     Args:
         config: Its settings.
-        started: `time.perf_counter()` when the program began; now, if it is not given.
+        started: `time.perf_counter()` when the program began; by default now.
         extension: Parts that replace the package's own; by default those of `config.extension`.
-        observers: Told every event of the training, after what records it.
+        observers: Called with every event of training, after those that record it.
 
     Raises:
-        UserError: Or one of its kinds, see `tl_research.errors`: whatever the user can put right.
+        UserError: Or a subclass, see `tl_research.errors`: an error that the user can fix.
     """
     started = time.perf_counter() if started is None else started
     with opened(config, extension) as place:
@@ -84,12 +85,12 @@ def run(
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """An open run directory, and what is needed to go on in it."""
+    """An open run directory, and what is needed to run in it."""
 
     config: Config
     parts: Extension
     directory: RunDirectory
-    replicas: contextlib.ExitStack  # closing it ends the strategy that shares batches out
+    replicas: contextlib.ExitStack  # closing it ends the strategy that distributes batches
     signals: Signals
 
 
@@ -97,12 +98,12 @@ class Place:
 def opened(
     config: Config, extension: Extension | None = None, program: str = "train"
 ) -> Iterator[Place]:
-    """Yields the `Place` of a run, new or not.
+    """Yields the `Place` of a new or resumed run.
 
     Args:
         config: Its settings.
         extension: Parts that replace the package's own; by default those of `config.extension`.
-        program: The one that goes on with the run if it is interrupted, as of `command`.
+        program: The program that resumes the run if it is interrupted, see `resume_command`.
     """
     if config.seeds:
         raise UserError(
@@ -114,7 +115,7 @@ def opened(
     config = sides.resolved(config)
     parts = extension or extension_lib.load(config.extension)
     if not parts.make_backbone:
-        backbones.check(config)  # which should not wait for the data, nor should its layers
+        backbones.check(config)  # before the data is read, and so are the names of its layers
         # a strategy has to be made before anything is computed
         if config.distribute == "off" and (names := _layers_named(config)):
             list(map(_untrained(config, 2).unfreeze, names))
@@ -133,14 +134,13 @@ def opened(
 
 @contextlib.contextmanager
 def _open_directory(config, parts):
-    """Yields the open run directory.
-
-    In a worker that is not the chief a copy, which nobody sees, with nothing printed.
+    """Yields the open run directory; in workers other than the chief a temporary copy, without
+    printed output.
     """
     if distribution.is_chief():
         with RunDirectory(config, parts) as directory:
-            distribution.of_all_workers(0)  # it is as the others may copy it
-            distribution.of_all_workers(0)  # and they have
+            distribution.of_all_workers(0)  # the others may copy it now
+            distribution.of_all_workers(0)  # they have copied it
             yield directory
         return
     with (
@@ -165,7 +165,7 @@ def _open_directory(config, parts):
 
 @dataclasses.dataclass(frozen=True)
 class Ready:
-    """A run that is ready to train, or to go on."""
+    """A run that is ready to train."""
 
     place: Place
     data: dataset.Dataset
@@ -180,13 +180,13 @@ class Ready:
 
 
 def prepare(place: Place, started: float) -> Ready:
-    """Returns a run with its data, network and plan, which is printed, and its state restored."""
+    """Returns a run with data, network, plan and restored state; prints the plan."""
     directory, config, begun = place.directory, place.config, time.perf_counter()
     recorded = read_record(directory.file("run.json"))
     precision, xla = environment.resolve_device(config, recorded, bool(place.parts.make_backbone))
     distribution.check_equal("precision and XLA", f"{precision}, {xla}")
     replacements = Replacements(config, recorded.get("substitutions"))
-    features.make_views(config, place.parts.augmentations)  # a misspelt one should not wait
+    features.make_views(config, place.parts.augmentations)  # a misspelled one is reported first
     data = _load_data(place, replacements, _shards(config, recorded))
     classifier = _make_classifier(place, data, replacements)
     _name_directory(place, classifier, replacements)
@@ -231,7 +231,7 @@ def prepare(place: Place, started: float) -> Ready:
 
 
 def _name_directory(place, classifier, replacements):
-    """Names the directory after what runs, which was not known before."""
+    """Names the directory after the images and backbone in effect, which are known only now."""
     before = os.path.abspath(place.directory.path)
     images = {used.what: used.used for used in replacements.used}.get("dataset")
     images = "catalog" if place.parts.load_catalog else images
@@ -241,7 +241,7 @@ def _name_directory(place, classifier, replacements):
 
 
 def _where(plan, state):
-    """Returns where a run goes on: its phase, epoch and step."""
+    """Returns the phase, epoch and step at which a run is resumed."""
     phase = plan.phase(state.position.phase_index, state)
     epoch = state.position.epoch + (not selection.over(state, phase))
     return f"phase {phase.name}, epoch {epoch}, step {state.position.global_step}"
@@ -266,7 +266,7 @@ def _shards(config, recorded):
 
 
 def _load_data(place, replacements, shards_of_run):
-    """Returns the `Dataset`: what was asked for or, offline, what is embedded."""
+    """Returns the `Dataset` of the settings or, offline, the embedded one."""
     say("reading and checking the images")
     config = place.config
     data = replacements.attempt(
@@ -282,15 +282,15 @@ def _load_data(place, replacements, shards_of_run):
 
 
 def _make_classifier(place, data, replacements):
-    """Returns the `Classifier`: with what was asked for or, offline, with what is embedded."""
+    """Returns the `Classifier` of the settings or, offline, with the embedded weights."""
     say("loading the network")
     config = place.config
 
     def make(chosen: Config) -> Classifier:
         if not place.parts.make_backbone:
             backbones.reach_weights(chosen.backbone, config.image_size, chosen.weights)
-        # Said before variables are made: workers make each together, and would wait for ever for
-        # one of another network.
+        # Checked before variables are made: workers make each together, and with different networks
+        # would wait forever.
         distribution.check_equal(
             "the weights that they reach", f"{chosen.weights} of {chosen.backbone}"
         )
@@ -305,14 +305,14 @@ def _make_classifier(place, data, replacements):
     if config.weights not in ("imagenet", "none") and weights.load_head(
         classifier.model, classifier.head, config.weights, data.classes
     ):
-        print(f"--weights={config.weights}: the head too, which is of the same classes")
+        print(f"--weights={config.weights}: with its head, since the classes are the same")
     if place.parts.make_backbone or place.parts.make_head:
         artefacts.try_saving(classifier.in_float32())
     return classifier
 
 
 def _layers_named(config):
-    """Returns what --unfreeze has besides shares: names of layers and blocks."""
+    """Returns the names of layers and blocks in --unfreeze."""
     return [what for what in config.unfreeze if what != "all" and not what.endswith("%")]
 
 
@@ -321,8 +321,8 @@ def _untrained(config, num_classes):
 
 
 def _with_layers_of(classifier, config):
-    """Returns `config` with what --unfreeze names of a backbone that was replaced as the same share
-    of the other one's layers.
+    """Returns `config`; if the backbone was replaced, names of layers in --unfreeze become the same
+    shares of the other one's layers.
     """
     if (
         classifier.spec.name == config.backbone
@@ -343,8 +343,8 @@ def _with_layers_of(classifier, config):
 
 
 def _within_memory(config, data, recorded):
-    """Returns `config` with no more --cache_bytes than there is memory for; a resumed run goes on
-    with what it began with.
+    """Returns `config` with --cache_bytes limited by the memory; a resumed run keeps the value that
+    it began with.
     """
     if recorded or config.feature_cache not in ("auto", "memory"):
         cache_bytes = recorded.get("cache_bytes", config.cache_bytes)
@@ -379,7 +379,7 @@ def _write_plan(place, precision, plan, substitutions, lines):
 
 
 def _audit_data(ready):
-    """Audits the images before anything is trained on them; a resumed run did."""
+    """Audits the images before training, unless the run did before it was interrupted."""
     plan, past = ready.plan, ready.state.past
     if past.data_audit is None:
         with timed(ready.state, "features"):
@@ -391,15 +391,15 @@ def _audit_data(ready):
 def _finish(ready, started):
     """Reads the test images once, exports the model and writes the results; returns these."""
     plan, state, directory = ready.plan, ready.state, ready.place.directory
-    memory.give_back()  # or what follows would come on top of what training left
+    memory.give_back()  # otherwise the following needs additional memory
     plan.update_evaluated()
-    final = plan.evaluated  # what is saved, and so what the test number is of
+    final = plan.evaluated  # the network that is tested and saved
     if state.past.test is None:
         say("reading the test images, once")
         with timed(state, "evaluate"):
             _read_test(ready, final)
-        ready.resume.save(state)  # from here on an interruption does not read the images again
-    ready.place.replicas.close()  # what is left computes in each process for itself
+        ready.resume.save(state)  # a run that is interrupted later does not read them again
+    ready.place.replicas.close()  # each process computes the rest by itself
     memory.give_back()
     say("exporting the model, and comparing it with what was trained")
     with timed(state, "export"):
@@ -413,17 +413,15 @@ def _finish(ready, started):
     summary["seconds"] = {"total": total, **ready.seconds, **state.past.run_seconds}
     summary = results.without_nan(summary)
     directory.finish(summary)
-    if plan.config.verbose:
-        say(results.test_line(state.past.test))
-        if state.past.calibration:
-            say(results.calibration_line(state.past.calibration))
+    if plan.config.verbose and state.past.calibration:
+        say(report.calibration_text(state.past.calibration))
     say(*results.ending(summary, directory.path))
     return _report(plan.config, directory, summary)
 
 
 def _read_test(ready, classifier):
-    """Keeps the test metrics, and what the temperature of the validation images is worth there;
-    called once, after everything was selected on validation.
+    """Measures the test metrics and the effect of the temperature on the test images; called once,
+    after all selection on validation.
     """
     plan, state, examples = ready.plan, ready.state, ready.data.test
     classifier.unfreeze("0%")
@@ -448,7 +446,7 @@ def _read_test(ready, classifier):
 
 
 def _illustrate(ready, summary):
-    """Draws the figures of `report/`, writes the report, and ends what TensorBoard shows."""
+    """Draws the figures, and writes the report and the last records of TensorBoard."""
     state, directory, data = ready.state, ready.place.directory, ready.data
     past, summaries, step = state.past, ready.summaries, state.position.global_step
     place = directory.file("report")
@@ -459,15 +457,14 @@ def _illustrate(ready, summary):
             what = (past.history, past.finished, past.selected, tuple(map(len, counts)))
             figures.save_curves(curves, *what)
         if past.selected:
-            logits = state.weights.logits["selected"]
-            answer = ready.plan.objective.answer
-            figures.save_mistakes(place, answer, logits, data.validation, data.classes)
+            logits, answer = state.weights.logits["selected"], ready.plan.objective.answer
+            figures.save_mistakes(place, Evaluation(answer, logits, data.validation, data.classes))
         if past.reliability:
             figures.save_reliability(directory.file("report", "calibration.png"), past.reliability)
     report.write(ready, summary)
     summaries.text("train", "test", results.test_line(past.test), step)
     if past.calibration:
-        summaries.text("train", "calibration", results.calibration_line(past.calibration), step)
+        summaries.text("train", "calibration", report.calibration_text(past.calibration), step)
     pages.run_ends(summaries, step, report.used_settings(ready), past.selected, past.test)
     summaries.close()
 
@@ -498,14 +495,13 @@ def _results(ready):
 
 
 def _report(config, directory, summary):
-    """Prints and returns the contents of `results.json`, of this process or of an earlier one.
+    """Prints and returns the contents of `results.json`.
 
     Raises:
-        GateError: If the run did not reach `--min_test_accuracy`: also when it is only printed
-            again.
+        GateError: If the run did not reach `--min_test_accuracy`, even if it is only printed again.
     """
     say_result(summary, config.json)
-    accuracy = summary["test"]["accuracy"] or 0.0  # what has none was refused a gate
+    accuracy = summary["test"]["accuracy"] or 0.0  # without one, a gate was refused
     if accuracy < config.min_test_accuracy:
         raise GateError(
             f"test accuracy {accuracy:.4f}; expected at least "

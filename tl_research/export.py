@@ -2,29 +2,28 @@
 
     python -m tl_research.export --run=DIR --format=saved_model,litert,onnx --quantize=int8
 
-Writes DIR/export/saved_model/1, model.tflite and model.onnx beside model.keras (with --output_dir
-there, not into the run), and what there is to know of each as JSON. Each takes uint8 images
-[B, H, W, 3] of any size (litert: one at a time) and returns `probabilities` [B, K], calibrated, and
-the best `class` [B], a name; of sets of classes it returns `probabilities` alone, of numbers
-`number` [B]. Resizing and preprocessing are inside, augmentation is gone, BatchNorm is folded; EXIF
-orientation is left to the caller (`PIL.ImageOps.exif_transpose`). The SavedModel has a second
-signature, `image_bytes`, of the bytes of JPEG, PNG and GIF files, which it turns upright itself.
-Each is compared with model.keras on validation images, or on drawn ones where those cannot be read,
-and deleted, with exit code 6, if it differs or is less accurate.
+Writes DIR/export/saved_model/1, model.tflite and model.onnx beside model.keras (or to
+--output_dir), and facts about each as JSON. Each takes uint8 images [B, H, W, 3] of any size
+(litert: one at a time) and returns calibrated `probabilities` [B, K] and the name of the best
+`class` [B]; for sets of classes only `probabilities`, for numbers `number` [B]. Resizing and
+preprocessing are included, augmentation is not, BatchNorm is folded; the caller applies the EXIF
+orientation (`PIL.ImageOps.exif_transpose`). The SavedModel has a second signature, `image_bytes`,
+which takes the contents of JPEG, PNG and GIF files and applies the orientation. Each is compared
+with model.keras on validation images, or on drawn images if those cannot be read, and deleted, with
+exit code 6, if it differs or is less accurate.
 """
 
 import dataclasses
-import sys
 
 import numpy as np
 
 from tl_research import cli
 from tl_research.config import ReaderConfig
-from tl_research.errors import UserError
+from tl_research.errors import UserError, to_stderr
 from tl_research.settings import setting
 
 _FORMATS = ("saved_model", "litert", "onnx")
-_DRAWN = 4  # images of each kind
+_DRAWN = 4  # images of each class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,19 +31,20 @@ class ExportConfig(ReaderConfig):
     """Settings of `python -m tl_research.export`."""
 
     format: tuple[str, ...] = setting(
-        ("saved_model", "litert"), f"what to write, any of {', '.join(_FORMATS)}", choices=_FORMATS
+        ("saved_model", "litert"),
+        f"formats to write, any of {', '.join(_FORMATS)}",
+        choices=_FORMATS,
     )
     quantize: str = setting(
         "none",
-        "of litert: weights in float16, or all in int8, calibrated on training images",
+        "for litert: weights in float16, or everything in int8, calibrated on training images",
         choices=("none", "float16", "int8"),
     )
-    fixed_size: bool = setting(False, "images are of the run's size only, and are not resized")
+    fixed_size: bool = setting(False, "accept images of the run's size only, without resizing")
     max_accuracy_drop: float = setting(
         0.02,
-        "what the accuracy on validation images may lack of that of model.keras; one image is no "
-        "lack",
-        low=0,
+        "largest allowed loss of validation accuracy against model.keras; one image is always "
+        "allowed",
         high=1,
     )
 
@@ -53,18 +53,18 @@ class ExportConfig(ReaderConfig):
         if self.quantize != "none" and "litert" not in self.format:
             raise UserError(
                 f"--quantize={self.quantize} with --format={','.join(self.format)}; expected "
-                "litert, which alone is quantized; add it",
+                "litert, the only format that is quantized; add it",
                 "quantize",
             )
 
 
 def export(config: ExportConfig) -> dict[str, str]:
-    """Writes what an `ExportConfig` asks for and prints what each is like; returns {format: path}.
+    """Writes the model in the given formats and prints facts about each; returns {format: path}.
 
     Raises:
-        RunDirectoryError: If `config.run` is no finished run, or in use.
-        DataError: If those of `config.data_dir` are not the run's, or there are none for int8.
-        ExportError: If a format answers differently, and was removed, or cannot hold the model.
+        RunDirectoryError: If `config.run` is not a finished run, or is in use.
+        DataError: If the images are not those of the run, or are missing for int8.
+        ExportError: If the outputs of a format differ, or it cannot hold the model.
         StorageError: If it cannot be written.
     """
     from tl_research import serving, trained  # import TensorFlow, which --help need not wait for
@@ -75,29 +75,23 @@ def export(config: ExportConfig) -> dict[str, str]:
         serving.check_installed(form)
     with run.opened(config.output_dir) as directory:
         model, (examples, training) = run.load_model(config.extension), _images(run, config)
-        print("asking model.keras ...", flush=True)
+        print("computing the outputs of model.keras ...", flush=True)
         batch_size = run.batch_size(config.batch_size)
         reference = serving.Reference(run, model, examples, training is not None, batch_size)
         for form in forms:
-            print(f"writing {form[0]}, and asking it ...", flush=True)
-            paths[form[0]], known = serving.save(
-                form,
-                reference,
-                directory,
-                config.fixed_size,
-                config.max_accuracy_drop,
-                training,
-            )
+            print(f"writing and comparing {form[0]} ...", flush=True)
+            options = (config.fixed_size, config.max_accuracy_drop, training)
+            paths[form[0]], known = serving.save(form, reference, directory, *options)
             print(f"{form[0]}: {paths[form[0]]}, {_described(known)}", flush=True)
     return paths
 
 
 def _described(known):
-    """Returns in a line what `serving.save` found."""
+    """Returns the facts from `serving.save` in a line."""
     facts, latency = known["compared"], known["latency"]
     measured = {name: of for name, of in facts.get("measured", {}).items() if name != "loss"}
     compared = f"{known['outputs']} to {facts['largest_difference']:.1g}"
-    if known["quantize"] != "int8":  # whose probabilities of 0 have no logits
+    if known["quantize"] != "int8":  # its probabilities of 0 have no logits
         compared = f"logits equal to {facts['relative_difference']:.1g} relative, {compared}"
     agreed = " on"
     if "same_class" in facts:
@@ -117,9 +111,7 @@ def _described(known):
 
 
 def _images(run, config):
-    """Returns (`Examples` to compare models on, those of training, or None where drawn images take
-    their place).
-    """
+    """Returns (`Examples` to compare models on, those of training; None if images are drawn)."""
     from tl_research.data import drawn_flowers
     from tl_research.data.pipeline import Examples
 
@@ -130,7 +122,7 @@ def _images(run, config):
     except UserError as error:
         if config.data_dir or config.quantize == "int8":
             raise
-        print(f"note: the validation images cannot be read: {error}", file=sys.stderr)
+        to_stderr(f"note: the validation images cannot be read: {error}")
     names = [(name, i) for i in range(_DRAWN) for name in drawn_flowers.CLASSES]
     images = tuple(drawn_flowers.draw(*named) for named in names)
     labels = np.zeros(len(images), np.int32)

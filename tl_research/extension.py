@@ -1,8 +1,7 @@
-"""The parts of a run that a file of one's own may replace, and how such a file is read.
+"""The parts of a run that a Python file of the user may replace, and loading such a file.
 
-It is Python code, so it is only ever run because somebody named it: on the command line
-(`--extension=FILE.py`) or from Python (`experiment.run(config, extension=...)`). docs/extending.md
-says what each part is given and has to return.
+Since it is code, it is only run if the user names it: on the command line (`--extension=FILE.py`)
+or from Python (`experiment.run(config, extension=...)`). docs/extending.md describes each part.
 """
 
 import ast
@@ -23,25 +22,25 @@ from tl_research.errors import UserError, suggestion
 
 @dataclasses.dataclass(frozen=True)
 class Extension:
-    """Parts that replace the package's own; None leaves those.
+    """Parts that replace the package's own; None keeps those.
 
     Raises:
-        UserError: If a part is not what its name says, or its source cannot be read, which a
-            resumed run compares.
+        UserError: If a part has the wrong type, or its source, which identifies the run, cannot be
+            read.
     """
 
     Step: type | None = None  # a subclass of `training.steps.TrainStep`
     make_objective: Callable | None = None  # (config, train) -> `training.objective.Objective`
     make_backbone: Callable | None = None  # (config) -> a functional `keras.Model`
     make_head: Callable | None = None  # (features, num_classes) -> logits, Keras tensors
-    # {name: (columns, function) as of `models.augmentation.Operation`, or what makes a
-    # `data.mixing.Mixing` of its factor}
+    # {name: (columns, function), see `models.augmentation.Operation`, or a function from the factor
+    # to a `data.mixing.Mixing`}
     augmentations: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     make_optimizer: Callable | None = None  # (group) -> a Keras optimizer, or None
     load_catalog: Callable | None = None  # (config) -> `data.catalog.Table`
     epoch_ends: Callable | None = None  # (run, row, logits) -> {name: number}
-    file: str | None = None  # that it was read from
-    sha256: str | None = None  # of that file, or else of the parts' sources
+    file: str | None = None  # the file it was read from
+    sha256: str | None = None  # of that file, or of the sources of the parts
 
     def __post_init__(self):
         for name, part in self.parts().items():
@@ -53,12 +52,12 @@ class Extension:
             object.__setattr__(self, "sha256", _sha256_of_sources(self.parts()))
 
     def parts(self) -> dict[str, Any]:
-        """Returns {name: part} of those that there are."""
+        """Returns {name: part} of the replaced parts."""
         return {name: part for name in PARTS if (part := getattr(self, name))}
 
     @property
     def record(self) -> dict[str, Any] | None:
-        """What `run.json` and `results.json` say of it, or None."""
+        """The entry `extension` of `run.json` and `results.json`, or None."""
         parts = list(self.parts())
         return {"file": self.file, "sha256": self.sha256, "parts": parts} if parts else None
 
@@ -69,13 +68,12 @@ PARTS = tuple(
 
 
 def load(path: str | None) -> Extension:
-    """Runs a file and returns the parts that it defines; none without a file.
+    """Runs a file and returns the parts that it defines; no parts if `path` is None.
 
-    Functions and classes of its own that are no parts have names that begin with _, constants are
-    in capitals.
+    Names of other functions and classes in it must begin with _, constants must be in capitals.
 
     Raises:
-        UserError: If it cannot be read or run, or defines what is no part.
+        UserError: If it cannot be read or run, or defines other names.
     """
     if path is None:
         return Extension()
@@ -84,8 +82,8 @@ def load(path: str | None) -> Extension:
             content = file.read()
     except OSError as error:
         raise UserError(
-            f"--extension={path} cannot be read ({error.strerror}); expected a Python file of "
-            "yours; correct it",
+            f"--extension={path} cannot be read ({error.strerror}); expected a Python file; "
+            "correct it",
             flag="extension",
         ) from error
     sha256 = hashlib.sha256(content).hexdigest()
@@ -93,7 +91,7 @@ def load(path: str | None) -> Extension:
     loader = _Loader(os.path.abspath(path), content)
     spec = importlib.util.spec_from_loader(name, loader)
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]  # None without loader
-    sys.modules[name] = module  # so that the sources of its functions are found
+    sys.modules[name] = module  # inspect finds the sources of its functions by it
     try:
         loader.exec_module(module)
     except Exception as error:
@@ -107,26 +105,25 @@ def load(path: str | None) -> Extension:
     if not parts:
         raise UserError(
             f"--extension={path} defines no part of a run; expected any of {', '.join(PARTS)}; "
-            "name one so",
+            "rename one",
             flag="extension",
         )
     return Extension(**parts, file=os.path.abspath(path), sha256=sha256)
 
 
 def _check_names(path, content):
-    """Raises UserError if a file defines what is neither a part nor called as what helps them."""
+    """Raises UserError if a file defines a name that is neither a part nor marked as a helper."""
     for key in _defined(ast.parse(content)):
         if key not in PARTS and not key.startswith("_") and not key.isupper():
             raise UserError(
                 f"--extension={path} defines {key}, which is no part of a run; expected any of "
-                f"{', '.join(PARTS)}{suggestion(key, PARTS)}; what only helps them has a name "
-                "that begins with _",
+                f"{', '.join(PARTS)}{suggestion(key, PARTS)}; begin names of helpers with _",
                 flag="extension",
             )
 
 
 class _Loader(importlib.abc.SourceLoader):
-    """Runs what was read, though the file may be another now, and keeps no compiled copy of it."""
+    """Runs contents that were read before, since the file may have changed, without a cache."""
 
     def __init__(self, path: str, content: bytes):
         self._path, self._content = path, content
@@ -141,7 +138,7 @@ class _Loader(importlib.abc.SourceLoader):
 
 
 def _defined(tree):
-    """Yields the names that a file gives to what it makes itself, imports apart."""
+    """Yields the names that a file defines, without imports."""
     for statement in tree.body:
         if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
             yield statement.name
@@ -152,7 +149,7 @@ def _defined(tree):
 
 
 def _place(error, path):
-    """Returns what went wrong, and in which line of a file."""
+    """Returns the line of the file in which an error occurred, and the error."""
     if isinstance(error, SyntaxError):
         return f"line {error.lineno}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)
@@ -171,7 +168,7 @@ def _sha256_of_sources(parts):
 
 
 def _source(name, function):
-    """Returns the source of a function or class, and what a function has from outside itself."""
+    """Returns the source of a function or class, and of the values in a function's closure."""
     try:
         text = inspect.getsource(function if callable(function) else type(function))
     except (OSError, TypeError) as error:
@@ -187,7 +184,7 @@ def _source(name, function):
 
 @functools.cache
 def package_sha256() -> str:
-    """Returns one SHA-256 over the package's own source files, hexadecimal."""
+    """Returns the SHA-256 of all source files of the package, in hexadecimal."""
     root, digest = os.path.dirname(os.path.abspath(__file__)), hashlib.sha256()
     names = [
         os.path.relpath(os.path.join(folder, name), root)

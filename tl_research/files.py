@@ -1,4 +1,4 @@
-"""Files that are whole or not there, also after a crash."""
+"""Files that are complete or absent, even after a crash."""
 
 import contextlib
 import csv
@@ -10,16 +10,17 @@ import os
 import secrets
 import shutil
 import stat
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from tl_research.errors import StorageError
+from tl_research.errors import StorageError, to_stderr
+
+Json = dict[str, Any]  # a JSON object
 
 _RANDOM = secrets.token_hex(8)  # of this process and its forks
-# What file systems answer that do not have what was asked for; EACCES: a folder that cannot be read
+# Errors of file systems that cannot sync; EACCES: of a folder that cannot be read
 _NOT_THERE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EISDIR, errno.EACCES}
-# What a disk answers that takes no more, as libraries that are not Python's put it into their text
+# Errors of a disk that cannot be written, as they appear in the messages of other libraries
 _REFUSALS = [
     os.strerror(number)
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES)
@@ -28,8 +29,11 @@ _REFUSALS = [
 
 @contextlib.contextmanager
 def storage_errors(path: str, choice: str = "--workdir") -> Iterator[None]:
-    """Turns an error of the operating system while `path` is written into a StorageError, which
-    tells the user to give another `choice`.
+    """Turns an error of the operating system into a StorageError.
+
+    Args:
+        path: What is written.
+        choice: The flag that sets another place.
     """
     try:
         yield
@@ -43,8 +47,8 @@ def storage_errors(path: str, choice: str = "--workdir") -> Iterator[None]:
 
 
 def storage_reason(error: Exception) -> str | None:
-    """Returns what the system said where an error is one of storage, also one that TensorFlow or
-    HDF5 report; None of other errors.
+    """Returns the system's message if an error is one of storage, also if TensorFlow or HDF5 report
+    it; None for other errors.
     """
     if isinstance(error, OSError):
         return error.strerror or str(error)
@@ -55,12 +59,12 @@ def storage_reason(error: Exception) -> str | None:
 
 @functools.cache
 def say_once(text: str) -> None:
-    """Prints a warning, unless this process did."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    """Prints a warning, once per process."""
+    to_stderr(f"warning: {text}")
 
 
 def sync(path: str) -> None:
-    """Waits until a file, or the names in a directory, are on the disk, where that can be told."""
+    """Waits until a file, or the names in a directory, are on the disk, if the file system can."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -91,10 +95,10 @@ def _unless_not_there(error):
 
 
 def read_text(path: str, max_bytes: int = 1 << 28) -> str:
-    """Returns a text file's content; bytes that are not UTF-8 stand as in names of files.
+    """Returns the contents of a text file; bytes that are not UTF-8 are decoded as in file names.
 
     Raises:
-        ValueError: If it is larger than any that we write.
+        ValueError: If it is larger than any file that we write.
     """
     with open(path, "rb") as file:
         content = file.read(max_bytes + 1)
@@ -104,7 +108,7 @@ def read_text(path: str, max_bytes: int = 1 << 28) -> str:
 
 
 def make_folders(path: str) -> None:
-    """Makes a directory and those that it lies in, where there is none, for good."""
+    """Makes a directory and its parents, if they do not exist, and syncs them."""
     path = os.path.abspath(path)
     if os.path.isdir(path):
         return
@@ -112,13 +116,13 @@ def make_folders(path: str) -> None:
         make_folders(os.path.dirname(path))
     try:
         os.mkdir(path)
-    except FileExistsError:  # made by another process meanwhile, or no directory
+    except FileExistsError:  # made by another process meanwhile, or a file
         if not os.path.isdir(path):
             raise
     sync(os.path.dirname(path))
 
 
-def write_synced(path: str, chunks: Iterable[bytes | memoryview]) -> dict[str, Any]:
+def write_synced(path: str, chunks: Iterable[bytes | memoryview]) -> Json:
     """Writes byte strings to a new file, syncs it and returns its size and SHA-256."""
     digest, size = hashlib.sha256(), 0
     with open(path, "xb") as file:
@@ -135,19 +139,19 @@ def write_synced(path: str, chunks: Iterable[bytes | memoryview]) -> dict[str, A
 
 
 def owner() -> str:
-    """Returns how names of temporary files of this process end, and those of no other."""
+    """Returns the ending of names of temporary files that only this process uses."""
     return f"{os.getpid()}-{_RANDOM}"
 
 
 def temporary_name(path: str, kind: str = "tmp") -> str:
-    """Returns a name beside `path` that is this process's own, see `locks.Lock`."""
+    """Returns a name beside `path` that only this process uses, see `locks.Lock`."""
     folder, name = os.path.split(path)
-    short = os.fsdecode(os.fsencode(name)[:100])  # some file systems end names at 143 bytes
+    short = os.fsdecode(os.fsencode(name)[:100])  # some file systems allow 143 bytes
     return os.path.join(folder, f"{short}.{kind}-{owner()}")
 
 
 def remove(path: str) -> None:
-    """Removes a file or a directory, if there is one; a link itself."""
+    """Removes a file, link or directory, if there is one."""
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
     elif os.path.lexists(path):
@@ -155,15 +159,15 @@ def remove(path: str) -> None:
 
 
 def remove_own_leftovers(folder: str) -> None:
-    """Removes what failing operations of this process left of its temporary files in a folder."""
+    """Removes temporary files that failed operations of this process left in a folder."""
     for name in os.listdir(folder):
         if name.endswith(f"-{owner()}"):
             remove(os.path.join(folder, name))
 
 
 def rename(folder: str, name: str) -> None:
-    """Renames a directory; copies it where it cannot be, as what is in a lower layer of a container
-    cannot.
+    """Renames a directory, or copies it if it cannot be renamed, as in a lower layer of a
+    container.
     """
     try:
         os.replace(folder, name)
@@ -174,16 +178,25 @@ def rename(folder: str, name: str) -> None:
         shutil.rmtree(folder)
 
 
+def set_aside(path: str, kind: str) -> str:
+    """Renames a directory to `<path>.<kind>-<the first free number>`; returns that path."""
+    number = 1
+    while os.path.exists(aside := f"{path}.{kind}-{number}"):
+        number += 1
+    rename(path, aside)
+    return aside
+
+
 @contextlib.contextmanager
 def replacing(path: str, **of_open: Any) -> Iterator[Any]:
-    """Yields a text file that takes the place of `path` once it is whole and on the disk.
+    """Yields a text file that replaces `path` once it is complete and on the disk.
 
-    Of a link, what it leads to is replaced; what is no regular file, such as a pipe, is written
-    into.
+    For a link, its target is replaced. Anything but a regular file, such as a pipe, is written to
+    directly.
 
     Args:
-        path: Of the file.
-        of_open: More arguments of `open`.
+        path: The path.
+        of_open: Further arguments of `open`.
 
     Raises:
         StorageError: If it cannot be written.
@@ -208,7 +221,7 @@ def replacing(path: str, **of_open: Any) -> Iterator[Any]:
 
 
 def _give_name(temporary, path):
-    """Lets a file take the place of `path`, whose mode it keeps."""
+    """Renames a file to `path` and keeps the mode of the file that was there."""
     if os.path.exists(path):
         with contextlib.suppress(OSError):
             shutil.copymode(path, temporary)
@@ -217,29 +230,29 @@ def _give_name(temporary, path):
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
-        shutil.copyfile(temporary, path)  # a file that is mounted there stays there
+        shutil.copyfile(temporary, path)  # a mounted file cannot be replaced
         sync(path)
         os.remove(temporary)
 
 
 def _is_stream(path):
-    """Returns whether a path leads to what is written into: no regular file, or an open one."""
+    """Returns whether a path is written to directly: not a regular file, or one that is open."""
     if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
         return True
     while os.path.islink(path):
         folder = os.path.realpath(os.path.dirname(path))
-        if folder.startswith("/proc/"):  # /dev/stdout leads there
+        if folder.startswith("/proc/"):  # as for /dev/stdout
             return True
         path = os.path.join(folder, os.readlink(path))
     return False
 
 
 def write_atomically(path: str, text: str | Iterable[str]) -> None:
-    """Replaces a text file as a whole: readers see the old or the new one.
+    """Replaces a text file atomically: readers see the old or the new contents.
 
     Args:
         path: The file.
-        text: What it is to hold, or an iterator of its parts.
+        text: The new contents, or an iterator of their parts.
 
     Raises:
         StorageError: If the file cannot be written.
@@ -250,9 +263,15 @@ def write_atomically(path: str, text: str | Iterable[str]) -> None:
 
 
 def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]], header: bool = True) -> str:
-    """Returns a CSV file's text from dicts, `escaped`, with a line of the columns or without."""
+    """Returns the text of a CSV file, `escaped`.
+
+    Args:
+        columns: Names of the columns.
+        rows: Dicts of values by column; other keys are ignored, missing ones left empty.
+        header: Whether the first line has the names of the columns.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer = csv.DictWriter(text, list(columns), extrasaction="ignore", lineterminator="\n")
     if header:
         writer.writeheader()
     writer.writerows(rows)
@@ -260,5 +279,5 @@ def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]], header: 
 
 
 def escaped(text: str) -> str:
-    """Returns a text in which bytes of a file name that are not UTF-8 stand as `\\xNN`."""
+    """Returns a text in which bytes of file names that are not UTF-8 are escaped as `\\xNN`."""
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""A finished run in Python: what the programs `predict`, `evaluate` and `export` do, as methods."""
+"""A finished run in Python, with the programs `predict`, `evaluate` and `export` as methods."""
 
 import os
 from collections.abc import Iterable
@@ -6,33 +6,28 @@ from typing import Any
 
 from tl_research import evaluate, export, predict, trained
 from tl_research.config import run_called
+from tl_research.files import Json
 
 
-class FinishedRun:
-    """A finished run, with what can be done with it.
+class FinishedRun(trained.TrainedRun):
+    """A finished run.
 
     Args:
-        path: Its directory, such as `experiment.run(...)["run"]`, or `latest`, as of --run.
-        extension: Its Python file, if it has layers or images of one.
-
-    Attributes:
-        path: As given.
-        results: The contents of `results.json`.
-        classes: Names in the order of the labels.
+        path: Its directory, such as `experiment.run(...)["run"]`, or `latest`, as for --run.
+        extension: Its Python file, if layers or images come from one.
 
     Raises:
-        RunDirectoryError: If that is no finished run of this version.
+        RunDirectoryError: If it is not a finished run of this version.
     """
 
     def __init__(self, path: str | os.PathLike, extension: str | None = None):
-        run = trained.TrainedRun(run_called(os.fspath(path)))
-        self.path, self.results, self.classes = run.path, run.results, run.classes
-        self._named: dict[str, Any] = {"run": run.path, "extension": extension}
+        super().__init__(run_called(os.fspath(path)))
+        self._named: dict[str, Any] = {"run": self.path, "extension": extension}
 
-    def predict(self, images: Iterable[Any]) -> list[dict[str, Any]]:
-        """Returns for each image a dict: its `path`, what is on it (of a class `class` and
-        `probability`), and `outputs`, {class: probability}; or its `path` and the `error` why it
-        cannot be used.
+    def predict(self, images: Iterable[Any]) -> list[Json]:
+        """Returns a dict for each image: its `path`, the answer (`class` and `probability` for a
+        class) and `outputs`, {class: probability}; or its `path` and the `error` why it cannot be
+        used.
 
         Args:
             images: As `places` of `predict.predict`, such as paths of images and folders.
@@ -53,15 +48,12 @@ class FinishedRun:
             for path, reason, outputs in predictions
         ]
 
-    def evaluate(self, side: str = "validation", **settings: Any) -> dict[str, Any]:
-        """Returns what `evaluate.evaluate` does of a side; `settings` are of `EvaluateConfig`."""
-        return evaluate.evaluate(
-            evaluate.EvaluateConfig(**{**self._named, "run": (self.path,)}, side=side, **settings)
-        )
+    def evaluate(self, side: str = "validation", **settings: Any) -> Json:
+        """Evaluates a side, see `evaluate.evaluate`; `settings` are those of `EvaluateConfig`."""
+        named = {**self._named, "run": (self.path,)}
+        return evaluate.evaluate(evaluate.EvaluateConfig(**named, side=side, **settings))
 
     def export(self, *formats: str, **settings: Any) -> dict[str, str]:
-        """Returns {format: path} of what `export.export` writes; `settings` are of
-        `ExportConfig`.
-        """
+        """Exports the model, see `export.export`; `settings` are those of `ExportConfig`."""
         named: dict[str, Any] = {"format": formats} if formats else {}
         return export.export(export.ExportConfig(**self._named, **named, **settings))

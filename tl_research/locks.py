@@ -1,4 +1,4 @@
-"""Locks that end with their process, and what processes that had one left behind."""
+"""Locks that end with their process, and removal of files left by earlier owners."""
 
 import datetime
 import errno
@@ -8,26 +8,27 @@ import re
 import socket
 from collections.abc import Iterable
 
+from tl_research import machine
 from tl_research.files import owner, remove, say_once, temporary_name
 
-# What file systems answer that have no locks; 524 is the kernel's own, without a name here.
+# Errors of file systems without locks; 524 is internal to the kernel and has no name in errno.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, 524}
 _OWNER = r"(\d+-[0-9a-f]{16})"
 
 
 class Held(Exception):
-    """Another process has the lock; the text says which."""
+    """Another process has the lock; the text names it."""
 
 
 class Lock:
-    """A lock that the kernel gives back when the process ends, however it ends.
+    """A lock that the kernel releases when the process ends in any way.
 
-    Where the file system has none, a second file, `<path>.held`, names host and process. The lock's
-    own file lists the processes that had it since `remove_leftovers`: their temporary files are
-    known by that, not by their names alone.
+    On file systems without locks, a second file, `<path>.held`, names host and process. The lock's
+    file lists the processes that had it since `remove_leftovers`, by which their temporary files
+    are recognized.
 
     Args:
-        path: Of its file, which stays there.
+        path: Path of its file, which is not removed.
 
     Raises:
         Held: If another process has it.
@@ -75,7 +76,7 @@ class Lock:
             raise FileNotFoundError(self._path)
 
     def remove_leftovers(self, paths: Iterable[str]) -> None:
-        """Removes those of `paths` that are temporary files of processes that had the lock."""
+        """Removes the temporary files of earlier owners of the lock among `paths`."""
         for path in paths:
             match = re.search(rf"\.(?:tmp|trash|part)-{_OWNER}(\.\w+)?$", path)
             if match and match[1] in self._owners:
@@ -86,7 +87,7 @@ class Lock:
         self._file.flush()
 
     def close(self) -> None:
-        """Gives the lock back."""
+        """Releases the lock."""
         if self._held:
             remove(self._held)
             self._held = None
@@ -99,10 +100,10 @@ def _line():
 
 
 def _claim(path):
-    """Makes the file that names this process, in place of one whose process has ended.
+    """Makes the file that names this process, or replaces it if its process has ended.
 
     Raises:
-        Held: If that may live.
+        Held: If its process may be alive.
     """
     while True:
         try:
@@ -110,7 +111,7 @@ def _claim(path):
                 file.write(f"{_line()}, born {_birth(os.getpid())}\n")
             return
         except FileExistsError:
-            said = _content(path)
+            said = machine.read(path).strip()
         if _may_live(said):
             raise Held(
                 f"{said.partition(',')[0] or 'another process'} (if that has ended, remove {path})"
@@ -119,23 +120,15 @@ def _claim(path):
         try:
             os.rename(path, aside)
         except FileNotFoundError:
-            continue  # another process was quicker
-        if _content(aside) != said:  # and claimed it meanwhile
+            continue  # another process was faster
+        if machine.read(aside).strip() != said:  # another process claimed it meanwhile
             os.rename(aside, path)
         else:
             os.remove(aside)
 
 
-def _content(path):
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
-    except FileNotFoundError:
-        return ""
-
-
 def _may_live(said):
-    """Returns whether the process that a `.held` file names may live."""
+    """Returns whether the process named in a `.held` file may be alive."""
     match = re.fullmatch(r"pid (\d+) on host (.*) since \S+, born (.*)", said)
     if not match or match[2] != socket.gethostname():
         return True
@@ -149,12 +142,7 @@ def _may_live(said):
 
 
 def _birth(pid):
-    """Returns what a process has in common with no other that had its number, where it is known."""
-    try:
-        with (
-            open("/proc/sys/kernel/random/boot_id", encoding="ascii") as boot,
-            open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as status,
-        ):
-            return f"{boot.read().strip()} {status.read().rpartition(')')[2].split()[19]}"
-    except OSError:
-        return "unknown"
+    """Returns what distinguishes a process from others with the same number, if it is known."""
+    boot = machine.read("/proc/sys/kernel/random/boot_id").strip()
+    fields = machine.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return f"{boot} {fields[19]}" if boot and fields else "unknown"

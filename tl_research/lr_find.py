@@ -20,9 +20,14 @@ from tl_research.files import csv_text, make_folders, storage_errors
 
 
 def lr_find(config: Config, extension: Extension | None = None) -> dict[str, float | None]:
-    """Runs the phases of a `Config` and finds a learning rate before each.
+    """Runs the phases of a `Config` and a learning rate range test before each.
 
-    Phases that an earlier call finished are skipped. Raises the same errors as `experiment.run`.
+    Phases that an earlier call finished are not tested again. Raises the errors of
+    `experiment.run`.
+
+    Args:
+        config: The settings of the run.
+        extension: Parts that replace the package's own; by default those of `config.extension`.
 
     Returns:
         {phase name: suggested base rate, or None}.

@@ -1,4 +1,4 @@
-"""What this process may use of the machine it runs on."""
+"""The CPU cores available to this process, and files of the system."""
 
 import contextlib
 import math
@@ -8,11 +8,20 @@ _QUOTA = "/sys/fs/cgroup/cpu.max"  # of a container: microseconds of all cores, 
 
 
 def cores() -> int:
-    """Returns the CPU cores that this process may use, which its affinity or a container limits."""
+    """Returns the number of CPU cores for this process, as limited by its affinity or container."""
     count = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         count = len(os.sched_getaffinity(0))
-    with contextlib.suppress(OSError, ValueError), open(_QUOTA, encoding="ascii") as file:
-        quota, period = file.read().split()
+    with contextlib.suppress(ValueError):
+        quota, period = read(_QUOTA).split()
         count = min(count, math.ceil(int(quota) / int(period)))  # no number: without a limit
     return max(1, count)
+
+
+def read(path: str) -> str:
+    """Returns the contents of a file of the system; an empty text if it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""

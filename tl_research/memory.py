@@ -1,19 +1,22 @@
-"""The memory of this process: how much it may have, and what it need not keep."""
+"""The memory of this process: its limit, and returning what is not needed."""
 
 import contextlib
 import ctypes
 import gc
 import math
 import os
-import sys
+import re
+
+from tl_research import machine
+from tl_research.errors import to_stderr
 
 _CGROUPS = "/sys/fs/cgroup"
-_OWN = 1 << 30  # bytes that TensorFlow and a network need beside what is kept
+_OWN = 1 << 30  # bytes for TensorFlow and a network, besides caches
 
 
 def give_back() -> None:
-    """Gives the system back what is free inside this process, which glibc keeps by itself: after
-    training that is a third of all.
+    """Returns free memory of this process to the system, which glibc would keep: after training
+    that is a third of all.
     """
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such call
@@ -21,28 +24,31 @@ def give_back() -> None:
 
 
 def limit() -> float:
-    """Returns the bytes that this process may have: the machine's, or those of its container;
-    infinity where the system does not say.
-    """
-    return min([_of_machine(), *_of_cgroups(_read("/proc/self/cgroup"))])
+    """Returns the memory of the machine or container in bytes; infinity if that is not known."""
+    return min([_of_machine(), *_of_cgroups(machine.read("/proc/self/cgroup"))])
+
+
+def free() -> float:
+    """Returns the free memory in bytes; `limit` if that is not known."""
+    found = re.search(r"^MemAvailable: +(\d+) kB", machine.read("/proc/meminfo"), re.MULTILINE)
+    return min(int(found[1]) * 1024, limit()) if found else limit()
 
 
 def allowed(asked: int, flag: str, needed: int, taken: int = 0) -> int:
-    """Returns how many bytes may be kept: what a flag allows, but at most half of what `limit`
-    leaves. Says so where that decides.
+    """Returns the number of bytes a cache may take: the value of a flag, but at most half of what
+    is left of `limit`, in which case a note is printed.
 
     Args:
         asked: The flag's value.
         flag: Its name.
-        needed: Bytes that are to be kept, at most.
-        taken: Bytes of what is kept already.
+        needed: The largest size of the cache in bytes.
+        taken: Bytes of other caches.
     """
     most = int(max(0, min(limit(), 1 << 60) - _OWN - taken) // 2)
     if most < needed <= asked:
-        print(
-            f"note: {flag} allows {asked / 2**30:.1f} GiB; at most {most / 2**30:.1f} of the "
-            f"{limit() / 2**30:.1f} that this process may have are used",
-            file=sys.stderr,
+        to_stderr(
+            f"note: {flag} allows {asked / 2**30:.1f} GiB; using at most {most / 2**30:.1f} of the "
+            f"{limit() / 2**30:.1f} available to this process"
         )
     return min(asked, most)
 
@@ -55,11 +61,11 @@ def _of_machine():
 
 
 def _of_cgroups(text, root=_CGROUPS):
-    """Yields the limits, in bytes, of the groups that a process is in and of those around them.
+    """Yields the memory limits in bytes of the control groups of a process and their parents.
 
     Args:
-        text: /proc/self/cgroup: lines of number:controllers:path.
-        root: Where groups are mounted, version 2 there or in `unified`, version 1 in `memory`.
+        text: Contents of /proc/self/cgroup, lines of number:controllers:path.
+        root: Where groups are mounted: version 2 there or in `unified`, version 1 in `memory`.
     """
     for line in text.splitlines():
         _, controllers, path = line.split(":", 2)
@@ -69,17 +75,9 @@ def _of_cgroups(text, root=_CGROUPS):
         tops = ("memory",) if controllers else ("", "unified")
         while True:
             for top in tops:
-                value = _read(os.path.join(root, top, path.lstrip("/"), name)).strip()
+                value = machine.read(os.path.join(root, top, path.lstrip("/"), name)).strip()
                 if value.isdigit():  # not `max`
                     yield int(value)
             if path in ("/", ""):
                 break
             path = os.path.dirname(path)
-
-
-def _read(path):
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except OSError:
-        return ""

@@ -1,18 +1,19 @@
-"""What a classifier's logits are worth on images it was not trained on. NumPy only."""
+"""Metrics of logits on images that were not trained on. NumPy only."""
 
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+
+from tl_research.files import Json
 
 _TOP = (1, 2, 3, 5)
 _BINS = 15
 
 
 def scaled(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """Returns float64 [N, K], float32 logits divided by a temperature; unequal ones stay so."""
+    """Returns logits divided by a temperature, in float64 so that unequal ones stay unequal."""
     return np.asarray(logits, np.float64) / temperature
 
 
@@ -24,12 +25,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Returns (mean cross-entropy in nats, share of correct argmax) over all examples, as floats.
-
-    Args:
-        logits: float [N, K].
-        labels: int [N].
-    """
+    """Returns (mean cross-entropy in nats, accuracy) of logits [N, K] with labels int [N]."""
     logits = np.asarray(logits)
     return float(losses(logits, labels).mean()), float((logits.argmax(axis=1) == labels).mean())
 
@@ -42,55 +38,55 @@ def losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """Returns int64 [K, K]: how many examples of the row's class were taken for the column's."""
-    return np.bincount(
-        np.asarray(labels) * num_classes + predicted, minlength=num_classes**2
-    ).reshape(num_classes, num_classes)
+    """Returns the confusion matrix, int64 [K, K].
+
+    Args:
+        labels: int [N], the rows.
+        predicted: int [N], the columns.
+        num_classes: K.
+    """
+    places = np.asarray(labels) * num_classes + predicted
+    return np.bincount(places, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def most_confused(confusion: np.ndarray, count: int) -> list[tuple[int, int, int]]:
-    """Returns (images, their class, what they were taken for) of the commonest mistakes, at most
-    `count`, by a confusion matrix [K, K].
+    """Returns (images, true class, predicted class) of the `count` most frequent mistakes in a
+    confusion matrix [K, K].
     """
     wrong = confusion * (1 - np.eye(len(confusion), dtype=int))
     order = np.argsort(-wrong, axis=None, kind="stable")[:count]
-    places = np.stack(np.unravel_index(order, wrong.shape), axis=1).tolist()
+    places = zip(*(axis.tolist() for axis in np.unravel_index(order, wrong.shape)))
     return [(int(wrong[row, said]), row, said) for row, said in places if wrong[row, said]]
 
 
-def per_class(confusion: np.ndarray) -> list[dict[str, Any]]:
-    """Returns a dict for each class: support, predicted, precision, recall, recall_ci95 and f1.
-
-    NaN where it is 0 / 0.
+def per_class(confusion: np.ndarray) -> list[Json]:
+    """Returns a dict per class: support, predicted, precision, recall, recall_ci95 and f1; 0 / 0 is
+    NaN.
     """
     return _per_class(np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0))
 
 
-def per_class_of_sets(labels: np.ndarray, answers: np.ndarray) -> list[dict[str, Any]]:
-    """Returns what `per_class` does of sets of classes, [N, K] of 0 and 1."""
+def per_class_of_sets(labels: np.ndarray, answers: np.ndarray) -> list[Json]:
+    """Returns the same as `per_class` for sets of classes, [N, K] of 0 and 1."""
     return _per_class((labels * answers).sum(axis=0), labels.sum(axis=0), answers.sum(axis=0))
 
 
 def _per_class(hits, support, predicted):
-    rows = []
-    for hit, there, said in zip(
-        *(np.int64(counts).tolist() for counts in (hits, support, predicted))
-    ):
-        rows.append(
-            {
-                "support": there,
-                "predicted": said,
-                "precision": _share(hit, said),
-                "recall": _share(hit, there),
-                "recall_ci95": list(wilson_interval(hit, there) if there else (np.nan, np.nan)),
-                "f1": _share(2 * hit, there + said),
-            }
-        )
-    return rows
+    return [
+        {
+            "support": there,
+            "predicted": said,
+            "precision": _share(hit, said),
+            "recall": _share(hit, there),
+            "recall_ci95": list(wilson_interval(hit, there) if there else (np.nan, np.nan)),
+            "f1": _share(2 * hit, there + said),
+        }
+        for hit, there, said in np.stack([hits, support, predicted], 1).astype(int).tolist()
+    ]
 
 
-def macro_f1(rows: list[dict[str, Any]]) -> float:
-    """Returns the mean F1 of what `per_class` returned, without classes that never occur."""
+def macro_f1(rows: list[Json]) -> float:
+    """Returns the mean F1 over the rows of `per_class`, without classes that never occur."""
     scores = [row["f1"] for row in rows if row["support"] + row["predicted"]]
     return statistics.fmean(scores) if scores else math.nan
 
@@ -100,9 +96,9 @@ def _share(part, whole):
 
 
 def ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns int64 [N]: how many classes stand before the true one.
+    """Returns the number of classes ranked before the true one, int64 [N].
 
-    Of equal logits the first class, as in argmax.
+    Of equal logits, the first class ranks first, as in argmax.
     """
     logits = np.asarray(logits)
     true = logits[np.arange(len(labels)), labels][:, None]
@@ -111,12 +107,11 @@ def ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = _BINS) -> np.ndarray:
-    """Returns float64 [M, 3]: how many examples each bin has, of those that have any, their mean
-    confidence, and their accuracy.
+    """Returns count, mean confidence and accuracy of each bin that is not empty, float64 [M, 3].
 
     Args:
-        confidence: float [N], the probability of what was said.
-        correct: bool [N], whether that is right.
+        confidence: float [N], the probabilities of the answers.
+        correct: bool [N], whether they are correct.
         bins: Number of bins of equal width in (0, 1].
     """
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
@@ -129,17 +124,20 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = _BINS) 
 def expected_calibration_error(
     confidence: np.ndarray, correct: np.ndarray, bins: int = _BINS
 ) -> float:
-    """Returns the mean distance between the confidence and accuracy of an example's bin (Guo et al.
-    2017, arXiv:1706.04599); the arguments are those of `reliability`.
+    """Returns the expected calibration error (Guo et al. 2017, arXiv:1706.04599): the mean distance
+    of confidence and accuracy of an example's bin.
+
+    Args:
+        confidence, correct, bins: As for `reliability`.
     """
     counts, confidences, accuracies = reliability(confidence, correct, bins).T
     return float((counts * np.abs(accuracies - confidences)).sum() / counts.sum())
 
 
-def report(logits: np.ndarray, labels: np.ndarray) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Returns (the metrics as a JSON value, what `per_class` does); nothing of size [K, K] is made.
+def report(logits: np.ndarray, labels: np.ndarray) -> tuple[Json, list[Json]]:
+    """Returns (metrics as a JSON value, rows as of `per_class`) without a [K, K] array.
 
-    Accuracies have Wilson intervals; the mean loss has a normal one, 1.96 standard errors to either
+    Intervals of accuracies are Wilson's, that of the mean loss is 1.96 standard errors to either
     side.
 
     Args:
@@ -147,11 +145,8 @@ def report(logits: np.ndarray, labels: np.ndarray) -> tuple[dict[str, Any], list
         labels: int [N].
     """
     count, num_classes = np.shape(logits)
-    probabilities, loss, rank = (
-        softmax(logits),
-        losses(logits, labels),
-        ranks(logits, labels),
-    )
+    probabilities, loss = softmax(logits), losses(logits, labels)
+    rank = ranks(logits, labels)
     predicted = probabilities.argmax(axis=1)
     hits, support, said = (
         np.bincount(places, minlength=num_classes)
@@ -175,14 +170,14 @@ def report(logits: np.ndarray, labels: np.ndarray) -> tuple[dict[str, Any], list
 
 
 def normal_interval(values: np.ndarray) -> list[float]:
-    """Returns [low, high], the mean of many values less and plus 1.96 standard errors."""
-    half = 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else math.nan
-    return [float(values.mean()) - half, float(values.mean()) + half]
+    """Returns [low, high], the mean of many values minus and plus 1.96 standard errors."""
+    half = 1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else math.nan
+    return [float(values.mean() - half), float(values.mean() + half)]
 
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """Returns the (low, high) 95 % interval of a share (Wilson 1927): never outside [0, 1], right
-    for small counts too.
+    """Returns the (low, high) 95 % interval of a share (Wilson 1927), which is within [0, 1] and
+    valid for small counts.
 
     Args:
         correct: Number of successes.
@@ -190,18 +185,14 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     """
     z = 1.959963984540054  # quantile 0.975 of the normal distribution
     share = correct / total
-    center = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = (
-        z
-        / (1 + z * z / total)
-        * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    )
-    # Rounding must not put the share itself outside, at 0 and 1.
+    scale = 1 + z * z / total
+    center = (share + z * z / (2 * total)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    # rounding must not exclude the share itself, at 0 and 1
     return max(0.0, min(share, center - half)), min(1.0, max(share, center + half))
 
 
-# Quantiles 0.975 of Student's t for 2, 3, ... degrees of freedom; that of the normal distribution
-# beyond.
+# Quantiles 0.975 of Student's t for 2, 3, ... degrees of freedom, before the normal distribution's
 _STUDENT = (
     4.3027,
     3.1824,
@@ -239,13 +230,12 @@ def student_interval(
     values: Sequence[float], low: float = -math.inf, high: float = math.inf
 ) -> list[float] | None:
     """Returns [low, high], the 95 % interval of the mean of independent values (Student 1908), or
-    None of fewer than three: that of two is twelve times as wide as their standard error.
+    None for fewer than three: that of two is twelve times as wide as their standard error.
 
     Args:
         values: Numbers.
-        low: The smallest that the mean can be.
-        high: The largest. What an interval has beyond such a bound holds no possible mean, so that
-            it is right as often without.
+        low, high: Bounds of possible means, to which the interval is cut: it covers the mean just
+            as often.
     """
     if len(values) < 3:
         return None

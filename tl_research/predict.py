@@ -3,12 +3,12 @@
     python -m tl_research.predict --run=DIR IMAGE...
     python -m tl_research.predict --run=DIR FOLDER --csv=FILE
 
-Prints a line for each image: on a terminal its most probable classes, elsewhere a CSV row of path,
-class, its probability, then the probability of each class, calibrated (or path, classes, ...; or
-path and the number, by what the run was trained to answer). The column of a class that is called as
-one of the first is `probability <class>`. With --jsonl a line is such an object of JSON.
-Folders are searched for images, also deeper ones. What cannot be used is named on stderr and left
-out; if nothing can be used, the exit code is 2.
+Prints a line per image: on a terminal its most probable classes, elsewhere a CSV row of path,
+class, its probability, and the calibrated probabilities of all classes (or of path, set of classes
+and probabilities; or of path and number, depending on what the run was trained for). If a class has
+the name of one of the first columns, its column is `probability <class>`. With --jsonl each line is
+a JSON object. Folders are searched recursively. Files that cannot be used are named on stderr and
+skipped; if none can be used, the exit code is 2.
 """
 
 import collections
@@ -30,7 +30,7 @@ from tl_research import ahead, cli, metrics
 from tl_research.config import ToolConfig
 from tl_research.data.split import printable
 from tl_research.data.walk import images_below, others_text
-from tl_research.errors import DataError, UserError
+from tl_research.errors import DataError, UserError, to_stderr
 from tl_research.files import escaped, replacing
 from tl_research.settings import setting
 
@@ -44,15 +44,15 @@ class PredictConfig(ToolConfig):
 
     csv: str | None = setting(
         None,
-        "write CSV rows to this file, once all are there; - is stdout; a pipe or device gets them "
-        "as they come",
-        path="as given",
+        "file for CSV rows, written when all are complete; -: stdout; a pipe or device receives "
+        "rows as they come",
+        path=True,
         recorded=False,
     )
     jsonl: str | None = setting(
-        None, "the same, but objects of JSON, one a line", path="as given", recorded=False
+        None, "the same with JSON objects, one per line", path=True, recorded=False
     )
-    top_k: int = setting(3, "classes of an image on a terminal, of at least 0.5 %", low=1)
+    top_k: int = setting(3, "classes shown per image on a terminal, if at least 0.5 %", low=1)
 
     def __post_init__(self):
         super().__post_init__()
@@ -66,42 +66,41 @@ class PredictConfig(ToolConfig):
 def predict(
     config: PredictConfig, places: Sequence[Any], others: collections.Counter | None = None
 ) -> tuple["TrainedRun", Iterator[tuple[str, str | None, np.ndarray | None]]]:
-    """Returns (`TrainedRun`, an iterator of (path, reason why it cannot be used or None, outputs of
-    the run's kind of answer, float64 [K], or None)).
-
-    Images are read in parallel, a few batches ahead, and are in memory no longer than that.
+    """Predicts images, which are read in parallel, a few batches ahead.
 
     Args:
-        config: `PredictConfig`.
-        places: Paths of images and of folders that hold some; also images themselves, as
-            `decoding.pixels_of` takes them, whose path is then `image N`, their place from 0.
-        others: A `collections.Counter` for the files in the folders that are no images.
+        config: The run, and how to read images.
+        places: Paths of images and of folders of images, or images themselves, as
+            `decoding.pixels_of` takes them; the path of number N is then `image N`, from 0.
+        others: A `collections.Counter` for the files in the folders that are not images.
+
+    Returns:
+        (`TrainedRun`, iterator of (path, reason why the image cannot be used or None, outputs of
+        the run's kind of answer, float64 [K], or None))
 
     Raises:
-        RunDirectoryError: If `config.run` is no finished run.
+        RunDirectoryError: If `config.run` is not a finished run.
         DataError: If a path does not exist.
     """
     _check_there(list(filter(_is_path, places)))
     from tl_research import trained  # imports TensorFlow, which --help need not wait for
 
     run = trained.TrainedRun(str(config.run))
-    classifier, batch_size = (
-        run.load_classifier(config.extension),
-        run.batch_size(config.batch_size),
-    )
-    others = collections.Counter() if others is None else others
-    images = _load(image_files(places, others), run.config, 4 * batch_size)
+    files = image_files(places, collections.Counter() if others is None else others)
+    classifier, batch_size = run.load_classifier(config.extension), config.batch_size
+    return run, _predictions(run, classifier, files, run.batch_size(batch_size))
 
-    def predictions() -> Iterator[tuple[str, str | None, np.ndarray | None]]:
-        while batch := list(itertools.islice(images, batch_size)):
-            good = [pixels for _, _, pixels in batch if pixels is not None]
-            if good:
-                logits = classifier(np.stack(good))
-                outputs = iter(run.answer.outputs(metrics.scaled(logits, run.temperature)))
-            for path, reason, _ in batch:
-                yield path, reason, None if reason else next(outputs)
 
-    return run, predictions()
+def _predictions(run, classifier, files, batch_size):
+    """Yields what `predict` returns for the images of `image_files`."""
+    images = ahead.in_order(_reader(run.config), files, 4 * batch_size)
+    while batch := list(itertools.islice(images, batch_size)):
+        good = [pixels for _, _, pixels in batch if pixels is not None]
+        if good:
+            logits = classifier(np.stack(good))
+            outputs = iter(run.answer.outputs(metrics.scaled(logits, run.temperature)))
+        for path, reason, _ in batch:
+            yield path, reason, None if reason else next(outputs)
 
 
 def _check_there(paths):
@@ -120,12 +119,12 @@ def _is_path(place):
 def image_files(
     places: Iterable[Any], others: collections.Counter
 ) -> Iterator[tuple[str, Any, str | None]]:
-    """Yields (name, path or image, why it must not be opened or None) of the images that are given
-    or in folders.
+    """Yields (name, path or image, reason not to open it or None) of given images and of those in
+    folders.
 
     Args:
-        places: As of `predict`.
-        others: A `collections.Counter` of the files in the folders that are no images.
+        places: As for `predict`.
+        others: A `collections.Counter` for the files in the folders that are not images.
     """
     for number, place in enumerate(places):
         if not _is_path(place):
@@ -137,32 +136,29 @@ def image_files(
                 yield path, path, reason
 
 
-def _load(images, trained_with, count):
-    """Returns an iterator of (name, why it cannot be used or None, pixels or None), in the order of
-    `images`, which are as of `image_files`, as training with a `Config` read them.
+def _reader(trained_with):
+    """Returns a function that reads an item of `image_files` in the same way as training did: to
+    (name, reason why it cannot be used or None, pixels or None).
     """
     from tl_research.data.decoding import BadImage, pixels_of
     from tl_research.data.image_check import resize_image
 
-    def load(
-        name: str, image: Any, reason: str | None
-    ) -> tuple[str, str | None, np.ndarray | None]:
-        if reason:
-            return name, reason, None
+    def _read(item):
+        name, image, reason = item
         try:
-            pixels = pixels_of(image, trained_with.max_image_pixels)
+            pixels = None if reason else pixels_of(image, trained_with.max_image_pixels)
         except BadImage as error:
             return name, str(error), None
-        return name, None, resize_image(pixels, trained_with.image_size)
+        return name, reason, None if reason else resize_image(pixels, trained_with.image_size)
 
-    return ahead.in_order(lambda named: load(*named), images, count)
+    return _read
 
 
 @contextlib.contextmanager
 def _output(path):
-    """Yields a text file: stdout, or one that gets its name when it is whole."""
+    """Yields a text file: stdout, or one that gets its name when it is complete."""
     if path in (None, "-"):
-        # `predict ... | head` ends as other programs do
+        # let `predict ... | head` end quietly
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         yield sys.stdout
         return
@@ -171,47 +167,47 @@ def _output(path):
 
 
 def _columns(first, classes):
-    """Returns the names of all columns, each once: a class may be called `path` too."""
+    """Returns unique names of all columns: a class may be called `path` too."""
 
-    def column(name: str) -> str:
+    def _column(name):
         while name in first or (name.startswith("probability ") and name in classes):
             name = f"probability {name}"
         return name
 
-    return [*first, *(column(name) if name in first else name for name in classes)]
+    return [*first, *(_column(name) if name in first else name for name in classes)]
 
 
-# Each returns a function that writes the line of a path and its outputs to a text file.
+# Each returns a function that writes a line for a path and its outputs to a text file.
 
 
 def _csv(file, answer, classes, top_k):
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(_columns(("path", *answer.predicted), classes))
 
-    def write(path: str, outputs: np.ndarray) -> None:
+    def _write(path, outputs):
         cells = (*answer.said(outputs, classes), *outputs)
         writer.writerow([path, *(c if isinstance(c, str) else f"{c:.6g}" for c in cells)])
 
-    return write
+    return _write
 
 
 def _jsonl(file, answer, classes, top_k):
-    def rounded(cell: Any) -> Any:
+    def _rounded(cell):
         return cell if isinstance(cell, str) else float(f"{cell:.6g}")
 
-    def write(path: str, outputs: np.ndarray) -> None:
-        said = zip(answer.predicted, map(rounded, answer.said(outputs, classes)))
-        every = dict(zip(classes, map(rounded, outputs)))
+    def _write(path, outputs):
+        said = zip(answer.predicted, map(_rounded, answer.said(outputs, classes)))
+        every = dict(zip(classes, map(_rounded, outputs)))
         kind = "probabilities" if answer.has_probabilities else "numbers"
         file.write(json.dumps({"path": path, **dict(said), kind: every}) + "\n")
 
-    return write
+    return _write
 
 
 def _text(file, answer, classes, top_k):
     width, shares = 0, answer.has_probabilities
 
-    def write(path: str, outputs: np.ndarray) -> None:
+    def _write(path, outputs):
         nonlocal width
         width, best = max(width, len(path)), np.argsort(-outputs, kind="stable")[:top_k]
         named = [
@@ -222,7 +218,7 @@ def _text(file, answer, classes, top_k):
         ]
         file.write("   ".join([f"{printable(path):<{width}}", *named]) + "\n")
 
-    return write
+    return _write
 
 
 def main(places: list[str]) -> None:
@@ -242,18 +238,17 @@ def main(places: list[str]) -> None:
             path = escaped(path)
             counts[reason is None] += 1
             if reason:
-                print(f"{printable(path)}: {printable(escaped(reason))}", file=sys.stderr)
+                to_stderr(f"{printable(path)}: {printable(escaped(reason))}")
             else:
                 write(path, outputs)
         file.flush()
     seconds = time.perf_counter() - started
-    print(
+    to_stderr(
         f"{counts[True]} image{'s' * (counts[True] != 1)} in {seconds:.1f} s, {counts[False]} "
-        "could not be used",
-        file=sys.stderr,
+        "could not be used"
     )
     if others:
-        print(others_text(others), file=sys.stderr)
+        to_stderr(others_text(others))
     if not counts[True]:
         raise DataError(
             f"none of {counts[False]} images can be used; expected at least one; see the reasons "

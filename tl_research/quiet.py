@@ -1,5 +1,5 @@
-"""The one place that imports TensorFlow: with the settings that this project is made for, and
-without the notes on stderr that come before any log level is read and would bury ours.
+"""The only place that imports TensorFlow: with the settings of this project, and without the notes
+that it prints on stderr before it reads any log level.
 """
 
 import atexit
@@ -14,7 +14,7 @@ from typing import IO, cast
 
 from tl_research.errors import UserError
 
-# Read when TensorFlow and Keras are imported, before anything can be set.
+# Read when TensorFlow and Keras are imported.
 _SETTINGS = {
     "KERAS_BACKEND": "tensorflow",
     "KERAS_NNX_ENABLED": "false",
@@ -22,14 +22,14 @@ _SETTINGS = {
 }
 _LIMITS = ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH")  # of Keras' own loops, `predict` too
 _TOUCHED = (*_SETTINGS, *_LIMITS, "TF_CPP_MIN_LOG_LEVEL", "HDF5_USE_FILE_LOCKING", "KERAS_HOME")
-# Prints what it read, unless it is ended before: a process that dies cannot do that itself.
+# Prints its input at the end unless it is killed: a process that crashes cannot do that itself.
 _WATCHER = "import sys; text = sys.stdin.buffer.read(); sys.stderr.buffer.write(text)"
 
 
 @contextlib.contextmanager
 def dropped_stderr() -> Iterator[None]:
-    """Drops what is printed on stderr meanwhile, also by C++ libraries, unless the process dies of
-    it; Python errors pass.
+    """Drops output on stderr, also of C++ libraries, unless the process crashes; Python errors are
+    not affected.
     """
     stderr = os.dup(2)
     watcher = subprocess.Popen(
@@ -48,14 +48,14 @@ def dropped_stderr() -> Iterator[None]:
 
 
 def import_tensorflow() -> None:
-    """Imports TensorFlow and Keras and finds the devices, without their notes.
+    """Imports TensorFlow and Keras and finds the devices, without printing notes.
 
-    What `keras.json` and the environment say of Keras is not followed: a run's bits are a function
-    of its flags.
+    Settings of Keras in `keras.json` and the environment are ignored: the bits of a run depend on
+    its flags only.
 
     Raises:
-        UserError: If they cannot be imported, Keras is imported already with another backend, or
-            file names are not read as UTF-8.
+        UserError: If they cannot be imported, Keras was imported with another backend, or file
+            names are not decoded as UTF-8.
     """
     if (encoding := sys.getfilesystemencoding()) != "utf-8":
         raise UserError(
@@ -69,7 +69,7 @@ def import_tensorflow() -> None:
             tf.config.list_physical_devices()
             import keras
 
-            tf.keras.Sequential  # noqa: B018 (found when it is first asked for)
+            tf.keras.Sequential  # noqa: B018 (loaded at first use)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         home = os.environ.get("KERAS_HOME", "~/.keras")
@@ -91,8 +91,8 @@ def _is_no_retracing(record):
 
 
 def drop_retracing_notes() -> None:
-    """Drops what TensorFlow says of the second run in a process: each traces its own steps, once;
-    `traces` of its results counts that.
+    """Drops TensorFlow's notes on retracing in the second run of a process: each run traces its own
+    steps, once, as counted by `traces` of its results.
     """
     import tensorflow as tf
 
@@ -101,16 +101,16 @@ def drop_retracing_notes() -> None:
 
 @contextlib.contextmanager
 def _our_environment():
-    """Sets what is read at the import; afterwards the caller's environment is as it was."""
+    """Sets the environment for the import, and restores it."""
     before = {name: os.environ.get(name) for name in _TOUCHED}
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # HDF5 would not read weights where there are no locks; nothing here writes into such a file
+    # HDF5 would not read weights on file systems without locks; we never write to such a file
     os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
     os.environ.update(_SETTINGS)
     for name in _LIMITS:
         os.environ.pop(name, None)
     if os.path.expanduser("~") == "~" and "KERAS_HOME" not in os.environ:
-        # No home is known: a folder of that name would be made here.
+        # No home is known: Keras would make a folder named ~ here.
         os.environ["KERAS_HOME"] = home = tempfile.mkdtemp()
         atexit.register(shutil.rmtree, home, ignore_errors=True)
     try:
@@ -123,7 +123,7 @@ def _our_environment():
 
 
 def _set_keras(config):
-    """Sets what `keras.json` may have set otherwise."""
+    """Sets the defaults that `keras.json` may have changed."""
     config.set_image_data_format("channels_last")
     config.set_floatx("float32")
     config.set_dtype_policy("float32")

@@ -1,4 +1,4 @@
-"""The same run with several seeds: one command, one directory, and what the seeds have in common.
+"""Runs with several seeds: one command, one directory, and statistics over the seeds.
 
 Imports no TensorFlow.
 """
@@ -12,111 +12,94 @@ import os
 import signal
 import statistics
 import subprocess
-import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from tl_research import metrics
 from tl_research.config import Config
 from tl_research.errors import GateError, Interrupted, RunDirectoryError, UserError
-from tl_research.files import make_folders, storage_errors, write_atomically
+from tl_research.files import Json, make_folders, storage_errors
 from tl_research.progress_bar import in_notebook
 from tl_research.reporting import results
-from tl_research.reporting.terminal import say_result
+from tl_research.reporting.terminal import markdown_table, say_result
 from tl_research.run import directory as run_directory
 from tl_research.signals import Signals
 
-_PR_SET_PDEATHSIG = 1  # the signal that a process gets when its parent ends, see prctl(2)
+_PR_SET_PDEATHSIG = 1  # sets the signal to send when the parent ends, see prctl(2)
 
 
-def run(config: Config, more: Sequence[str] = ()) -> dict[str, Any]:
-    """Trains `config` once for each of its `seeds` and returns the contents of `seeds.json`, which
-    it writes and prints.
+def run(config: Config, more: Sequence[str] = ()) -> Json:
+    """Trains `config` once for each of its `seeds`; writes, prints and returns the contents of
+    `seeds.json`.
 
-    Each is a process of its own, in WORKDIR/seed<S>, so that it gives the same bits as alone; one
-    that is finished only says its results again, one that was interrupted is resumed.
+    Each seed is trained in its own process, in WORKDIR/seed<S>, so that it gives the same bits as
+    alone. Finished ones only print their results again, interrupted ones are resumed.
 
     Args:
-        config: `Config` with seeds.
-        more: Flags that are no settings.
+        config: Settings with seeds.
+        more: Further flags for each run.
 
     Raises:
-        UserError: If a seed ends with an error, which it has said itself; the exit code is the
-            same.
+        UserError: If a seed ends with an error, which it has printed; with the same exit code.
         GateError: If the mean test accuracy is below `--min_test_accuracy`.
     """
     run_directory.check_place(config)
     directory = _opened(config)
-    runs, place_of_all = {}, run_directory.quoted(os.path.abspath(directory))
-    for seed in config.seeds:
-        place = os.path.join(directory, f"seed{seed}")
-        split_seed = seed if config.seeds_split == "separate" else config.split_seed
-        one = dataclasses.replace(
-            config, seeds=(), seed=seed, split_seed=split_seed, min_test_accuracy=0.0
-        )
-        print(f"seed {seed}: {place}", flush=True)
-        code = _finish(
-            [
-                sys.executable,
-                *_program(),
-                *one.to_flags().splitlines(),
-                f"--workdir={place}",
-                f"--resume={config.resume}",
-                *([f"--extension={config.extension}"] if config.extension else []),
-                *more,
-            ],
-            again := f"the same command with --workdir={place_of_all}",
-        )
-        if code:
-            with contextlib.suppress(OSError):
-                os.rmdir(directory)  # of a failed start
-            again += " and without --resume=never" * (config.resume == "never")
-            error = UserError(
-                f"seed {seed} ended with exit code {code}, for the reason above; expected 0; "
-                f"correct that and give {again} again: what is finished stays"
-            )
-            error.exit_code = code
-            raise error
-        with open(os.path.join(place, "results.json"), encoding="utf-8") as file:
-            runs[seed] = json.load(file)
-    summary: dict[str, Any] = {
+    runs = {seed: _trained(config, seed, directory, more) for seed in config.seeds}
+    found = summarize(runs.values())
+    contents: Json = {
         "seeds": list(runs),
         "seeds_split": config.seeds_split,
-        "summary": summarize(runs.values()),
-        "runs": {str(seed): contents for seed, contents in runs.items()},
+        "summary": found,
+        "runs": {str(seed): results for seed, results in runs.items()},
     }
-    with storage_errors(directory):
-        write_atomically(
-            os.path.join(directory, "seeds.json"),
-            json.dumps(summary, indent=1, allow_nan=False) + "\n",
-        )
+    run_directory.Directory(directory).write_json("seeds.json", contents)
     splits = "a split each" if config.seeds_split == "separate" else "one split"
-    print(f"\n{len(runs)} seeds, {splits}\n{table(summary['summary'])}")
-    say_result(summary, config.json)
-    mean = summary["summary"].get("test_accuracy", {"mean": 0.0})["mean"]
+    print(f"\n{len(runs)} seeds, {splits}\n{table(found)}")
+    say_result(contents, config.json)
+    mean = found.get("test_accuracy", {"mean": 0.0})["mean"]
     if mean < config.min_test_accuracy:
         raise GateError(
             f"mean test accuracy {mean:.4f}; expected at least "
             f"--min_test_accuracy={config.min_test_accuracy}; everything is in {directory}"
         )
-    return summary
+    return contents
 
 
-def _program():
-    """Returns how Python is told to train: by the script of a clone, or as it is installed."""
-    clone = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    is_clone = os.path.isfile(os.path.join(clone, "flowers.flags"))
-    return [os.path.join(clone, "train.py")] if is_clone else ["-P", "-m", "tl_research.train"]
+def _trained(config, seed, directory, more):
+    """Trains one seed in its own process; returns its `results.json`."""
+    place = os.path.join(directory, f"seed{seed}")
+    split_seed = seed if config.seeds_split == "separate" else config.split_seed
+    one = dataclasses.replace(
+        config, seeds=(), seed=seed, split_seed=split_seed, min_test_accuracy=0.0
+    )
+    flags = [*one.to_flags().splitlines(), f"--workdir={place}", f"--resume={config.resume}"]
+    if config.extension:
+        flags.append(f"--extension={config.extension}")
+    place_of_all = run_directory.quoted(os.path.abspath(directory))
+    again = f"the same command with --workdir={place_of_all}"
+    print(f"seed {seed}: {place}", flush=True)
+    if code := _finish([*run_directory.words_of("train"), *flags, *more], again):
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)  # of a failed start
+        again += " and without --resume=never" * (config.resume == "never")
+        error = UserError(
+            f"seed {seed} ended with exit code {code}, for the reason above; expected 0; correct "
+            f"that and give {again} again: finished seeds are kept"
+        )
+        error.exit_code = code
+        raise error
+    with open(os.path.join(place, "results.json"), encoding="utf-8") as file:
+        return json.load(file)
 
 
 def _opened(config):
-    """Returns the directory of all seeds, made where there is none."""
+    """Returns the directory of all seeds, which is made if necessary."""
     with storage_errors(config.workdir or "runs"):
         directory = config.workdir or run_directory.make_new(config)
         make_folders(directory)
     if os.path.exists(os.path.join(directory, "flags.txt")):
         raise RunDirectoryError(
-            f"--workdir={directory} is a run of one seed; expected a directory for those of "
+            f"--workdir={directory} is a run of one seed; expected a directory for all of "
             "--seeds; choose another"
         )
     if os.path.islink(place := os.path.join(directory, "seeds.json")):
@@ -127,9 +110,9 @@ def _opened(config):
 
 
 def _finish(command, again=None):
-    """Runs a command to its end and returns its exit code.
+    """Runs a command and returns its exit code.
 
-    A signal is passed on, and the end is waited for. Killed itself, it takes the command with it.
+    A signal is passed on to it, and its end awaited. If this process is killed, so is the command.
     """
     signals, parent = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}, os.getpid()
     end_with_parent = getattr(ctypes.CDLL(None), "prctl", None)  # on Linux
@@ -137,19 +120,19 @@ def _finish(command, again=None):
     def prepare() -> None:
         if end_with_parent:
             end_with_parent(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:  # it ended before that
+            if os.getppid() != parent:  # already ended
                 os.kill(os.getpid(), signal.SIGKILL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
-    # none between the start and the name of what was started
+    # a signal between the start and `process = ...` would be lost
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    # else the terminal would send it a second Ctrl-C
+    # in its own session, since the terminal would send it a second Ctrl-C
     shown = {"stdout": subprocess.PIPE, "text": True} if in_notebook() else {}
     process = subprocess.Popen(command, start_new_session=True, preexec_fn=prepare, **shown)
     try:
         with Signals(again):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-            for line in process.stdout or ():  # which would go to the notebook's terminal
+            for line in process.stdout or ():  # else it would go to the notebook's terminal
                 if not line.startswith("RESULT "):
                     print(line, end="")
             code = process.wait()
@@ -160,32 +143,31 @@ def _finish(command, again=None):
         raise
 
 
-_SHARES = {"accuracy", "f1", "ece"}  # words in names of what is never outside 0 to 1
+_SHARES = {"accuracy", "f1", "ece"}  # parts of the names of metrics that are between 0 and 1
 
 
-def summarize(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def summarize(runs: Iterable[Json]) -> Json:
     """Returns {metric: {"mean", "min", "max", "ci95", "values"}} over the contents of several
-    `results.json`, where all have it.
+    `results.json`, for metrics that all of them have.
 
-    The interval is Student's for the mean over seeds, that of a share cut at 0 and 1; with separate
-    splits it covers those too. None for one or two seeds.
+    The interval is Student's for the mean over seeds, within 0 and 1 for shares; with separate
+    splits it covers the splits too. It is None for one or two seeds.
     """
-
-    every = list(map(_entries, runs))
-    names = [name for name, of in every[0].items() if isinstance(of, float)]
-    values = {name: [entries.get(name) for entries in every] for name in names}
-    return {name: _summary(name, of) for name, of in values.items() if None not in of}
+    every = list(map(_metrics, runs))
+    names = [name for name in every[0] if all(name in found for found in every)]
+    return {name: _summary(name, [found[name] for found in every]) for name in names}
 
 
-def _entries(contents):
-    """Returns {metric: what a `results.json` says of it}, with other entries among them."""
-    best, calibration = results.selected(contents), contents.get("calibration") or {}
-    return {
+def _metrics(contents):
+    """Returns {metric: number} of a `results.json`."""
+    best = results.selected(contents)
+    found = {
         **{name: best.get(name) for name in ("val_accuracy", "val_loss")},
         **{f"test_{name}": of for name, of in contents["test"].items()},
-        **calibration,
+        **(contents.get("calibration") or {}),
         "seconds": contents["seconds"]["total"],
     }
+    return {name: of for name, of in found.items() if isinstance(of, float)}
 
 
 def _summary(name, numbers):
@@ -199,12 +181,10 @@ def _summary(name, numbers):
     }
 
 
-def table(summary: dict[str, Any]) -> str:
-    """Returns what `summarize` returned as a Markdown table."""
-    lines = ["| | mean | range | 95 % interval of the mean |", "|---|---|---|---|"]
+def table(summary: Json) -> str:
+    """Returns the result of `summarize` as a Markdown table."""
+    rows = []
     for name, of in summary.items():
         interval = f"{of['ci95'][0]:.4g}-{of['ci95'][1]:.4g}" if of["ci95"] else ""
-        lines.append(
-            f"| {name} | {of['mean']:.4g} | {of['min']:.4g}-{of['max']:.4g} | {interval} |"
-        )
-    return "\n".join(lines)
+        rows.append([name, f"{of['mean']:.4g}", f"{of['min']:.4g}-{of['max']:.4g}", interval])
+    return markdown_table(["", "mean", "range", "95 % interval of the mean"], rows)

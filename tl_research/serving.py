@@ -1,6 +1,6 @@
-"""Models for serving that take images as they are, and need nothing of this package.
+"""Models for serving, which take images of any size and do not need this package.
 
-Resizing and preprocessing are inside, augmentation is gone, BatchNorm is folded, probabilities are
+They include resizing and preprocessing and no augmentation; BatchNorm is folded, probabilities are
 calibrated.
 """
 
@@ -35,6 +35,7 @@ from tl_research.data.pipeline import Examples
 from tl_research.data.split import printable
 from tl_research.errors import ExportError, UserError
 from tl_research.files import (
+    Json,
     escaped,
     make_folders,
     remove,
@@ -43,15 +44,16 @@ from tl_research.files import (
     temporary_name,
 )
 from tl_research.models.classifier import folded_logits
-from tl_research.run.directory import Directory
+from tl_research.run.directory import Directory, paths_below
 from tl_research.trained import TrainedRun
 
+Shape = tuple[int | None, int | None, int | None]  # (B, H, W) of images; None stands for any number
 _NUM_COMPARED = 256
 _NUM_CALIBRATED = 100
 _WARM_UP, _TIMED = 5, 50  # answers
 _OPSET = 18  # of ONNX
-# How a number stands in the directory of an image file that says how it is to be turned: tag 0x112,
-# a short, one of them; then come its two bytes. By the order of bytes.
+# The EXIF entry of the orientation up to its two bytes of value: tag 0x112, type short, count 1; in
+# both byte orders.
 _ORIENTATION = (b"\x12\x01\x03\x00\x01\x00\x00\x00", b"\x01\x12\x00\x03\x00\x00\x00\x01\x00")
 _TRY_LITERT = """
 import sys, numpy
@@ -59,7 +61,7 @@ from ai_edge_litert.interpreter import Interpreter
 images = numpy.zeros(list(map(int, sys.argv[2:])), numpy.uint8)
 Interpreter(sys.argv[1]).get_signature_runner()(images=images)
 """
-_EXIF_BYTES = 1 << 17  # from the start of a file, which it stands in
+_EXIF_BYTES = 1 << 17  # searched at the start of a file
 
 
 def _served_class(logits, classes, temperature):
@@ -68,7 +70,7 @@ def _served_class(logits, classes, temperature):
     return {"probabilities": tf.nn.softmax(logits / temperature), "class": best}
 
 
-# By kind of answer: what is served of logits [B, K], its outputs and, of one class, its name.
+# By kind of answer: the outputs served for logits [B, K] and, for one class, its name.
 _SERVED = {
     "class": _served_class,
     "set": lambda logits, classes, temperature: {"probabilities": tf.sigmoid(logits / temperature)},
@@ -81,22 +83,22 @@ def serving_module(
     answer: Answer,
     classes: tuple[str, ...],
     temperature: float,
-    shape: tuple[int | None, int | None, int | None] = (None, None, None),
+    shape: Shape = (None, None, None),
 ) -> tf.Module:
-    """Returns a module whose `serve` takes uint8 images [B, H, W, 3] and whose `serve_bytes` takes
-    the bytes [B] of JPEG, PNG and GIF files; each returns what is served of a kind of answer.
+    """Returns a module with two functions: `serve` takes uint8 images [B, H, W, 3], `serve_bytes`
+    the contents [B] of JPEG, PNG and GIF files. Both return a dict of outputs.
 
     Args:
         model: The Keras model.
-        answer: A kind of `answers.ANSWERS`.
-        classes: Names.
-        temperature: What logits are divided by before they are made probabilities.
-        shape: (B, H, W), of which any may be any number.
+        answer: The kind of answer, from `answers.ANSWERS`.
+        classes: Class names.
+        temperature: Divides the logits before they become probabilities.
+        shape: The shape of images.
     """
     logits, module, size = folded_logits(model), tf.Module(), model.input_shape[1]
     pixels_of_network = tf.TensorSpec([shape[0], size, size, 3], tf.float32)
 
-    @tf.function(input_signature=[pixels_of_network])  # one, so that the constants are there once
+    @tf.function(input_signature=[pixels_of_network])  # shared, so that constants are stored once
     def network(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
         return _SERVED[answer.name](logits(pixels), classes, temperature)
 
@@ -121,7 +123,7 @@ def serving_module(
 
 
 def _decoded(content):
-    """Returns uint8 [H, W, 3] of the bytes of such a file, upright, as training reads it."""
+    """Returns the image in a file's contents, uint8 [H, W, 3], upright, as training reads it."""
     pixels = tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE")
     orientation = _orientation(content)
     pixels = tf.cond(orientation >= 5, lambda: tf.transpose(pixels, [1, 0, 2]), lambda: pixels)
@@ -132,9 +134,7 @@ def _decoded(content):
 
 
 def _orientation(content):
-    """Returns the number by which EXIF says how an image is to be turned, int32, of its file's
-    bytes; 1 where there is none.
-    """
+    """Returns the EXIF orientation in a file's contents, int32; 1 if there is none."""
     start = tf.io.decode_raw(tf.strings.substr(content, 0, _EXIF_BYTES), tf.uint8)
     start, found = tf.pad(start, [[0, 16]]), tf.constant(1, tf.uint8)
     for pattern in _ORIENTATION:
@@ -148,13 +148,18 @@ def _orientation(content):
 
 
 def write_saved_model(module: tf.Module, path: str, calibration: Any = None) -> Callable:
-    """Writes a SavedModel directory of a `serving_module`, with a signature for each of its
-    functions.
+    """Writes a `serving_module` as a SavedModel directory with one signature per function.
 
-    Returns a function from uint8 [1, H, W, 3] to what it answers, read from there.
+    Args:
+        module: The `serving_module`.
+        path: The directory.
+        calibration: Not used.
+
+    Returns:
+        A function from uint8 [1, H, W, 3] to the outputs of the saved model.
     """
     with quiet.dropped_stderr(), tempfile.TemporaryDirectory() as place:
-        # TensorFlow looks for the files by a pattern, which a [ in the run's path would be part of.
+        # TensorFlow finds the files by a pattern; a [ in the run's path would become part of it.
         link = os.path.join(place, "export")
         os.symlink(os.path.dirname(os.path.abspath(path)), link)
         linked = os.path.join(link, os.path.basename(path))
@@ -169,12 +174,12 @@ def write_saved_model(module: tf.Module, path: str, calibration: Any = None) -> 
 def write_litert(
     module: tf.Module, path: str, calibration: Any = None, quantize: str = "none"
 ) -> Callable:
-    """Writes a LiteRT (TensorFlow Lite) file; returns what `write_saved_model` does.
+    """Writes a LiteRT (TensorFlow Lite) file; returns the same as `write_saved_model`.
 
     Args:
-        module: A `serving_module` of one image at a time.
-        path: Of the file.
-        calibration: A function to an iterator of images, uint8 [1, H, W, 3], for int8.
+        module: A `serving_module` with batch size 1.
+        path: The file.
+        calibration: A function that returns an iterator of images, uint8 [1, H, W, 3], for int8.
         quantize: `none`, `float16` or `int8`.
 
     Raises:
@@ -203,24 +208,36 @@ def write_litert(
         file.write(content)
     shape = [length or 1 for length in module.serve.input_signature[0].shape]
     with _converting("litert"):
-        # in another process first: at scales that it does not know, the interpreter dies
+        # in another process first: with scales that it does not support, the interpreter aborts
         command = [sys.executable, "-P", "-c", _TRY_LITERT, path, *map(str, shape)]
         tried = subprocess.run(command, capture_output=True)
         if tried.returncode:
             raise RuntimeError(f"its interpreter ends with exit code {tried.returncode}")
         runner = Interpreter(path, num_threads=machine.cores()).get_signature_runner()
-        runner(images=np.zeros(shape, np.uint8))  # says which kernels it takes
+        runner(images=np.zeros(shape, np.uint8))  # prints which kernels it uses
     return lambda image: runner(images=image)
 
 
 def write_onnx(module: tf.Module, path: str, calibration: Any = None) -> Callable:
-    """Writes an ONNX file; returns and raises what `write_litert` does."""
+    """Writes an ONNX file.
+
+    Args:
+        module: The `serving_module`.
+        path: The file.
+        calibration: Not used.
+
+    Returns:
+        A function from uint8 [1, H, W, 3] to the outputs of the file.
+
+    Raises:
+        ExportError: If the model cannot be converted.
+    """
     with _converting("onnx"):
         import onnxruntime
         from tf2onnx import convert
 
         served = module.serve.get_concrete_function()
-        # else the model asks for what the function captured
+        # otherwise captured tensors become inputs of the model
         frozen = convert_variables_to_constants_v2(served)
         named = tf.function(lambda images: dict(zip(sorted(served.output_dtypes), frozen(images))))
         signature = module.serve.input_signature
@@ -232,7 +249,7 @@ def write_onnx(module: tf.Module, path: str, calibration: Any = None) -> Callabl
 
 @contextlib.contextmanager
 def _converting(name):
-    """Drops what a converter prints, and tells its errors in a line."""
+    """Hides the output of a converter and reports its errors in one line."""
     try:
         with quiet.dropped_stderr(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -242,20 +259,20 @@ def _converting(name):
             raise
         what = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ExportError(
-            f"{name} cannot hold this model ({what}); expected operations that it knows; use "
+            f"{name} cannot hold this model ({what}); expected operations that it supports; use "
             "--format=saved_model"
         ) from error
 
 
 class Reference:
-    """What model.keras says of images, for exported models to be compared with.
+    """The outputs of model.keras for some images, which exported models are compared with.
 
     Args:
-        run: The `TrainedRun`.
+        run: The finished run.
         model: Its Keras model.
-        examples: `Examples`, of which images from the first to the last are taken.
-        is_labeled: Whether the labels say what is to be seen.
-        batch_size: Images at a time of the Keras model.
+        examples: The images, of which up to 256 are used, evenly spaced.
+        is_labeled: Whether the labels of `examples` are real.
+        batch_size: Batch size for the Keras model.
     """
 
     def __init__(
@@ -267,43 +284,39 @@ class Reference:
         batch_size: int,
     ):
         self.run, self._model, self._examples = run, model, examples
-        self._places = spread(len(examples), _NUM_COMPARED)
-        self._labels = examples.labels[self._places] if is_labeled else None
+        places = _spread(examples, _NUM_COMPARED)
+        self._labels = examples.labels[places] if is_labeled else None
         logits = artefacts.in_batches(
-            lambda batch: model(batch, training=False), examples.images(self._places), batch_size
+            lambda batch: model(batch, training=False), examples.images(places), batch_size
         )
         self._outputs = run.answer.outputs(metrics.scaled(logits, run.temperature))
 
-    @property
-    def known(self) -> dict[str, Any]:
-        """What there is to know of what is served, whatever the format: a JSON value."""
-        return {
-            "outputs": "probabilities" if self.run.answer.has_probabilities else "number",
-            "classes": self.run.classes,
-            "temperature": self.run.temperature,
-            "versions": {"tl_research": __version__, "tensorflow": tf.__version__},
-        }
-
-    def served(self, shape: tuple[int | None, int | None, int | None]) -> tf.Module:
-        """Returns the `serving_module` of images [B, H, W, 3] of a shape (B, H, W)."""
+    def served(self, shape: Shape) -> tf.Module:
+        """Returns the `serving_module` for images of shape (B, H, W)."""
         run = self.run
         return serving_module(self._model, run.answer, run.classes, run.temperature, shape)
 
     def images(self, image_size: int | None = None) -> Iterator[np.ndarray]:
-        """Yields uint8 [1, H, W, 3], at their own sizes or at one."""
-        return images_of(self._examples, self._places, image_size)
+        """Yields the images, uint8 [1, H, W, 3], at their own sizes or resized."""
+        return images_of(self._examples, _NUM_COMPARED, image_size)
 
-    def compared(self, serve: Callable, image_size: int | None) -> dict[str, Any]:
-        """Returns what there is to know of a function from uint8 [1, H, W, 3] to its answers: a
-        JSON value.
+    def compared(self, serve: Callable, image_size: int | None) -> Json:
+        """Compares the outputs of an exported model with those of model.keras.
+
+        Args:
+            serve: A function from uint8 [1, H, W, 3] to the outputs.
+            image_size: Size of its images; None: their own sizes.
+
+        Returns:
+            A JSON value.
         """
         answer, expected = self.run.answer, self._outputs
         # one at a time: photographs may be large
-        answers = [serve(image) for image in self.images(image_size)]
+        answers = list(map(serve, self.images(image_size)))
         key = next(name for name in answers[0] if name != "class")
         received = np.concatenate([served[key] for served in answers]).reshape(expected.shape)
         logits = [answer.comparable(outputs) for outputs in (expected, received)]
-        facts: dict[str, Any] = {
+        facts: Json = {
             "images": len(answers),
             "relative_difference": artefacts.relative_difference(*logits),
             "largest_difference": float(np.abs(received - expected).max()),
@@ -318,66 +331,66 @@ class Reference:
         return facts
 
 
-def spread(count: int, most: int) -> np.ndarray:
-    """Returns int64 [min(count, most)], places from the first to the last: of every class."""
-    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
+def _spread(examples, most):
+    """Returns indices of at most `most` examples, evenly spaced: all classes are among them."""
+    return np.linspace(0, len(examples) - 1, min(len(examples), most)).astype(np.int64)
 
 
-def images_of(
-    examples: Examples, places: np.ndarray, image_size: int | None = None
-) -> Iterator[np.ndarray]:
-    """Yields uint8 [1, H, W, 3] of these places, at their own sizes or at one."""
-    for place in places:
+def images_of(examples: Any, most: int, image_size: int | None = None) -> Iterator[np.ndarray]:
+    """Yields evenly spaced images as uint8 [1, H, W, 3].
+
+    Args:
+        examples: The images, `Examples`.
+        most: The largest number of them.
+        image_size: Size to which they are resized; None: their own sizes.
+    """
+    for place in _spread(examples, most):
         image = examples.original(place)
         yield (image if image_size is None else image_check.resize_image(image, image_size))[None]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Format:
-    """How a model is written.
+    """An export format.
 
     Attributes:
-        file: Its name in `export/`.
-        write: Such as `write_saved_model`.
-        tolerance: Relative, of its logits. LiteRT and ONNX resize with other rounding errors: up to
-            one pixel in forty, halfway between two values, becomes the other one.
-        needs: {module: package} that it takes besides.
-        batch_size: Of what it takes; None is any.
+        file: File name in `export/`.
+        write: A function such as `write_saved_model`.
+        tolerance: Relative tolerance of the logits. Resizing in LiteRT and ONNX rounds differently:
+            up to one pixel in forty, halfway between two values, becomes the other one.
+        needs: Modules it needs besides TensorFlow.
+        batch_size: Its batch size; None stands for any.
     """
 
     file: str
     write: Callable
     tolerance: float
-    needs: dict[str, str] = dataclasses.field(default_factory=dict)
+    needs: tuple[str, ...] = ()
     batch_size: int | None = None
 
 
 def _litert(quantize, file, tolerance):
     write = functools.partial(write_litert, quantize=quantize)
-    return _Format(file, write, tolerance, {"ai_edge_litert": "ai-edge-litert"}, batch_size=1)
+    return _Format(file, write, tolerance, ("ai_edge_litert",), batch_size=1)
 
 
-# By the format and, of LiteRT, how it is quantized. Of int8 the accuracy alone counts.
+# By format and quantization. For int8 only the accuracy is compared.
 FORMATS = {
-    # TensorFlow Serving looks for a folder of versions
+    # TensorFlow Serving expects a folder per version
     ("saved_model", "none"): _Format("saved_model/1", write_saved_model, 1e-3),
     ("litert", "none"): _litert("none", "model.tflite", 1e-2),
     ("litert", "float16"): _litert("float16", "model_float16.tflite", 2e-2),
     ("litert", "int8"): _litert("int8", "model_int8.tflite", math.inf),
-    ("onnx", "none"): _Format(
-        "model.onnx", write_onnx, 1e-2, {"tf2onnx": "tf2onnx", "onnxruntime": "onnxruntime"}
-    ),
+    ("onnx", "none"): _Format("model.onnx", write_onnx, 1e-2, ("tf2onnx", "onnxruntime")),
 }
 
 
 def check_installed(form: tuple[str, str]) -> None:
-    """Raises UserError if a key of `FORMATS` needs what is not there."""
-    needs = FORMATS[form].needs
-    missing = [package for module, package in needs.items() if not find_spec(module)]
-    if missing:
+    """Raises UserError if modules that a key of `FORMATS` needs are not installed."""
+    if missing := [module for module in FORMATS[form].needs if not find_spec(module)]:
         raise UserError(
-            f"--format={form[0]} needs {' and '.join(missing)}, not there; expected "
-            f"{' and '.join(needs.values())}; pip install {' '.join(missing)}",
+            f"--format={form[0]} needs {' and '.join(missing)}, which is not installed; expected "
+            f"it; pip install {' '.join(missing)}",
             "format",
         )
 
@@ -389,64 +402,75 @@ def save(
     fixed_size: bool = False,
     max_accuracy_drop: float = 1.0,
     calibration: Examples | None = None,
-) -> tuple[str, dict[str, Any]]:
-    """Writes a model for serving beside the Keras model, compares it with that, and writes what
-    there is to know of it to a JSON file of the same name.
+) -> tuple[str, Json]:
+    """Writes a model for serving beside the Keras model, compares the two, and writes facts about
+    it to a JSON file of the same name.
 
     Args:
         form: A key of `FORMATS`.
-        reference: What it is compared with.
+        reference: The model it is compared with.
         directory: Where to write.
-        fixed_size: Whether it takes images of the network's size only, and does not resize.
-        max_accuracy_drop: What its accuracy may lack of that of model.keras; one image is no lack.
-            Of numbers the share by which their mean absolute error may be larger.
-        calibration: `Examples`, of which int8 is calibrated on some.
+        fixed_size: Whether it takes only images of the network's size, without resizing.
+        max_accuracy_drop: By how much its accuracy may be below that of model.keras; a single image
+            is allowed. For numbers, the relative increase of the mean absolute error.
+        calibration: Images to calibrate int8 on.
 
     Returns:
-        (path, what stands in the JSON file)
+        (path, contents of the JSON file)
 
     Raises:
-        ExportError: If it answers differently, and was removed, or cannot be written in that
-            format.
+        ExportError: If its outputs differ, in which case it is removed, or the model cannot be
+            converted.
         StorageError: If it cannot be written.
     """
-    wanted, size = FORMATS[form], reference.run.config.image_size
-    fixed = size if fixed_size else None
+    wanted, run = FORMATS[form], reference.run
+    fixed = run.config.image_size if fixed_size else None
     shape = (wanted.batch_size, fixed, fixed)
     path = directory.file("export", wanted.file)
     temporary = temporary_name(directory.file("export", wanted.file.replace("/", "_")))
-
-    def calibrating():
-        return images_of(calibration, spread(len(calibration), _NUM_CALIBRATED), fixed)
-
+    calibrating = functools.partial(images_of, calibration, _NUM_CALIBRATED, fixed)
     try:
         with storage_errors(path):
             make_folders(directory.file("export"))
             serve = wanted.write(reference.served(shape), temporary, calibrating)
         facts = reference.compared(serve, fixed)
         difference, count = facts["relative_difference"], facts["images"]
-        wrong = artefacts.differing(wanted.file, difference, wanted.tolerance, count)
-        wrong = wrong or _worse(wanted.file, facts, max_accuracy_drop)
-        artefacts.keep_if(wrong, temporary, path)
+        artefacts.keep_if(
+            artefacts.differing(wanted.file, difference, wanted.tolerance, count)
+            or _worse(wanted.file, facts, max_accuracy_drop),
+            temporary,
+            path,
+        )
     finally:
         remove(temporary)
     known = {
-        **dict(zip(("format", "quantize"), form)),
-        "bytes": _bytes_of(path),
+        "format": form[0],
+        "quantize": form[1],
+        "bytes": sum(map(os.path.getsize, filter(os.path.isfile, [path, *paths_below(path)]))),
         "images": {"type": "uint8", "shape": [*shape, 3], "values": "RGB, 0 to 255, upright"},
-        **reference.known,
+        **_known(run),
         "compared": facts,
         "latency": latency(serve, next(reference.images(fixed))),
     }
-    directory.write_json(os.path.join("export", f"{wanted.file.partition('/')[0]}.json"), known)
-    names = [printable(escaped(name)) for name in reference.run.classes]
-    directory.write_text(os.path.join("export", "labels.txt"), "\n".join([*names, ""]))
+    directory.write_json(f"export/{wanted.file.partition('/')[0]}.json", known)
+    names = [printable(escaped(name)) for name in run.classes]
+    directory.write_text("export/labels.txt", "\n".join([*names, ""]))
     return path, known
 
 
+def _known(run):
+    """Returns the facts about a model that do not depend on the format."""
+    return {
+        "outputs": "probabilities" if run.answer.has_probabilities else "number",
+        "classes": run.classes,
+        "temperature": run.temperature,
+        "versions": {"tl_research": __version__, "tensorflow": tf.__version__},
+    }
+
+
 def _worse(file, facts, most):
-    """Returns what is to be said of a file whose answers are too much worse than those of
-    model.keras, or None.
+    """Returns the error text if an exported file is too much less accurate than model.keras, or
+    None.
     """
     if "measured" not in facts:
         return None
@@ -461,26 +485,19 @@ def _worse(file, facts, most):
     )
 
 
-def _bytes_of(path):
-    """Returns the bytes of a file or of all files in a directory."""
-    if os.path.isfile(path):
-        return os.path.getsize(path)
-    return sum(
-        os.path.getsize(os.path.join(folder, name))
-        for folder, _, names in os.walk(path)
-        for name in names
-    )
-
-
-def latency(serve: Callable, image: np.ndarray) -> dict[str, Any]:
-    """Returns how long an answer to an image [1, H, W, 3] takes, in milliseconds: a JSON value."""
-    clocks = {"median_ms": time.perf_counter, "median_cpu_ms": time.process_time}
-    times: dict[str, list[float]] = {name: [] for name in clocks}
+def latency(serve: Callable, image: np.ndarray) -> Json:
+    """Returns the milliseconds to answer one image, uint8 [1, H, W, 3], as a JSON value."""
+    times = []
     for _ in range(_WARM_UP + _TIMED):
-        starts = {name: clock() for name, clock in clocks.items()}
+        start, cpu_start = time.perf_counter(), time.process_time()
         serve(image)
-        for name, clock in clocks.items():
-            times[name].append(1e3 * (clock() - starts[name]))
-    medians = {name: statistics.median(of[_WARM_UP:]) for name, of in times.items()}
-    height, width = image.shape[1:3]
-    return {"height": height, "width": width, "answers": _TIMED, "cores": machine.cores()} | medians
+        times.append((time.perf_counter() - start, time.process_time() - cpu_start))
+    median, cpu_median = (1e3 * statistics.median(of) for of in zip(*times[_WARM_UP:]))
+    return {
+        "height": image.shape[1],
+        "width": image.shape[2],
+        "answers": _TIMED,
+        "cores": machine.cores(),
+        "median_ms": median,
+        "median_cpu_ms": cpu_median,
+    }

@@ -1,4 +1,4 @@
-"""Fields of a config dataclass that carry all that is to know about a setting, and their checks.
+"""Dataclass fields that declare a setting, and the checks of their values.
 
 Imports neither tensorflow nor absl.
 """
@@ -18,111 +18,107 @@ def setting(
     help: str,
     *,
     choices: Sequence[str] | None = None,
-    low: float | None = None,
-    high: float | None = None,
+    low: float = 0,
+    high: float = math.inf,
     above: float | None = None,
     may_change: bool = False,
     repeated: bool = False,
-    path: str | None = None,
+    path: bool = False,
     words: tuple[str, ...] = (),
     address: bool = False,
     recorded: bool = True,
     in_files: bool = True,
     group: str | None = None,
 ) -> Any:
-    """Returns a dataclass field that carries all that is to know about one setting.
+    """Returns a dataclass field that declares one setting.
 
     Args:
-        default: The value, or a tuple for a list setting.
-        help: One line; gives the unit and what 0 or None means.
-        choices: The closed set of values, if it is one.
-        low, high: Inclusive bounds of a number, or of each number of a list.
-        above: Exclusive lower bound.
-        may_change: Whether a resumed run may be given another value.
+        default: The default value; a tuple for a list setting.
+        help: One line; gives the unit and the meaning of 0 or None.
+        choices: The allowed values, if they are a closed set.
+        low, high: Inclusive bounds of a number, or of each number in a list.
+        above: Exclusive lower bound, used instead of `low`.
+        may_change: Whether a resumed run may use another value. Unrecorded settings always may.
         repeated: Whether the flag is given once per value instead of as a comma-separated list.
-        path: `absolute` for a path that is made so, so that flags.txt repeats the run from any
-            place, `as given` for one that is not.
-        words: Values of such a setting that are no paths.
+        path: Whether the value is a path on this machine. A recorded path is made absolute, so
+            that flags.txt repeats the run from any directory.
+        words: Values of a path setting that are not paths.
         address: Whether a text may be an address, such as gs://bucket/run.
-        recorded: Whether flags.txt has it: not what belongs to one place or one call.
+        recorded: Whether flags.txt includes it. Settings of one machine or one call are left out.
         in_files: Whether a flag file may set it.
-        group: Under which it and those after it stand in --help; None: as the one before.
+        group: Heading in --help for this and the following settings; None: same as the previous.
     """
     rules = dict(locals())
+    rules["may_change"] = may_change or not recorded
     return dataclasses.field(default=rules.pop("default"), metadata=rules)
 
 
 def item_type(field: dataclasses.Field) -> Any:
-    """The type of one value of a field: int, float, bool or str, also for lists of it and for
+    """Returns the type of a single value: int, float, bool or str, also for lists and for
     `str | None`.
     """
-    arguments = getattr(field.type, "__args__", (field.type,))
-    return arguments[0]
-
-
-def is_list(field: dataclasses.Field) -> bool:
-    return getattr(field.type, "__origin__", None) is tuple
+    return getattr(field.type, "__args__", (field.type,))[0]
 
 
 def has_comment_or_quotes(value: str) -> bool:
-    """Returns whether a value, in a flag file, looks like one with a comment behind it or quotes
-    around it.
-    """
+    """Returns whether a value in a flag file seems to include a comment or enclosing quotes."""
     return " #" in value or (value[:1] in ("'", '"') and value[:1] == value[-1:])
 
 
 def flag_text(value: Any) -> str:
-    """Returns a value as it stands behind `--name=`."""
+    """Returns a value as it is written after `--name=`."""
     if isinstance(value, tuple):
-        return ",".join(flag_text(item) for item in value)
+        return ",".join(map(flag_text, value))
     if isinstance(value, bool):
-        return "true" if value else "false"
+        return str(value).lower()
     return repr(value) if isinstance(value, float) else str(value)
 
 
 def check_fields(config: Any) -> None:
-    """Gives every field of a config dataclass its own type.
+    """Converts every field of a config dataclass to its own type.
 
     Raises:
-        UserError: If a value is of the wrong type or out of bounds.
+        UserError: If a value has the wrong type or is out of bounds.
     """
     for field in dataclasses.fields(config):
-        object.__setattr__(config, field.name, _checked(field, getattr(config, field.name)))
+        try:
+            value = _checked(field, f"--{field.name}", getattr(config, field.name))
+        except UserError as error:
+            error.flag = field.name
+            raise
+        object.__setattr__(config, field.name, value)
 
 
-def _checked(field, value):
-    """Returns the value of a field in its own type, or raises UserError."""
-    try:
-        return _in_own_type(field, f"--{field.name}", value)
-    except UserError as error:
-        error.flag = field.name
-        raise
-
-
-def _in_own_type(field, flag, value):
-    if value is None:
-        if field.default is not None:
-            raise UserError(
-                f"{flag} has no value; expected one; leave the flag out for "
-                f"{flag_text(field.default)}"
-            )
-        return None
+def _checked(field, flag, value):
+    """Returns the value of a field in its own type."""
     check = {bool: _checked_bool, str: _checked_text}.get(item_type(field), _checked_number)
-    if not is_list(field):
+    if value is None and field.default is None:
+        return None
+    if value is None:
+        raise UserError(
+            f"{flag} has no value; expected one; leave the flag out for {flag_text(field.default)}"
+        )
+    if getattr(field.type, "__origin__", None) is not tuple:
         return check(field, flag, value)
     if isinstance(value, str):
-        value = value.split(",") if value or field.default else ()
-    elif not isinstance(value, (tuple, list)):
-        value = (value,)
-    checked = tuple(check(field, flag, item) for item in value)
-    if not checked and field.metadata["words"]:
+        value = _split(value, field)
+    items = value if isinstance(value, (tuple, list)) else (value,)
+    checked = tuple(check(field, flag, item) for item in items)
+    return checked or _checked_empty(field, flag)
+
+
+def _split(text, field):
+    """Returns the entries of a list, of which an empty text has none if the default has none."""
+    return text.split(",") if text or field.default else ()
+
+
+def _checked_empty(field, flag):
+    """Returns the value of an empty list."""
+    if field.metadata["words"] or not field.default:
         return field.metadata["words"]  # an empty flag could not be read back
-    if not checked and field.default:
-        raise UserError(
-            f"{flag} is empty; expected at least one entry; leave it out for "
-            f"{flag_text(field.default)}"
-        )
-    return checked
+    raise UserError(
+        f"{flag} is empty; expected at least one entry; leave it out for {flag_text(field.default)}"
+    )
 
 
 def _checked_bool(field, flag, value):
@@ -132,79 +128,85 @@ def _checked_bool(field, flag, value):
 
 
 def _checked_text(field, flag, value):
-    rules, is_text = field.metadata, isinstance(value, (str, os.PathLike))
-    if not is_text or not str(value).strip() or set(str(value)) & set("\0\r\n"):
+    rules, text = field.metadata, str(value)
+    is_text = isinstance(value, (str, os.PathLike))
+    if not is_text or not re.fullmatch(r"[^\0\r\n]*[^\0\s][^\0\r\n]*", text):
         raise UserError(
             f"{flag}={value!r}; expected a line of text; leave the flag out for its default"
         )
-    value = str(value).strip()
-    if re.match(r"[A-Za-z][\w+.-]+:/", value) and not rules["address"]:  # a Path has one slash
+    text = text.strip()
+    # one slash, since a pathlib.Path keeps no more
+    if re.match(r"[A-Za-z][\w+.-]+:/", text) and not rules["address"]:
         raise UserError(
-            f"{flag}={value}; expected what is on this machine, no address; mount or copy it, and "
-            "name that place"
+            f"{flag}={text}; expected a path on this machine, no address; mount or copy it and "
+            "give that path"
         )
-    if rules["choices"] and value not in rules["choices"]:
+    if rules["choices"] and text not in rules["choices"]:
         raise UserError(
-            f"{flag}={value}; expected one of {', '.join(rules['choices'])}"
-            f"{suggestion(value, rules['choices'])}"
+            f"{flag}={text}; expected one of {', '.join(rules['choices'])}"
+            f"{suggestion(text, rules['choices'])}"
         )
-    if rules["path"] and value not in rules["words"]:
-        value = _checked_path(field, flag, value)
-    if rules["recorded"] and (not value.isprintable() or has_comment_or_quotes(value)):
+    if rules["path"]:
+        text = _checked_path(field, flag, text)
+    if rules["recorded"]:
+        _check_for_flag_file(flag, text)
+    return text
+
+
+def _check_for_flag_file(flag, text):
+    if not text.isprintable() or has_comment_or_quotes(text):
         raise UserError(
-            f"{flag}={value!r}; expected what a flag file can hold, text without invisible "
-            "characters, quotes around it and ' #'; rename what is called so"
+            f"{flag}={text!r}; expected text that a flag file can hold, without invisible "
+            "characters, quotes around it and ' #'; rename the file, folder or class"
         )
-    return value
 
 
 def _checked_path(field, flag, value):
+    if value in field.metadata["words"]:
+        return value
     if "$" in value and not os.path.lexists(_through_last_dollar(value)):
         raise UserError(
             f"{flag}={value}; expected a path without $, which is not expanded here; write it out"
         )
     value = os.path.expanduser(value)
     if value.startswith("~") and value == field.default:
-        return value  # refused where it is needed
+        return value  # an error only if it is used
     if value.startswith("~"):
         raise UserError(
             f"{flag}={value}, and no home directory is known for {value.split(os.sep)[0]}; "
-            "expected a path; write it out, with ./ in front if that is its name"
+            "expected a path; write it out, or put ./ in front if the name begins with ~"
         )
-    return os.path.abspath(value) if field.metadata["path"] == "absolute" else value
+    return os.path.abspath(value) if field.metadata["recorded"] else value
 
 
 def _through_last_dollar(path):
-    """Returns a path up to the last part of it that has a dollar in its name."""
-    end = path.find(os.sep, path.rindex("$"))
-    return path if end < 0 else path[:end]
+    """Returns a path up to and including its last part with a dollar in its name."""
+    return re.match(r".*\$[^/]*", path)[0]
 
 
 def _checked_number(field, flag, value):
     rules = field.metadata
     value = number(item_type(field), value, flag)
-    low, high, above = rules["low"], rules["high"], rules["above"]
-    wrong = {
-        f"at least {low}": low is not None and value < low,
-        f"above {above}": above is not None and value <= above,
-        f"at most {high}": high is not None and value > high,
-    }
-    if any(wrong.values()):
-        bounds = [text for text in wrong if not text.endswith("None")]
-        fix = (
-            "use --unfreeze to freeze"
-            if value == 0 == above and flag != "--split"
-            else "correct it"
-        )
-        raise UserError(f"{flag}={value}; expected {' and '.join(bounds)}; {fix}")
+    above, low, high = rules["above"], rules["low"], rules["high"]
+    if value > high or value <= above if above is not None else not low <= value <= high:
+        bounds = f"at least {low}" if above is None else f"above {above}"
+        bounds += f" and at most {high}" * math.isfinite(high)
+        is_frozen = value == above and flag != "--split"
+        fix = "use --unfreeze to freeze" if is_frozen else "correct it"
+        raise UserError(f"{flag}={value}; expected {bounds}; {fix}")
     return value
 
 
 def number(kind: type, value: Any, flag: str) -> Any:
-    """Returns a value as a finite number of a kind, int or float.
+    """Returns a value as a finite number.
+
+    Args:
+        kind: int or float.
+        value: A number, or text.
+        flag: The flag it belongs to, which begins the error's text.
 
     Raises:
-        UserError: If it is none; the text begins with `flag`.
+        UserError: If it is not a finite number of this kind.
     """
     try:
         is_hex = kind is int and str(value).lower().startswith("0x")

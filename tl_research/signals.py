@@ -1,4 +1,4 @@
-"""Signals that end a run: at once, or after its checkpoint where it must not be cut in two."""
+"""Signals that end a run: immediately, or after the current step or checkpoint."""
 
 import contextlib
 import signal
@@ -9,12 +9,12 @@ from tl_research.errors import Interrupted, UserError
 
 
 def interruption(number: int, resume: str | None, where: str = "") -> Interrupted:
-    """Returns what ends a program when a signal came.
+    """Returns the exception for a signal.
 
     Args:
-        number: Of the signal.
-        resume: The command that goes on with what is interrupted, if there is one.
-        where: What had been done, in words that follow "stopped by ...".
+        number: Number of the signal.
+        resume: The command that resumes the run, if there is one.
+        where: What was done, as text to follow "stopped by ...".
     """
     by = "Ctrl-C" if number == signal.SIGINT else f"{signal.Signals(number).name}, signal {number}"
     how = f"nothing is lost. To go on:\n  {resume}" if resume else "the same command begins anew"
@@ -24,15 +24,14 @@ def interruption(number: int, resume: str | None, where: str = "") -> Interrupte
 class Signals:
     """While active, the first SIGINT, SIGTERM or SIGHUP raises Interrupted.
 
-    A second one acts as it always does.
-
-    A signal that was ignored before (SIGHUP under nohup) still is.
+    A second one has its default effect. Signals that were ignored before (SIGHUP under nohup) still
+    are.
 
     Args:
-        resume: The command that goes on with what is interrupted, if there is one.
+        resume: The command that resumes the run, if there is one.
 
     Attributes:
-        number: Of the signal that came, or None.
+        number: Number of the received signal, or None.
         resume: As given.
     """
 
@@ -42,7 +41,7 @@ class Signals:
         self._before: dict = {}
 
     def __enter__(self):
-        # Python allows handlers nowhere else
+        # Python allows handlers only there
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if signal.getsignal(number) != signal.SIG_IGN:
@@ -57,7 +56,7 @@ class Signals:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Inside, a signal only sets `number`; at the end at the latest it is answered."""
+        """Inside, a signal only sets `number`; Interrupted is raised at the end."""
         self._held = True
         try:
             yield
@@ -68,7 +67,7 @@ class Signals:
 
     @contextlib.contextmanager
     def released(self) -> Iterator[None]:
-        """Inside, within `held`, a signal is answered at once: nothing there must be whole."""
+        """Inside, within `held`, a signal raises Interrupted immediately."""
         self._held = False
         try:
             if self.number is not None:
@@ -81,7 +80,7 @@ class Signals:
             self._held = True
 
     def _answer_instead_of(self, error):
-        """Raises Interrupted where a signal came and, as it met C code, became another error."""
+        """Raises Interrupted if a signal was received and C code turned it into another error."""
         if self.number is not None and not isinstance(error, UserError):
             self._interrupt()
 

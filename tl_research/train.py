@@ -1,11 +1,11 @@
 """Fine-tunes a pretrained image backbone on a folder of photographs, and proves it.
 
-    tl-research train PHOTOS             one folder for each class in PHOTOS
+    tl-research train PHOTOS             one folder per class in PHOTOS
     tl-research train --preset=flowers   3,670 photographs, downloaded
     python train.py --flagfile=flowers.flags     the same, in a clone
 
-trains the two-phase recipe and prints one honest test number. Of a flag that
-stands twice, also in a preset or flag file, the later one counts.
+trains the two-phase recipe and prints one honest test number. If a flag is
+given twice, also in a preset or flag file, the later one counts.
 """
 
 import sys
@@ -33,7 +33,7 @@ def _train():
 
 
 def main() -> None:
-    """Trains as the command line says, and ends the process."""
+    """Trains with the flags of the command line, and exits."""
     cli.define_flags(Config)
     cli.run(_train, takes="folder")
 

@@ -1,8 +1,9 @@
-"""A finished run as the tools see it: its settings, its images and the model it exported."""
+"""A finished run for the tools: its settings, its images and its exported model."""
 
 import collections
 import contextlib
 import dataclasses
+import functools
 import glob
 import hashlib
 import json
@@ -34,51 +35,41 @@ from tl_research.models.classifier import folded_logits
 from tl_research.run.directory import Directory, RunDirectory, check_kinds, resume_command
 from tl_research.run.offline import DATASET, Substitution
 
-_LARGEST_BATCH = 32  # of the programs, unless asked for
+_LARGEST_BATCH = 32  # default of the tools
 
 
-class TrainedRun:
-    """The directory of a finished run; nothing is written to it here.
+class TrainedRun(Directory):
+    """The directory of a finished run, read-only.
 
     Args:
         path: The directory.
 
     Attributes:
-        path: As given.
-        config: The `Config` it was trained with; its `workdir` is the directory.
+        config: The `Config` of the run; its `workdir` is the directory.
         results: The contents of `results.json`.
-        classes: Names in the order of the labels.
-        answer: The kind of `answers.ANSWERS` that it gives.
-        temperature: What logits are divided by before they are made probabilities; 1 of runs that
-            have none.
+        classes: Class names in the order of the labels.
+        answer: The kind of answer, from `answers.ANSWERS`.
+        temperature: Divides the logits before they become probabilities; 1 if none was fitted.
 
     Raises:
-        RunDirectoryError: If that is no finished run of this version.
+        RunDirectoryError: If it is not a finished run of this version.
     """
 
     def __init__(self, path: str):
-        self.path = path
+        super().__init__(path)
         self._check_finished()
         check_kinds("run", path)
         try:
-            self.config = dataclasses.replace(
-                Config.from_flags(read_text(self.file("flags.txt"))), workdir=path
-            )
+            config = Config.from_flags(read_text(self.file("flags.txt")))
+            self.config = dataclasses.replace(config, workdir=path)
             self.results = self._read_json("results.json")
             self.classes = _checked_classes(self.results)
-            # older runs have none
+            # runs of older versions do not name it
             self.answer = ANSWERS[self._read_json("run.json").get("answer", "class")]
             self.temperature = self._temperature()
-            substitutions = map(Substitution.from_json, self.results["substitutions"])
-            self._replaced = [substitution.what for substitution in substitutions]
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ) as error:
+            replaced = map(Substitution.from_json, self.results["substitutions"])
+            self._replaced = [substitution.what for substitution in replaced]
+        except Exception as error:  # a file from anyone can be wrong in every way
             raise RunDirectoryError(
                 f"--run={path} cannot be read ({error}); expected a run of this version"
             ) from error
@@ -100,14 +91,11 @@ class TrainedRun:
                 f"{command}"
             )
 
-    def file(self, *names: str) -> str:
-        return os.path.join(self.path, *names)
-
     def _read_json(self, name):
         return json.loads(read_text(self.file(name)))
 
     def _temperature(self):
-        name = os.path.join("export", "calibration.json")
+        name = "export/calibration.json"
         if not os.path.isfile(self.file(name)):
             return 1.0
         temperature = self._read_json(name)["temperature"]
@@ -116,14 +104,12 @@ class TrainedRun:
         return temperature
 
     def batch_size(self, asked: int | None = None) -> int:
-        """Returns how many images a program takes at a time: as asked, or what training had memory
-        for.
-        """
+        """Returns a tool's batch size: `asked`, or by default at most that of training."""
         return asked or min(self.config.batch_size, _LARGEST_BATCH)
 
     @contextlib.contextmanager
     def opened(self, output_dir: str | None) -> Iterator[Directory]:
-        """Yields the directory that a program writes to: `output_dir`, or that of the run, locked.
+        """Yields the directory that a tool writes to: `output_dir`, or that of the run, locked.
 
         Raises:
             RunDirectoryError: If the run is in use.
@@ -139,7 +125,7 @@ class TrainedRun:
         except StorageError as error:
             received = str(error).partition(";")[0]
             raise StorageError(
-                f"{received}; expected a run that can be written to; add --output_dir=DIR"
+                f"{received}; expected a writable run; add --output_dir=DIR"
             ) from error
         with directory:
             yield directory
@@ -150,16 +136,16 @@ class TrainedRun:
         sides: Sequence[str] = SIDES,
         data_dir: str | None = None,
     ) -> Dataset:
-        """Returns the `Dataset` of the run, on the sides that its `split.json` records.
+        """Returns the `Dataset` of the run, split as recorded in its `split.json`.
 
         Args:
-            extension: The file whose `load_catalog` gives the images, if one did.
-            sides: Those whose images are wanted; the others are empty.
-            data_dir: Where the images are now, if not where they were.
+            extension: The file whose `load_catalog` provided the images, if one did.
+            sides: The sides to load; the others are empty.
+            data_dir: Where the images are now, if they were moved.
 
         Raises:
-            UserError: If one did and there is none.
-            DataError: If the images are not those of the run, or are elsewhere now.
+            UserError: If the extension is missing.
+            DataError: If the images are not those of the run, or are not found.
             RunDirectoryError: If there is no `split.json`.
         """
         if not os.path.isfile(self.file("split.json")):
@@ -167,8 +153,7 @@ class TrainedRun:
                 f"--run={self.path} has no split.json; expected the one the run wrote; restore it"
             )
         load_catalog = extension_lib.load(extension).load_catalog
-        # What is fetched comes from its own host and goes where this user keeps it, whoever made
-        # the run.
+        # Downloads come from the original host and go to this user's folder, whoever made the run.
         config = dataclasses.replace(self.config, download_base_url=None)
         if not catalog.is_there(str(config.dataset), config.download_dir):
             config = dataclasses.replace(config, download_dir=Config().download_dir)
@@ -191,12 +176,17 @@ class TrainedRun:
                 f"{resume_command(self.path, extension=extension)} --data_dir=DIR"
             ) from error
 
+    @functools.cached_property
+    def _entries(self):
+        """The entries of `split.json`."""
+        return manifest.read(self.file("split.json"))["files"]
+
     def is_of_run(self, folder: str) -> bool:
-        """Returns whether an image of the run lies where it would if its images were in `folder`:
-        then these are not others of the same classes.
+        """Returns whether `folder` contains an image of the run at its recorded path: it then has
+        the run's images, and not others of the same classes.
         """
-        for entry in manifest.read(self.file("split.json"))["files"]:
-            for name in (entry["path"], entry["path"].partition("/")[2]):  # of a side's folder
+        for entry in self._entries:
+            for name in (entry["path"], entry["path"].partition("/")[2]):  # without the side
                 path = os.path.join(folder, name)
                 if os.path.isfile(path):
                     with open(path, "rb") as file:
@@ -205,28 +195,33 @@ class TrainedRun:
         return False
 
     def load_folder(self, folder: str) -> tuple[pipeline.Examples, dict[str, int]]:
-        """Returns all images of a folder of class folders, and how many of them are the run's own,
-        by side; raises DataError as `dataset.load_labelled` does, and UserError.
+        """Loads all images of a directory with one folder per class.
+
+        Returns:
+            (the images, {side: how many of them are the run's own})
+
+        Raises:
+            UserError: If the labels of the run are not classes.
+            DataError: As `dataset.load_labelled`.
         """
         if self.answer.name != "class":
             raise UserError(
-                f"--data_dir={folder} with --run={self.path}, whose labels are no classes; "
+                f"--data_dir={folder} with --run={self.path}, whose labels are not classes; "
                 "expected the images of the run; leave it out"
             )
         examples = dataset.load_labelled(folder, self.classes, self.config)
-        entries = manifest.read(self.file("split.json"))["files"]
-        sides = {entry["sha256"]: entry["side"] for entry in entries}
+        sides = {entry["sha256"]: entry["side"] for entry in self._entries}
         found = collections.Counter(map(sides.get, examples.sha256s or ()))
         return examples, {side: found[side] for side in SIDES}
 
     def load_model(self, extension: str | None = None) -> keras.Model:
-        """Returns the exported Keras model, which is in float32.
+        """Returns the exported Keras model, in float32.
 
         Args:
-            extension: The file that registers layers of the user's, if there are any.
+            extension: The file that registers custom layers, if there are any.
 
         Raises:
-            RunDirectoryError: If it is not there or cannot be read.
+            RunDirectoryError: If it is missing or cannot be read.
         """
         extension_lib.load(extension)
         path = self.file("export", "model.keras")
@@ -241,12 +236,12 @@ class TrainedRun:
         except Exception as error:  # a file from anyone can be wrong in every way
             raise RunDirectoryError(
                 f"{path} cannot be loaded ({str(error)[:200]}); expected the model that the run "
-                "exported; give its --extension, if it has layers of yours"
+                "exported; give its --extension if it has custom layers"
             ) from error
 
     def load_classifier(self, extension: str | None = None) -> Any:
-        """Returns a function from uint8 images [B, S, S, 3] to float32 logits [B, K], a NumPy
-        array; the argument is that of `load_model`.
+        """Returns a function from uint8 images [B, S, S, 3] to logits, a float32 array [B, K]; the
+        argument is that of `load_model`.
         """
         quiet.drop_retracing_notes()
         logits = folded_logits(self.load_model(extension))
@@ -255,23 +250,29 @@ class TrainedRun:
         call = tf.function(
             lambda images: logits(tf.cast(images, tf.float32)),
             input_signature=signature,
-            autograph=False,  # which takes a second, and does not reach into layers
+            autograph=False,  # takes a second, and does not reach into layers
         )
         return lambda images: call(images).numpy()
 
 
 def _checked_classes(results):
-    """Returns the names of the classes; raises ValueError if they are none."""
+    """Returns the class names; raises ValueError if the results are not valid."""
     classes = results["classes"]
     if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
-        raise ValueError(f"classes {str(classes)[:80]!a} are no names")
+        raise ValueError(f"classes {str(classes)[:80]!a} are not names")
     if not isinstance(results["test"]["reads"], int):
-        raise ValueError("nobody counted how often the test images were read")
+        raise ValueError("the number of reads of the test images is missing")
     return tuple(classes)
 
 
 def predict_logits(classifier: Callable, examples: Examples, batch_size: int) -> np.ndarray:
-    """Returns float32 [N, K], what `TrainedRun.load_classifier`'s classifier says to `Examples`."""
+    """Returns the logits of all examples, float32 [N, K].
+
+    Args:
+        classifier: From `TrainedRun.load_classifier`.
+        examples: The N images.
+        batch_size: Images at a time.
+    """
     indices, _ = pipeline.make_batches(np.arange(len(examples)), batch_size)
     batches = examples.stream(indices) if examples.pixels is None else map(examples.images, indices)
     return np.concatenate([classifier(images) for images in batches])[: len(examples)]

@@ -1,4 +1,4 @@
-"""What a program says of itself: how to begin, its flags in groups, and what they may name."""
+"""The texts of --help, --version and --backbone=list, and how to begin."""
 
 import dataclasses
 import re
@@ -12,11 +12,11 @@ _COLUMNS = 79
 
 
 def beginning(program: str) -> str:
-    """Returns four lines for those who start `program`, a path, without arguments."""
+    """Returns four lines for users who start `program`, a path, without arguments."""
     is_script = program.endswith(".py") and not sys.modules["__main__"].__spec__
     command = f"python {program}" if is_script else "tl-research train"
     return (
-        "error: no photographs are named; expected a folder that holds one for each class:\n"
+        "error: no photographs are given; expected a folder with one folder per class:\n"
         f"  {command} PHOTOS\n"
         f"  {command} --preset=flowers  # downloads 3,670 of flowers, 229 MB\n"
         f"  {command} --help            # the flags that matter most, then the others"
@@ -29,13 +29,13 @@ def answer(
     fields: Mapping[str, dataclasses.Field],
     first: Sequence[str],
 ) -> str | None:
-    """Returns what is said instead of running a program: its help, its version or its backbones.
+    """Returns the text to print instead of running a program: help, version or backbones; or None.
 
     Args:
         arguments: The command line without the program.
-        about: What the help begins with.
-        fields: Of the flags, by name, made by `settings.setting`.
-        first: Names of those that the help shows before the others; () if there is no training.
+        about: Beginning of the help.
+        fields: {name of a flag: field from `settings.setting`}.
+        first: Names of the flags that the help shows first; () if the program does not train.
     """
     asked = re.sub(" -- .*", "", f" {' '.join(arguments)} ")
     if re.search(" --?h(elp(short|full)?)? ", asked):
@@ -60,7 +60,7 @@ def _help(about, fields, first):
     presets = ", ".join(flagfile.presets())
     more = (
         _row("--preset=NAME", f"settings that come with the program: {presets}"),
-        _row("--flagfile=FILE", "a file of flags, one --name=value a line; or NAME of a preset"),
+        _row("--flagfile=FILE", "file of flags, one --name=value per line; or NAME of a preset"),
         _row("--version", "print the version"),
     )
     return "\n".join(["\n\n".join(parts), *more])
@@ -77,7 +77,7 @@ def _row(flag, text):
 
 
 def _shown(name, field):
-    """Returns a flag as --help writes it: with its default, or with what it takes."""
+    """Returns a flag as in --help: with its default, or with a placeholder."""
     if field.default is False:
         return f"--[no]{name}"
     if field.default in (None, ()):

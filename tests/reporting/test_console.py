@@ -25,7 +25,7 @@ class _Run:
         self.now = now + 2.0
         self.console(StepsCompiled(self.phase, 0, 2.0, False, None))
 
-    def epoch(self, seconds, numbers, is_best, names=_NAMES, **more):
+    def epoch(self, seconds, numbers, is_best, names=_NAMES, first=False, waited=0.0, **more):
         self.now += seconds
         row = {"phase": self.phase.name, "epoch": len(self.rows) + 1, "step": 1}
         self.rows.append(row | dict(zip(names, numbers)) | {"seconds": 0.1, **more})
@@ -36,9 +36,9 @@ class _Run:
             measured=names,
             logits=np.zeros((1, 2), np.float32),
             is_best=is_best,
-            is_first=False,
+            is_first=first,
             selected=None,
-            waited=0.0,
+            waited=waited,
         )
         self.console(event)
 
@@ -98,3 +98,13 @@ def test_row_has_the_number_that_is_selected_by_and_no_more_than_a_line(capsys):
         "epoch  phase       loss      acc   error_of_the_rarest_class     time    left",
         "  1/2  head      0.5000   0.5000                      0.5000*   1.0 s   1.0 s",
     ]
+
+
+def test_time_that_the_first_epoch_of_a_phase_waited_is_said(capsys):
+    run = _Run(epochs=(3, 0), patience=(0, 0))
+    run.begin(0, 0)
+    run.epoch(10, (1.25, 0.5, 1.5, 0.25), True, first=True, waited=0.0312)
+    run.epoch(10, (1.25, 0.5, 1.4, 0.25), True, waited=0.5)
+    run.epoch(10, (1.25, 0.5, 1.3, 0.25), True, first=True, waited=0.0049)
+    line = "3.1% of the training time was spent waiting for images or features"
+    assert [text for text in capsys.readouterr().out.splitlines() if "waiting" in text] == [line]

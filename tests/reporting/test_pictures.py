@@ -94,23 +94,6 @@ def test_letters_of_which_there_is_no_font_are_escaped(monkeypatch):
         pictures._font_with.cache_clear()
 
 
-def test_classes_of_which_there_is_no_font_are_numbers_with_a_key_below(monkeypatch):
-    monkeypatch.setattr(pictures.font_manager, "findSystemFonts", list)
-    pictures._font_with.cache_clear()
-    try:
-        classes = ["rose", "花", "草"]
-        assert pictures.numbered(classes) == ["rose", "#2", "#3"]
-        drawn = pictures.draw_confusion(np.eye(3, dtype=int), classes)
-        plain = pictures.draw_confusion(np.eye(3, dtype=int), ["rose", "#2", "#3"])
-        height = len(plain)
-        np.testing.assert_array_equal(drawn[:height], plain)
-        key = pictures.draw_grid(plain[None], ["#2 \\u82b1\n#3 \\u8349"], plain.shape[1])
-        np.testing.assert_array_equal(drawn[height:], key[plain.shape[1] :, : plain.shape[1]])
-        assert (drawn[height:] < 128).any()
-    finally:
-        pictures._font_with.cache_clear()
-
-
 def test_font_of_the_system_is_taken_for_letters_that_ours_lacks(monkeypatch):
     ours = pictures._FONT
     other = os.path.join(os.path.dirname(ours), "cmr10.ttf")
@@ -130,7 +113,7 @@ def test_wide_letters_count_twice(monkeypatch):
 
 
 def test_no_mistake_is_an_empty_picture():
-    assert (pictures.draw_thumbnails((), []) == 255).all()
+    assert (pictures.draw_grid((), [], 168) == np.full((168, 170, 3), 255)).all()
 
 
 def test_caption_has_classes_probability_and_file_name():
@@ -151,7 +134,8 @@ def test_long_names_of_different_classes_stay_different():
 
 def test_tables():
     assert pictures.confusion_table(_CONFUSION, ("ant", "b|e")) == (
-        "| true \\ said | ant | b\\|e |\n| --- | --- | --- |\n| ant | 8 | 2 |\n| b\\|e | 0 | 5 |"
+        "| true \\ predicted | ant | b\\|e |\n| --- | --- | --- |\n"
+        "| ant | 8 | 2 |\n| b\\|e | 0 | 5 |"
     )
     many = np.zeros((40, 40), int)
     many[3, 5], many[7, 1], many[2, 2] = 4, 9, 50

@@ -19,6 +19,7 @@ from tl_research.answers import ANSWERS
 from tl_research.config import Config
 from tl_research.errors import StorageError
 from tl_research.reporting import report
+from tl_research.reporting.evaluation import Evaluation
 
 _HOSTILE = ("<script>document.title='taken'<", "b|c`d*_e", "Ромашка & Söhne")
 _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -85,7 +86,7 @@ def test_page_says_what_the_run_found_and_holds_all_that_it_shows(settings):
     assert "batch_size832" in page.words.replace(" ", "") and "flags.txt repeats" in page.words
     checked = "Checked bit by bit over 2 phases: 6 of 6 trainable variables changed, 0 of "
     assert checked in page.words
-    assert "labels are in doubt" in page.words and "How far probabilities" in page.words
+    assert "labels are in doubt" in page.words and "Calibration of probabilities" in page.words
     # nothing comes from elsewhere, and nothing runs
     sources = [
         value for _, has in page.tags for name, value in has.items() if name in ("src", "href")
@@ -101,8 +102,8 @@ def _check_card(card, results):
     """The header is what hubs read, and no name is more than text."""
     _, header, body = card.split("---\n", 2)
     assert header == (
-        "license: unknown  # that of the images and of the weights it began with decide; say yours "
-        "here\n"
+        "license: unknown  # depends on those of the images and the pretrained weights; enter "
+        "yours here\n"
         "library_name: keras\n"
         "pipeline_tag: image-classification\n"
         "tags:\n- image-classification\n- transfer-learning\n- keras\n"
@@ -143,9 +144,7 @@ def test_cut_off_run_gives_the_same_page_and_what_cannot_be_written_is_exit_9(se
 def test_run_without_epochs_or_audit_has_no_such_parts(settings):
     experiment.run(Config(**settings | {"epochs": (0, 0), "data_audit": "off"}))
     words = _Page(_texts(settings)[0]).words
-    assert (
-        "Nothing was trained by steps." in words and "test images are classified correctly" in words
-    )
+    assert "No epoch was trained." in words and "test images are classified correctly" in words
     for part in ("Labels in doubt", "The worst mistakes", "Checked bit by bit"):
         assert part not in words
 
@@ -186,7 +185,7 @@ def test_chromium_runs_nothing_of_a_name(chromium, tmp_path):
     )
     logits, examples = np.eye(2, dtype=np.float32), _examples(np.int32([1, 0]))
     examples.names = list(names)
-    found = report.evaluation(ANSWERS["class"], logits, examples, names, 1.0, names[0])
+    found = report.evaluation(Evaluation(ANSWERS["class"], logits, examples, names, names[0]))
     facts = {"title": names[0], "found": found, "run": names[1], "matrix": None}
     text = report.render("evaluated.html", facts)
     (tmp_path / "page.html").write_text(text, encoding="utf-8")
@@ -209,7 +208,7 @@ def test_evaluation_counts_by_hand():
     said = np.int32([0, 0, 0, 1, 1, 0])
     logits = np.float32(np.eye(2)[said] * [[1], [1], [1], [3], [1], [2]])
     found = report.evaluation(
-        ANSWERS["class"], logits, _examples(labels), ("a", "b"), 1.0, "/a folder"
+        Evaluation(ANSWERS["class"], logits, _examples(labels), ("a", "b"), "/a folder")
     )
     text = report.render(
         "evaluated.html", {"title": "t", "found": found, "run": "r", "matrix": None}
@@ -233,7 +232,7 @@ def test_hundred_classes_are_a_picture_and_the_commonest_confusions():
     labels = np.arange(200, dtype=np.int32) % 100
     logits = np.eye(100, dtype=np.float32)[np.where(labels == 7, 8, labels)]
     names = tuple(f"c{i}" for i in range(100))
-    found = report.evaluation(ANSWERS["class"], logits, _examples(labels), names, 1.0, "x")
+    found = report.evaluation(Evaluation(ANSWERS["class"], logits, _examples(labels), names, "x"))
     assert found["confusions"] == [(2, 7, 8)]
     facts = {"title": "t", "found": found, "run": "r", "matrix": "data:image/png;base64,AAAA"}
     page = _Page(report.render("evaluated.html", facts))
@@ -242,23 +241,23 @@ def test_hundred_classes_are_a_picture_and_the_commonest_confusions():
 
 
 def test_numbers_have_an_error_and_sets_their_classes():
+    examples = _examples(np.float32([1, 2]))
     number = report.evaluation(
-        ANSWERS["number"], np.float32([[1], [5]]), _examples(np.float32([1, 2])), (), 1.0, "x"
+        Evaluation(ANSWERS["number"], np.float32([[1], [5]]), examples, (), "x")
     )
     text = report.render(
         "evaluated.html", {"title": "t", "found": number, "run": "r", "matrix": None}
     )
     assert "On 2 images: loss 4.5, mean absolute error 1.5." in _Page(text).words
-    assert "2, said 5" in _Page(text).words
+    assert "2, predicted 5" in _Page(text).words
     labels = np.float32([[1, 0], [0, 0]])
-    sets = report.evaluation(
-        ANSWERS["set"], np.float32([[3, -3], [3, -3]]), _examples(labels), ("a", "b"), 1.0, "x"
-    )
+    logits = np.float32([[3, -3], [3, -3]])
+    sets = report.evaluation(Evaluation(ANSWERS["set"], logits, _examples(labels), ("a", "b"), "x"))
     text = report.render(
         "evaluated.html", {"title": "t", "found": sets, "run": "r", "matrix": None}
     )
     assert (
-        "nothing, said a" in _Page(text).words
+        "nothing, predicted a" in _Page(text).words
         and sets["report"]["per_class"]["a"]["precision"] == 0.5
     )
 
@@ -276,11 +275,11 @@ def test_calibration_is_said_or_why_there_is_none():
     found = {"temperature": 0.6234, "reason": None, "ece_before": 0.1, "ece_after": 0.0123}
     say = report.template("sentences.txt").module.calibration
     assert say(found) == (
-        "On the test images a stated probability is 10.0 points off how often it is right "
-        "(expected calibration error), and 1.2 points once logits are divided by the temperature "
-        "0.6234, which was fitted on the validation images and which all tools use."
+        "On the test images predicted probabilities differ from the accuracy by 10.0 points "
+        "(expected calibration error), and by 1.2 points after the logits are divided by the "
+        "temperature 0.6234, which was fitted to the validation images and is used by all tools."
     )
-    assert say(found | {"reason": "why"}).endswith("It is left so: why.")
+    assert say(found | {"reason": "why"}).endswith("No temperature was fitted: why.")
 
 
 def test_substitution_is_what_tables_of_runs_show():

@@ -44,17 +44,6 @@ def test_no_nan_in_json():
     json.dumps(results.without_nan(value), allow_nan=False)
 
 
-def test_calibration_line_says_both_numbers_or_why_there_is_no_temperature():
-    found = {"temperature": 0.6234, "reason": None, "ece_before": 0.1, "ece_after": 0.01}
-    found |= {"log_loss_before": 0.25, "log_loss_after": 0.2}
-    assert results.calibration_line(found) == (
-        "calibration: temperature 0.6234, fitted on validation; of the test: expected calibration "
-        "error 0.1000 before and 0.0100 after, log loss 0.2500 before and 0.2000 after"
-    )
-    line = results.calibration_line({**found, "temperature": 1.0, "reason": "why"})
-    assert line.startswith("calibration: temperature 1 (why); of the test: ")
-
-
 def test_curves_are_a_png(tmp_path):
     rows = [
         dict(

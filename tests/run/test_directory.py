@@ -549,7 +549,7 @@ def test_directory_that_is_set_aside_meanwhile_is_refused(tmp_path, monkeypatch)
         flock(file, operation)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with pytest.raises(RunDirectoryError, match="set aside by another process"):
+    with pytest.raises(RunDirectoryError, match="renamed by another process"):
         _open(tmp_path / "run")
 
 

@@ -50,7 +50,7 @@ def test_what_auto_is_on_a_cpu(
 ):
     request.addfinalizer(lambda: keras.config.set_dtype_policy("float32"))
     monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
-    monkeypatch.setattr(environment, "_cpuinfo", lambda: cpuinfo)
+    monkeypatch.setattr(environment.machine, "read", lambda path: cpuinfo)
     config = Config(dataset="drawn_flowers", backbone="EfficientNetLite0", **settings)
     precision, _ = environment.resolve_device(config, recorded, own_backbone)
     assert precision == keras.config.dtype_policy().name == expected

@@ -22,7 +22,7 @@ def test_audit_off(run, tmp_path, capsys):
     results = run("run", epochs=(1, 0), data_audit="off")
     assert results["cross_validation"] is None and results["data_audit"] is None
     assert not os.path.exists(tmp_path / "run" / "report" / "data_audit.csv")
-    assert "data audit" not in capsys.readouterr().out
+    assert "labels:" not in capsys.readouterr().out
 
 
 def test_audit_is_made_once(run, broken, tmp_path):

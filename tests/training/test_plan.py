@@ -40,7 +40,7 @@ def test_plan_of_the_cache_comes_from_sizes(train):
         return describe_cache(cache.plan), cache.plan.place, cache.plan
 
     text, used, _ = plan(augment_views=0)
-    assert used == "off" and "a fresh view every epoch; validation cached" in text
+    assert used == "off" and "a new view every epoch; validation cached" in text
     text, used, sizes = plan(augment_views=2)
     assert used == "memory" and "2 views" in text
     # 4 x 4 x 8 numbers of 4 bytes; 2 views of 10 images, and 5 for validation
@@ -74,7 +74,7 @@ def test_more_features_than_memory_is_free_are_said(train):
     fits = trained.plan.cache.plan
     assert "free" not in describe_cache(fits)
     said = describe_cache(dataclasses.replace(fits, total_bytes=2**60))
-    (free,) = re.findall(r", more than the ([\d.]+) GiB of memory that are free$", said)
+    (free,) = re.findall(r", more than the ([\d.]+) GiB of free memory$", said)
     assert 2**-10 < float(free) < 2**20
 
 

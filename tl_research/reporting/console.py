@@ -1,37 +1,29 @@
-"""The observer that tells a person how the training goes: a row for each epoch, and warnings."""
+"""The observer that prints the progress of training: a row per epoch, and warnings."""
 
 import collections
 import math
-import sys
 import time
 from collections.abc import Callable
 
 import numpy as np
 
 from tl_research.config import Config
+from tl_research.errors import to_stderr
 from tl_research.reporting import plan_text
+from tl_research.reporting.observer import EventHandler
 from tl_research.reporting.terminal import BOLD, GREEN, duration, say
-from tl_research.training.events import (
-    CallEnded,
-    EpochEnded,
-    Event,
-    HeadStarted,
-    PhaseBegan,
-    PhaseEnded,
-    PhaseLaidOut,
-    StepsCompiled,
-)
 from tl_research.training.objective import PLAIN_LOSS
 
 _WIDTH = 79  # of a row, so that a terminal of 80 columns does not wrap it
+_WAITED = 0.005  # share of the time of training that is worth a line
 
 
-class Console:
-    """Prints what each event means.
+class Console(EventHandler):
+    """Prints lines for the events of training.
 
     Args:
         config: Settings of the run.
-        num_validation: Validation images.
+        num_validation: Number of validation images.
         clock: A function that returns seconds.
     """
 
@@ -39,26 +31,13 @@ class Console:
         self, config: Config, num_validation: int, clock: Callable[[], float] = time.monotonic
     ):
         self._config, self._num_validation, self._clock = config, num_validation, clock
-        self._recent_losses: collections.deque = collections.deque(
-            maxlen=101
-        )  # of the last calls in this phase
-        # seconds of epochs, all included: the slowest, and those of this phase; and of compiling
+        # mean losses of the last calls in this phase
+        self._recent_losses: collections.deque = collections.deque(maxlen=101)
+        # seconds, everything included: the slowest epoch, end of the last one, compiling
         self._slowest, self._last, self._compiling = 0.0, 0.0, 0.0
-        self._walls: list[float] = []
-        self._told = {
-            HeadStarted: self._head_started,
-            PhaseBegan: self._phase_began,
-            StepsCompiled: self._steps_compiled,
-            PhaseLaidOut: self._phase_laid_out,
-            CallEnded: self._call_ended,
-            EpochEnded: self._epoch_ended,
-            PhaseEnded: self._phase_ended,
-        }
+        self._walls: list[float] = []  # of the epochs of this phase
 
-    def __call__(self, event: Event) -> None:
-        self._told[type(event)](event)
-
-    def _head_started(self, event):
+    def _on_HeadStarted(self, event):
         found = event.result
         numbers = ", ".join(f"{name} {found[name]:.4f}" for name in event.measured)
         say(
@@ -66,7 +45,7 @@ class Console:
             f"{found['temperature']:.3g}): {numbers}"
         )
 
-    def _phase_began(self, event):
+    def _on_PhaseBegan(self, event):
         self._recent_losses.clear()
         self._walls, self._last = [], self._clock()
         opened, count = len(event.open_layers), event.num_layers
@@ -78,28 +57,24 @@ class Console:
         if self._config.verbose:
             say(plan_text.describe_phase(event))
 
-    def _steps_compiled(self, event):
+    def _on_StepsCompiled(self, event):
         self._compiling = event.seconds
-        self._last += event.seconds  # which are of no epoch
+        self._last += event.seconds  # not part of an epoch
         if self._config.verbose:
             say(
                 f"phase {event.phase.name}: steps traced and compiled in {event.seconds:.1f} s, "
                 f"XLA {'on' if event.xla else 'off'}"
             )
 
-    def _phase_laid_out(self, event):
+    def _on_PhaseLaidOut(self, event):
         name, asked = event.phase.name, event.phase.epochs
-        say(
-            f"time limit {event.seconds:g} s: "
-            + (
-                f"{name} shortened to {event.epochs} of {asked} epochs"
-                if event.epochs < asked
-                else f"all {asked} epochs of {name} fit"
-            )
-        )
+        fit = f"all {asked} epochs of {name} fit"
+        if event.epochs < asked:
+            fit = f"{name} shortened to {event.epochs} of {asked} epochs"
+        say(f"time limit {event.seconds:g} s: {fit}")
 
-    def _call_ended(self, event):
-        """Says so if the mean loss of a call is over 100 times the median of those before it."""
+    def _on_CallEnded(self, event):
+        """Warns if the mean loss of a call is over 100 times the median of the previous calls."""
         totals, before = event.totals, self._recent_losses
         if not totals["examples"]:
             return
@@ -113,29 +88,21 @@ class Console:
             before.clear()
         before.append(loss)
 
-    def _epoch_ended(self, event):
-        row, now = event.row, self._clock()
+    def _on_EpochEnded(self, event):
+        row, now, phase = event.row, self._clock(), event.phase
         if event.is_first and event.selected:
             self._warn_of_a_fall(event)
         self._walls.append(now - self._last)
         self._slowest, self._last = max(self._slowest, now - self._last), now
-        phases = self._config.phase_plan
-        names = [phase.name for phase in phases]
-        done = sum(past["phase"] == event.phase.name for past in event.history)
-        to_come = phases[names.index(event.phase.name) + 1 :]
-        here, later = event.phase.epochs - done, sum(phase.epochs for phase in to_come)
-        # An epoch of a phase to come trains more, but seldom takes longer than one that computed
-        # features.
-        left = here * sum(self._walls) / len(self._walls) + later * self._slowest
-        left += self._compiling * sum(phase.epochs > 0 for phase in to_come)
+        names = [phase.name for phase in self._config.phase_plan]
+        here = phase.epochs - sum(past["phase"] == phase.name for past in event.history)
+        to_come = self._config.phase_plan[names.index(phase.name) + 1 :]
+        epochs, left = self._left(here, [phase.epochs for phase in to_come])
         place = {
-            "epoch": f"{row['epoch']}/{row['epoch'] + here + later}".rjust(5),
-            "phase": event.phase.name.ljust(max(map(len, (*names, "phase")))),
+            "epoch": f"{row['epoch']}/{row['epoch'] + epochs}".rjust(5),
+            "phase": phase.name.ljust(max(map(len, (*names, "phase")))),
         }
-        times = {
-            "time": duration(self._walls[-1]).rjust(6),
-            "left": (duration(left) if here + later else "").rjust(6),
-        }
+        times = {"time": duration(self._walls[-1]).rjust(6), "left": left.rjust(6)}
         numbers = self._numbers(event, _WIDTH - len("  ".join([*place.values(), *times.values()])))
         cells = place | numbers | times
         if len(self._walls) == 1:
@@ -143,12 +110,27 @@ class Console:
         say(_row(cells), style=GREEN if event.is_best else None)
         if row.get("skipped_steps"):
             say(f"loss scale {row['loss_scale']:g}, {row['skipped_steps']} steps skipped")
+        if event.is_first and event.waited >= _WAITED:
+            say(f"{event.waited:.1%} of the training time was spent waiting for images or features")
+
+    def _left(self, here, later):
+        """Returns (number of epochs left, estimated time for them as text).
+
+        Args:
+            here: Epochs left in this phase.
+            later: Epochs of each later phase. They train more, but seldom take longer than an epoch
+                that computes features.
+        """
+        seconds = here * sum(self._walls) / len(self._walls)
+        seconds += sum(later) * self._slowest + sum(map(bool, later)) * self._compiling
+        epochs = here + sum(later)
+        return epochs, duration(seconds) if epochs else ""
 
     def _numbers(self, event, room):
-        """Returns {heading: cell} of as many measured numbers as there is room for."""
+        """Returns {heading: cell} of as many metrics as fit into `room` letters."""
         by, cells = self._config.select_by, {}
         shown = [name for name in event.measured if name != f"train_{PLAIN_LOSS}"]
-        for name in sorted(shown, key=lambda name: name != by):  # this one has some
+        for name in sorted(shown, key=lambda name: name != by):  # the one that selects first
             heading, value = _short(name), event.row[name]
             cell = f"{value:.3g}" if abs(value) >= 1000 else f"{value:.4f}"
             mark = "*" if name == by and event.is_best else " "
@@ -160,16 +142,15 @@ class Console:
         return {h: cells[h] for h in map(_short, shown) if h in cells}
 
     def _warn_of_a_fall(self, event):
-        """Says so if validation falls at a phase switch by over two standard errors."""
+        """Warns if validation accuracy falls at a phase switch by over two standard errors."""
         share, now = event.selected.get("val_accuracy"), event.row.get("val_accuracy")
         count = self._num_validation
         if share is None or not math.isfinite(event.row["val_loss"]):
             return
         noise = 2 * math.sqrt(max(share * (1 - share), 1 / count) / count)
         if now < share - noise:
-            cause = (
-                f"the learning rate {event.phase.learning_rate:g} is too high for the open layers"
-            )
+            rate = event.phase.learning_rate
+            cause = f"the learning rate {rate:g} is too high for the trainable layers"
             if self._config.batchnorm == "training":
                 cause = "BatchNorm runs in training mode"
             _warn(
@@ -177,7 +158,7 @@ class Console:
                 f"{event.phase.name}, more than noise; the likely cause: {cause}"
             )
 
-    def _phase_ended(self, event):
+    def _on_PhaseEnded(self, event):
         result, phase, by = event.result, event.phase, self._config.select_by
         found = ", ".join(f"{_short(name)} {result[name]:.4f}" for name in event.measured)
         counts, early = result["audit"], result["epochs"] < phase.epochs
@@ -210,11 +191,11 @@ def _row(cells):
 
 
 def _heading(name, cell):
-    """Returns a heading over its cell; one over a number ends before the place of the mark."""
+    """Returns the heading of a cell, aligned with it; a number is followed by its mark."""
     if name in ("epoch", "phase"):
         return name.ljust(len(cell))
     return name.rjust(len(cell)) if name in ("time", "left") else f"{name} ".rjust(len(cell))
 
 
 def _warn(text):
-    print(f"warning: {text}", file=sys.stderr)
+    to_stderr(f"warning: {text}")

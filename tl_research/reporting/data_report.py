@@ -1,17 +1,16 @@
-"""Audits the images of a run before it trains: `data_audit.csv` and `.png`, TensorBoard, lines."""
+"""Audits the images of a run before training: `data_audit.csv` and `.png`, TensorBoard, lines."""
 
 import os
-from typing import Any
 
 import numpy as np
 
 from tl_research import data_audit
 from tl_research.data.dataset import Dataset
 from tl_research.data.pipeline import Examples
-from tl_research.files import make_folders, storage_errors
-from tl_research.reporting import pages, pictures
+from tl_research.files import Json, make_folders, storage_errors
+from tl_research.reporting import pictures
 from tl_research.reporting.summaries import Summaries
-from tl_research.reporting.terminal import say
+from tl_research.reporting.terminal import markdown_table, say
 from tl_research.run.directory import RunDirectory
 from tl_research.training.plan import Plan
 
@@ -19,10 +18,17 @@ _CSV = ("report", "data_audit.csv")
 _SHOWN = 32
 
 
-def report(
-    plan: Plan, data: Dataset, directory: RunDirectory, summaries: Summaries
-) -> dict[str, Any]:
-    """Audits training and validation images; returns what that adds to `results.json`.
+def report(plan: Plan, data: Dataset, directory: RunDirectory, summaries: Summaries) -> Json:
+    """Audits training and validation images.
+
+    Args:
+        plan: The plan of the run.
+        data: Its images.
+        directory: Its open directory.
+        summaries: Where TensorBoard's records are written.
+
+    Returns:
+        `cross_validation` and `data_audit` of `results.json`.
 
     Raises:
         StorageError: If the report cannot be written.
@@ -46,35 +52,37 @@ def report(
         data.train.shards.all_gather,
     )
     path, shown = directory.file(*_CSV), audit.rows[:_SHOWN]
-    picture = pages.doubtful(shown, _images(data.train, data.validation, audit.order[:_SHOWN]))
+    captions = [
+        pictures.caption(row["path"], row["label"], row["suggested_label"], float(row["doubt"]))
+        for row in shown
+    ]
+    images = _images(data.train, data.validation, audit.order[:_SHOWN])
+    picture = pictures.draw_grid(images, captions, pictures.THUMBNAIL)
     with storage_errors(path):
         make_folders(os.path.dirname(path))
         with open(directory.file("report", "data_audit.png"), "wb") as file:
             file.write(pictures.png(picture))
     data_audit.write(path, audit.rows)
-    lines = data_audit.describe(audit, path)
-    found, total = audit.summary["data_audit"], len(data.train) + len(data.validation)
-    short = (
-        f"labels: {found['suspects']} of {total} in doubt, {found['contradictions']} look-alikes "
-        f"differ; see {os.path.join(*_CSV)}"
-    )
-    say(*(lines if plan.config.verbose else (short,)))
-    pages.data_audited(summaries, shown, picture, lines)
+    lines = data_audit.describe(audit, os.path.join(*_CSV))
+    say(*lines[: None if plan.config.verbose else 1])
+    table = markdown_table(data_audit.COLUMNS, [row.values() for row in shown])
+    summaries.text("train", "data_audit", "\n\n".join([*lines, table]), 0)
+    summaries.image("train", "labels_in_doubt", picture, 0)
     return audit.summary
 
 
 def _why_not(plan, data):
     """Returns why the images cannot be audited, or None."""
     if plan.objective.answer.name != "class":
-        return "only of labels that are classes"
+        return "skipped, labels are not classes"
     count = data.train.members.most_held + data.validation.members.most_held
     width = sum(plan.classifier.graph.shape(name)[-1] for name in plan.classifier.head_boundary)
     classes = len(data.classes)
     per_image = data_audit.COPIES * width + data_audit.COPIES_OF_LOGITS * classes
-    needed = 8 * (count * per_image + classes**2)  # of classes, their products too
+    needed = 8 * (count * per_image + classes**2)
     if needed > plan.config.cache_bytes:
         return (
-            f"left out: {count:,} images x {width:,} features and {classes:,} classes need "
+            f"skipped: {count:,} images x {width:,} features and {classes:,} classes need "
             f"{needed / 2**30:.1f} GiB and --cache_bytes allows "
             f"{plan.config.cache_bytes / 2**30:.1f}"
         )
@@ -82,23 +90,20 @@ def _why_not(plan, data):
 
 
 def _images(train, validation, places):
-    """Returns a list of uint8 [h, w, 3], the images at these places of both sides in a row."""
-    found = {}
-    for examples, first in ((train, 0), (validation, len(train))):
-        here = [place for place in places if first <= place < first + len(examples)]
-        if here:
-            found |= zip(here, examples.images([place - first for place in here]).numpy())
-    return [found[place] for place in places]
+    """Returns a list of uint8 [h, w, 3], the images at indices into both sides in a row."""
+    count = len(train)
+    sides = [(train, place) if place < count else (validation, place - count) for place in places]
+    return [examples.images([place]).numpy()[0] for examples, place in sides]
 
 
 def add_test(
     directory: RunDirectory, test: Examples, shares: np.ndarray, classes: tuple[str, ...]
 ) -> None:
-    """Adds the test images, once they were read, to the table of an audited run.
+    """Adds the test images, after they were read, to the table of an audited run.
 
     Args:
-        directory: The run's.
-        test: The images.
+        directory: The directory of the run.
+        test: The test images.
         shares: float [N, K], the trained model's probabilities.
         classes: K names.
     """

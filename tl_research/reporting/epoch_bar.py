@@ -1,26 +1,24 @@
-"""The observer that shows how far an epoch is, on a terminal."""
+"""The observer that shows the progress of an epoch on a terminal."""
 
 import contextlib
 from collections.abc import Callable
 
 from tl_research.progress_bar import progress_bar
-from tl_research.training.events import CallEnded, Event
+from tl_research.reporting.observer import EventHandler
 
 
-class EpochBar:
-    """Moves a bar with each call, and takes it away at the end of the epoch.
+class EpochBar(EventHandler):
+    """Moves a bar with each call, and removes it at the end of the epoch.
 
     Args:
-        batch_size: Images a step.
+        batch_size: Images per step.
     """
 
     def __init__(self, batch_size: int):
         self._batch_size, self._open = batch_size, contextlib.ExitStack()
         self._move: Callable[[int, int], None] | None = None
 
-    def __call__(self, event: Event) -> None:
-        if not isinstance(event, CallEnded):
-            return
+    def _on_CallEnded(self, event):
         if self._move is None:
             description = f"{event.phase.name} epoch {event.epoch}"
             bar = progress_bar(description, unit="images", scale=self._batch_size)

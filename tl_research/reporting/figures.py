@@ -3,7 +3,6 @@
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import cycler
 import matplotlib.style
@@ -11,19 +10,19 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tl_research.answers import Answer
-from tl_research.data.pipeline import Examples
+from tl_research.files import Json
 from tl_research.reporting import pages, pictures
+from tl_research.reporting.evaluation import Evaluation
 from tl_research.training.objective import PLAIN_LOSS
 
-# Colours that people tell apart who see few (Okabe and Ito 2008).
+# Colors that color-blind people can tell apart (Okabe and Ito 2008).
 _BLUE, _ORANGE = "#0072B2", "#D55E00"
 
 
 @contextlib.contextmanager
 def _figure(path: str, size: tuple[float, float]) -> Iterator[Figure]:
-    """Yields a figure that is saved at the end, in matplotlib's own style: the user's may need
-    LaTeX, and no screen is looked for.
+    """Yields a figure that is saved at the end, in matplotlib's default style, since the user's may
+    need LaTeX, and without a display.
     """
     with matplotlib.style.context("default", after_reset=True):
         matplotlib.rcParams["axes.prop_cycle"] = cycler.cycler(color=[_ORANGE, _BLUE])
@@ -34,20 +33,20 @@ def _figure(path: str, size: tuple[float, float]) -> Iterator[Figure]:
 
 def save_curves(
     path: str,
-    history: Sequence[dict[str, Any]],
-    phases: Sequence[dict[str, Any]],
-    selected: dict[str, Any],
+    history: Sequence[Json],
+    phases: Sequence[Json],
+    selected: Json,
     counts: tuple[int, int],
 ) -> None:
-    """Draws the loss and what else both sides measure over the epochs of all phases, with the
-    switches and the best epochs marked; where both are known, the loss without label smoothing.
+    """Draws the metrics of training and validation over all epochs, with the starts of phases and
+    their best epochs marked. The loss is shown without label smoothing if it was recorded.
 
     Args:
         path: PNG file to write.
         history: Rows of `metrics.csv`.
-        phases: Those of `results.json`.
-        selected: {"epoch", `val_<name>`: number} of the weights that were chosen.
-        counts: How many images the sides have.
+        phases: `phases` of `results.json`.
+        selected: {"epoch", `val_<name>`: number} of the selected weights.
+        counts: Number of training and validation images.
     """
     trained = [name.removeprefix("train_") for name in history[0] if name.startswith("train_")]
     names = [name for name in trained if f"val_{name}" in history[0]]
@@ -67,19 +66,17 @@ def save_curves(
 
 
 def _plot(axis, history, labels, best):
-    """Draws columns of `metrics.csv`, with stars on the last one at the best epochs."""
+    """Draws columns of `metrics.csv`, with stars on the last one at the best epochs, and marks the
+    starts of phases.
+    """
     epochs = [row["epoch"] for row in history]
     for column, label in labels.items():
         values = [row[column] for row in history]
         axis.plot(epochs, values, "o-", markersize=3, label=label)
     stars = [value for epoch, value in zip(epochs, values) if epoch in best]
     axis.plot(best, stars, "k*", markersize=10, label="best epoch of a phase")
-    _mark_switches(axis, history)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.legend()
-
-
-def _mark_switches(axis, history):
     for before, after in zip(history, history[1:]):
         if before["phase"] != after["phase"]:
             middle = (before["epoch"] + after["epoch"]) / 2
@@ -93,40 +90,24 @@ def _mark_switches(axis, history):
             )
 
 
-def save_mistakes(
-    directory: str,
-    answer: Answer,
-    logits: np.ndarray,
-    examples: Examples,
-    classes: Sequence[str],
-    side: str = "validation",
-) -> None:
-    """Draws `confusion.png`, of answers that have one, and `worst_mistakes.png`, thumbnails with
-    what they are, were taken for, and their file names.
-
-    Args:
-        directory: Where the files go.
-        answer: The kind of `answers.ANSWERS`.
-        logits: float [N, K].
-        examples: The `Examples` they belong to.
-        classes: K names.
-        side: What the titles call them.
-    """
-    drawn = {"worst_mistakes.png": pages.worst_mistakes(answer, logits, examples, classes, side)}
-    if (confusion := answer.confusion(logits, examples.labels)) is not None:
-        drawn["confusion.png"] = pages.titled_confusion(confusion, classes, side)
+def save_mistakes(directory: str, evaluation: Evaluation) -> None:
+    """Draws `worst_mistakes.png` and, for classes, `confusion.png` into a directory."""
+    drawn = {"worst_mistakes.png": pages.worst_mistakes(evaluation)}
+    if (confusion := evaluation.confusion) is not None:
+        picture = pages.titled_confusion(confusion, evaluation.classes, evaluation.side)
+        drawn["confusion.png"] = picture
     for name, picture in drawn.items():
         with open(os.path.join(directory, name), "wb") as file:
             file.write(pictures.png(picture))
 
 
-def save_reliability(path: str, drawn: dict[str, Any]) -> None:
-    """Draws how often what the network said of the test images is right, by how probable it called
-    that: with its own probabilities and with those of the fitted temperature.
+def save_reliability(path: str, drawn: Json) -> None:
+    """Draws the accuracy on the test images against the predicted probability, before and after
+    calibration.
 
     Args:
         path: PNG file to write.
-        drawn: Of `calibration.of_run`.
+        drawn: The second value of `calibration.of_run`.
     """
     counts, _, accuracies = np.transpose(drawn["before"])
     right = (counts * accuracies).sum() / counts.sum()
@@ -140,22 +121,20 @@ def save_reliability(path: str, drawn: dict[str, Any]) -> None:
             sizes = 10 + 200 * counts / counts.sum()
             axis.scatter(confidences, accuracies, sizes, color=color, alpha=0.6)
         axis.set(
-            xlabel="mean probability of what is said, in bins",
-            ylabel="share that is right (size: images)",
-            title=f"reliability on {drawn['n']} test images, {right:.4f} right",
+            xlabel="mean probability of the answers in a bin",
+            ylabel="share of correct answers (size: images)",
+            title=f"reliability on {drawn['n']} test images, {right:.4f} correct",
         )
         axis.legend()
 
 
 def save_learning_rates(path: str, rows: list[dict[str, float]], suggested: float | None) -> None:
-    """Draws loss against learning rate, with the suggested rate marked.
-
-    The axis of the loss ends where training has clearly diverged.
+    """Draws the loss against the learning rate, up to where training has clearly diverged.
 
     Args:
         path: PNG file to write.
-        rows: dicts of learning_rate, loss and smoothed_loss.
-        suggested: A rate, or None.
+        rows: Dicts of learning_rate, loss and smoothed_loss.
+        suggested: The learning rate to mark, or None.
     """
     rates = [row["learning_rate"] for row in rows]
     with _figure(path, (6, 3.6)) as figure:

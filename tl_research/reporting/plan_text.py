@@ -1,4 +1,4 @@
-"""What a run will do: whole, for `plan.txt`, and in short, as it is printed before it is done."""
+"""The plan of a run as text: whole, for `plan.txt`, and in short, as printed before training."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import tensorflow as tf
 from tl_research import machine, memory
 from tl_research.config import Phase, lower_is_better
 from tl_research.data.dataset import Dataset
-from tl_research.data.split import printable
+from tl_research.data.split import SIDES, printable
 from tl_research.models.classifier import what_differs
 from tl_research.reporting.split_text import describe_split
 from tl_research.run.offline import Substitution
@@ -18,20 +18,18 @@ from tl_research.training.plan import Plan
 
 
 def describe_cache(plan: CachePlan) -> str:
-    """Returns the line that says which features are kept, and why; `plan` is a `CachePlan`."""
+    """Returns the line on which features are cached, and why."""
     what = _kept(plan.shapes, plan.dtype)
     total = plan.total_bytes / 2**30
     if plan.live is None:
-        free = _free_memory()
-        warning = f", more than the {free / 2**30:.1f} GiB of memory that are free"
-        return (
-            f"cache: {what}, {plan.views} views, {total:.2f} GiB{' on disk' * plan.on_disk}"
-            f"{warning * (not plan.on_disk and plan.total_bytes > free)}"
-        )
+        line = f"cache: {what}, {plan.views} views, {total:.2f} GiB{' on disk' * plan.on_disk}"
+        if not plan.on_disk and plan.total_bytes > (free := memory.free()):
+            line += f", more than the {free / 2**30:.1f} GiB of free memory"
+        return line
     why = {
         "off": "off (--feature_cache=off)",
         "mixing": f"since {plan.mixing} blends them anew every epoch",
-        "fresh": "a fresh view every epoch",
+        "fresh": "a new view every epoch",
         "would not pay": f"{plan.views} views in {plan.epochs} epochs would not pay",
         "too large": f"{plan.views} views of {what} need {total:.1f} GiB and --cache_bytes allows "
         f"{plan.allowed_bytes / 2**30:.1f}",
@@ -48,32 +46,19 @@ def _kept(shapes, dtype):
     return f"{shape} {dtype}, {size / 1024:.0f} KiB an image"
 
 
-def _free_memory():
-    """Returns the bytes of memory that are free, or the limit where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            (line,) = (line for line in file if line.startswith("MemAvailable:"))
-        return min(int(line.split()[1]) * 1024, memory.limit())
-    except (OSError, ValueError):
-        return memory.limit()
-
-
 def describe_run(
     plan: Plan, data: Dataset, precision: str, substitutions: Sequence[Substitution]
 ) -> list[str]:
     """Returns the lines of the whole plan.
 
     Args:
-        plan: `tl_research.training.plan.Plan`.
-        data: `Dataset`.
+        plan: The plan.
+        data: Its images.
         precision: Name of Keras' dtype policy.
-        substitutions: `Substitution`s.
+        substitutions: Replacements of what could not be reached.
     """
     config, classifier = plan.config, plan.classifier
-    counts = {side: len(getattr(data, side)) for side in ("train", "validation", "test")}
-    xla = "on" if plan.compiler.xla else "off"
-    own = plan.parts.make_backbone and config.weights in ("imagenet", "none")
-    weights = "its own" if own else config.weights
+    counts = {side: len(getattr(data, side)) for side in SIDES}
     listed = ", ".join(f"{side} {count}" for side, count in counts.items())
     return [
         f"device: {_device()}",
@@ -82,9 +67,7 @@ def describe_run(
         f"{config.image_size} px",
         *describe_split(data),
         *(f"data: {line}" for line in data.notes),
-        f"model: {classifier.spec.name}, weights {weights}, {classifier.graph.num_folded} "
-        f"BatchNorm layers folded; precision {precision}, XLA {xla}",
-        *([describe_cache(plan.cache.plan)] if plan.cache.plan.epochs else []),
+        *_model(plan, precision),
         *_unusual(plan, data.classes),
         *(what_differs(classifier) if plan.parts.make_backbone or plan.parts.make_head else ()),
         *(f"substitution: {substitution.text}" for substitution in substitutions),
@@ -92,10 +75,28 @@ def describe_run(
     ]
 
 
+def _model(plan, precision):
+    """Yields the lines on the network and its cached features."""
+    weights, xla = plan.config.weights, "on" if plan.compiler.xla else "off"
+    if plan.parts.make_backbone and weights in ("imagenet", "none"):
+        weights = "its own"
+    yield (
+        f"model: {plan.classifier.spec.name}, weights {weights}, "
+        f"{plan.classifier.graph.num_folded} BatchNorm layers folded; precision {precision}, "
+        f"XLA {xla}"
+    )
+    if plan.cache.plan.epochs:
+        yield describe_cache(plan.cache.plan)
+
+
 def summarize_run(plan: Plan, data: Dataset, substitutions: Sequence[Substitution]) -> list[str]:
-    """Returns the few lines of the plan that everybody needs; arguments as of `describe_run`."""
+    """Returns the plan in a few lines.
+
+    Args:
+        plan, data, substitutions: As for `describe_run`.
+    """
     config, spec = plan.config, plan.classifier.spec
-    sides = len(data.train), len(data.validation), len(data.test)
+    sides = [len(getattr(data, side)) for side in SIDES]
     kind = {"imagenet": "ImageNet weights", "none": "random weights"}
     weights = kind.get(config.weights, f"the weights of {config.weights}")
     epochs = [f"{p.name} {up_to(p)}" for p in plan.phases if p.epochs]
@@ -112,7 +113,7 @@ def summarize_run(plan: Plan, data: Dataset, substitutions: Sequence[Substitutio
 
 
 def _phases(plan):
-    """Yields the line of each phase that trains, or one that none does."""
+    """Yields a line for each phase that trains, or one that says that none does."""
     config = plan.config
     optimizer = "make_optimizer" if plan.parts.make_optimizer else config.optimizer
     better = "lower" if lower_is_better(config.select_by) else "higher"
@@ -126,7 +127,7 @@ def _phases(plan):
             f"{stop if phase.patience else 'no early stop'}"
         )
     if not any(phase.epochs for phase in plan.phases):
-        start = "the closed-form start" if config.head_init == "lda" else "the head it begins with"
+        start = "the closed-form head" if config.head_init == "lda" else "the initial head"
         yield f"plan: nothing is trained; {start} is exported"
 
 
@@ -150,24 +151,17 @@ def _replicas(config, train):
 
 
 def _unusual(plan, classes):
-    """Yields lines on what a run does to inputs, targets and weights that others do not."""
+    """Yields lines on uncommon treatment of inputs, targets and weights."""
     config, spec = plan.config, plan.classifier.spec
-    if plan.parts.parts():
-        where = plan.parts.file or "Python"
-        yield f"extension: {', '.join(plan.parts.parts())} from {where}"
-    if unused := [name for name in plan.parts.augmentations if name not in config.augment_factors]:
-        yield f"extension: {', '.join(unused)} not used; name them in --augment"
+    yield from _of_extension(plan)
     if config.preprocessing not in ("auto", spec.preprocessing):
         yield (
-            f"preprocessing: {config.preprocessing}, where {spec.name} was trained with "
+            f"preprocessing: {config.preprocessing}, but {spec.name} was trained with "
             f"{spec.preprocessing}"
         )
     if (weights := getattr(plan.objective, "class_weights", None)) is not None:
         pairs = zip(map(printable, classes), weights)
         yield "class weights: " + ", ".join(f"{name} {weight:.3g}" for name, weight in pairs)
-    if own := plan.cache.views.operations:
-        listed = ", ".join(f"{operation.name} {operation.factor:g}" for operation in own)
-        yield f"augmentation: {listed}, of the extension: after the others, not in model.keras"
     if mixing := plan.cache.plan.mixing:
         shares = f" in shares of Beta({config.mixup:g}, {config.mixup:g})"
         yield f"{mixing}: images and labels are blended{shares * bool(config.mixup)}"
@@ -178,13 +172,25 @@ def _unusual(plan, classes):
         )
 
 
+def _of_extension(plan):
+    """Yields lines on the parts of an extension."""
+    parts, factors = plan.parts.parts(), plan.config.augment_factors
+    if parts:
+        yield f"extension: {', '.join(parts)} from {plan.parts.file or 'Python'}"
+    if unused := [name for name in plan.parts.augmentations if name not in factors]:
+        yield f"extension: {', '.join(unused)} not used; add them to --augment"
+    if own := plan.cache.views.operations:
+        listed = ", ".join(f"{operation.name} {operation.factor:g}" for operation in own)
+        yield f"augmentation: {listed}, of the extension: after the others, not in model.keras"
+
+
 def up_to(phase: Phase) -> str:
-    """Returns how many epochs a phase may have."""
+    """Returns the largest number of epochs of a phase, as text."""
     return f"up to {phase.epochs} epoch{'s' * (phase.epochs != 1)}"
 
 
 def describe_phase(event: PhaseBegan) -> str:
-    """Returns the line that says what a phase trains; `event` is a `PhaseBegan`."""
+    """Returns the line on what a phase trains."""
     variables = [variable for group in event.groups for variable in group.variables]
     trainable = sum(math.prod(variable.shape) for variable in variables)
     base = event.phase.learning_rate

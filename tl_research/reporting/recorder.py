@@ -1,32 +1,28 @@
 """The observer that records a run: `metrics.csv`, TensorBoard, and the phases in `plan.txt`."""
 
+import math
+
 from tl_research.answers import Answer
 from tl_research.data.dataset import Dataset
 from tl_research.files import csv_text, storage_errors
-from tl_research.reporting import pages
+from tl_research.reporting import pages, pictures
+from tl_research.reporting.evaluation import Evaluation
+from tl_research.reporting.observer import EventHandler
 from tl_research.reporting.plan_text import describe_phase
 from tl_research.reporting.summaries import Summaries
+from tl_research.reporting.terminal import markdown_table
 from tl_research.run.directory import RunDirectory
-from tl_research.training.events import (
-    CallEnded,
-    EpochEnded,
-    Event,
-    HeadStarted,
-    PhaseBegan,
-    PhaseEnded,
-    StepsCompiled,
-)
 from tl_research.training.objective import PLAIN_LOSS
 
 
-class Recorder:
-    """Writes down each event.
+class Recorder(EventHandler):
+    """Records each event.
 
     Args:
-        answer: The kind of `answers.ANSWERS`.
+        answer: The kind of answer.
         data: `Dataset`.
         directory: The open `RunDirectory`.
-        summaries: `tl_research.reporting.summaries.Summaries`.
+        summaries: Where TensorBoard's records are written.
     """
 
     def __init__(
@@ -34,35 +30,33 @@ class Recorder:
     ):
         self._answer, self._directory, self._summaries = answer, directory, summaries
         self._classes, self._validation = data.classes, data.validation
-        self._told = {
-            HeadStarted: self._head_started,
-            PhaseBegan: self._phase_began,
-            StepsCompiled: self._steps_compiled,
-            CallEnded: self._call_ended,
-            EpochEnded: self._epoch_ended,
-            PhaseEnded: self._phase_ended,
-        }
 
-    def __call__(self, event: Event) -> None:
-        if told := self._told.get(type(event)):
-            told(event)
-
-    def _head_started(self, event):
+    def _on_HeadStarted(self, event):
         for name in event.measured:
             self._summaries.scalar("validation", name.removeprefix("val_"), event.result[name], 0)
 
-    def _phase_began(self, event):
+    def _on_PhaseBegan(self, event):
         description, path = describe_phase(event), self._directory.file("plan.txt")
         with storage_errors(path), open(path, "a", encoding="utf-8") as file:
             file.write(f"{description}\n")
-        pages.phase_begins(
-            self._summaries, event.step, description, event.groups, event.phase.learning_rate
-        )
+        rows = [
+            [
+                group.name,
+                len(group.paths),
+                f"{sum(math.prod(variable.shape) for variable in group.variables):,}",
+                f"{group.lr_multiplier:g}",
+                f"{event.phase.learning_rate * group.lr_multiplier:.3g}",
+            ]
+            for group in event.groups
+        ]
+        columns = ["group", "variables", "parameters", "multiplier", "learning rate"]
+        table = markdown_table(columns, rows)
+        self._summaries.text("train", "groups", f"{description}\n\n{table}", event.step)
 
-    def _steps_compiled(self, event):
+    def _on_StepsCompiled(self, event):
         self._summaries.graph("train", f"step/{event.phase.name}", event.graph, event.step)
 
-    def _call_ended(self, event):
+    def _on_CallEnded(self, event):
         totals = event.totals
         base = float(totals["learning_rate"])
         applied = int(totals["steps"]) - int(totals.get("skipped_steps", 0))
@@ -80,12 +74,11 @@ class Recorder:
         for tag, number in numbers.items():
             self._summaries.scalar("train", tag, number, event.step)
 
-    def _epoch_ended(self, event):
+    def _on_EpochEnded(self, event):
         row, step = event.row, event.row["step"]
-        hidden = f"train_{PLAIN_LOSS}"  # of figures, since readers of the file know its columns
-        rows = [{name: row[name] for name in row if name != hidden} for row in event.history]
-        columns = dict.fromkeys(name for row in rows for name in row)
-        self._directory.write_text("metrics.csv", csv_text(columns, rows))
+        columns = dict.fromkeys(name for past in event.history for name in past)
+        columns.pop(f"train_{PLAIN_LOSS}", None)  # only for figures: the file's columns are fixed
+        self._directory.write_text("metrics.csv", csv_text(columns, event.history))
         for name in event.measured:
             prefix, _, tag = name.partition("_")
             side = "train" if prefix == "train" else "validation"
@@ -95,8 +88,14 @@ class Recorder:
         self._summaries.scalar("train", "waiting_for_data", event.waited, step)
         confusion = self._answer.confusion(event.logits, self._validation.labels)
         if confusion is not None:
-            pages.epoch_ends(self._summaries, step, confusion, self._classes)
+            picture = pages.titled_confusion(confusion, self._classes)
+            table = pictures.confusion_table(confusion, self._classes)
+            self._summaries.image("validation", "confusion_matrix", picture, step)
+            self._summaries.text("validation", "confusion_matrix_numbers", table, step)
 
-    def _phase_ended(self, event):
-        mistakes = pages.worst_mistakes(self._answer, event.logits, self._validation, self._classes)
-        pages.phase_ends(self._summaries, event.step, event.result["audit"], mistakes)
+    def _on_PhaseEnded(self, event):
+        table = markdown_table(["variables", "count"], event.result["audit"].items())
+        self._summaries.text("train", "audit", table, event.step)
+        evaluation = Evaluation(self._answer, event.logits, self._validation, self._classes)
+        picture = pages.worst_mistakes(evaluation)
+        self._summaries.image("validation", "worst_mistakes", picture, event.step)

@@ -1,18 +1,17 @@
-"""The report of a run or of an evaluation, one HTML page that needs nothing else, and the model
-card beside the exported model.
+"""The report of a run or an evaluation, a self-contained HTML page, and the model card beside the
+exported model.
 
-Both say the same facts; the templates are in `templates/`. Names of classes and files may be
-anything: everything is escaped.
+Both are made from the same facts by the templates in `templates/`. Everything is escaped, since
+names of classes and files may contain anything.
 """
 
 import base64
 import csv
-import dataclasses
 import io
+import itertools
 import json
 import os
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -21,22 +20,22 @@ import PIL.Image
 from markupsafe import Markup
 
 from tl_research import metrics
-from tl_research.answers import Answer
 from tl_research.config import Config
-from tl_research.data.pipeline import Examples
 from tl_research.data.split import SIDES, printable
-from tl_research.files import escaped
+from tl_research.files import Json, escaped
 from tl_research.reporting import pages, results, split_text
+from tl_research.reporting.evaluation import Evaluation
 from tl_research.run.directory import images_of, quoted
 from tl_research.run.offline import DATASET
+from tl_research.run.recorded import read_record
 from tl_research.settings import flag_text
 
 if TYPE_CHECKING:  # it imports this module
     from tl_research.experiment import Ready
     from tl_research.trained import TrainedRun
 
-_CONFUSIONS, _DOUBTFUL, _PIXELS = 10, 12, 224  # how many are shown; the side of a thumbnail
-# Settings that decide most of a run's numbers, for a table of runs.
+_CONFUSIONS, _DOUBTFUL, _PIXELS = 10, 12, 224  # numbers of shown ones; side of a thumbnail
+# The most influential settings, shown when runs are compared.
 _COMPARED = ("image_size", "epochs", "unfreeze", "learning_rate", "batch_size", "seed")
 
 
@@ -45,7 +44,7 @@ def _percent(share: float | None) -> str:
 
 
 def _markdown(text: Any) -> Markup:
-    """Returns a text for Markdown, where each mark that means something there stands by number."""
+    """Returns a text for Markdown, with special characters as character references."""
     return Markup(re.sub(r"[^\w\s.,:;/%–-]|_", lambda mark: f"&#{ord(mark[0])};", str(text)))
 
 
@@ -62,47 +61,50 @@ _TEMPLATES.filters |= {
     "name": lambda text: printable(text) or "nothing",
     "quoted": lambda value: Markup(json.dumps(value)),
 }
-
-
 template = _TEMPLATES.get_template
 
 
-def render(name: str, facts: dict[str, Any]) -> str:
-    """Returns the text of `index.html` or `model_card.md` from what `of_run` returned, or of
-    `evaluated.html`.
+def render(name: str, facts: Json) -> str:
+    """Returns the text of a template: `index.html` or `model_card.md` with the facts of `of_run`,
+    or `evaluated.html`.
     """
     return escaped(template(name).render(facts))
 
 
-def write(ready: "Ready", summary: dict[str, Any]) -> None:
-    """Writes `report/index.html` and `export/README.md` of a finished run, whose figures are there.
+def calibration_text(found: Json) -> str:
+    """Returns `calibration` of `results.json` as a sentence."""
+    sentences: Any = template("sentences.txt").module
+    return str(sentences.calibration(found))
+
+
+def write(ready: "Ready", summary: Json) -> None:
+    """Writes `report/index.html` and `export/README.md` of a finished run, after its figures.
 
     Args:
-        ready: `experiment.Ready`.
-        summary: What `results.json` will hold.
+        ready: The run.
+        summary: The contents of `results.json`.
 
     Raises:
         StorageError: If they cannot be written.
     """
     facts = of_run(ready, results.without_nan(summary))
     directory = ready.place.directory
-    directory.write_text(os.path.join("report", "index.html"), render("index.html", facts))
-    directory.write_text(os.path.join("export", "README.md"), render("model_card.md", facts))
+    directory.write_text("report/index.html", render("index.html", facts))
+    directory.write_text("export/README.md", render("model_card.md", facts))
 
 
-def used_settings(ready: "Ready") -> dict[str, Any]:
-    """Returns {name: number or text}: what a run is compared with others by, as it was used, and in
-    one text the other settings that are no default.
+def used_settings(ready: "Ready") -> Json:
+    """Returns {name: number or text} of the settings in effect by which runs are compared; the text
+    `changed` lists all others that are not defaults.
     """
     config = ready.plan.config
+    values = {name: getattr(config, name) for name in _COMPARED}
     shown = {
         "dataset": _data_name(ready),
         "backbone": ready.plan.classifier.spec.name,
         "weights": os.path.basename(config.weights),
+        **{name: flag_text(of) if isinstance(of, tuple) else of for name, of in values.items()},
     }
-    for name in _COMPARED:
-        value = getattr(config, name)
-        shown[name] = flag_text(value) if isinstance(value, tuple) else value
     others = [
         f"{name}={value}"
         for name, value, _ in changed_settings(config)
@@ -112,7 +114,7 @@ def used_settings(ready: "Ready") -> dict[str, Any]:
 
 
 def _data_name(ready):
-    """Returns what the images are called that were really used."""
+    """Returns the name of the images in effect."""
     config, parts = ready.plan.config, ready.place.parts
     if parts.load_catalog:
         return os.path.basename(parts.file or "Python")
@@ -122,38 +124,35 @@ def _data_name(ready):
 
 
 def changed_settings(config: Config) -> list[tuple[str, str, str]]:
-    """Returns (name, value, default) of each setting that a replay needs and that is no default."""
-    defaults = Config()
-    rows = [
-        (field.name, getattr(config, field.name), getattr(defaults, field.name))
-        for field in dataclasses.fields(config)
-        if field.metadata["recorded"]
-    ]
+    """Returns (name, value, default) of each recorded setting that is not the default."""
+    defaults = vars(Config())
     return [
         (name, flag_text(value), "none" if default in (None, ()) else flag_text(default))
-        for name, value, default in rows
-        if value != default
+        for name, value in vars(config).items()
+        if value != (default := defaults[name])
+        and Config.__dataclass_fields__[name].metadata["recorded"]
     ]
 
 
-def of_run(ready: "Ready", summary: dict[str, Any]) -> dict[str, Any]:
-    """Returns the facts of a finished run; the arguments are those of `write`."""
+def of_run(ready: "Ready", summary: Json) -> Json:
+    """Returns the facts about a finished run; the arguments are those of `write`."""
     plan, data, past = ready.plan, ready.data, ready.state.past
-    directory, classes, config = ready.place.directory, ready.data.classes, ready.plan.config
-    record = directory.read_json("run.json") or {}
-    record = {"package": {}, "versions": {}, "machine": {}} | record  # older code wrote less
+    directory, classes, answer = ready.place.directory, data.classes, plan.objective.answer
+    record = read_record(directory.file("run.json"))
     figures = directory.file("report")
     temperature = past.calibration["temperature"] if past.calibration else 1.0
     evaluated = None
     if past.selected:
-        logits, answer = ready.state.weights.logits["selected"], plan.objective.answer
-        evaluated = evaluation(answer, logits, data.validation, classes, temperature, "validation")
+        logits = ready.state.weights.logits["selected"]
+        evaluated = evaluation(
+            Evaluation(answer, logits, data.validation, classes, temperature=temperature)
+        )
     return {
         "title": os.path.basename(os.path.realpath(directory.path)),
-        "answer": plan.objective.answer.name,
+        "answer": answer.name,
         "used": used_settings(ready),
         "classes": classes,
-        "image_size": config.image_size,
+        "image_size": plan.config.image_size,
         "columns": SIDES,
         "table": _table(data),
         "notes": [*data.notes, *(substitution.text for substitution in ready.substitutions)],
@@ -164,85 +163,62 @@ def of_run(ready: "Ready", summary: dict[str, Any]) -> dict[str, Any]:
         "doubtful": summary["data_audit"] and _doubtful(directory, data),
         "matrix": _picture(figures, "confusion.png"),
         "reliability": _picture(figures, "calibration.png"),
-        "versions": {
-            "tl_research": record["package"].get("version", "older"),
-            **record["versions"],
-        },
-        "machine": record["machine"].get("system", ""),
+        "versions": {"tl_research": record["package"]["version"], **record["versions"]},
+        "machine": record["machine"]["system"],
         "run": quoted(os.path.abspath(directory.path)),
         "temperature": temperature,
     }
 
 
 def _table(data):
-    """Returns [(name, count on each side)]: of each class, if there are some, and of all."""
-    rows, labels = [("all", *(len(getattr(data, side)) for side in SIDES))], data.train.labels
+    """Returns [(name, counts by side)] of each class, if labels are classes, and of all images."""
+    labels, rows = data.train.labels, []
     if labels.ndim == 2 or labels.dtype == np.int32:
         counts = split_text.counts_of(data).tolist()
-        rows = [*((name, *row) for name, row in zip(data.classes, counts)), *rows]
-    return rows
+        rows = [(name, *row) for name, row in zip(data.classes, counts)]
+    return [*rows, ("all", *(len(getattr(data, side)) for side in SIDES))]
 
 
-def evaluation(
-    answer: Answer,
-    logits: np.ndarray,
-    examples: Examples,
-    classes: Sequence[str],
-    temperature: float,
-    side: str,
-) -> dict[str, Any]:
-    """Returns what a network says of some images, for a page.
-
-    Args:
-        answer: The kind of `answers.ANSWERS`.
-        logits: float [N, K].
-        examples: The `Examples` they belong to.
-        classes: K names.
-        temperature: What logits are divided by.
-        side: What the images are called.
-    """
-    labels, calibrated = examples.labels, metrics.scaled(logits, temperature)
-    report = results.without_nan(answer.report(logits, labels, classes, temperature))
-    wrong = answer.mistakes(calibrated, labels)
-    worst = wrong[: pages.SHOWN]
-    rows = answer.rows(calibrated[worst], labels[worst], classes)
-    confusion = answer.confusion(logits, labels)
-    confused = [] if confusion is None else metrics.most_confused(confusion, _CONFUSIONS)
+def evaluation(shown: Evaluation) -> Json:
+    """Returns the facts about the answers to some images, for a page."""
+    answer, confusion, labels = shown.answer, shown.confusion, shown.examples.labels
+    worst = shown.wrong[: pages.SHOWN]
+    report = answer.report(shown.logits, labels, shown.classes, shown.temperature)
     return {
-        "side": side,
-        "report": report,
-        "classes": classes,
+        "side": shown.side,
+        "report": results.without_nan(report),
+        "classes": shown.classes,
         "confusion": confusion,
-        "confusions": confused,
-        "wrong": len(wrong),
+        "confusions": [] if confusion is None else metrics.most_confused(confusion, _CONFUSIONS),
+        "wrong": len(shown.wrong),
         "mistakes": [
-            {**row, "path": examples.names[place], "image": image}
-            for row, place, image in zip(rows, worst, _thumbnails(examples, worst))
+            {**row, "image": image}
+            for row, image in zip(shown.rows(worst), _thumbnails(shown.examples, worst))
         ],
     }
 
 
-def of_evaluation(run: "TrainedRun", found: dict[str, Any], place: str) -> str:
-    """Returns the page of what `evaluation` returned of a `trained.TrainedRun`, whose figures are
-    in the folder `place`.
+def of_evaluation(run: "TrainedRun", found: Json, place: str) -> str:
+    """Returns the page of an evaluation.
+
+    Args:
+        run: The finished run.
+        found: The facts from `evaluation`.
+        place: The folder with its figures.
     """
-    title = os.path.basename(os.path.realpath(run.path))
-    matrix = _picture(place, "confusion.png")
+    facts = {"title": os.path.basename(os.path.realpath(run.path)), "run": run.path}
     return render(
-        "evaluated.html", {"title": title, "found": found, "matrix": matrix, "run": run.path}
+        "evaluated.html", {**facts, "found": found, "matrix": _picture(place, "confusion.png")}
     )
 
 
 def _thumbnails(examples, places):
-    """Returns a list of images as data that a page holds."""
-    return [_thumbnail(image) for image in examples.images(places).numpy()] if len(places) else []
-
-
-def _thumbnail(pixels):
-    image, content = PIL.Image.fromarray(pixels), io.BytesIO()
-    image.thumbnail((_PIXELS, _PIXELS))
-    image.save(content, "JPEG", quality=85)
-    return _data("jpeg", content.getvalue())
+    """Yields the images at these places as data URLs."""
+    for pixels in examples.images(places).numpy() if len(places) else ():
+        image, content = PIL.Image.fromarray(pixels), io.BytesIO()
+        image.thumbnail((_PIXELS, _PIXELS))
+        image.save(content, "JPEG", quality=85)
+        yield _data("jpeg", content.getvalue())
 
 
 def _data(kind, content):
@@ -250,28 +226,27 @@ def _data(kind, content):
 
 
 def _picture(place, name):
-    """Returns a figure in a folder as data that a page holds, or None if there is none."""
+    """Returns a figure in a folder as a data URL, or None if there is none."""
     path = os.path.join(place, name)
-    if not os.path.exists(path):
-        return None
-    with open(path, "rb") as file:
-        return _data("png", file.read())
+    if os.path.exists(path):
+        with open(path, "rb") as file:
+            return _data("png", file.read())
+    return None
 
 
 def _doubtful(directory, data):
-    """Returns the rows of `data_audit.csv` whose labels are most in doubt, with their images;
-    None if there is none.
+    """Returns the rows of `data_audit.csv` with the most doubtful labels and their images; None if
+    there is no such file.
     """
     path = directory.file("report", "data_audit.csv")
     if not os.path.exists(path):
         return None
     with open(path, encoding="utf-8", newline="") as file:
-        rows = [row for row, _ in zip(csv.DictReader(file), range(_DOUBTFUL))]
+        rows = list(itertools.islice(csv.DictReader(file), _DOUBTFUL))
     for side in SIDES:
         examples = getattr(data, side)
         here = [row for row in rows if row["side"] == side]
         places = {escaped(name): place for place, name in enumerate(examples.names)}
-        images = _thumbnails(examples, [places[row["path"]] for row in here])
-        for row, image in zip(here, images):
+        for row, image in zip(here, _thumbnails(examples, [places[row["path"]] for row in here])):
             row["image"] = image
     return rows

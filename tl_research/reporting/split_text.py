@@ -1,4 +1,4 @@
-"""The images of each class on each side, and what so many test images can tell."""
+"""The images of each class on each side, and how precise the test accuracy can be."""
 
 import numpy as np
 
@@ -6,20 +6,20 @@ from tl_research import metrics
 from tl_research.data.dataset import Dataset
 from tl_research.data.split import SIDES, printable
 
-_MAX_CLASSES = 10  # of more only the smallest and the largest have a line
-_FEW_STEPS = 10  # test images whose every possible accuracy is said
+_MAX_CLASSES = 10  # with more, only the smallest and the largest class are listed
+_FEW_STEPS = 10  # up to this number of test images, all possible accuracies are listed
 
 
 def describe_split(data: Dataset) -> list[str]:
-    """Returns lines on the sides of a `Dataset`; none where labels are no classes."""
+    """Returns lines on the sides of the split; none if labels are not classes."""
     if data.train.labels.dtype != np.int32:
         return []
     return [*_table(data), _test_resolution(len(data.test))]
 
 
 def counts_of(data: Dataset) -> np.ndarray:
-    """Returns int [K, 3], how many images of each class, or with it in their set, are on each
-    side.
+    """Returns int [K, 3], the number of images of each class on each side; an image with a set of
+    classes counts for each of them.
     """
     labels = [getattr(data, side).labels for side in SIDES]
     count = len(data.classes)
@@ -28,14 +28,13 @@ def counts_of(data: Dataset) -> np.ndarray:
 
 
 def _table(data):
-    """Returns a line for each class, or for the smallest and the largest of many."""
+    """Returns a line per class, or for the smallest and the largest of many."""
     counts = counts_of(data)
     rows = list(zip(map(printable, data.classes), counts.tolist()))
     if len(rows) > _MAX_CLASSES:
         totals = counts.sum(1)
-        rows = [rows[totals.argmin()], rows[totals.argmax()]]
-        names = [f"{name} (the {which})" for (name, _), which in zip(rows, ("fewest", "most"))]
-        rows = [(name, row) for name, (_, row) in zip(names, rows)]
+        ends = {"fewest": rows[totals.argmin()], "most": rows[totals.argmax()]}
+        rows = [(f"{name} (the {which})", row) for which, (name, row) in ends.items()]
     width = max(len(name) for name, _ in rows)
     return [
         f"split: {name:{width}}  "
@@ -45,7 +44,7 @@ def _table(data):
 
 
 def _test_resolution(count):
-    """Returns a line that says how fine, and how certain, an accuracy over `count` images is."""
+    """Returns a line on the resolution and uncertainty of an accuracy over `count` images."""
     if count <= _FEW_STEPS:
         steps = [f"{100 * right / count:.3g}" for right in range(count + 1)]
         can_be = f"can only be {', '.join(steps[:-1])} or {steps[-1]} %"

@@ -1,32 +1,31 @@
-"""TensorBoard runs `train/` and `validation/`: the same tags, one global step over all phases."""
+"""The TensorBoard runs `train/` and `validation/`: same tags, one global step over all phases."""
 
 import contextlib
+import itertools
 import os
-import sys
 import uuid
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorboard.plugins.image import metadata as image_metadata
 
-from tl_research.files import escaped, temporary_name
+from tl_research.errors import to_stderr
+from tl_research.files import Json, escaped, storage_reason, temporary_name
 from tl_research.reporting import pictures
 
-_SUFFIX = ".tl_research"  # of our event files; those of others stay as they are
+_SUFFIX = ".tl_research"  # of our event files; others are left alone
 
 
 class Summaries:
-    """Writes what TensorBoard shows.
+    """Writes records for TensorBoard.
 
-    A record that a resumed run finds written (same tag, same step) is not written again.
-
-    The run goes on without what cannot be written: `metrics.csv` has its numbers too.
+    A resumed run does not write records again that exist with the same tag and step. If records
+    cannot be written the run continues, since `metrics.csv` has the numbers too.
 
     Args:
         directory: The run directory.
-        last_step: Records after this step are dropped first, as a resumed run writes them again;
+        last_step: Records after this step are dropped first, since a resumed run writes them again;
             None drops all.
     """
 
@@ -40,37 +39,30 @@ class Summaries:
 
     @contextlib.contextmanager
     def _warning(self):
-        """Turns an error of the operating system, also one that TensorFlow reports, into a warning,
-        the last one.
+        """Turns an error of the operating system, also if TensorFlow reports it, into a warning and
+        stops writing.
         """
         try:
             yield
         except (OSError, tf.errors.OpError) as error:
             self._failed = True
-            reason = (
-                getattr(error, "strerror", None)
-                or getattr(error, "message", str(error))
-                .split("\n")[0]
-                .split("}} ")[-1]
-                .split(" [Op:")[0]
-            )
-            print(
-                f"warning: nothing more is written for TensorBoard to {self._directory}: {reason}",
-                file=sys.stderr,
-                flush=True,
+            reason = storage_reason(error) or str(error).splitlines()[0]
+            to_stderr(
+                f"warning: nothing more is written for TensorBoard to {self._directory}: {reason}"
             )
 
     def has(self, side: str, tag: str, step: int) -> bool:
-        """Returns whether an interrupted run, of which this is the rest, wrote this record, or none
-        can be written.
+        """Returns whether this record exists already, or cannot be written.
+
+        Args:
+            side: `train` or `validation`, here and below.
+            tag: Name of the record.
+            step: Global step.
         """
         return self._failed or (tag, step) in self._kept[side]
 
     def _once(self, side, tag, step, write):
-        """Calls `write()` with the writer of a side, which is flushed, unless the record is there.
-
-        What a crash took of the records before a checkpoint, nobody would write again.
-        """
+        """Calls `write()` with the writer of a side unless the record exists."""
         if not self.has(side, tag, step):
             with self._warning(), self._writers[side].as_default():
                 write()
@@ -82,72 +74,70 @@ class Summaries:
         self._once(side, tag, step, lambda: tf.summary.text(tag, escaped(markdown), step=step))
 
     def image(self, side: str, tag: str, picture: np.ndarray, step: int) -> None:
-        """Writes a picture, uint8 [H, W, 3].
+        """Writes a picture; `tf.summary.image` would take most of a second to compress photographs.
 
-        `tf.summary.image` would spend most of a second on compressing photographs.
+        Args:
+            side, tag: As for `has`.
+            picture: uint8 [H, W, 3].
+            step: Global step.
         """
 
-        def write() -> None:
+        def _write():
             height, width = (str(size).encode() for size in picture.shape[:2])
             metadata = image_metadata.create_summary_metadata(tag, "", converted_to_tensor=False)
-            tf.summary.write(
-                tag,
-                tf.constant([width, height, pictures.png(picture)]),
-                step=step,
-                metadata=metadata,
-            )
+            content = tf.constant([width, height, pictures.png(picture)])
+            tf.summary.write(tag, content, step=step, metadata=metadata)
 
-        self._once(side, tag, step, write)
+        self._once(side, tag, step, _write)
 
     def graph(self, side: str, tag: str, graph: tf.Graph, step: int) -> None:
-        """Writes a `tf.Graph`, once, without the values of its large constants.
+        """Writes a graph, once per tag, without the values of large constants.
 
-        A run can have several, by their tags.
+        Args:
+            side: `train` or `validation`.
+            tag: Name of the graph.
+            graph: The graph.
+            step: Global step.
         """
 
-        def write() -> None:
+        def _write():
             definition = graph.as_graph_def()
-            for nodes in (
-                definition.node,
-                *(function.node_def for function in definition.library.function),
-            ):
-                for node in nodes:
-                    if node.op == "Const" and len(node.attr["value"].tensor.tensor_content) > 1024:
-                        node.attr["value"].tensor.tensor_content = b""
+            functions = (function.node_def for function in definition.library.function)
+            for node in itertools.chain(definition.node, *functions):
+                if node.op == "Const" and len(node.attr["value"].tensor.tensor_content) > 1024:
+                    node.attr["value"].tensor.tensor_content = b""
             data = tf.compat.v1.RunMetadata()
             data.function_graphs.add().pre_optimization_graph.CopyFrom(definition)
             metadata = tf.compat.v1.SummaryMetadata()
-            metadata.plugin_data.plugin_name, metadata.plugin_data.content = (
-                "graph_run_metadata_graph",
-                b"1",
-            )
+            plugin = metadata.plugin_data
+            plugin.plugin_name, plugin.content = "graph_run_metadata_graph", b"1"
             tf.summary.write(tag, data.SerializeToString(), step=step, metadata=metadata)
             self._kept[side].add((tag, step))
 
-        self._once(side, tag, step, write)
+        self._once(side, tag, step, _write)
 
-    def hyperparameters(self, side: str, values: dict[str, Any], metrics: dict[str, str]) -> None:
+    def hyperparameters(self, side: str, values: Json, metrics: dict[str, str]) -> None:
         """Writes the row of this run in HParams.
 
         Args:
-            side: The run that has the metrics.
-            values: {name: number, bool or text}.
-            metrics: {tag of a scalar to show beside them: its name}.
+            side: The TensorBoard run with the metrics.
+            values: {setting: number, bool or text}.
+            metrics: {tag of a scalar: its name in HParams}.
         """
         from tensorboard.plugins.hparams import api  # takes a moment, and is needed once
 
-        def write() -> None:
+        def _write():
             api.hparams_config(
                 [api.HParam(name) for name in values],
                 [api.Metric(tag, display_name=name) for tag, name in metrics.items()],
             )
-            # Named by its place instead of a hash of the settings; the last two parts, since seeds
-            # share their names, and a number, since people share those.
+            # Named by the last two parts of the path, since seeds share their names, and a number,
+            # since users share paths.
             place = "/".join(os.path.abspath(self._directory).split(os.sep)[-2:])
             place = place.removeprefix("runs/")
             api.hparams(values, trial_id=f"{place} {uuid.uuid4().hex[:4]}")
 
-        self._once(side, "_hparams_/session_start_info", 0, write)
+        self._once(side, "_hparams_/session_start_info", 0, _write)
 
     def close(self) -> None:
         with self._warning():
@@ -156,11 +146,11 @@ class Summaries:
 
 
 def drop_records_after(directory: str, last_step: int) -> set[tuple[str, int]]:
-    """Rewrites every event file of ours in a directory, each as a whole, to its records up to a
-    step; -1 removes them.
+    """Truncates our event files in a directory, atomically, to records up to a step; -1 removes
+    them.
 
     Returns:
-        The set of (tag, step) of the records that are left.
+        The set of (tag, step) of the remaining records.
     """
     kept: set[tuple[str, int]] = set()
     for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():

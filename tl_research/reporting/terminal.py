@@ -1,5 +1,5 @@
-"""How text reaches a person: as it is in a file or pipe; on a terminal in lines of whole words, and
-in color if it has some.
+"""Printing for people: plain lines to a file or pipe; on a terminal wrapped at words, and in color
+if it supports color.
 """
 
 import json
@@ -7,24 +7,26 @@ import os
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tl_research.files import Json
 from tl_research.progress_bar import in_notebook
 
-BOLD, GREEN = 1, 32  # of the codes that `cli` lets through
+BOLD, GREEN = 1, 32  # codes that `cli` lets through
 
 
 def is_watched() -> bool:
-    """Returns whether a person reads stdout as it comes: on a terminal or in a notebook."""
+    """Returns whether stdout is a terminal or a notebook."""
     return sys.stdout.isatty() or in_notebook()
 
 
 def say(*lines: str, style: int | None = None) -> None:
-    """Prints lines at once; those that are indented, such as commands, stay in one piece.
+    """Prints lines immediately. Indented ones, such as commands, are not wrapped.
 
     Args:
         lines: Text without line breaks.
-        style: BOLD or GREEN, where stdout is a terminal that has them.
+        style: BOLD or GREEN, used on terminals that support it.
     """
     is_terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns - 1
@@ -43,16 +45,24 @@ def say(*lines: str, style: int | None = None) -> None:
         print(line, flush=True)
 
 
-def say_result(found: dict[str, Any], is_wanted: bool = False) -> None:
-    """Prints what programs read, a JSON value, as the RESULT line: where no person reads stdout, or
-    where it is wanted.
+def say_result(found: Json, is_wanted: bool = False) -> None:
+    """Prints a JSON value as the RESULT line, for programs, if stdout is neither a terminal nor a
+    notebook or if `is_wanted`.
     """
     if is_wanted or not is_watched():
         print("RESULT " + json.dumps(found, allow_nan=False), flush=True)
 
 
+def markdown_table(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Returns a Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
 def duration(seconds: float) -> str:
-    """Returns seconds in the unit that suits them."""
+    """Returns seconds as text in a suitable unit."""
     for limit, unit, size in ((9.95, "s", 1), (119.5, "s", 1), (7170, "min", 60)):
         if seconds < limit:
             return f"{seconds / size:.{int(limit < 10)}f} {unit}"

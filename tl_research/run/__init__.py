@@ -1,1 +1,1 @@
-"""The directory of a run: its files, its checkpoints, its machine, and what was not reached."""
+"""The directory of a run: its files, checkpoints and environment, and replacements offline."""

@@ -1,28 +1,29 @@
-"""Checkpoints that are data only and are either whole or not there.
+"""Checkpoints: data only, and either complete or absent.
 
-A checkpoint is a directory `step-<global step>`: `arrays.bin` (raw little-endian arrays, one after
-the other, in name order), `state.json`, and, written last, `manifest.json`: a line with the SHA-256
-of the rest, then each array's place and the size and SHA-256 of both files. It is written under a
-temporary name beside its place, synced and renamed, so that a crash leaves the old or the new one.
+A checkpoint is a directory `step-<global step>` with `arrays.bin` (raw little-endian arrays in name
+order), `state.json` and, written last, `manifest.json`: a line with the SHA-256 of the rest, then
+the offset of each array and the size and SHA-256 of both files. It is written under a temporary
+name, synced and renamed, so that a crash leaves the old or the new one.
 """
 
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
-import sys
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from tl_research.errors import CheckpointError, StorageError
+from tl_research.errors import CheckpointError, StorageError, to_stderr
 from tl_research.files import (
+    Json,
     make_folders,
     remove_own_leftovers,
     rename,
+    set_aside,
     storage_errors,
     sync,
     temporary_name,
@@ -30,18 +31,21 @@ from tl_research.files import (
 )
 
 _ALIGNMENT = 64
-_KEPT = 2  # the newest, and the one before in case the newest is damaged
+_KEPT = 2  # the newest, and the previous one in case the newest is damaged
 _FILES = ["arrays.bin", "manifest.json", "state.json"]
 
 
 def step_name(step: int) -> str:
-    """Returns the name of the checkpoint of a global step."""
+    """Returns the name of the checkpoint at a global step."""
     return f"step-{step:08d}"
 
 
 def check_room(directory: str, num_bytes: int) -> None:
-    """Raises StorageError if checkpoints of this size, of which there may be one more than are
-    kept, do not fit on the disk.
+    """Raises StorageError if the disk has no room for the checkpoints that are kept, and one more.
+
+    Args:
+        directory: Where they are written.
+        num_bytes: The size of one.
     """
     free, needed = shutil.disk_usage(directory).free, (_KEPT + 1) * num_bytes
     if free < needed:
@@ -51,16 +55,16 @@ def check_room(directory: str, num_bytes: int) -> None:
         )
 
 
-def save(directory: str, state: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Commits a checkpoint and then removes the ones that are no longer needed.
+def save(directory: str, state: Json, arrays: Mapping[str, np.ndarray]) -> None:
+    """Commits a checkpoint and then removes old ones.
 
     Args:
-        directory: Where the checkpoints of the run are.
+        directory: The directory of the run's checkpoints.
         state: A JSON-serializable dict with the int `global_step`.
         arrays: {name: NumPy array}.
 
     Raises:
-        StorageError: If it cannot be written; the checkpoints before it are untouched.
+        StorageError: If it cannot be written; earlier checkpoints are unchanged.
     """
     final = os.path.join(directory, step_name(state["global_step"]))
     temporary, trash = temporary_name(final), temporary_name(final, "trash")
@@ -80,7 +84,9 @@ def save(directory: str, state: dict[str, Any], arrays: Mapping[str, np.ndarray]
             [hashlib.sha256(manifest).hexdigest().encode(), b"\n", manifest],
         )
         sync(temporary)
-        if os.path.exists(final):  # a phase that starts where another ended has the same step
+        if os.path.exists(
+            final
+        ):  # the start of a phase has the same step as the end of the previous one
             rename(final, trash)
         os.replace(temporary, final)
         sync(directory)
@@ -93,7 +99,7 @@ def save(directory: str, state: dict[str, Any], arrays: Mapping[str, np.ndarray]
         raise StorageError(
             f"could not save step {state['global_step']} in {directory}: {error.strerror}; "
             f"expected a writable place with room for {size / 1e6:.0f} MB; free some and start "
-            "again, the checkpoint before it is whole"
+            "again, the previous checkpoint is complete"
         ) from error
     with storage_errors(directory):
         remove_own_leftovers(directory)
@@ -102,14 +108,14 @@ def save(directory: str, state: dict[str, Any], arrays: Mapping[str, np.ndarray]
 
 
 def _laid_out(arrays):
-    """Returns (what `manifest.json` has of each array, the chunks of `arrays.bin`)."""
+    """Returns (the entries of `manifest.json` for the arrays, the chunks of `arrays.bin`)."""
     entries, offset = {}, 0
     chunks: list[bytes | memoryview] = []
     for name in sorted(arrays):
         array = np.asarray(arrays[name], order="C")
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)
         padding = -offset % _ALIGNMENT
-        # not copied: all of the state is in memory once more already
+        # not copied, since these arrays are already a second copy of the state
         chunks += [bytes(padding), array.reshape(-1).view(np.uint8).data]
         offset += padding
         entries[name] = {"dtype": array.dtype.str, "shape": list(array.shape), "offset": offset}
@@ -118,7 +124,7 @@ def _laid_out(arrays):
 
 
 def _remove(path):
-    """Removes a checkpoint, if it is one, so that an interruption leaves nothing like it."""
+    """Removes a checkpoint; an interruption leaves nothing that looks like one."""
     if sorted(os.listdir(path)) == _FILES:
         trash = temporary_name(path, "trash")
         rename(path, trash)
@@ -135,11 +141,11 @@ def step_names(directory: str) -> list[str]:
 
 
 def _read(path, max_bytes):
-    """Returns (state, arrays) of one checkpoint, which may come from anyone: nothing in it is run,
-    or read outside it.
+    """Returns (state, arrays) of a checkpoint, which is not trusted: no code in it is run, no other
+    file is read.
 
     Raises:
-        ValueError: If anything about it is not as its manifest says.
+        ValueError: If anything differs from its manifest.
     """
     contents = _contents(path, max_bytes)
     digest, _, text = contents["manifest.json"].partition(b"\n")
@@ -154,16 +160,14 @@ def _read(path, max_bytes):
             raise ValueError(f"{name}: checksum differs")
     arrays = {}
     for name, entry in manifest["arrays"].items():
-        dtype = np.dtype(entry["dtype"])
-        count = int(np.prod(entry["shape"], dtype=np.int64))
-        arrays[name] = np.frombuffer(contents["arrays.bin"], dtype, count, entry["offset"]).reshape(
-            entry["shape"]
-        )
+        dtype, count = np.dtype(entry["dtype"]), math.prod(entry["shape"])
+        values = np.frombuffer(contents["arrays.bin"], dtype, count, entry["offset"])
+        arrays[name] = values.reshape(entry["shape"])
     return json.loads(contents["state.json"]), arrays
 
 
 def _contents(path, max_bytes):
-    """Returns {name: bytes} of the files of a checkpoint; raises ValueError if it has others."""
+    """Returns {name: bytes} of the files of a checkpoint; raises ValueError if there are others."""
     files = sorted(os.scandir(path), key=lambda entry: entry.name)
     if [entry.name for entry in files] != _FILES or not all(
         entry.is_file(follow_symlinks=False) for entry in files
@@ -180,32 +184,33 @@ def _contents(path, max_bytes):
 
 def load_newest(
     directory: str, max_bytes: int = 1 << 40
-) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+) -> tuple[Json, dict[str, np.ndarray]] | None:
     """Returns (state, arrays) of the newest usable checkpoint, or None if there never was one.
 
-    A damaged one is named on stderr, set aside as `<name>.corrupt-N`, and the one before it is
+    A damaged one is reported on stderr and renamed to `<name>.corrupt-N`, and the previous one is
     used.
 
     Args:
-        directory: Where the checkpoints of the run are.
-        max_bytes: What a checkpoint of this run can have; a larger one is not read.
+        directory: The directory of the run's checkpoints.
+        max_bytes: The largest size of a checkpoint of this run; larger ones are not read.
 
     Raises:
         CheckpointError: If there are checkpoints and none can be used.
     """
     names, reasons = step_names(directory), []
-    for index, name in reversed(list(enumerate(names))):
+    while names:
+        name = names.pop()
         path = os.path.join(directory, name)
         try:
             state, arrays = _read(path, max_bytes)
             if name != step_name(state["global_step"]):
                 raise ValueError("state.json: of another step")
             return state, arrays
-        except Exception as error:  # a file from anyone can be wrong in every way
+        except Exception as error:  # it can be wrong in every way
             reasons.append(f"{name} ({error})")
-            before = f"; using {names[index - 1]}" if index else ""
-            print(f"warning: checkpoint {name} unusable ({error}){before}", file=sys.stderr)
-            _set_aside(path)
+            before = f"; using {names[-1]}" if names else ""
+            to_stderr(f"warning: checkpoint {name} unusable ({error}){before}")
+            set_aside(path, "corrupt")
     there = os.listdir(directory) if os.path.isdir(directory) else []
     if damaged := sorted(name for name in there if ".corrupt-" in name):
         raise CheckpointError(
@@ -213,11 +218,3 @@ def load_newest(
             "expected at least one; --resume=never starts anew and keeps the old run"
         )
     return None
-
-
-def _set_aside(path):
-    """Gives a damaged checkpoint a name that no other has."""
-    number = 1
-    while os.path.exists(f"{path}.corrupt-{number}"):
-        number += 1
-    rename(path, f"{path}.corrupt-{number}")

@@ -12,7 +12,6 @@ import os
 import re
 import shlex
 import shutil
-import stat
 import sys
 import sysconfig
 from collections.abc import Collection, Iterable, Iterator
@@ -20,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from tl_research import __version__
 from tl_research.config import LATEST, Config
-from tl_research.errors import CheckpointError, RunDirectoryError, UserError
+from tl_research.errors import CheckpointError, RunDirectoryError, UserError, to_stderr
 from tl_research.extension import package_sha256
 from tl_research.files import (
     make_folders,
     read_text,
     rename,
+    set_aside,
     storage_errors,
     sync,
     sync_all,
@@ -38,20 +38,20 @@ if TYPE_CHECKING:  # it imports this module
     from tl_research.extension import Extension
 
 _LOCK = ".lock"
-# What does not make a directory somebody's: of ours before there is a run, and of systems.
+# Files that may be in a directory before a run: our own and those of operating systems.
 _NOBODYS = re.compile(
     r"\.lock(\.held)?|flags\.txt\.tmp-[\da-f-]+|lost\+found|\.DS_Store|Thumbs\.db|desktop\.ini"
     r"|\.ipynb_checkpoints"
 )
-# What a run leaves that ends before it begins.
+# Files left by a run that fails before training.
 _OF_A_START = {".lock", ".lock.held", "flags.txt", "bad_images.csv", "duplicates.csv", "split.json"}
 
 
 class Directory:
-    """A directory whose files are written whole.
+    """A directory whose files are written atomically.
 
     Args:
-        path: Where it is.
+        path: Its path.
     """
 
     def __init__(self, path: str):
@@ -71,17 +71,17 @@ class RunDirectory(Directory):
     """An open, locked run directory.
 
     Args:
-        config: The settings; `config.workdir` names the directory, or one is made in `runs/`.
-        extension: The parts that replace the package's own: they and the package's sources are
-            part of what a resumed run has to share. None for what only works on a finished run.
+        config: The settings; `config.workdir` is the directory, or a new one in `runs/` is made.
+        extension: The parts that replace the package's own. A resumed run must have the same ones,
+            and the same sources of the package. None for tools on a finished run.
 
     Attributes:
         path: The directory.
         results: The contents of `results.json` if the run is finished, else None.
 
     Raises:
-        RunDirectoryError: If another process uses it, or it holds files and is not a run.
-        CheckpointError: If it holds a run with other settings that may not change.
+        RunDirectoryError: If another process uses it, or it has files but is not a run.
+        CheckpointError: If it has a run with other settings that may not change.
         StorageError: If it cannot be made or written.
     """
 
@@ -92,8 +92,7 @@ class RunDirectory(Directory):
         self._may_rename = not (config.workdir or config.name)
         with storage_errors(self.path):
             try:
-                if config.workdir and config.resume == "never":
-                    self._set_old_run_aside()
+                self._set_old_run_aside(config)
                 self._is_new = not (config.workdir and os.path.isdir(self.path))
                 self.path = config.workdir or make_new(config)
                 make_folders(self.path)
@@ -105,7 +104,7 @@ class RunDirectory(Directory):
                 if not there:
                     raise
                 raise RunDirectoryError(
-                    f"run directory {self.path} was set aside by another process meanwhile; "
+                    f"run directory {self.path} was renamed by another process meanwhile; "
                     "expected one run in a directory; wait for it or choose another --workdir"
                 ) from error
         try:
@@ -118,7 +117,7 @@ class RunDirectory(Directory):
         return self
 
     def __exit__(self, kind, *exception):
-        # an interrupted start goes on with the flags in it
+        # an interrupted start is resumed with its flags
         if kind and issubclass(kind, Exception) and self._is_new:
             self._remove_start()
         self._lock.close()
@@ -126,11 +125,9 @@ class RunDirectory(Directory):
     def _remove_start(self):
         """Removes the directory of a run that has not begun, unless it lists bad images."""
         bad_images = self.file("bad_images.csv")
-        if (
-            self._has_begun()
-            or os.path.exists(bad_images)
-            and read_text(bad_images).count("\n") > 1
-        ):
+        if self._has_begun():
+            return
+        if os.path.exists(bad_images) and read_text(bad_images).count("\n") > 1:
             return
         with contextlib.suppress(OSError):
             for name in _OF_A_START & set(os.listdir(self.path)):
@@ -140,7 +137,7 @@ class RunDirectory(Directory):
                 os.rmdir(os.path.dirname(self.path))
 
     def _check_entries(self):
-        """Raises RunDirectoryError if the directory holds what no run of ours put there."""
+        """Raises RunDirectoryError if the directory has files that are not a run's."""
         if not self._is_run() and not all(map(_NOBODYS.fullmatch, os.listdir(self.path))):
             raise RunDirectoryError(
                 f"--workdir={self.path} holds files but no run; expected an empty directory or a "
@@ -149,37 +146,29 @@ class RunDirectory(Directory):
         check_kinds("workdir", self.path)
 
     def _is_run(self):
-        """Returns whether the directory is a run, or an attempt that ended before the plan."""
+        """Returns whether the directory is a run, or an attempt that failed before training."""
         if not os.path.isfile(self.file("flags.txt")):
             return False
-        is_empty = not os.path.getsize(self.file("flags.txt"))  # what a power loss makes of one
-        is_attempt = os.path.exists(self.file(_LOCK)) and self._has_our_flags()
-        return self._has_begun() or is_empty or is_attempt
+        is_empty = not os.path.getsize(self.file("flags.txt"))  # after a power loss
+        is_attempt = os.path.exists(self.file(_LOCK)) and _config_of(self.file("flags.txt"))
+        return bool(self._has_begun() or is_empty or is_attempt)
 
     def _has_begun(self):
         return any(map(os.path.exists, map(self.file, ("run.json", "checkpoints"))))
-
-    def _has_our_flags(self):
-        try:
-            Config.from_flags(read_text(self.file("flags.txt")))
-        except ValueError:  # a UserError too
-            return False
-        return True
 
     def _check_contents(self, config):
         """Returns the results of a finished run, or None; writes the flags of a new one."""
         if self._is_run() and self._has_begun():
             self._update_flags(config)
             return read_results(self.file("results.json"))
-        # An attempt that ended before the plan, at a bad image or a misspelt layer, binds nobody to
-        # its flags or split.
+        # Flags and split of an attempt that failed before training are not binding.
         if os.path.exists(self.file("split.json")):
             os.remove(self.file("split.json"))
         self.write_text("flags.txt", self._flags(config))
         return None
 
     def _flags(self, config):
-        """Returns the text of `flags.txt`: the code that runs, in comments, and the settings."""
+        """Returns the text of `flags.txt`: hashes of the code as comments, then the settings."""
         if self._extension is None:
             return config.to_flags()
         lines = [f"# package {__version__} of SHA-256 {package_sha256()}"]
@@ -188,18 +177,18 @@ class RunDirectory(Directory):
         return "\n".join([*lines, config.to_flags()])
 
     def name_after(self, config: Config, images: str | None, backbone: str) -> None:
-        """Gives a directory that was named here, and not by the user, the name of what runs, and
-        says in `runs/latest` which one is the newest.
+        """Renames a directory, unless the user named it, after the images and backbone in effect,
+        and writes its name to `runs/latest`.
 
         Args:
-            config: What was asked for.
-            images: What is used instead of them, if anything is.
-            backbone: The one that is used.
+            config: The settings that were asked for.
+            images: What replaces the images, if anything does.
+            backbone: The backbone in effect.
         """
         name = _described(config, images, backbone)
         with storage_errors(self.path):
             if self._may_rename and name not in self.path:
-                paths = _numbered(f"{os.path.basename(self.path)[:15]}-{name}")  # of the same time
+                paths = _numbered(f"{os.path.basename(self.path)[:15]}-{name}")  # same start time
                 path = next(path for path in paths if not os.path.exists(path))
                 rename(self.path, path)
                 self.path = path
@@ -208,7 +197,7 @@ class RunDirectory(Directory):
                 write_atomically(LATEST, f"{os.path.basename(self.path)}\n")
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Writes `results.json`, whose name says that all the rest is whole, and on the disk."""
+        """Writes `results.json` after everything else is on the disk: a run with it is complete."""
         with storage_errors(self.path):
             sync_all(self.path)
         self.write_json("results.json", summary)
@@ -222,34 +211,29 @@ class RunDirectory(Directory):
         return read_json(self.file(name))
 
     def identity(self, config: Config) -> list[str]:
-        """Returns lines that a checkpoint must share with its run: the settings that may not
-        change, and the split's SHA-256.
+        """Returns lines that a checkpoint and its run must share: the settings that may not change,
+        and the SHA-256 of the split.
         """
-        lines = _fixed(self._flags(config))
+        lines = _fixed(self._flags(config).splitlines())
         with contextlib.suppress(FileNotFoundError), open(self.file("split.json"), "rb") as file:
             lines.append(f"split.json of SHA-256 {hashlib.sha256(file.read()).hexdigest()}")
         return lines
 
     def with_defaults(self, lines: Iterable[str]) -> list[str]:
-        """Returns lines of an `identity` with what the version that wrote them did not record:
-        defaults of settings, and the sources of the package.
+        """Adds to the lines of an `identity` what an earlier version did not record: defaults of
+        new settings, and the package's sources.
         """
         known = {re.split("[= ]", line)[0] for line in lines}
-        defaults = _fixed(self._flags(Config()))
+        defaults = _fixed(self._flags(Config()).splitlines())
         return sorted([*lines, *(d for d in defaults if re.split("[= ]", d)[0] not in known)])
 
-    def _set_old_run_aside(self):
-        if not self._is_run():
-            return  # no run of ours: whatever it is stays where it is
-        lock = self._locked()  # not under a process that is still writing
-        number = 1
-        while os.path.exists(f"{self.path.rstrip('/')}.old-{number}"):
-            number += 1
-        rename(self.path, f"{self.path.rstrip('/')}.old-{number}")
+    def _set_old_run_aside(self, config):
+        if not config.workdir or config.resume != "never" or not self._is_run():
+            return
+        lock = self._locked()  # no other process is writing to it
+        aside = set_aside(self.path.rstrip("/"), "old")
         lock.close()
-        print(
-            f"the run in {self.path} is now {self.path.rstrip('/')}.old-{number}", file=sys.stderr
-        )
+        to_stderr(f"the run in {self.path} is now {aside}")
 
     def _locked(self):
         try:
@@ -261,160 +245,168 @@ class RunDirectory(Directory):
             ) from None
 
     def _update_flags(self, config):
-        """Checks the settings that may not change, says which others did, and keeps those."""
-        text = read_text(self.file("flags.txt"))
-        if self._extension is None:
-            text = "".join(line for line in text.splitlines(True) if not line.startswith("#"))
-        before, after = _only_in(self.with_defaults(_fixed(text)), _fixed(self._flags(config)))
-        if before or after:
-            ways = "use another --workdir or --resume=never"
-            if os.path.exists(self.file("results.json")):
-                ways += (
-                    f"; to train on from what it reached, --weights={os.path.abspath(self.path)}"
-                )
-            raise CheckpointError(
-                f"the run in {self.path} was made with {before or 'fewer flags'}, flags now say "
-                f"{after or 'nothing there'}; expected the same; {ways}"
+        """Checks the settings that may not change; records and prints changes of the others."""
+        text, wanted = read_text(self.file("flags.txt")), self._flags(config)
+        recorded = text.splitlines()
+        if self._extension is None:  # the code that runs does not matter
+            recorded = [line for line in recorded if not line.startswith("#")]
+        self._check_fixed(self.with_defaults(_fixed(recorded)), _fixed(wanted.splitlines()))
+        if self._extension is None or text == wanted:
+            return
+        before, after = _only_in(recorded, wanted.splitlines())
+        if before or after:  # not only another order
+            to_stderr(
+                f"note: {self.path} goes on with {after or 'fewer flags'} instead of "
+                f"{before or 'nothing there'}"
             )
-        if self._extension is not None and text != self._flags(config):
-            before, after = _only_in(text.splitlines(), self._flags(config).splitlines())
-            if before or after:  # more than their order
-                print(
-                    f"note: {self.path} goes on with {after or 'fewer flags'} instead of "
-                    f"{before or 'nothing there'}",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            self.write_text("flags.txt", self._flags(config))
+        self.write_text("flags.txt", wanted)
+
+    def _check_fixed(self, recorded, wanted):
+        """Raises CheckpointError if lines of flags that may not change differ."""
+        before, after = _only_in(recorded, wanted)
+        if not (before or after):
+            return
+        ways = "use another --workdir or --resume=never"
+        if os.path.exists(self.file("results.json")):
+            ways += f"; to train on from its result, --weights={os.path.abspath(self.path)}"
+        raise CheckpointError(
+            f"the run in {self.path} was made with {before or 'fewer flags'}, flags now say "
+            f"{after or 'nothing there'}; expected the same; {ways}"
+        )
 
 
 def paths_below(directory: str) -> Iterator[str]:
-    """Yields the paths of everything in a directory and below it, folders before what they hold."""
+    """Yields the paths of everything below a directory, folders before their contents."""
     for folder, folders, names in os.walk(directory):
         yield from (os.path.join(folder, name) for name in [*folders, *names])
 
 
 def check_kinds(flag: str, directory: str) -> None:
-    """Raises RunDirectoryError if a directory, named by a flag, holds other things than files and
-    folders at any depth: a link leads elsewhere, a pipe is waited for.
+    """Raises RunDirectoryError if a directory given by a flag contains anything but files and
+    folders: links lead elsewhere, pipes block.
     """
     for path in paths_below(directory):
-        with contextlib.suppress(FileNotFoundError):  # of a process that is still writing
-            mode = os.lstat(path).st_mode
-            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                kind = "link" if stat.S_ISLNK(mode) else "pipe, socket or device"
-                raise RunDirectoryError(
-                    f"--{flag}={directory} holds the {kind} {os.path.relpath(path, directory)!a}; "
-                    "expected a run's own files; remove it or choose another"
-                )
+        is_link, is_ours = os.path.islink(path), os.path.isfile(path) or os.path.isdir(path)
+        if is_link or not is_ours and os.path.exists(path):  # a process may have removed it
+            kind = "link" if is_link else "pipe, socket or device"
+            raise RunDirectoryError(
+                f"--{flag}={directory} holds the {kind} {os.path.relpath(path, directory)!a}; "
+                "expected a run's own files; remove it or choose another"
+            )
 
 
 def _only_in(old, new):
-    """Returns (the lines that only `old` has, those that only `new` has), as texts."""
+    """Returns (lines that only `old` has, lines that only `new` has), as texts."""
     return tuple(
         " ".join(line for line in lines if line not in others)
         for lines, others in ((old, new), (new, old))
     )
 
 
-def _fixed(text):
-    """Returns those lines of `flags.txt`, sorted, that a resume must find as they were."""
-    fields = Config.__dataclass_fields__
-    lines = [_without_place(line) for line in text.split("\n")]
-    return sorted(
-        line
-        for line in lines
-        if (name := line[2:].split("=")[0]) not in fields or not fields[name].metadata["may_change"]
-    )
-
-
-def _without_place(line):
-    """Returns a comment that names code by what it is, not by where it lies or its version."""
-    if not line.startswith("# "):
-        return line
-    return f"{line[2:].split()[0]} of SHA-256 {line.rpartition(' ')[2]}"
+def _fixed(lines):
+    """Returns the lines of `flags.txt` that a resumed run must share, sorted; comments name code by
+    its hash only.
+    """
+    fields, fixed = Config.__dataclass_fields__, []
+    for line in lines:
+        if line.startswith("# "):
+            fixed.append(f"{line[2:].split()[0]} of SHA-256 {line.rpartition(' ')[2]}")
+        elif not ((field := fields.get(line[2:].split("=")[0])) and field.metadata["may_change"]):
+            fixed.append(line)
+    return sorted(fixed)
 
 
 def check_place(config: Config) -> None:
-    """Raises UserError if the run would lie among its images, which its pictures would join."""
+    """Raises UserError if the run directory is inside a directory of its images, to which its
+    pictures would be added.
+    """
     place = os.path.realpath(config.workdir or "runs")
     for flag in ("data_dir", "validation_dir", "test_dir"):
         folder = getattr(config, flag) and os.path.realpath(getattr(config, flag))
         if folder and os.path.commonpath([folder, place]) == folder:
             raise UserError(
                 f"--workdir={config.workdir or 'runs (the default)'} lies in --{flag}={folder}; "
-                "expected a run outside of its images, whose classes its pictures would join; add "
+                "expected a run outside of its images, to which its pictures would be added; add "
                 f"--workdir={quoted(os.path.join(os.path.dirname(folder), 'run'))}",
                 "workdir",
             )
 
 
-def command(program: str, *arguments: str) -> str:
-    """Returns a command that works from any place, begun the way this program was.
+def words_of(program: str) -> list[str]:
+    """Returns the words of a command that works from any directory and starts a program in the way
+    this one was started.
 
     Args:
         program: `train`, or the module of a tool.
-        arguments: What follows it.
     """
     home = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
     script, begun = os.path.join(home, "train.py"), os.path.abspath(sys.argv[0])
-    words = [sys.executable or "python", "-m", f"tl_research.{program}"]
     if os.path.basename(begun) == "tl-research":
-        found = shutil.which("tl-research") or ""
-        is_found = os.path.realpath(found) == os.path.realpath(begun)
-        words = ["tl-research" if is_found else begun, program.replace("_", "-")]
-    elif program == "train" and os.path.isfile(script):
-        words = [words[0], script]
-    elif home != sysconfig.get_path("purelib"):  # where `-m` would not find it from elsewhere
-        words = ["env", f"PYTHONPATH={home}", *words]
-    return " ".join(map(quoted, [*words, *arguments]))
+        found = os.path.realpath(shutil.which("tl-research") or "")
+        is_found = found == os.path.realpath(begun)
+        return ["tl-research" if is_found else begun, program.replace("_", "-")]
+    python = sys.executable or "python"
+    if program == "train" and os.path.isfile(script):
+        return [python, script]
+    words = [python, "-P", "-m", f"tl_research.{program}"]
+    is_installed = home == sysconfig.get_path("purelib")  # else `-m` finds it only here
+    return words if is_installed else ["env", f"PYTHONPATH={home}", *words]
+
+
+def command(program: str, *arguments: str) -> str:
+    """Returns the text of a command: `words_of` a program, and its arguments."""
+    return " ".join(map(quoted, [*words_of(program), *arguments]))
 
 
 def resume_command(path: str, program: str = "train", extension: str | None = None) -> str:
-    """Returns the command with which a program goes on with an unfinished run, from any place.
+    """Returns the command that resumes an unfinished run from any directory.
 
     Args:
         path: The run directory.
-        program: As of `command`.
+        program: The program that resumes it, see `words_of`.
         extension: The run's `--extension`.
     """
     more = [f"--extension={os.path.abspath(extension)}"] if extension else []
     return command(program, f"--workdir={os.path.abspath(path)}", *more)
 
 
+def _config_of(path):
+    """Returns the `Config` in a `flags.txt`, or None if there is none of this version."""
+    try:
+        return Config.from_flags(read_text(path)) if os.path.isfile(path) else None
+    except ValueError:  # UserError is one
+        return None
+
+
 def with_flags_of_run(values: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
-    """Returns settings as they are, or those of the run in their `workdir` where nothing else is
-    given but what a resumed run may change.
+    """Returns the settings for a run: if only settings are given that a resumed run may change, the
+    others are those of the run in `workdir`.
 
     Args:
         values: {name: value} of all settings of `Config`.
-        given: Names of those that are no defaults.
+        given: Names of those that are not defaults.
     """
-    fields, path = Config.__dataclass_fields__, os.path.join(values["workdir"] or "", "flags.txt")
-    is_alone = all(fields[name].metadata["may_change"] for name in given)
-    if not (values["workdir"] and is_alone and os.path.isfile(path)):
+    fields, workdir = Config.__dataclass_fields__, values["workdir"]
+    if not workdir or not all(fields[name].metadata["may_change"] for name in given):
         return values
-    try:
-        of_run = vars(Config.from_flags(read_text(path)))
-    except ValueError:  # of another version, or none of ours: said where the directory is opened
+    config = _config_of(os.path.join(workdir, "flags.txt"))
+    if not config:  # a wrong file is reported when the directory is opened
         return values
     kept = [name for name in fields if name in given or not fields[name].metadata["recorded"]]
-    return of_run | {name: values[name] for name in kept}
+    return vars(config) | {name: values[name] for name in kept}
 
 
 def quoted(text: str) -> str:
-    """Returns a text as a shell reads it, what cannot be printed by its bytes."""
+    """Returns a text quoted for a shell, with unprintable characters as escaped bytes."""
     if text.isprintable():
         return shlex.quote(text)
-    is_plain = {byte: 32 <= byte < 127 and byte not in b"'\\" for byte in range(256)}
-    written = (chr(b) if is_plain[b] else f"\\x{b:02x}" for b in os.fsencode(text))
+    bytes_of = os.fsencode(text)
+    written = (chr(b) if 32 <= b < 127 and b not in b"'\\" else f"\\x{b:02x}" for b in bytes_of)
     return f"$'{''.join(written)}'"
 
 
 def make_new(config: Config) -> str:
-    """Makes a directory in `runs/` that no other run has, also one that starts in the same second,
-    and returns it.
-    """
+    """Makes a new directory in `runs/`, which no other process uses, and returns its path."""
     now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d-%H%M%S")
     make_folders("runs")
     for path in _numbered(config.name or f"{now}-{_described(config)}"):
@@ -426,13 +418,13 @@ def make_new(config: Config) -> str:
 
 
 def _numbered(name):
-    """Yields paths in `runs/`, the first without a number."""
+    """Yields paths in `runs/` with a name: as it is, then with numbers from 2."""
     for number in itertools.count(1):
-        yield os.path.join("runs", name if number == 1 else f"{name}-{number}")
+        yield f"runs/{name}" if number == 1 else f"runs/{name}-{number}"
 
 
 def images_of(config: Config) -> str:
-    """Returns what the images of a run are called: the folder of all of them, or their data set."""
+    """Returns the name of a run's images: their common folder, or their data set."""
     places = [config.data_dir, config.validation_dir, config.test_dir]
     common = os.path.commonpath(list(filter(None, places)) or ["/"])
     own = config.dataset == "directory" and os.path.basename(common)
@@ -440,6 +432,6 @@ def images_of(config: Config) -> str:
 
 
 def _described(config, images=None, backbone=None):
-    """Returns what a run is named after: its images and its backbone, or what is used instead."""
+    """Returns a name for a run from its images and its backbone, or their replacements."""
     images = (images or images_of(config))[:80]
     return re.sub(r"[^\w.+-]+", "_", f"{images}-{backbone or config.backbone}")

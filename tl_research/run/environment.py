@@ -1,4 +1,4 @@
-"""What a run computes with: precision, XLA, versions and machine."""
+"""The environment of a run: precision, XLA, versions and machine."""
 
 import os
 import platform
@@ -9,12 +9,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tl_research import machine
 from tl_research.config import Config
-from tl_research.errors import UserError
-from tl_research.machine import cores
+from tl_research.errors import UserError, to_stderr
 
-# What multiplies bfloat16 itself, and the backbones whose steps it then makes faster in every round
-# of both phases: python benchmarks/steps.py --of=precision --rounds=3 --backbones=...
+# Processor features that multiply bfloat16, and backbones whose steps were then faster in every
+# round of both phases: python benchmarks/steps.py --of=precision --rounds=3 --backbones=...
 _BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}
 _FASTER_IN_BFLOAT16 = {"MobileNetV2", "EfficientNetLite0", "EfficientNetV2B0", "ResNet50"}
 
@@ -35,12 +35,15 @@ _VARIABLES = (
 
 
 def resolve_device(config: Config, recorded: dict, own_backbone: bool = False) -> tuple[str, bool]:
-    """Sets Keras' dtype policy; returns (precision, whether XLA is on), as resolved here.
+    """Resolves precision and XLA, and sets Keras' dtype policy.
 
     Args:
-        config: `Config`.
-        recorded: Contents of `run.json`: a resumed run goes on with what it began with.
-        own_backbone: Whether an extension's backbone takes the place of `config.backbone`.
+        config: The settings.
+        recorded: Contents of `run.json`, whose values a resumed run keeps.
+        own_backbone: Whether the backbone is from an extension.
+
+    Returns:
+        (precision, whether XLA is on)
     """
     gpus = tf.config.list_physical_devices("GPU")
     warn_of_hidden_gpu(gpus)
@@ -60,15 +63,17 @@ def resolve_device(config: Config, recorded: dict, own_backbone: bool = False) -
 def warn_of_hidden_gpu(
     seen: Sequence, drivers: Sequence[str] = ("/proc/driver/nvidia/version", "/dev/nvidia0")
 ) -> None:
-    """Says how to use an NVIDIA GPU that is there, and not hidden on purpose, where none of the
-    GPUs that TensorFlow has `seen` is one.
+    """Warns if the machine has an NVIDIA GPU, not hidden on purpose, that TensorFlow does not see.
+
+    Args:
+        seen: The GPUs that TensorFlow sees.
+        drivers: Paths that exist if there is one.
     """
     if not seen and "CUDA_VISIBLE_DEVICES" not in os.environ and any(map(os.path.exists, drivers)):
-        print(
+        to_stderr(
             "warning: this machine has an NVIDIA GPU that TensorFlow does not see, so the CPU "
             "computes; expected CUDA's libraries; install them: "
-            f"{sys.executable} -m pip install 'tensorflow[and-cuda]'",
-            file=sys.stderr,
+            f"{sys.executable} -m pip install 'tensorflow[and-cuda]'"
         )
 
 
@@ -79,10 +84,12 @@ def _precision_of(gpu):
 
 
 def _precision_on_cpu(config, own_backbone):
-    # Elsewhere than oneDNN steps in bfloat16 take many times as long.
+    # Without oneDNN, steps in bfloat16 take many times as long.
     onednn = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1").lower() not in ("0", "false")
-    measured = onednn and config.xla != "on" and not own_backbone  # as the table was filled
-    pays = measured and pays_in_bfloat16(config.backbone, _cpuinfo())
+    measured = (
+        onednn and config.xla != "on" and not own_backbone
+    )  # the conditions of the measurement
+    pays = measured and pays_in_bfloat16(config.backbone, machine.read("/proc/cpuinfo"))
     return "mixed_bfloat16" if pays else "float32"
 
 
@@ -91,24 +98,16 @@ def pays_in_bfloat16(backbone: str, cpuinfo: str) -> bool:
 
     Args:
         backbone: Its name.
-        cpuinfo: What /proc/cpuinfo says; only x86 lists `flags` there.
+        cpuinfo: Contents of /proc/cpuinfo; only x86 lists `flags` there.
     """
     lines = (line.partition(":") for line in cpuinfo.splitlines())
     flags = {flag for name, _, text in lines if name.strip() == "flags" for flag in text.split()}
     return backbone in _FASTER_IN_BFLOAT16 and bool(flags & _BFLOAT16_FLAGS)
 
 
-def _cpuinfo():
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return file.read()
-    except OSError:  # not on Linux
-        return ""
-
-
 def record() -> dict[str, dict]:
-    """Returns what decides the bits of a run beside its flags, and is known, for `run.json`."""
-    # A worker has its own device first.
+    """Returns the known facts, besides flags, that affect the bits of a run, for `run.json`."""
+    # sorted, since a worker lists its own device first
     devices = sorted(device.name for device in tf.config.list_logical_devices())
     return {
         "versions": {
@@ -117,14 +116,14 @@ def record() -> dict[str, dict]:
             "keras": keras.__version__,
             "numpy": np.__version__,
         },
-        "machine": {"system": platform.platform(), "cores": cores(), "devices": devices},
+        "machine": {"system": platform.platform(), "cores": machine.cores(), "devices": devices},
         "variables": {name: os.environ.get(name, "not set") for name in _VARIABLES},
     }
 
 
 def warn_of_others(recorded: dict) -> None:
-    """Says so if a resumed run began with other versions, on another machine or with other
-    environment variables; `recorded` is what `run.json` has.
+    """Warns if a resumed run began with other versions, another machine or other environment
+    variables, according to the `recorded` contents of `run.json`.
     """
     different = [
         f"{name} {before[name]}, now {value}"
@@ -134,8 +133,7 @@ def warn_of_others(recorded: dict) -> None:
         if before.get(name, value) != value
     ]
     if different:
-        print(
-            f"warning: the run began with {'; '.join(different)}; what follows need not equal an "
-            "unbroken run",
-            file=sys.stderr,
+        to_stderr(
+            f"warning: the run began with {'; '.join(different)}; results may differ from an "
+            "unbroken run"
         )

@@ -1,28 +1,27 @@
-"""What replaces images and weights that cannot be reached (`--if_offline=embedded`)."""
+"""Replacements of images and weights that cannot be reached (`--if_offline=embedded`)."""
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from tl_research.config import Config
-from tl_research.errors import CheckpointError, UnreachableError
+from tl_research.errors import CheckpointError, UnreachableError, to_stderr
 
-BACKBONE = "EfficientNetLite0"  # its ImageNet weights come in a package
+BACKBONE = "EfficientNetLite0"  # its ImageNet weights are in a package that is installed
 DATASET = "drawn_flowers"
 
 
 @dataclasses.dataclass(frozen=True)
 class Substitution:
-    """One replacement, as `run.json` and `results.json` record it."""
+    """A replacement, as recorded in `run.json` and `results.json`."""
 
     what: str  # `dataset` or `weights`
-    asked: str  # for these
+    asked: str
     used: str
 
     @property
     def text(self) -> str:
-        """What a person reads of it."""
+        """The replacement as text."""
         if self.what == "dataset":
             return f"data set {self.asked} could not be reached; used {self.used} instead"
         return (
@@ -32,7 +31,7 @@ class Substitution:
 
     @classmethod
     def from_json(cls, value: Any) -> "Substitution":
-        """Returns what was recorded, also by versions that recorded a sentence."""
+        """Returns the recorded replacement, which earlier versions recorded as a sentence."""
         if isinstance(value, dict):
             return cls(**value)
         asked, _, rest = value.partition(" could not be reached; used ")
@@ -42,12 +41,11 @@ class Substitution:
 
 
 class Replacements:
-    """Replaces what cannot be reached, if that is allowed.
+    """Replaces what cannot be reached, if allowed.
 
     Args:
-        config: `tl_research.config.Config`.
-        recorded: `substitutions` of `run.json` where a run is resumed, which goes on with what it
-            began with; None in a new one.
+        config: The settings.
+        recorded: `substitutions` of `run.json`, which a resumed run keeps; None for a new run.
 
     Attributes:
         used: The `Substitution`s of this run.
@@ -70,16 +68,16 @@ class Replacements:
         substitution: Substitution,
         replacement: Config,
     ) -> Any:
-        """Returns make(config), or make(replacement) where what that needs is not reached.
+        """Returns make(config), or make(replacement) if something cannot be reached.
 
         Args:
             make: A function of a `Config`.
-            config: What is asked for.
-            substitution: What is recorded if it is replaced.
-            replacement: The `Config` of what is used instead.
+            config: The settings that were asked for.
+            substitution: The record of the replacement.
+            replacement: The settings to use instead.
 
         Raises:
-            UnreachableError: If it cannot be reached and must not be replaced.
+            UnreachableError: If something cannot be reached and may not be replaced.
         """
         if self._is_resumed:
             replaced = substitution.what in [used.what for used in self.used]
@@ -90,5 +88,5 @@ class Replacements:
             if not self._allowed:
                 raise
             self.used.append(substitution)
-            print(f"note: {substitution.text} ({error})", file=sys.stderr, flush=True)
+            to_stderr(f"note: {substitution.text} ({error})")
             return make(replacement)

@@ -1,4 +1,4 @@
-"""What the JSON files of a run directory say, which may come from anyone.
+"""Reading the JSON files of a run directory, which are not trusted.
 
 Imports no TensorFlow.
 """
@@ -9,9 +9,9 @@ from typing import Any
 
 from tl_research.config import Config
 from tl_research.errors import CheckpointError
-from tl_research.files import read_text
+from tl_research.files import Json, read_text
 
-# of `run.json`, what a resumed run reads
+# types of the entries of `run.json` that a resumed run reads
 _RECORD = {
     "precision": str,
     "xla": bool,
@@ -36,11 +36,11 @@ def read_json(path: str) -> Any:
         raise _damaged(path, error) from error
 
 
-def read_results(path: str) -> dict[str, Any] | None:
+def read_results(path: str) -> Json | None:
     """Returns the contents of `results.json`, or None if there is none.
 
     Raises:
-        CheckpointError: If it is damaged, or says what no run does.
+        CheckpointError: If it is damaged, or cannot be that of a run.
     """
     found = read_json(path)
     if found is None:
@@ -52,8 +52,8 @@ def read_results(path: str) -> dict[str, Any] | None:
     return found
 
 
-def read_record(path: str) -> dict[str, Any]:
-    """Returns the contents of `run.json`, or {} if there is none; raises as `read_results` does."""
+def read_record(path: str) -> Json:
+    """Returns the contents of `run.json`, or {} if there is none; raises CheckpointError too."""
     found = read_json(path) or {}
     for name, kind in _RECORD.items():
         if not isinstance(found, dict) or not isinstance(found.get(name, kind()), kind):
