@@ -124,6 +124,7 @@ def test_exit_codes_are_those_of_the_contract():
         errors.RunDirectoryError: 8,
         errors.StorageError: 9,
         errors.OutOfMemoryError: 10,
+        errors.MissingWorkerError: 11,
     }
     for kind, code in codes.items():
         assert kind("x").exit_code == code

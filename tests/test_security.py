@@ -26,10 +26,10 @@ _FORBIDDEN = {
     r"\beval\(|\bexec\(|os\.system|shell=True|__import__|yaml|marshal|shelve": set(),
     r"extractall|extract_archive|unpack_archive": set(),
     r"0\.0\.0\.0|bind_all|verify=False|CERT_NONE|_create_unverified_context": set(),
-    # TF_CONFIG; what decides how libraries compute; what Keras and matplotlib read when imported;
-    # what the terminal can show
+    # what describes a cluster; what decides how libraries compute; what Keras and matplotlib read
+    # when imported; what the terminal can show
     r"os\.environ\b(?!\.setdefault)": {
-        "tl_research/workers.py",
+        "tl_research/cluster.py",
         "tl_research/run/environment.py",
         "tl_research/quiet.py",
         "tl_research/cli.py",

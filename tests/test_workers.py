@@ -1,7 +1,5 @@
 """Waiting for the other processes of a cluster: said, ended by a signal, by a limit, or by all."""
 
-import json
-import os
 import signal
 import socket
 import subprocess
@@ -10,7 +8,8 @@ import sys
 import pytest
 
 from tl_research import workers
-from tl_research.errors import UserError
+from tl_research.cluster import Cluster
+from tl_research.errors import MissingWorkerError, UserError
 
 
 def _free_ports(count):
@@ -23,19 +22,19 @@ def _free_ports(count):
     return ports
 
 
-def _config(ports, index, job="worker"):
-    cluster = {job: [f"127.0.0.1:{port}" for port in ports]}
-    return json.dumps({"cluster": cluster, "task": {"type": job, "index": index}})
+def _cluster(ports, index):
+    return Cluster(tuple((f"worker {i}", f"127.0.0.1:{at}") for i, at in enumerate(ports)), index)
 
 
 _PROGRAM = """
 import sys
 from tl_research import cli, workers
+from tl_research.cluster import Cluster
 workers._SILENT_SECONDS = 0.3
+cluster = {cluster}
 def main():
-    workers.wait_for_all(30)
-    name, tasks = workers.task()
-    with workers._reached_at(name, tasks[name]):  # as TensorFlow takes the port over
+    workers.wait_for_all(cluster, 30)
+    with workers._reached_at(*cluster.tasks[cluster.index]):  # as TensorFlow takes the port over
         print("all are there", flush=True)
         sys.stdin.read()
 cli.define_flags()
@@ -43,10 +42,9 @@ cli.run(main)
 """
 
 
-def _started(tf_config):
+def _started(cluster):
     return subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM],
-        env={**os.environ, "TF_CONFIG": tf_config},
+        [sys.executable, "-c", _PROGRAM.format(cluster=cluster)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -56,7 +54,7 @@ def _started(tf_config):
 
 def test_workers_find_each_other():
     ports = _free_ports(3)
-    processes = [_started(_config(ports, index)) for index in range(3)]
+    processes = [_started(_cluster(ports, index)) for index in range(3)]
     assert [process.stdout.readline() for process in processes] == ["all are there\n"] * 3
     for process in processes:
         process.communicate(timeout=10)
@@ -65,7 +63,7 @@ def test_workers_find_each_other():
 
 def test_missing_worker_is_named_and_a_signal_ends_the_waiting():
     ports = _free_ports(2)
-    with _started(_config(ports, 0)) as process:
+    with _started(_cluster(ports, 0)) as process:
         line = process.stderr.readline()
         assert line == f"worker 0 waits for worker 1 at 127.0.0.1:{ports[1]}\n"
         process.send_signal(signal.SIGTERM)
@@ -74,40 +72,25 @@ def test_missing_worker_is_named_and_a_signal_ends_the_waiting():
         assert process.stderr.read() == said
 
 
-def test_waiting_has_a_limit(monkeypatch, capsys):
-    ports = _free_ports(2)
-    monkeypatch.setenv("TF_CONFIG", _config(ports, 0))
-    expected = f"worker 1 at 127.0.0.1:{ports[1]} did not come within --worker_timeout=0.5 s"
-    with pytest.raises(UserError, match=expected):
-        workers.wait_for_all(0.5)
+def test_waiting_has_a_limit(capsys):
+    ports = _free_ports(3)
+    expected = (
+        f"worker 0 at 127.0.0.1:{ports[0]}, worker 2 at 127.0.0.1:{ports[2]} did not come within "
+        "--worker_timeout=0.5 s; expected all 3 processes; start them too, or wait longer"
+    )
+    with pytest.raises(MissingWorkerError) as error:
+        workers.wait_for_all(_cluster(ports, 1), 0.5)
+    assert str(error.value) == expected and error.value.exit_code == 11
     assert capsys.readouterr().err == ""
 
 
-def test_port_in_use_is_named(monkeypatch):
+def test_port_in_use_is_named():
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        monkeypatch.setenv("TF_CONFIG", _config([port, *_free_ports(1)], 0))
-        expected = f"worker 0 of TF_CONFIG cannot have port {port} .Address already in use"
-        with pytest.raises(UserError, match=expected):
-            workers.wait_for_all(1)
-
-
-@pytest.mark.parametrize(
-    "value, what",
-    [
-        (_config([1, 2], 0, "chief"), "has two chiefs, or one address twice"),
-        (_config([1, 1], 0), "has two chiefs, or one address twice"),
-        (_config([1, 99999], 0), "expected this process's task"),
-        (_config(["x"], 0), "expected this process's task"),
-        (_config([1], 1), "expected this process's task"),
-    ],
-)
-def test_cluster_that_cannot_be_is_refused(monkeypatch, value, what):
-    monkeypatch.setenv("TF_CONFIG", value)
-    with pytest.raises(UserError, match=what):
-        workers.task()
+        with pytest.raises(UserError, match=f"worker 0 cannot have port {port} .Address already"):
+            workers.wait_for_all(_cluster([port, *_free_ports(1)], 0), 1)
 
 
 def test_signal_while_tensorflow_joins_them_ends_the_process():

@@ -365,7 +365,7 @@ class Config:
     distribute: str = setting(
         "off",
         "share each batch: mirrored: among the GPUs of this machine; multi_worker: among the "
-        "processes of TF_CONFIG",
+        "processes of a cluster",
         choices=("off", "mirrored", "multi_worker"),
         may_change=True,
         group="Devices",
@@ -377,9 +377,18 @@ class Config:
         "processes when the run begins",
         low=0,
     )
+    cluster: str = setting(
+        "auto",
+        "what describes the processes of multi_worker: TF_CONFIG, or the variables of Slurm's srun "
+        "or of an indexed job of Kubernetes; auto: the first of them that is there",
+        choices=("auto", "tf_config", "slurm", "kubernetes"),
+        may_change=True,
+        recorded=False,
+    )
     worker_timeout: float = setting(
         0.0,
-        "seconds that multi_worker waits for all processes of TF_CONFIG; 0: no limit",
+        "seconds that multi_worker waits for all processes to start; 0: no limit",
+        low=0,
         may_change=True,
     )
 
@@ -622,6 +631,12 @@ _RULES = (
         lambda c: c.distribute != "off" and c.batchnorm == "training",
         "={distribute} with --batchnorm=training, whose statistics would cover only part of the "
         "batch; expected one replica; use --distribute=off",
+    ),
+    (
+        "cluster",
+        lambda c: c.cluster != "auto" and c.distribute != "multi_worker",
+        "={cluster} with --distribute={distribute}; expected processes that train together; add "
+        "--distribute=multi_worker",
     ),
     (
         "phases",

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tl_research import workers
+from tl_research import cluster, workers
 from tl_research.config import Config
 from tl_research.errors import Interrupted, UserError
 
@@ -36,8 +36,9 @@ def replicas(config: Config) -> Iterator[contextlib.ExitStack]:
         A `contextlib.ExitStack`; to close it ends that.
 
     Raises:
-        UserError: If `TF_CONFIG` or the batch size do not fit, or the workers were given different
+        UserError: If the cluster or the batch size do not fit, or the workers were given different
             flags.
+        MissingWorkerError: If a worker does not start within `--worker_timeout`.
         Interrupted: If another worker ends, which TensorFlow notices within seconds; the exit code
             is 143.
     """
@@ -66,26 +67,32 @@ def _make_strategy(config):
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return _one_strategy(tuple(device.name for device in devices)) if len(devices) > 1 else None
     if config.distribute == "multi_worker":
-        workers.task()
+        processes = cluster.described(config.cluster)
         if not config.workdir:
             raise UserError(
                 "--distribute=multi_worker without --workdir; expected a directory that all "
                 "workers reach; add it"
             )
-        return _one_strategy(None, config.worker_timeout)
+        return _one_strategy(None, processes, config.worker_timeout)
     return None
 
 
 @functools.cache
-def _one_strategy(devices, worker_timeout=0.0):
+def _one_strategy(devices, processes=None, worker_timeout=0.0):
     """Returns the strategy of this process: a second one would begin TensorFlow's keys of sums
     anew, which still hold.
     """
     if devices:
         return tf.distribute.MirroredStrategy(devices)
-    workers.wait_for_all(worker_timeout)
+    workers.wait_for_all(processes, worker_timeout)
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": [address for _, address in processes.tasks]}),
+        task_type="worker",
+        task_id=processes.index,
+        rpc_layer="grpc",
+    )
     with workers.ended_by_signals():
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        return tf.distribute.MultiWorkerMirroredStrategy(resolver)
 
 
 # In a step.
@@ -175,21 +182,16 @@ def num_processes() -> int:
     """Returns how many processes train together."""
     if not is_multi_worker():
         return 1
-    spec = tf.distribute.get_strategy().cluster_resolver.cluster_spec()
-    return sum(map(spec.num_tasks, spec.jobs))
+    return tf.distribute.get_strategy().cluster_resolver.cluster_spec().num_tasks("worker")
 
 
 def process_index() -> int:
     """Returns this process's place among them, which is that of its rows in a batch."""
-    if not is_multi_worker():
-        return 0
-    resolver = tf.distribute.get_strategy().cluster_resolver
-    has_chief = "chief" in resolver.cluster_spec().jobs
-    return 0 if resolver.task_type == "chief" else resolver.task_id + has_chief
+    return tf.distribute.get_strategy().cluster_resolver.task_id if is_multi_worker() else 0
 
 
 def is_chief() -> bool:
-    """Returns whether this process writes: there is one that does."""
+    """Returns whether this process writes: one process does."""
     return process_index() == 0
 
 
@@ -257,7 +259,7 @@ def _lost_workers(config):
         reason = error.message.partition("aborted by: ")[2] or error.message
         raise Interrupted(
             f"error: another worker ended or cannot be reached ({reason.splitlines()[0][:80]}); "
-            "expected all of TF_CONFIG to the end; see what it says, and start all with the same "
+            "expected all to stay to the end; see what it says, and start all with the same "
             "flags to go on from the last checkpoint",
             signal.SIGTERM,
         ) from error

@@ -96,6 +96,12 @@ class OutOfMemoryError(UserError):
     exit_code = 10
 
 
+class MissingWorkerError(UserError):
+    """A process of the cluster did not start in time."""
+
+    exit_code = 11
+
+
 class Interrupted(BaseException):
     """A signal ended the run after its checkpoint was written; the exit code is 128 plus the
     signal's number.

@@ -32,6 +32,7 @@ _MEANT = {
     "optimizer": "opt",
     "precision": "amp fp16 dtype",
     "distribute": "gpus devices strategy",
+    "cluster": "slurm kubernetes tf_config",
     "augment": "transforms aug",
 }
 

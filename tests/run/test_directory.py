@@ -224,6 +224,7 @@ _MAY_CHANGE = {
     "validation_dir": "/elsewhere",
     "test_dir": "/elsewhere",
     "download_dir": "/elsewhere",
+    "cluster": "auto",
     "worker_timeout": 60.0,
     "json": True,
     "verbose": True,
