@@ -115,10 +115,10 @@ def _run_fit(config, data, head_weights, held):
     train, validation = (
         (side.images(range(len(side))), side.labels) for side in (data.train, data.validation)
     )
-    options = {"batch_size": config.batch_size, "verbose": 2}
-    loss, accuracy = model.evaluate(*validation, **options)
-    epochs = config.phase_plan[-1].epochs
-    history = model.fit(*train, validation_data=validation, epochs=epochs, **options).history
+    options = {"batch_size": config.batch_size}
+    loss, accuracy = model.evaluate(*validation, verbose=0, **options)
+    options |= {"epochs": config.phase_plan[-1].epochs, "validation_data": validation}
+    history = model.fit(*train, verbose=2, **options).history
     columns = (history[name.removeprefix("train_")] for name in _METRICS)
     rows = [dict(zip(_METRICS, row)) for row in zip(*columns)]
     return base_model, {"val_accuracy": accuracy, "val_loss": loss}, rows

@@ -3,7 +3,9 @@ has TensorFlow.
 """
 
 import concurrent.futures
+import contextlib
 import functools
+import gc
 import json
 import os
 import pty
@@ -62,22 +64,41 @@ def _float32_policy():
         sys.modules["keras"].config.set_dtype_policy("float32")
 
 
+@pytest.fixture(autouse=True)
+def _what_is_kept_is_looked_at_once():
+    """A run collects garbage, and would look each time through TensorFlow and through the millions
+    of objects that TensorFlow keeps of all runs before.
+    """
+    before = gc.get_stats()[2]["collections"]
+    yield
+    if gc.get_stats()[2]["collections"] > before or not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()
+
+
 _FORK_SERVER = r"""
-import json, os, runpy, sys, traceback
+import gc, json, os, runpy, signal, sys, traceback
 from tl_research import experiment  # imports TensorFlow, runs nothing: so far it may be forked
 
-train, output, cases = json.load(sys.stdin)
-codes = []
-for index, arguments in enumerate(cases):
+gc.freeze()
+for line in sys.stdin:
+    program, arguments, streams, place, environment = json.loads(line)
     pid = os.fork()
     if pid == 0:
         code = 1
+        signal.alarm(300)
         try:
-            for number, name in ((1, "stdout"), (2, "stderr")):
-                file = os.open(f"{output}/{index}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-                os.dup2(file, number)
-            sys.argv = [train, *arguments]
-            runpy.run_path(train, run_name="__main__")
+            for number, stream in enumerate(streams):
+                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC if number else os.O_RDONLY
+                os.dup2(os.open(stream, flags | os.O_NOCTTY), number)
+            os.chdir(place)
+            os.environ.clear()
+            os.environ.update(environment)
+            sys.argv = [program, *arguments]
+            if program.endswith(".py"):
+                runpy.run_path(program, run_name="__main__")
+            else:
+                runpy.run_module(program, run_name="__main__", alter_sys=True)
             code = 0
         except SystemExit as error:
             code = error.code or 0
@@ -87,8 +108,7 @@ for index, arguments in enumerate(cases):
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-print(json.dumps(codes))
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 
 
@@ -109,56 +129,84 @@ def offline_environment(home):
 
 
 @pytest.fixture(scope="session")
-def run_train(tmp_path_factory):
-    """A function of command lines of train.py, run one after the other.
+def fork_home(tmp_path_factory):
+    """The home of programs that `run_program` starts, with Keras' own in `keras`."""
+    return tmp_path_factory.mktemp("fork_home")
+
+
+@pytest.fixture(scope="session")
+def run_program(fork_home, tmp_path_factory):
+    """A function that runs a module, or a file that ends in .py, with arguments, where no host is
+    reached, in a fork of a process that has imported TensorFlow.
+
+    Its other arguments are the home and the directory to start in, and where the output goes if not
+    to a file. Returns (exit code, stdout, stderr).
+    """
+    server = subprocess.Popen(
+        [sys.executable, "-c", _FORK_SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=offline_environment(fork_home),
+    )
+
+    def run(program, *arguments, home=fork_home, cwd=None, stdout=None):
+        place = tmp_path_factory.mktemp("fork")
+        streams = [os.devnull, stdout or str(place / "stdout"), str(place / "stderr")]
+        environment = {**offline_environment(home), "KERAS_HOME": str(fork_home / "keras")}
+        case = [str(program), list(map(str, arguments)), streams, str(cwd or place), environment]
+        print(json.dumps(case), file=server.stdin, flush=True)
+        code = int(server.stdout.readline())
+        return code, *("" if name == stdout else open(name).read() for name in streams[1:])
+
+    with server:
+        yield run
+        server.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def run_train(run_program):
+    """A function of command lines of train.py, and their home, run one after the other.
 
     Returns (exit code, stdout, stderr) for each.
     """
 
-    def run(*cases, home=None):
-        output = tmp_path_factory.mktemp("forks")
-        request = json.dumps(
-            [os.path.join(ROOT, "train.py"), str(output), [list(map(str, case)) for case in cases]]
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", _FORK_SERVER],
-            input=request,
-            text=True,
-            capture_output=True,
-            cwd=output,
-            env=offline_environment(home or output),
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        codes = json.loads(done.stdout.splitlines()[-1])
-        return [
-            (
-                code,
-                (output / f"{index}.stdout").read_text(),
-                (output / f"{index}.stderr").read_text(),
-            )
-            for index, code in enumerate(codes)
-        ]
+    def run(*cases, **home):
+        return [run_program(os.path.join(ROOT, "train.py"), *case, **home) for case in cases]
 
     return run
 
 
-@pytest.fixture
-def tiny_backbone(monkeypatch):
-    """Makes `Tiny` a backbone: three blocks, two of them with BatchNorm whose statistics are not
-    trivial.
-    """
+@contextlib.contextmanager
+def _tiny_backbone():
     import tiny_network
 
     from tl_research.models import backbones
 
-    monkeypatch.setitem(backbones.BACKBONES, "Tiny", tiny_network.TINY)
     build = backbones.build_backbone
 
     def build_tiny(name, *args, **kwargs):
         return (tiny_network.build_tiny if name == "Tiny" else build)(name, *args, **kwargs)
 
-    monkeypatch.setattr(backbones, "build_backbone", build_tiny)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(backbones.BACKBONES, "Tiny", tiny_network.TINY)
+        patch.setattr(backbones, "build_backbone", build_tiny)
+        yield
+
+
+@pytest.fixture
+def tiny_backbone():
+    """Makes `Tiny` a backbone: three blocks, two of them with BatchNorm whose statistics are not
+    trivial.
+    """
+    with _tiny_backbone():
+        yield
+
+
+@pytest.fixture(scope="session")
+def with_tiny_backbone():
+    """A function to a context in which `Tiny` is a backbone, for fixtures of several tests."""
+    return _tiny_backbone
 
 
 @pytest.fixture
@@ -201,28 +249,51 @@ def write_images():
     return write
 
 
-@pytest.fixture(scope="session")
-def _trained_run(tmp_path_factory, write_images):
+def _trained(place, photos, epochs, **settings):
+    """Trains the head on images of 64 px, in `run`; returns `place`."""
     from tl_research import experiment
     from tl_research.config import Config
 
-    place = tmp_path_factory.mktemp("trained")
-    photos = write_images(place / "photos", count=25, strength=8)
-    experiment.run(
-        Config(
-            dataset="directory",
-            data_dir=photos,
-            image_size=32,
-            backbone="EfficientNetLite0",
-            batch_size=16,
-            epochs=(2, 0),
-            augment=("none",),
-            split=(0.4, 0.3, 0.3),
-            precision="float32",  # on every processor
-            workdir=str(place / "run"),
-        )
+    config = Config(
+        dataset="directory",
+        data_dir=photos,
+        image_size=32,
+        batch_size=16,
+        epochs=(epochs, 0),
+        augment=("none",),
+        split=(0.4, 0.3, 0.3),
+        precision="float32",  # on every processor
+        workdir=str(place / "run"),
+        **settings,
     )
+    experiment.run(config)
     return place
+
+
+@pytest.fixture(scope="session")
+def _trained_run(tmp_path_factory, write_images):
+    place = tmp_path_factory.mktemp("trained")
+    photos = write_images(place / "photos", count=25)
+    return _trained(place, photos, 2, backbone="EfficientNetLite0")
+
+
+@pytest.fixture(scope="session")
+def _tiny_trained_run(tmp_path_factory, write_images):
+    place = tmp_path_factory.mktemp("tiny")
+    photos = write_images(place / "photos", count=25, strength=40)
+    with _tiny_backbone():
+        _trained(place, photos, 10, backbone="Tiny", weights="none", learning_rate=0.1)
+    flags = place / "run" / "flags.txt"
+    # as a backbone that every program knows, which the tools do not build
+    flags.write_text(flags.read_text().replace("=Tiny\n", "=EfficientNetLite0\n"))
+    return place
+
+
+def _copy_of(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "trained")
+    flags = tmp_path / "trained" / "run" / "flags.txt"
+    flags.write_text(flags.read_text().replace(str(trained), str(tmp_path / "trained")))
+    return str(tmp_path / "trained" / "run")
 
 
 @pytest.fixture
@@ -230,10 +301,13 @@ def finished_run(_trained_run, tmp_path):
     """The directory of a run of its own, EfficientNetLite0 at 32 px on photographs of 64 px beside
     it in `photos`.
     """
-    shutil.copytree(_trained_run, tmp_path / "trained")
-    flags = tmp_path / "trained" / "run" / "flags.txt"
-    flags.write_text(flags.read_text().replace(str(_trained_run), str(tmp_path / "trained")))
-    return str(tmp_path / "trained" / "run")
+    return _copy_of(_trained_run, tmp_path)
+
+
+@pytest.fixture
+def tiny_finished_run(_tiny_trained_run, tmp_path):
+    """The same of the tiny backbone, which loads at once: for tools that take a model as it is."""
+    return _copy_of(_tiny_trained_run, tmp_path)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """What a user who mistypes sees: one line on stderr and the right exit code, never a traceback."""
 
-import dataclasses
 import os
 import pty
 import resource
@@ -288,18 +287,100 @@ def test_signal_that_was_ignored_still_is():
 # With TensorFlow, up to where the run would begin.
 
 
-@dataclasses.dataclass(frozen=True)
-class _Wrong:
-    arguments: list
-    code: int
-    parts: list
+def _directory(name):
+    """Flags of a run on images in a directory."""
+    data = ["--dataset=directory", f"--data_dir={{home}}/{name}", "--image_size=32"]
+    return [*data, f"--workdir={{home}}/run_{name}"]
+
+
+_DATA = ["--dataset=directory", "--data_dir={home}/photos", "--backbone=EfficientNetLite0"]
+_DATA += ["--image_size=32"]
+# {what is wrong: (flags, exit code, what is said)}
+_WRONG = {
+    "misspelt backbone": (
+        ["--backbone=EfficientNetLit0"],
+        1,
+        ["'EfficientNetLit0'", "did you mean EfficientNetLite0"],
+    ),
+    "missing directory": (
+        _directory("nowhere"),
+        2,
+        ["--data_dir=", "/nowhere cannot be read (No such file or directory)"],
+    ),
+    "one class": (_directory("one"), 2, ["holds 1 classes ('ant')", "at least 2"]),
+    "sides": (_directory("sides"), 2, ["are sides and not classes", "--validation_dir="]),
+    "broken image": (
+        _directory("broken"),
+        2,
+        ["1 of 12 images", "bee/00.png", "add --on_bad_image=skip"],
+    ),
+    "unwritable workdir": (
+        ["--workdir={home}/file/run"],
+        9,
+        ["{home}/file/run", "Not a directory", "--workdir"],
+    ),
+    "foreign workdir": ([*_DATA, "--workdir={home}/other"], 8, ["holds files but no run"]),
+    "foreign workdir, never": (
+        [*_DATA, "--workdir={home}/other", "--resume=never"],
+        8,
+        ["holds files but no run"],
+    ),
+    "run among its images": (
+        [*_DATA, "--workdir={home}/photos/run"],
+        1,
+        [
+            "--workdir={home}/photos/run lies in --data_dir={home}/photos",
+            "add --workdir={home}/run",
+        ],
+    ),
+    "runs among test images, through a link": (
+        [*_DATA, "--test_dir={home}/sides", "--workdir={home}/link/runs", "--seeds=1,2"],
+        1,
+        ["--workdir={home}/link/runs lies in --test_dir={home}/sides"],
+    ),
+    "misspelt layer": (
+        [*_DATA, "--unfreeze=0%,blok6a", "--workdir={home}/layer"],
+        1,
+        ["blok6a", "did you mean block6a"],
+    ),
+    "misspelt layer, before the images are looked for": (
+        [*_directory("nowhere"), "--unfreeze=blok6a"],
+        1,
+        ["blok6a", "did you mean block6a"],
+    ),
+    "too small, before the images are looked for": (
+        [*_directory("nowhere"), "--backbone=InceptionV3"],
+        1,
+        ["at least 75 pixels"],
+    ),
+    "no such weights, before the images are looked for": (
+        [*_directory("nowhere"), "--weights={home}/mine.h5"],
+        2,
+        ["--weights={home}/mine.h5 does not exist; expected imagenet, none, a Keras weights"],
+    ),
+    "misspelt pattern": (
+        [*_DATA, "--lr_multiplier=blok6=2", "--workdir={home}/pattern"],
+        1,
+        ["'blok6'", "did you mean"],
+    ),
+    "images not reached": (
+        ["--backbone=EfficientNetLite0", "--workdir={home}/no_images"],
+        2,
+        ["put it at {home}/.cache/tl_research/flower_photos.tgz"],
+    ),
+    "weights not reached": (
+        [*_DATA, "--backbone=MobileNetV2", "--workdir={home}/no_weights"],
+        2,
+        ["mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5", "{keras}"],
+    ),
+}
 
 
 @pytest.fixture(scope="module")
 def wrong(run_train, write_images, tmp_path_factory):
-    """{name: (_Wrong, (exit code, stdout, stderr))} of train.py with one thing wrong in each."""
+    """({name: (exit code, stdout, stderr)} of train.py with one thing wrong in each, where)."""
     home = tmp_path_factory.mktemp("wrong")
-    photos = write_images(home / "photos", count=4, size=16)
+    write_images(home / "photos", count=4, size=16)
     write_images(home / "one", classes=("ant",), count=4, size=16)
     write_images(home / "sides", classes=("train", "validation"), count=4, size=16)
     broken = write_images(home / "broken", count=4, size=16)
@@ -309,122 +390,17 @@ def wrong(run_train, write_images, tmp_path_factory):
     (home / "other").mkdir()
     (home / "other" / "thesis.txt").write_text("precious")
     (home / "link").symlink_to(home / "sides")
-    data = [
-        "--dataset=directory",
-        f"--data_dir={photos}",
-        "--backbone=EfficientNetLite0",
-        "--image_size=32",
-    ]
-
-    def directory(name):
-        return [
-            "--dataset=directory",
-            f"--data_dir={home}/{name}",
-            "--image_size=32",
-            f"--workdir={home}/run_{name}",
-        ]
-
-    cases = {
-        "misspelt backbone": _Wrong(
-            ["--backbone=EfficientNetLit0"],
-            1,
-            ["'EfficientNetLit0'", "did you mean EfficientNetLite0"],
-        ),
-        "missing directory": _Wrong(
-            directory("nowhere"),
-            2,
-            ["--data_dir=", "/nowhere cannot be read (No such file or directory)"],
-        ),
-        "one class": _Wrong(directory("one"), 2, ["holds 1 classes ('ant')", "at least 2"]),
-        "sides": _Wrong(directory("sides"), 2, ["are sides and not classes", "--validation_dir="]),
-        "broken image": _Wrong(
-            directory("broken"), 2, ["1 of 12 images", "bee/00.png", "add --on_bad_image=skip"]
-        ),
-        "unwritable workdir": _Wrong(
-            [f"--workdir={home}/file/run"], 9, [f"{home}/file/run", "Not a directory", "--workdir"]
-        ),
-        "foreign workdir": _Wrong(
-            [*data, f"--workdir={home}/other"], 8, ["holds files but no run"]
-        ),
-        "foreign workdir, never": _Wrong(
-            [*data, f"--workdir={home}/other", "--resume=never"], 8, ["holds files but no run"]
-        ),
-        "run among its images": _Wrong(
-            [*data, f"--workdir={photos}/run"],
-            1,
-            [f"--workdir={photos}/run lies in --data_dir={photos}", f"add --workdir={home}/run"],
-        ),
-        "runs among test images, through a link": _Wrong(
-            [*data, f"--test_dir={home}/sides", f"--workdir={home}/link/runs", "--seeds=1,2"],
-            1,
-            [f"--workdir={home}/link/runs lies in --test_dir={home}/sides"],
-        ),
-        "misspelt layer": _Wrong(
-            [*data, "--unfreeze=0%,blok6a", f"--workdir={home}/layer"],
-            1,
-            ["blok6a", "did you mean block6a"],
-        ),
-        "misspelt layer, before the images are looked for": _Wrong(
-            [*directory("nowhere"), "--unfreeze=blok6a"], 1, ["blok6a", "did you mean block6a"]
-        ),
-        "too small, before the images are looked for": _Wrong(
-            [*directory("nowhere"), "--backbone=InceptionV3"], 1, ["at least 75 pixels"]
-        ),
-        "no such weights, before the images are looked for": _Wrong(
-            [*directory("nowhere"), f"--weights={home}/mine.h5"],
-            2,
-            [f"--weights={home}/mine.h5 does not exist; expected imagenet, none, a Keras weights"],
-        ),
-        "misspelt pattern": _Wrong(
-            [*data, "--lr_multiplier=blok6=2", f"--workdir={home}/pattern"],
-            1,
-            ["'blok6'", "did you mean"],
-        ),
-        "images not reached": _Wrong(
-            ["--backbone=EfficientNetLite0", f"--workdir={home}/no_images"],
-            2,
-            [f"put it at {home}/.cache/tl_research/flower_photos.tgz"],
-        ),
-        "weights not reached": _Wrong(
-            [*data, "--backbone=MobileNetV2", f"--workdir={home}/no_weights"],
-            2,
-            ["mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5", f"{home}/keras"],
-        ),
-    }
-    return {
-        name: (case, result)
-        for (name, case), result in zip(
-            cases.items(), run_train(*(case.arguments for case in cases.values()), home=home)
-        )
-    }, home
+    cases = [[flag.format(home=home) for flag in flags] for flags, _, _ in _WRONG.values()]
+    return dict(zip(_WRONG, run_train(*cases, home=home))), home
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "misspelt backbone",
-        "missing directory",
-        "one class",
-        "sides",
-        "broken image",
-        "unwritable workdir",
-        "foreign workdir",
-        "foreign workdir, never",
-        "run among its images",
-        "runs among test images, through a link",
-        "misspelt layer",
-        "misspelt layer, before the images are looked for",
-        "too small, before the images are looked for",
-        "no such weights, before the images are looked for",
-        "misspelt pattern",
-        "images not reached",
-        "weights not reached",
-    ],
-)
-def test_wrong_input_is_one_line_and_the_right_exit_code(wrong, name):
-    case, (code, stdout, stderr) = wrong[0][name]
-    assert code == case.code, stderr
-    _assert_one_line(stderr, *case.parts)
+@pytest.mark.parametrize("name", _WRONG)
+def test_wrong_input_is_one_line_and_the_right_exit_code(wrong, fork_home, name):
+    found, home = wrong
+    _, expected, parts = _WRONG[name]
+    code, stdout, stderr = found[name]
+    assert code == expected, stderr
+    _assert_one_line(stderr, *(part.format(home=home, keras=fork_home / "keras") for part in parts))
     assert "RESULT" not in stdout
 
 
@@ -437,7 +413,7 @@ def test_bad_image_is_written_down_before_the_run_stops(wrong):
 def test_failed_start_leaves_no_directory(wrong):
     _, home = wrong
     left = {"photos", "one", "sides", "broken", "file", "other", "link", "run_broken"}
-    assert {name for name in os.listdir(home) if not name.startswith(".")} - {"keras"} == left
+    assert {name for name in os.listdir(home) if not name.startswith(".")} == left
 
 
 def test_what_is_no_run_stays_as_it_was(wrong):

@@ -312,7 +312,7 @@ def test_what_there_is_to_know_of_a_file_stands_beside_it(calibrated_run, tmp_pa
 )
 def test_file_that_is_less_accurate_is_refused(name, expected, received, count, said):
     facts = {"images": count, "keras": {name: expected}, "measured": {name: received}}
-    found = serving._worse("m", facts, 0.02)
+    found = serving.less_accurate("m", facts, 0.02)
     assert said in found if said else not found
 
 

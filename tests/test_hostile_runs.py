@@ -35,21 +35,21 @@ def _edited(run, name, change):
         ("export/calibration.json", lambda value: value.update(temperature=-1)),
     ],
 )
-def test_contents_that_are_no_runs_are_refused(finished_run, name, change):
-    _edited(finished_run, name, change)
+def test_contents_that_are_no_runs_are_refused(tiny_finished_run, name, change):
+    _edited(tiny_finished_run, name, change)
     with pytest.raises(RunDirectoryError, match="cannot be read") as error:
-        trained.TrainedRun(finished_run)
+        trained.TrainedRun(tiny_finished_run)
     assert error.value.exit_code == 8
 
 
 @pytest.mark.parametrize(
     "line", ["--workdir=/elsewhere", "--extension=/evil.py", "--data_dir=gs://bucket/photos"]
 )
-def test_flags_that_no_run_writes_are_refused(finished_run, line):
-    with open(os.path.join(finished_run, "flags.txt"), "a") as file:
+def test_flags_that_no_run_writes_are_refused(tiny_finished_run, line):
+    with open(os.path.join(tiny_finished_run, "flags.txt"), "a") as file:
         file.write(f"{line}\n")
     with pytest.raises(RunDirectoryError, match="cannot be read"):
-        trained.TrainedRun(finished_run)
+        trained.TrainedRun(tiny_finished_run)
 
 
 @pytest.mark.parametrize(
@@ -62,19 +62,19 @@ def test_flags_that_no_run_writes_are_refused(finished_run, line):
         ("run.json", lambda path: open(path, "w").truncate(1 << 40)),
     ],
 )
-def test_links_pipes_and_endless_files_are_refused(finished_run, name, make):
-    path = os.path.join(finished_run, name)
+def test_links_pipes_and_endless_files_are_refused(tiny_finished_run, name, make):
+    path = os.path.join(tiny_finished_run, name)
     os.remove(path)
     make(path)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError) as error:
-        trained.TrainedRun(finished_run).load_data()
+        trained.TrainedRun(tiny_finished_run).load_data()
     assert error.value.exit_code in (2, 8)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600 << 10
 
 
 def test_nothing_is_fetched_from_where_the_run_says_or_put_there(
-    finished_run, tmp_path, monkeypatch
+    tiny_finished_run, tmp_path, monkeypatch
 ):
     asked = []
 
@@ -83,7 +83,7 @@ def test_nothing_is_fetched_from_where_the_run_says_or_put_there(
         raise UnreachableError("not now")
 
     monkeypatch.setattr(catalog.download, "fetch", fetch)
-    path = os.path.join(finished_run, "flags.txt")
+    path = os.path.join(tiny_finished_run, "flags.txt")
     with open(path) as file:
         lines = [line for line in file if not line.startswith(("--dataset=", "--data_dir="))]
     lines = [line for line in lines if not line.startswith("--download_dir=")]
@@ -91,14 +91,14 @@ def test_nothing_is_fetched_from_where_the_run_says_or_put_there(
     with open(path, "w") as file:
         file.writelines([*lines, "--download_base_url=https://evil.example\n"])
     with pytest.raises(DataError, match="not now"):
-        trained.TrainedRun(finished_run).load_data()
+        trained.TrainedRun(tiny_finished_run).load_data()
     home = os.path.expanduser("~/.cache/tl_research")
     assert asked == [(catalog.ARCHIVES["tf_flowers"].url, home)]
     assert not (tmp_path / "victim").exists()
     # what the user's own run has there is read
     (tmp_path / "victim" / "tf_flowers").mkdir(parents=True)
     with pytest.raises(UserError):
-        trained.TrainedRun(finished_run).load_data()
+        trained.TrainedRun(tiny_finished_run).load_data()
     assert len(asked) == 1
 
 
@@ -158,33 +158,33 @@ _MODELS = {
 
 
 @pytest.mark.parametrize("what", _MODELS)
-def test_model_file_that_claims_more_than_it_holds_is_refused(finished_run, what):
+def test_model_file_that_claims_more_than_it_holds_is_refused(tiny_finished_run, what):
     make, reason = _MODELS[what]
-    make(os.path.join(finished_run, "export", "model.keras"))
+    make(os.path.join(tiny_finished_run, "export", "model.keras"))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(RunDirectoryError, match=f"cannot be loaded.*{reason}"):
-        trained.TrainedRun(finished_run).load_model()
+        trained.TrainedRun(tiny_finished_run).load_model()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600 << 10
 
 
-def test_results_and_flags_of_another_run_are_refused(finished_run):
-    path = os.path.join(finished_run, "flags.txt")
+def test_results_and_flags_of_another_run_are_refused(tiny_finished_run):
+    path = os.path.join(tiny_finished_run, "flags.txt")
     with open(path) as file:
         text = file.read()
     with open(path, "w") as file:
         file.write(text.replace("--image_size=32", "--image_size=64"))
     with pytest.raises(RunDirectoryError, match="those of another run"):
-        trained.TrainedRun(finished_run).load_model()
+        trained.TrainedRun(tiny_finished_run).load_model()
     with open(path, "w") as file:
         file.write(text)
-    _edited(finished_run, "results.json", lambda value: value["classes"].append("dog"))
+    _edited(tiny_finished_run, "results.json", lambda value: value["classes"].append("dog"))
     with pytest.raises(RunDirectoryError, match="those of another run"):
-        trained.TrainedRun(finished_run).load_model()
+        trained.TrainedRun(tiny_finished_run).load_model()
 
 
-def test_model_that_is_whole_is_the_one_that_keras_loads(finished_run):
-    run = trained.TrainedRun(finished_run)
-    path = os.path.join(finished_run, "export", "model.keras")
+def test_model_that_is_whole_is_the_one_that_keras_loads(tiny_finished_run):
+    run = trained.TrainedRun(tiny_finished_run)
+    path = os.path.join(tiny_finished_run, "export", "model.keras")
     images = np.random.RandomState(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
     expected = folded_logits(keras.saving.load_model(path, compile=False))(images).numpy()
     np.testing.assert_array_equal(folded_logits(run.load_model())(images).numpy(), expected)

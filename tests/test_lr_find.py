@@ -23,7 +23,7 @@ _STEP = np.arange(100)
 def _suggest(change):
     """Returns what is suggested if the rates change the losses of batches, 3 on average, so."""
     start_losses = 3 + np.random.RandomState(0).uniform(-1, 1, size=len(change))
-    rows = lr_range_test._rows(list(start_losses), start_losses + change)
+    rows = lr_range_test.smoothed_rows(list(start_losses), start_losses + change)
     return lr_range_test.suggest(list(rows))
 
 

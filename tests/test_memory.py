@@ -15,7 +15,7 @@ def _limits(root, text, **files):
         os.makedirs(path, exist_ok=True)
         with open(os.path.join(path, name.split("__")[-1].replace("0", ".")), "w") as file:
             file.write(f"{value}\n")
-    return sorted(memory._of_cgroups(text, str(root)))
+    return sorted(memory.cgroup_limits(text, str(root)))
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_run_is_trained_on_from_what_it_reached(finished_run, tmp_path, capsys):
     results = _again(finished_run, tmp_path)
     assert results["weights_sha256"] == reached["weights_sha256"]
     assert results["test"]["loss"] == pytest.approx(reached["test"]["loss"], rel=1e-5)
-    assert f"--weights={finished_run}: the head too, " in capsys.readouterr().out
+    assert f"--weights={finished_run}: with its head, " in capsys.readouterr().out
     config = dataclasses.replace(trained.TrainedRun(finished_run).config, epochs=(5, 5))
     with pytest.raises(CheckpointError, match=f"; to train on .*, --weights={finished_run}$"):
         directory.RunDirectory(config)
@@ -159,7 +159,7 @@ def test_of_other_classes_the_head_is_new(finished_run, tmp_path, capsys):
     shutil.rmtree(os.path.join(photos, "cat"))
     model = os.path.join(finished_run, "export", "model.keras")
     _again(finished_run, tmp_path, weights=model, data_dir=photos)
-    assert "the head too" not in capsys.readouterr().out
+    assert "with its head" not in capsys.readouterr().out
     old, new = (trained.TrainedRun(run).load_model() for run in (finished_run, tmp_path / "next"))
     pairs = zip(old.get_layer("backbone").weights, new.get_layer("backbone").weights, strict=True)
     assert all(np.array_equal(a, b) for a, b in pairs)

@@ -6,6 +6,7 @@ import gc
 import math
 import os
 import re
+from collections.abc import Iterator
 
 from tl_research import machine
 from tl_research.errors import to_stderr
@@ -25,7 +26,7 @@ def give_back() -> None:
 
 def limit() -> float:
     """Returns the memory of the machine or container in bytes; infinity if that is not known."""
-    return min([_of_machine(), *_of_cgroups(machine.read("/proc/self/cgroup"))])
+    return min([_of_machine(), *cgroup_limits(machine.read("/proc/self/cgroup"))])
 
 
 def free() -> float:
@@ -60,7 +61,7 @@ def _of_machine():
         return math.inf
 
 
-def _of_cgroups(text, root=_CGROUPS):
+def cgroup_limits(text: str, root: str = _CGROUPS) -> Iterator[int]:
     """Yields the memory limits in bytes of the control groups of a process and their parents.
 
     Args:

@@ -221,6 +221,10 @@ def _text(file, answer, classes, top_k):
     return _write
 
 
+# What is written: each of (text file, kind of answer, classes, `top_k`).
+FORMS = {"csv": _csv, "jsonl": _jsonl, "text": _text}
+
+
 def main(places: list[str]) -> None:
     config = cli.config_from_flags(PredictConfig)
     if not places:
@@ -231,7 +235,7 @@ def main(places: list[str]) -> None:
     others = collections.Counter[str]()
     run, predictions = predict(config, places, others)
     is_read = sys.stdout.isatty() and not config.csv
-    form = _jsonl if config.jsonl else _text if is_read else _csv
+    form = FORMS["jsonl" if config.jsonl else "text" if is_read else "csv"]
     with _output(config.csv or config.jsonl) as file:
         write = form(file, run.answer, [*map(escaped, run.classes)], config.top_k)
         for path, reason, outputs in predictions:

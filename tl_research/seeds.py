@@ -154,20 +154,20 @@ def summarize(runs: Iterable[Json]) -> Json:
     splits it covers the splits too. It is None for one or two seeds.
     """
     every = list(map(_metrics, runs))
-    names = [name for name in every[0] if all(name in found for found in every)]
-    return {name: _summary(name, [found[name] for found in every]) for name in names}
+    names = [name for name, of in every[0].items() if isinstance(of, float)]
+    values = {name: [found.get(name) for found in every] for name in names}
+    return {name: _summary(name, of) for name, of in values.items() if None not in of}
 
 
 def _metrics(contents):
-    """Returns {metric: number} of a `results.json`."""
+    """Returns {metric: number} of a `results.json`, with other entries among them."""
     best = results.selected(contents)
-    found = {
+    return {
         **{name: best.get(name) for name in ("val_accuracy", "val_loss")},
         **{f"test_{name}": of for name, of in contents["test"].items()},
         **(contents.get("calibration") or {}),
         "seconds": contents["seconds"]["total"],
     }
-    return {name: of for name, of in found.items() if isinstance(of, float)}
 
 
 def _summary(name, numbers):

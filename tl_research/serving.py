@@ -437,7 +437,7 @@ def save(
         difference, count = facts["relative_difference"], facts["images"]
         artefacts.keep_if(
             artefacts.differing(wanted.file, difference, wanted.tolerance, count)
-            or _worse(wanted.file, facts, max_accuracy_drop),
+            or less_accurate(wanted.file, facts, max_accuracy_drop),
             temporary,
             path,
         )
@@ -468,9 +468,14 @@ def _known(run):
     }
 
 
-def _worse(file, facts, most):
+def less_accurate(file: str, facts: dict[str, Any], most: float) -> str | None:
     """Returns the error text if an exported file is too much less accurate than model.keras, or
     None.
+
+    Args:
+        file: Its name.
+        facts: The number of `images`, and the accuracies of `keras` and, if known, `measured`.
+        most: The share of the accuracy, or of the mean absolute error, that may be lost.
     """
     if "measured" not in facts:
         return None
@@ -478,7 +483,9 @@ def _worse(file, facts, most):
     key = "accuracy" if "accuracy" in facts["measured"] else "mean_absolute_error"
     expected, received = (facts[of][key] for of in ("keras", "measured"))
     is_worse = received < expected - most if key == "accuracy" else received > expected * (1 + most)
-    return is_worse and (
+    if not is_worse:
+        return None
+    return (
         f"{key} of {file} is {received:.4f}, of model.keras {expected:.4f}, on {facts['images']} "
         f"validation images; expected a loss of at most --max_accuracy_drop, {most:.2g}; the file "
         "was removed"

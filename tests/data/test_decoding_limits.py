@@ -3,6 +3,7 @@ read.
 """
 
 import io
+import re
 import resource
 import struct
 import subprocess
@@ -90,11 +91,24 @@ def test_few_scans_of_a_small_picture_are_no_bomb():
 
 
 def test_thumbnail_and_second_picture_are_no_scans():
-    photo = encoded("JPEG", PIL.Image.new("RGB", (40, 30)), exif=b"Exif\0\0" + _PROGRESSIVE)
-    found = decoding_limits._read_jpeg(photo + _PROGRESSIVE)
-    assert (found.frame, found.pixels, found.components, found.scans) == (0xC0, 1200, 3, 1)
-    assert decoding_limits._read_jpeg(_PROGRESSIVE).scans == 10
-    assert decoding_limits._read_jpeg(b"\xff\xd8\xff\xe0") is None
+    lossless = _PROGRESSIVE.replace(b"\xff\xc2", b"\xff\xc3")  # which is refused
+    photo = encoded("JPEG", PIL.Image.new("RGB", (40, 30)), exif=b"Exif\0\0" + lossless)
+    decoding_limits.check_headers("JPEG", photo + lossless, 0)
+    large = jpeg_claiming(photo, 50_000, 50_000) + lossless
+    with pytest.raises(decoding.BadImage, match="^JPEG of 2,500,000,000 pixels in 1 scans; "):
+        decoding_limits.check_headers("JPEG", large, 0)
+    with pytest.raises(decoding.BadImage, match="^lossless"):
+        decoding_limits.check_headers("JPEG", lossless, 0)
+    decoding_limits.check_headers("JPEG", b"\xff\xd8\xff\xe0", 0)  # no frame
+
+
+def test_coefficients_of_all_components_are_counted():
+    third = [found.start() for found in re.finditer(rb"\xff\xda", _PROGRESSIVE)][2]
+    two_scans = _PROGRESSIVE[:third] + b"\xff\xd9"
+    decoding_limits.check_headers("JPEG", jpeg_claiming(two_scans, 13_000, 13_000), 0)
+    said = "^JPEG of 182,000,000 pixels in 2 scans, of 3 components; at most 2 x "
+    with pytest.raises(decoding.BadImage, match=said):
+        decoding_limits.check_headers("JPEG", jpeg_claiming(two_scans, 14_000, 13_000), 0)
 
 
 def page(width, height):

@@ -43,7 +43,9 @@ def test_command_of_the_header_follows_the_recipe():
 
 
 def test_smoothed_labels_are_refused():
-    with pytest.raises(UserError, match="--label_smoothing=0.2 with _Focal, which does not follow"):
+    with pytest.raises(
+        UserError, match="--label_smoothing=0.2 with _Focal, which does not support"
+    ):
         _made(label_smoothing=0.2)
 
 

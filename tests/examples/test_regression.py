@@ -3,8 +3,6 @@
 import csv
 import io
 import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -33,7 +31,7 @@ def numbers(write_images, tmp_path, monkeypatch):
     return found
 
 
-def test_run_and_tools_answer_with_numbers(tiny_run, numbers, tmp_path, read_json):
+def test_run_and_tools_answer_with_numbers(tiny_run, run_program, numbers, tmp_path, read_json):
     place = tmp_path / "run"
     results, rows = tiny_run(
         "run", "regression.py", split=(0.5, 0.3, 0.2), select_by="val_mean_absolute_error"
@@ -65,14 +63,10 @@ def test_run_and_tools_answer_with_numbers(tiny_run, numbers, tmp_path, read_jso
     assert worst["path"] == paths[np.abs(errors).argmax()]
     assert abs(float(worst["error"])) == pytest.approx(np.abs(errors).max(), rel=1e-4)
 
-    done = subprocess.run(
-        [sys.executable, "-m", "tl_research.predict", f"--run={place}", *paths[:2]],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path / "many",
-    )
-    rows = list(csv.DictReader(io.StringIO(done.stdout)))
-    assert [list(row) for row in rows] == [["path", "number"]] * 2, done.stderr
+    arguments = [f"--run={place}", *paths[:2]]
+    _, stdout, stderr = run_program("tl_research.predict", *arguments, cwd=tmp_path / "many")
+    rows = list(csv.DictReader(io.StringIO(stdout)))
+    assert [list(row) for row in rows] == [["path", "number"]] * 2, stderr
     np.testing.assert_allclose([float(row["number"]) for row in rows], said[:2], atol=1e-4)
 
     files = export(ExportConfig(run=str(place), extension=PATH))

@@ -10,13 +10,12 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
-from absl.testing import parameterized
 
 from tl_research.data import download
 from tl_research.errors import DataError, StorageError, UnreachableError, UserError
@@ -87,310 +86,329 @@ EVERYTHING = """
 """
 
 
-class TableTest(tf.test.TestCase, parameterized.TestCase):
-    def test_table_holds_every_backbone_once_and_knows_each_family(self):
-        self.assertCountEqual(backbones.BACKBONES, EVERYTHING.split())
-        self.assertEqual({spec.family for spec in backbones.BACKBONES.values()}, set(SMALLEST))
+# The table.
 
-    def test_the_table_itself_imports_neither_tensorflow_nor_keras(self):
-        code = (
-            "import sys, tl_research.backbone_table as b; sys.exit('tensorflow' in sys.modules or "
-            "'keras' in sys.modules or 'VGG16' not in b.BACKBONES)"
-        )
-        self.assertEqual(subprocess.run([sys.executable, "-c", code], check=False).returncode, 0)
 
-    @parameterized.parameters(
+def test_table_holds_every_backbone_once_and_knows_each_family():
+    assert sorted(backbones.BACKBONES) == sorted(EVERYTHING.split())
+    assert {spec.family for spec in backbones.BACKBONES.values()} == set(SMALLEST)
+
+
+def test_the_table_itself_imports_neither_tensorflow_nor_keras():
+    code = (
+        "import sys, tl_research.backbone_table as b; sys.exit('tensorflow' in sys.modules or "
+        "'keras' in sys.modules or 'VGG16' not in b.BACKBONES)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "misspelt, nearest",
+    [
         ("EfficentNetV2B0", "EfficientNetV2B0"),
         ("mobilenetv2", "MobileNetV2"),
         ("Resnet-50", "ResNet50"),
+    ],
+)
+def test_misspelt_name_gets_the_nearest_one(misspelt, nearest):
+    with pytest.raises(UserError, match=f"did you mean {nearest}[?]"):
+        backbones.get_spec(misspelt)
+
+
+def test_name_unlike_any_gets_the_list():
+    with pytest.raises(UserError, match="expected one of MobileNetV2, .*NASNetMobile"):
+        backbones.get_spec("7")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_image_below_the_smallest_size_is_refused(name):
+    smallest = backbones.get_spec(name).min_image_size
+    with pytest.raises(
+        UserError, match=f"at least {smallest} pixels; received image_size={smallest - 1}"
+    ):
+        backbones.build_backbone(name, smallest - 1, "none")
+
+
+@pytest.mark.parametrize("name", [name for name in EVERYTHING.split() if "Lite" not in name])
+def test_preprocessing_equals_the_modules_own(name):
+    spec = backbones.get_spec(name)
+    module = importlib.import_module(f"keras.applications.{spec.family}")
+    assert hasattr(keras.applications, name)
+    images = np.random.RandomState(0).uniform(0, 255, (2, 5, 4, 3)).astype("float32")
+    expected = module.preprocess_input(tf.constant(images))
+    np.testing.assert_allclose(
+        Preprocessing(spec.preprocessing)(images), expected, rtol=1e-5, atol=1e-5
     )
-    def test_misspelt_name_gets_the_nearest_one(self, misspelt, nearest):
-        with self.assertRaisesRegex(UserError, f"did you mean {nearest}[?]"):
-            backbones.get_spec(misspelt)
-
-    def test_name_unlike_any_gets_the_list(self):
-        with self.assertRaisesRegex(UserError, "expected one of MobileNetV2, .*NASNetMobile"):
-            backbones.get_spec("7")
-
-    @parameterized.parameters(*NAMES)
-    def test_image_below_the_smallest_size_is_refused(self, name):
-        smallest = backbones.get_spec(name).min_image_size
-        with self.assertRaisesRegex(
-            UserError, f"at least {smallest} pixels; received image_size={smallest - 1}"
-        ):
-            backbones.build_backbone(name, smallest - 1, "none")
-
-    @parameterized.parameters(*[name for name in EVERYTHING.split() if "Lite" not in name])
-    def test_preprocessing_equals_the_modules_own(self, name):
-        spec = backbones.get_spec(name)
-        module = importlib.import_module(f"keras.applications.{spec.family}")
-        self.assertTrue(hasattr(keras.applications, name))
-        images = np.random.RandomState(0).uniform(0, 255, (2, 5, 4, 3)).astype("float32")
-        expected = module.preprocess_input(tf.constant(images))
-        self.assertAllClose(
-            Preprocessing(spec.preprocessing)(images), expected, rtol=1e-5, atol=1e-5
-        )
 
 
-class PreprocessingTest(tf.test.TestCase, parameterized.TestCase):
-    @parameterized.parameters(
+# Preprocessing.
+
+
+@pytest.mark.parametrize(
+    "mode, expected",
+    [
         ("raw", [0.0, 127.0, 255.0]),
         ("tf", [-1.0, -1 / 255, 1.0]),
         ("lite", [-127 / 128, 0.0, 1.0]),
         ("caffe", [255 - 103.939, 127 - 116.779, -123.68]),
         ("torch", [-0.485 / 0.229, (127 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225]),
+    ],
+)
+def test_one_pixel_worked_out_by_hand(mode, expected):
+    for pixel in (np.float32([[[[0, 127, 255]]]]), np.uint8([[[[0, 127, 255]]]])):
+        np.testing.assert_allclose(
+            Preprocessing(mode)(pixel)[0, 0, 0], expected, rtol=1e-5, atol=1e-6
+        )
+
+
+def test_mixed_precision_rounds_only_at_the_end():
+    layer = Preprocessing("lite", dtype="mixed_bfloat16")
+    # bfloat16 has no 127.25 and no 200.5
+    outputs = layer(tf.constant([[[[127.25, 200.0, 200.5]]]]))
+    assert outputs.dtype == tf.bfloat16
+    assert tf.cast(outputs, tf.float32).numpy().ravel().tolist() == [
+        0.25 / 128,
+        73 / 128,
+        73.5 / 128,
+    ]
+
+
+def test_mode_survives_serialization_and_a_wrong_one_is_refused():
+    layer = keras.saving.deserialize_keras_object(
+        keras.saving.serialize_keras_object(Preprocessing("caffe", name="p"))
     )
-    def test_one_pixel_worked_out_by_hand(self, mode, expected):
-        for pixel in (np.float32([[[[0, 127, 255]]]]), np.uint8([[[[0, 127, 255]]]])):
-            self.assertAllClose(Preprocessing(mode)(pixel)[0, 0, 0], expected, rtol=1e-5)
+    assert (type(layer), layer.mode, layer.name) == (Preprocessing, "caffe", "p")
+    with pytest.raises(ValueError, match="'bgr'; expected one of raw, tf"):
+        Preprocessing("bgr")
 
-    def test_mixed_precision_rounds_only_at_the_end(self):
-        layer = Preprocessing("lite", dtype="mixed_bfloat16")
-        # bfloat16 has no 127.25 and no 200.5
-        outputs = layer(tf.constant([[[[127.25, 200.0, 200.5]]]]))
-        self.assertEqual(outputs.dtype, tf.bfloat16)
-        self.assertEqual(
-            tf.cast(outputs, tf.float32).numpy().ravel().tolist(),
-            [0.25 / 128, 73 / 128, 73.5 / 128],
+
+# What is built.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_smallest_image_builds_with_contiguous_blocks_and_unique_variable_names(name):
+    spec = backbones.get_spec(name)
+    size = spec.min_image_size
+    model = backbones.build_backbone(name, size, "none")
+    assert model.input_shape == (None, size, size, 3)
+    assert len(model.output_shape) == 4  # no top, no pooling
+
+    blocks = backbones.backbone_blocks(spec, model)
+    names = [block for block, _ in blocks]
+    assert [layer for _, layers in blocks for layer in layers] == [
+        layer.name for layer in model.layers
+    ]
+    assert len(set(names)) == len(names)
+    expected, number = FIRST_AND_LAST_BLOCKS[spec.family]
+    if name == SMALLEST[spec.family]:
+        assert names[:3] + names[-2:] == expected.split()
+        assert len(names) == number
+        layer, block = ONE_LAYER_OF_A_BLOCK[spec.family]
+        assert layer in dict(blocks)[block]
+
+    named = backbones.named_variables(model)
+    assert [id(v) for v in named.values()] == [id(v) for v in model.weights]
+    layers = {layer.name: layer for layer in model.layers}
+    for path, variable in named.items():
+        prefix, layer, *inner, own = path.split("/")
+        assert (prefix, own) == ("backbone", variable.name)
+        assert any(variable is v for v in layers[layer].weights), path
+        assert len(inner) <= 1
+
+
+def test_two_variables_of_one_name_are_refused():
+    class Twins(keras.layers.Layer):
+        def build(self, _):
+            self.first, self.second = self.add_weight(name="w"), self.add_weight(name="w")
+
+        def call(self, x):
+            return x * self.first + self.second
+
+    model = keras.Sequential([keras.Input((2,)), Twins(name="twins")])
+    with pytest.raises(ValueError, match="layer 'twins' share names"):
+        backbones.named_variables(model)
+
+
+def test_names_and_values_depend_on_the_arguments_alone():
+    first = backbones.build_backbone("Xception", 71, "none", seed=3)
+    keras.layers.Conv2D(1, 1)  # Keras' own numbering goes on to conv2d_1
+    tf.random.normal([2])
+    second = backbones.build_backbone("Xception", 71, "none", seed=3)
+    assert "conv2d_3" in [layer.name for layer in second.layers]
+    assert [v.path for v in first.weights] == [v.path for v in second.weights]
+    for a, b in zip(first.get_weights(), second.get_weights()):
+        np.testing.assert_array_equal(a, b)
+    other = backbones.build_backbone("Xception", 71, "none", seed=4)
+    assert not np.array_equal(first.get_weights()[0], other.get_weights()[0])
+
+
+def test_process_numbering_goes_on_after_a_build():
+    before = keras.layers.Conv2D(1, 1).name
+    backbones.build_backbone("VGG16", 32, "none")
+    after = keras.layers.Conv2D(1, 1).name
+    number = int(before.rpartition("_")[2]) if before != "conv2d" else 0
+    assert after == f"conv2d_{number + 1}"
+
+
+# Weights from Keras' cache, and what becomes of a download that fails. Nothing here reaches a
+# network.
+
+
+@pytest.fixture
+def home(tmp_path):
+    """An empty cache of Keras."""
+    os.mkdir(tmp_path / "models")
+    with mock.patch.object(keras.src.backend.config, "_KERAS_DIR", str(tmp_path)):
+        yield str(tmp_path)
+
+
+def _cache(home, name):
+    return os.path.join(home, "models", name)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "Lite" not in name])
+def test_table_names_the_file_and_address_that_keras_asks_for(home, name):
+    class Asked(Exception):
+        pass
+
+    size = max(backbones.get_spec(name).min_image_size, 96)
+    with (
+        mock.patch.object(keras.src.utils.file_utils, "get_file", side_effect=Asked) as get_file,
+        pytest.raises(Asked),
+    ):
+        getattr(keras.applications, name)(
+            weights="imagenet", include_top=False, input_shape=(size, size, 3)
         )
-
-    def test_mode_survives_serialization_and_a_wrong_one_is_refused(self):
-        layer = keras.saving.deserialize_keras_object(
-            keras.saving.serialize_keras_object(Preprocessing("caffe", name="p"))
-        )
-        self.assertEqual((type(layer), layer.mode, layer.name), (Preprocessing, "caffe", "p"))
-        with self.assertRaisesRegex(ValueError, "'bgr'; expected one of raw, tf"):
-            Preprocessing("bgr")
+    url, file = backbones.imagenet_file(backbones.get_spec(name), size)
+    assert get_file.call_args.args[:2] == (os.path.basename(file), url)
+    assert os.path.dirname(file) == os.path.join(home, "models")
 
 
-class BuildTest(tf.test.TestCase, parameterized.TestCase):
-    @parameterized.parameters(*NAMES)
-    def test_smallest_image_builds_with_contiguous_blocks_and_unique_variable_names(self, name):
-        spec = backbones.get_spec(name)
-        size = spec.min_image_size
-        model = backbones.build_backbone(name, size, "none")
-        self.assertEqual(model.input_shape, (None, size, size, 3))
-        self.assertLen(model.output_shape, 4)  # no top, no pooling
-
-        blocks = backbones.backbone_blocks(spec, model)
-        names = [block for block, _ in blocks]
-        self.assertEqual(
-            [layer for _, layers in blocks for layer in layers],
-            [layer.name for layer in model.layers],
-        )
-        self.assertLen(set(names), len(names))
-        expected, number = FIRST_AND_LAST_BLOCKS[spec.family]
-        if name == SMALLEST[spec.family]:
-            self.assertEqual(names[:3] + names[-2:], expected.split())
-            self.assertLen(names, number)
-            layer, block = ONE_LAYER_OF_A_BLOCK[spec.family]
-            self.assertIn(layer, dict(blocks)[block])
-
-        named = backbones.named_variables(model)
-        self.assertEqual([id(v) for v in named.values()], [id(v) for v in model.weights])
-        layers = {layer.name: layer for layer in model.layers}
-        for path, variable in named.items():
-            prefix, layer, *inner, own = path.split("/")
-            self.assertEqual((prefix, own), ("backbone", variable.name))
-            self.assertTrue(any(variable is v for v in layers[layer].weights), path)
-            self.assertLessEqual(len(inner), 1)
-
-    def test_two_variables_of_one_name_are_refused(self):
-        class Twins(keras.layers.Layer):
-            def build(self, _):
-                self.first, self.second = self.add_weight(name="w"), self.add_weight(name="w")
-
-            def call(self, x):
-                return x * self.first + self.second
-
-        model = keras.Sequential([keras.Input((2,)), Twins(name="twins")])
-        with self.assertRaisesRegex(ValueError, "layer 'twins' share names"):
-            backbones.named_variables(model)
-
-    def test_names_and_values_depend_on_the_arguments_alone(self):
-        first = backbones.build_backbone("Xception", 71, "none", seed=3)
-        keras.layers.Conv2D(1, 1)  # Keras' own numbering goes on to conv2d_1
-        tf.random.normal([2])
-        second = backbones.build_backbone("Xception", 71, "none", seed=3)
-        self.assertIn("conv2d_3", [layer.name for layer in second.layers])
-        self.assertEqual([v.path for v in first.weights], [v.path for v in second.weights])
-        for a, b in zip(first.get_weights(), second.get_weights()):
-            self.assertAllEqual(a, b)
-        other = backbones.build_backbone("Xception", 71, "none", seed=4)
-        self.assertNotAllEqual(first.get_weights()[0], other.get_weights()[0])
-
-    def test_process_numbering_goes_on_after_a_build(self):
-        before = keras.layers.Conv2D(1, 1).name
-        backbones.build_backbone("VGG16", 32, "none")
-        after = keras.layers.Conv2D(1, 1).name
-        number = int(before.rpartition("_")[2]) if before != "conv2d" else 0
-        self.assertEqual(after, f"conv2d_{number + 1}")
-
-
-class ImagenetTest(tf.test.TestCase, parameterized.TestCase):
-    """Weights from Keras' cache, and what becomes of a download that fails.
-
-    Nothing here reaches a network.
-    """
-
-    def setUp(self):
-        super().setUp()
-        self.home = self._folder()
-        os.mkdir(os.path.join(self.home, "models"))
-        self.enter_context(mock.patch.object(keras.src.backend.config, "_KERAS_DIR", self.home))
-
-    def _folder(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        return folder.name
-
-    @parameterized.parameters(*[name for name in NAMES if "Lite" not in name])
-    def test_table_names_the_file_and_address_that_keras_asks_for(self, name):
-        class Asked(Exception):
-            pass
-
-        size = max(backbones.get_spec(name).min_image_size, 96)
-        with (
-            mock.patch.object(
-                keras.src.utils.file_utils, "get_file", side_effect=Asked
-            ) as get_file,
-            self.assertRaises(Asked),
-        ):
-            getattr(keras.applications, name)(
-                weights="imagenet", include_top=False, input_shape=(size, size, 3)
-            )
-        url, file = backbones.imagenet_file(backbones.get_spec(name), size)
-        self.assertEqual(get_file.call_args.args[:2], (os.path.basename(file), url))
-        self.assertEqual(os.path.dirname(file), os.path.join(self.home, "models"))
-
-    def test_weights_in_the_cache_are_loaded_without_asking_anyone(self):
-        source = backbones.build_backbone("MobileNetV2", 96, "none", seed=1)
-        source.save(self._cache("mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_96_no_top.h5"))
-        self.enter_context(mock.patch.object(download, "_transfer", side_effect=AssertionError))
+def test_weights_in_the_cache_are_loaded_without_asking_anyone(home):
+    source = backbones.build_backbone("MobileNetV2", 96, "none", seed=1)
+    source.save(_cache(home, "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_96_no_top.h5"))
+    with mock.patch.object(download, "_transfer", side_effect=AssertionError):
         model = backbones.build_backbone("MobileNetV2", 96, "imagenet", seed=2)
+    for a, b in zip(source.get_weights(), model.get_weights()):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_efficientnet_sees_the_same_pixels_from_a_file_as_from_imagenet(home, monkeypatch):
+    source = keras.applications.EfficientNetB0(
+        weights=None, include_top=False, input_shape=(32, 32, 3)
+    )
+    norm = source.layers[2]
+    norm.set_weights(
+        [np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225]), np.int32(0)]
+    )
+    file = _cache(home, "efficientnetb0_notop.h5")
+    source.save(file)
+    with open(file, "rb") as opened:
+        digest = hashlib.md5(opened.read()).hexdigest()
+    hashes = keras.src.applications.efficientnet.WEIGHTS_HASHES
+    monkeypatch.setitem(hashes, "b0", (None, digest))
+    reference = keras.applications.EfficientNetB0(
+        weights="imagenet", include_top=False, input_shape=(32, 32, 3)
+    )
+    images = np.random.RandomState(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+
+    def outputs(model):
+        return keras.Model(model.input, model.get_layer("stem_conv").output)(images)
+
+    expected = outputs(reference)
+    # Keras itself: the same weights, another function
+    assert np.abs(outputs(source) - expected).max() > 0.1
+    for weights in ("imagenet", file):
+        np.testing.assert_allclose(
+            outputs(backbones.build_backbone("EfficientNetB0", 32, weights)),
+            expected,
+            rtol=0,
+            atol=1e-4,
+        )
+
+    assigned = backbones.build_backbone("EfficientNetB0", 32, "none")
+    for variable, value in zip(assigned.weights, reference.get_weights()):
+        # as a restored checkpoint does; Keras' own layer would go on with its constants
+        variable.assign(value)
+    np.testing.assert_allclose(outputs(assigned), expected, rtol=0, atol=1e-4)
+
+    weights_file = os.path.join(home, "ours.weights.h5")
+    assigned.save_weights(weights_file)
+    # Keras' own model reads ours: the layout goes by class names
+    source.load_weights(weights_file)
+    np.testing.assert_array_equal(source.get_weights()[0], np.float32([0.485, 0.456, 0.406]))
+
+
+def test_host_that_is_not_reached_is_unreachable_and_says_what_to_do(home):
+    with (
+        mock.patch.dict(
+            os.environ, {"https_proxy": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}
+        ),
+        pytest.raises(UnreachableError, match="refused") as raised,
+    ):
+        backbones.build_backbone("EfficientNetV2B0", 224)
+    message = str(raised.value)
+    for part in (
+        "https://storage.googleapis.com/tensorflow/keras-applications/efficientnet_v2/"
+        "efficientnetv2-b0_notop.h5",
+        os.path.join(home, "models", "efficientnetv2-b0_notop.h5"),
+        "--weights=FILE",
+        "--if_offline=embedded",
+    ):
+        assert part in message
+    assert "\n" not in message
+
+
+def test_what_is_downloaded_is_where_keras_loads_it(home):
+    source = backbones.build_backbone("MobileNetV2", 96, "none", seed=1)
+
+    def transfer(url, target, part, size, deadline_seconds):
+        source.save(f"{home}/source.h5")
+        os.replace(f"{home}/source.h5", part)
+
+    with mock.patch.object(download, "_transfer", side_effect=transfer) as transferred:
+        models = [backbones.build_backbone("MobileNetV2", 96, "imagenet") for _ in range(2)]
+    transferred.assert_called_once()
+    for model in models:
         for a, b in zip(source.get_weights(), model.get_weights()):
-            self.assertAllEqual(a, b)
-
-    def test_efficientnet_sees_the_same_pixels_from_a_file_as_from_imagenet(self):
-        source = keras.applications.EfficientNetB0(
-            weights=None, include_top=False, input_shape=(32, 32, 3)
-        )
-        norm = source.layers[2]
-        norm.set_weights(
-            [np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225]), np.int32(0)]
-        )
-        file = self._cache("efficientnetb0_notop.h5")
-        source.save(file)
-        with open(file, "rb") as opened:
-            digest = hashlib.md5(opened.read()).hexdigest()
-        hashes = keras.src.applications.efficientnet.WEIGHTS_HASHES
-        self.enter_context(mock.patch.dict(hashes, {"b0": (None, digest)}))
-        reference = keras.applications.EfficientNetB0(
-            weights="imagenet", include_top=False, input_shape=(32, 32, 3)
-        )
-        images = np.random.RandomState(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
-
-        def outputs(model):
-            return keras.Model(model.input, model.get_layer("stem_conv").output)(images)
-
-        expected = outputs(reference)
-        # Keras itself: the same weights, another function
-        self.assertGreater(np.abs(outputs(source) - expected).max(), 0.1)
-        for weights in ("imagenet", file):
-            self.assertAllClose(
-                outputs(backbones.build_backbone("EfficientNetB0", 32, weights)),
-                expected,
-                rtol=0,
-                atol=1e-4,
-            )
-
-        assigned = backbones.build_backbone("EfficientNetB0", 32, "none")
-        for variable, value in zip(assigned.weights, reference.get_weights()):
-            # as a restored checkpoint does; Keras' own layer would go on with its constants
-            variable.assign(value)
-        self.assertAllClose(outputs(assigned), expected, rtol=0, atol=1e-4)
-
-        weights_file = os.path.join(self.home, "ours.weights.h5")
-        assigned.save_weights(weights_file)
-        # Keras' own model reads ours: the layout goes by class names
-        source.load_weights(weights_file)
-        self.assertAllEqual(source.get_weights()[0], np.float32([0.485, 0.456, 0.406]))
-
-    def test_host_that_is_not_reached_is_unreachable_and_says_what_to_do(self):
-        with (
-            mock.patch.dict(
-                os.environ, {"https_proxy": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}
-            ),
-            self.assertRaisesRegex(UnreachableError, "refused") as raised,
-        ):
-            backbones.build_backbone("EfficientNetV2B0", 224)
-        message = str(raised.exception)
-        for part in (
-            "https://storage.googleapis.com/tensorflow/keras-applications/efficientnet_v2/"
-            "efficientnetv2-b0_notop.h5",
-            os.path.join(self.home, "models", "efficientnetv2-b0_notop.h5"),
-            "--weights=FILE",
-            "--if_offline=embedded",
-        ):
-            self.assertIn(part, message)
-        self.assertNotIn("\n", message)
-
-    def test_what_is_downloaded_is_where_keras_loads_it(self):
-        source = backbones.build_backbone("MobileNetV2", 96, "none", seed=1)
-
-        def transfer(url, target, part, size, deadline_seconds):
-            source.save(f"{self.home}/source.h5")
-            os.replace(f"{self.home}/source.h5", part)
-
-        with mock.patch.object(download, "_transfer", side_effect=transfer) as transferred:
-            models = [backbones.build_backbone("MobileNetV2", 96, "imagenet") for _ in range(2)]
-        transferred.assert_called_once()
-        for model in models:
-            for a, b in zip(source.get_weights(), model.get_weights()):
-                self.assertAllEqual(a, b)
-
-    def test_error_that_is_neither_networks_nor_files_is_not_dressed_up(self):
-        open(self._cache("vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"), "w").close()
-        before = socket.getdefaulttimeout()
-        with (
-            mock.patch.object(keras.applications, "VGG16", side_effect=lambda **_: 1 / 0),
-            self.assertRaises(ZeroDivisionError),
-        ):
-            backbones.build_backbone("VGG16", 32)
-        self.assertEqual(socket.getdefaulttimeout(), before)
-
-    def test_file_with_a_wrong_hash_is_an_error_and_not_offline(self):
-        path = self._cache("vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5")
-        with open(path, "wb") as file:
-            file.write(b"not these")
-        with (
-            # Keras downloads it again, to the same bytes
-            mock.patch.object(keras.src.utils.file_utils, "urlretrieve"),
-            self.assertRaisesRegex(DataError, "corrupted file.*delete it") as raised,
-        ):
-            backbones.build_backbone("VGG16", 32)
-        self.assertNotIsInstance(raised.exception, UnreachableError)
-        self.assertIn(path, str(raised.exception))
-
-    def test_cache_that_cannot_be_written_is_a_storage_error(self):
-        with open(os.path.join(self.home, "file"), "w"):
-            pass
-        with (
-            mock.patch.object(
-                keras.src.backend.config, "_KERAS_DIR", os.path.join(self.home, "file")
-            ),
-            self.assertRaisesRegex(StorageError, "KERAS_HOME"),
-        ):
-            backbones.build_backbone("VGG16", 32)
-        with (
-            mock.patch.object(os, "access", return_value=False),  # Keras would turn to /tmp/.keras
-            self.assertRaisesRegex(StorageError, "KERAS_HOME"),
-        ):
-            backbones.build_backbone("VGG16", 32)
-
-    def _cache(self, name):
-        return os.path.join(self.home, "models", name)
+            np.testing.assert_array_equal(a, b)
 
 
-if __name__ == "__main__":
-    tf.test.main()
+def test_error_that_is_neither_networks_nor_files_is_not_dressed_up(home):
+    open(_cache(home, "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"), "w").close()
+    before = socket.getdefaulttimeout()
+    with (
+        mock.patch.object(keras.applications, "VGG16", side_effect=lambda **_: 1 / 0),
+        pytest.raises(ZeroDivisionError),
+    ):
+        backbones.build_backbone("VGG16", 32)
+    assert socket.getdefaulttimeout() == before
+
+
+def test_file_with_a_wrong_hash_is_an_error_and_not_offline(home):
+    path = _cache(home, "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5")
+    with open(path, "wb") as file:
+        file.write(b"not these")
+    with (
+        # Keras downloads it again, to the same bytes
+        mock.patch.object(keras.src.utils.file_utils, "urlretrieve"),
+        pytest.raises(DataError, match="corrupted file.*delete it") as raised,
+    ):
+        backbones.build_backbone("VGG16", 32)
+    assert not isinstance(raised.value, UnreachableError)
+    assert path in str(raised.value)
+
+
+def test_cache_that_cannot_be_written_is_a_storage_error(home):
+    with open(os.path.join(home, "file"), "w"):
+        pass
+    with (
+        mock.patch.object(keras.src.backend.config, "_KERAS_DIR", os.path.join(home, "file")),
+        pytest.raises(StorageError, match="KERAS_HOME"),
+    ):
+        backbones.build_backbone("VGG16", 32)
+    with (
+        mock.patch.object(os, "access", return_value=False),  # Keras would turn to /tmp/.keras
+        pytest.raises(StorageError, match="KERAS_HOME"),
+    ):
+        backbones.build_backbone("VGG16", 32)

@@ -9,12 +9,11 @@ import importlib
 import os
 import subprocess
 import sys
-import tempfile
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
-from absl.testing import parameterized
 
 from tl_research.errors import UserError
 from tl_research.models import backbones
@@ -56,10 +55,17 @@ def _pictures(count, size, seed=0):
     return np.asarray(tf.image.resize(coarse, (size, size)), np.float32)
 
 
+def _layers_below(model):
+    """Yields the layers of a model, and those inside them."""
+    for layer in model.layers:
+        yield layer
+        yield from _layers_below(layer) if hasattr(layer, "layers") else ()
+
+
 def _batchnorms(backbone):
     return [
         layer
-        for layer in backbone._flatten_layers()
+        for layer in _layers_below(backbone)
         if isinstance(layer, keras.layers.BatchNormalization)
     ]
 
@@ -73,8 +79,9 @@ def _randomize(classifier, num_pictures=4):
     statistics.
     """
     random = np.random.default_rng(0)
-    for layer in classifier.backbone._flatten_layers(include_self=False):
-        for variable in getattr(layer, "_trainable_variables", ()):
+    classifier.unfreeze("all")  # a frozen BatchNorm never takes the statistics of a batch
+    for layer in _layers_below(classifier.backbone):
+        for variable in () if hasattr(layer, "layers") else layer.trainable_variables:
             shape = variable.shape
             if "kernel" in variable.name:
                 depthwise = "depthwise" in variable.name or isinstance(
@@ -88,7 +95,6 @@ def _randomize(classifier, num_pictures=4):
                 variable.assign(random.normal(0, 0.3, shape))
     layers = _batchnorms(classifier.backbone)
     momenta = [layer.momentum for layer in layers]
-    classifier.unfreeze("all")  # a frozen BatchNorm never takes the statistics of a batch
     for layer in layers:
         layer.momentum = 0.0
     if layers:
@@ -128,133 +134,128 @@ def _fit(model, images, labels):
     model.fit(images, labels, batch_size=4, epochs=1, verbose=0, shuffle=False)
 
 
-class _Case(parameterized.TestCase, tf.test.TestCase):
-    def assert_near(self, a, b, tolerance, msg=None):
-        """Norm of the difference over norm of the reference `b`."""
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        self.assertEqual(a.shape, b.shape)
-        self.assertLessEqual(np.linalg.norm(a - b), tolerance * np.linalg.norm(b), msg)
-
-    def use_policy(self, policy, floatx="float32"):
-        self.addCleanup(keras.config.set_floatx, keras.config.floatx())
-        self.addCleanup(keras.config.set_dtype_policy, keras.config.dtype_policy())
-        keras.config.set_floatx(floatx)
-        keras.config.set_dtype_policy(policy)
+def _assert_near(a, b, tolerance, msg=None):
+    """Norm of the difference over norm of the reference `b`."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    assert a.shape == b.shape
+    assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b), msg
 
 
-class FamilyTest(_Case):
-    @parameterized.parameters(*NAMES)
-    def test_every_way_to_run_it_equals_its_parts_by_hand(self, name):
-        # Float64 shows what float32 hides, but takes minutes in the grouped convolutions of
-        # ConvNeXt (which has no BatchNorm).
-        exact = not name.startswith("ConvNeXt")
-        if exact:
-            self.use_policy("float64", "float64")
-        output_tolerance, gradient_tolerance = (1e-5, 1e-6) if exact else (1e-5, 1e-4)
-        spec = backbones.get_spec(name)
-        size, num_folded, num_layers = SMALLEST.get(
-            name, (max(64, spec.min_image_size), None, None)
+@pytest.fixture
+def in_float64():
+    """Makes float64 the type of weights, and returns a function that does so."""
+    yield lambda: (keras.config.set_floatx("float64"), keras.config.set_dtype_policy("float64"))
+    keras.config.set_floatx("float32")
+
+
+# Every family.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_way_to_run_it_equals_its_parts_by_hand(in_float64, name):
+    # Float64 shows what float32 hides, but takes minutes in the grouped convolutions of
+    # ConvNeXt (which has no BatchNorm).
+    exact = not name.startswith("ConvNeXt")
+    if exact:
+        in_float64()
+    output_tolerance, gradient_tolerance = (1e-5, 1e-6) if exact else (1e-5, 1e-4)
+    spec = backbones.get_spec(name)
+    size, num_folded, num_layers = SMALLEST.get(name, (max(64, spec.min_image_size), None, None))
+    classifier = _randomize(Classifier(name, "none", size, 3))
+    if num_layers:
+        assert classifier.graph.num_folded == num_folded
+        assert len(classifier.backbone.layers) == num_layers
+    opened = classifier.unfreeze("30%")
+    assert len(opened) == len(classifier.backbone.layers) - int(
+        len(classifier.backbone.layers) * 0.7
+    )
+    variables = classifier.trainable_variables()
+    values = [variable.value for variable in variables.values()]
+    statistics = {path: classifier.variables[path] for path in classifier.batchnorm_statistics()}
+    before = _values(statistics)
+    pixels = _pictures(2, size)
+    weighting = np.random.RandomState(5).normal(size=(2, 3))
+
+    # By hand: the module's own preprocessing, Keras' backbone, the mean over height and width,
+    # one product.
+    prepared = (
+        (pixels - 127) / 128
+        if spec.family == "efficientnet_lite"
+        else importlib.import_module(f"keras.applications.{spec.family}").preprocess_input(
+            pixels.copy()
         )
-        classifier = _randomize(Classifier(name, "none", size, 3))
-        if num_layers:
-            self.assertEqual(classifier.graph.num_folded, num_folded)
-            self.assertLen(classifier.backbone.layers, num_layers)
-        opened = classifier.unfreeze("30%")
-        self.assertLen(
-            opened, len(classifier.backbone.layers) - int(len(classifier.backbone.layers) * 0.7)
-        )
-        variables = classifier.trainable_variables()
-        values = [variable.value for variable in variables.values()]
-        statistics = {
-            path: classifier.variables[path] for path in classifier.batchnorm_statistics()
-        }
-        before = _values(statistics)
-        pixels = _pictures(2, size)
-        weighting = np.random.RandomState(5).normal(size=(2, 3))
+    )
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(values)
+        features = classifier.backbone(prepared, training=False)
+        by_hand = tf.reduce_mean(features, axis=(1, 2)) @ tf.cast(
+            classifier.variables["head/kernel"], features.dtype
+        ) + tf.cast(classifier.variables["head/bias"], features.dtype)
+        loss = tf.reduce_sum(by_hand * weighting)
+    by_hand_gradients = tape.gradient(loss, values)
+    with_numpy = np.mean(features, axis=(1, 2)) @ np.array(
+        classifier.variables["head/kernel"]
+    ) + np.array(classifier.variables["head/bias"])
+    _assert_near(by_hand, with_numpy, output_tolerance)
+    # it sees
+    assert np.linalg.norm(with_numpy[0] - with_numpy[1]) > 0.05 * np.linalg.norm(with_numpy)
 
-        # By hand: the module's own preprocessing, Keras' backbone, the mean over height and width,
-        # one product.
-        prepared = (
-            (pixels - 127) / 128
-            if spec.family == "efficientnet_lite"
-            else importlib.import_module(f"keras.applications.{spec.family}").preprocess_input(
-                pixels.copy()
-            )
-        )
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(values)
-            features = classifier.backbone(prepared, training=False)
-            by_hand = tf.reduce_mean(features, axis=(1, 2)) @ tf.cast(
-                classifier.variables["head/kernel"], features.dtype
-            ) + tf.cast(classifier.variables["head/bias"], features.dtype)
-            loss = tf.reduce_sum(by_hand * weighting)
-        by_hand_gradients = tape.gradient(loss, values)
-        with_numpy = np.mean(features, axis=(1, 2)) @ np.array(
-            classifier.variables["head/kernel"]
-        ) + np.array(classifier.variables["head/bias"])
-        self.assert_near(by_hand, with_numpy, output_tolerance)
-        # it sees
-        self.assertGreater(
-            np.linalg.norm(with_numpy[0] - with_numpy[1]), 0.05 * np.linalg.norm(with_numpy)
-        )
+    # neither dropout nor augmentation was asked for
+    logits = classifier.model(pixels, training=True)
+    assert logits.dtype == tf.float32
+    _assert_near(logits, with_numpy, output_tolerance)
 
-        # neither dropout nor augmentation was asked for
-        logits = classifier.model(pixels, training=True)
-        self.assertEqual(logits.dtype, tf.float32)
-        self.assert_near(logits, with_numpy, output_tolerance)
+    boundary = classifier.boundary()
+    if name in CUTS_AT_30_PERCENT:
+        assert set(boundary) == CUTS_AT_30_PERCENT[name]
+    with tf.GradientTape() as tape:
+        tensors = classifier.frozen_part(boundary)(pixels)
+    assert not {id(v) for v in tape.watched_variables()} & {id(v) for v in values}
+    # watches all it meets: it meets what trains and nothing else
+    with tf.GradientTape() as tape:
+        logits = classifier.logits(boundary, tensors)
+        loss = tf.reduce_sum(logits * weighting)
+    assert sorted([id(v) for v in tape.watched_variables()]) == sorted([id(v) for v in values])
+    assert logits.dtype == tf.float32
+    _assert_near(logits, with_numpy, output_tolerance)
+    for path, got, expected in zip(
+        variables, tape.gradient(loss, values), by_hand_gradients, strict=True
+    ):
+        assert np.linalg.norm(expected) > 1e-6, path
+        _assert_near(got, expected, gradient_tolerance, path)
 
-        boundary = classifier.boundary()
-        if name in CUTS_AT_30_PERCENT:
-            self.assertEqual(set(boundary), CUTS_AT_30_PERCENT[name])
-        with tf.GradientTape() as tape:
-            tensors = classifier.frozen_part(boundary)(pixels)
-        self.assertEmpty({id(v) for v in tape.watched_variables()} & {id(v) for v in values})
-        # watches all it meets: it meets what trains and nothing else
-        with tf.GradientTape() as tape:
-            logits = classifier.logits(boundary, tensors)
-            loss = tf.reduce_sum(logits * weighting)
-        self.assertCountEqual([id(v) for v in tape.watched_variables()], [id(v) for v in values])
-        self.assertEqual(logits.dtype, tf.float32)
-        self.assert_near(logits, with_numpy, output_tolerance)
-        for path, got, expected in zip(
-            variables, tape.gradient(loss, values), by_hand_gradients, strict=True
-        ):
-            self.assertGreater(np.linalg.norm(expected), 1e-6, path)
-            self.assert_near(got, expected, gradient_tolerance, path)
-
-        early = classifier.graph.cheapest_boundary(boundary)
-        self.assertLessEqual(
-            classifier.graph.bytes_per_image(early), classifier.graph.bytes_per_image(boundary)
-        )
-        if early != boundary:
-            deeper = classifier.frozen_part(boundary, early)(classifier.frozen_part(early)(pixels))
-            for got, expected in zip(deeper, tensors, strict=True):
-                self.assert_near(got, expected, output_tolerance)
-        self.assertEmpty(_changed(before, statistics))
+    early = classifier.graph.cheapest_boundary(boundary)
+    assert classifier.graph.bytes_per_image(early) <= classifier.graph.bytes_per_image(boundary)
+    if early != boundary:
+        deeper = classifier.frozen_part(boundary, early)(classifier.frozen_part(early)(pixels))
+        for got, expected in zip(deeper, tensors, strict=True):
+            _assert_near(got, expected, output_tolerance)
+    assert not _changed(before, statistics)
 
 
-class UnfreezeTest(_Case):
-    @parameterized.parameters((1, 1_862_721), (2, 1_864_002))
-    def test_mobilenet_from_layer_100_up(self, num_classes, parameters):
-        classifier = Classifier("MobileNetV2", "none", 160, num_classes)
-        self.assertLen(classifier.backbone.layers, 154)
-        name = classifier.backbone.layers[100].name
-        opened = classifier.unfreeze(name)
-        self.assertEqual(name, "block_11_expand_relu")
-        self.assertLen(opened, 54)
-        self.assertEqual(
-            sum(np.prod(v.shape) for v in classifier.trainable_variables().values()), parameters
-        )
-        self.assertEqual(
-            sum(np.prod(v.shape) for v in classifier.model.trainable_variables), parameters
-        )
+# What is open.
 
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.classifier = _mobilenet()
 
-    @parameterized.parameters(
+@pytest.mark.parametrize("num_classes, parameters", [(1, 1_862_721), (2, 1_864_002)])
+def test_mobilenet_from_layer_100_up(num_classes, parameters):
+    classifier = Classifier("MobileNetV2", "none", 160, num_classes)
+    assert len(classifier.backbone.layers) == 154
+    name = classifier.backbone.layers[100].name
+    opened = classifier.unfreeze(name)
+    assert name == "block_11_expand_relu"
+    assert len(opened) == 54
+    assert sum(np.prod(v.shape) for v in classifier.trainable_variables().values()) == parameters
+    assert sum(np.prod(v.shape) for v in classifier.model.trainable_variables) == parameters
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return _mobilenet()
+
+
+@pytest.mark.parametrize(
+    "what, first",
+    [
         ("0%", 154),
         ("30%", 107),
         ("10%", 138),
@@ -266,58 +267,58 @@ class UnfreezeTest(_Case):
         ("stem", 0),
         ("block_16_depthwise", 146),
         ("Conv_1_bn", 152),
+    ],
+)
+def test_what_is_open(classifier, what, first):
+    opened = classifier.unfreeze(what)
+    layers = classifier.backbone.layers
+    assert [layer.name for layer in opened] == [layer.name for layer in layers[first:]]
+    assert [layer.trainable for layer in layers] == [index >= first for index in range(154)]
+    expected = [
+        f"backbone/{layer.name}/{v.name}"
+        for layer in layers[first:]
+        for v in layer.trainable_variables
+    ]
+    assert list(classifier.trainable_variables()) == expected + ["head/kernel", "head/bias"]
+    assert sorted([id(v) for v in classifier.model.trainable_variables]) == sorted(
+        [id(v) for v in classifier.trainable_variables().values()]
     )
-    def test_what_is_open(self, what, first):
-        classifier = self.classifier
-        opened = classifier.unfreeze(what)
-        layers = classifier.backbone.layers
-        self.assertEqual([layer.name for layer in opened], [layer.name for layer in layers[first:]])
-        self.assertEqual(
-            [layer.trainable for layer in layers], [index >= first for index in range(154)]
-        )
-        expected = [
-            f"backbone/{layer.name}/{v.name}"
-            for layer in layers[first:]
-            for v in layer.trainable_variables
-        ]
-        self.assertEqual(
-            list(classifier.trainable_variables()), expected + ["head/kernel", "head/bias"]
-        )
-        self.assertCountEqual(
-            [id(v) for v in classifier.model.trainable_variables],
-            [id(v) for v in classifier.trainable_variables().values()],
-        )
-        self.assertEmpty(set(classifier.trainable_variables()) & classifier.batchnorm_statistics())
+    assert not set(classifier.trainable_variables()) & classifier.batchnorm_statistics()
 
-    def test_statistics_are_the_mean_and_variance_of_every_batchnorm(self):
-        classifier = self.classifier
-        self.assertLen(classifier.batchnorm_statistics(), 104)
-        self.assertEqual(
-            {path.rpartition("/")[2] for path in classifier.batchnorm_statistics()},
-            {"moving_mean", "moving_variance"},
-        )
 
-    def test_frozen_backbone_is_parted_behind_the_pooling(self):
-        self.classifier.unfreeze("0%")
-        boundary = self.classifier.boundary()
-        self.assertEqual(self.classifier.graph.shape(boundary[0]), (1280,))
-        self.assertLen(boundary, 1)
+def test_statistics_are_the_mean_and_variance_of_every_batchnorm(classifier):
+    assert len(classifier.batchnorm_statistics()) == 104
+    assert {path.rpartition("/")[2] for path in classifier.batchnorm_statistics()} == {
+        "moving_mean",
+        "moving_variance",
+    }
 
-    def test_open_backbone_is_parted_before_its_first_layer(self):
-        self.classifier.unfreeze("all")
-        self.assertEqual(self.classifier.boundary(), (self.classifier.graph.input,))
-        pixels = _pictures(2, 32)
-        self.assertAllClose(
-            self.classifier.logits(
-                self.classifier.boundary(),
-                self.classifier.frozen_part(self.classifier.boundary())(pixels),
-            ),
-            self.classifier.model(pixels),
-            rtol=1e-4,
-            atol=1e-4,
-        )
 
-    @parameterized.parameters(
+def test_frozen_backbone_is_parted_behind_the_pooling(classifier):
+    classifier.unfreeze("0%")
+    boundary = classifier.boundary()
+    assert classifier.graph.shape(boundary[0]) == (1280,)
+    assert len(boundary) == 1
+
+
+def test_open_backbone_is_parted_before_its_first_layer(classifier):
+    classifier.unfreeze("all")
+    assert classifier.boundary() == (classifier.graph.input,)
+    pixels = _pictures(2, 32)
+    np.testing.assert_allclose(
+        classifier.logits(
+            classifier.boundary(),
+            classifier.frozen_part(classifier.boundary())(pixels),
+        ),
+        classifier.model(pixels),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize(
+    "what, message",
+    [
         (
             "blok_16",
             r"--unfreeze=blok_16 is neither a layer nor a block of MobileNetV2; expected N%, all, "
@@ -327,272 +328,284 @@ class UnfreezeTest(_Case):
         ("xyz", "a name such as stem, block_8, top$"),
         ("", "neither a layer nor a block"),
         ("30", "expected N%"),
-    )
-    def test_name_that_is_none_gets_the_nearest(self, what, message):
-        with self.assertRaisesRegex(UserError, message):
-            self.classifier.unfreeze(what)
+    ],
+)
+def test_name_that_is_none_gets_the_nearest(classifier, what, message):
+    with pytest.raises(UserError, match=message):
+        classifier.unfreeze(what)
 
-    def test_share_is_exact(self):
-        """Of 154 layers; a product of floats opens one too many of 20 % and of 40 % of 175."""
-        count = len(self.classifier.backbone.layers)
+
+def test_share_is_exact(classifier):
+    """Of 154 layers; a product of floats opens one too many of 20 % and of 40 % of 175."""
+    for count in (154, 175):
         for tenths in range(1001):
-            opened = len(self.classifier.unfreeze(f"{tenths / 10}%"))
-            self.assertEqual(opened, count - count * (1000 - tenths) // 1000)
-        for layers, share, frozen in ((175, "80%", 35), (175, "8e1%", 35), (3, "33.3%", 2)):
-            self.assertEqual(classifier_lib._num_frozen(share, layers), frozen)
-
-    @parameterized.parameters("-1%", "101%", "nan%", "inf%", "some%", "%")
-    def test_share_outside_0_to_100_percent_is_refused(self, what):
-        with self.assertRaisesRegex(
-            UserError, f"--unfreeze={what}; expected a share between 0% and 100%"
-        ):
-            self.classifier.unfreeze(what)
-
-    def test_refused_name_leaves_what_was_open(self):
-        self.classifier.unfreeze("block_16")
-        before = list(self.classifier.trainable_variables())
-        for what in ("blok", "200%"):
-            with self.assertRaises(UserError):
-                self.classifier.unfreeze(what)
-        self.assertEqual(list(self.classifier.trainable_variables()), before)
+            frozen = classifier_lib.num_frozen(f"{tenths / 10}%", count)
+            assert frozen == count * (1000 - tenths) // 1000
+    for share, opened in (("20%", 31), ("99.9%", 154), ("0.1%", 1)):
+        assert len(classifier.unfreeze(share)) == opened
+    for layers, share, frozen in ((175, "80%", 35), (175, "8e1%", 35), (3, "33.3%", 2)):
+        assert classifier_lib.num_frozen(share, layers) == frozen
 
 
-class BatchNormTest(_Case):
-    def test_fit_and_the_saved_model_change_what_is_open_and_no_statistic(self):
-        classifier = _mobilenet(dropout=0.2, augmentation={"flip": 1.0, "rotation": 0.1})
-        classifier.unfreeze("block_16")
-        open_paths = set(classifier.trainable_variables())
-        self.assertContainsSubset(
-            {"backbone/block_16_project_BN/gamma", "backbone/block_16_project_BN/beta"}, open_paths
+@pytest.mark.parametrize("what", ["-1%", "101%", "nan%", "inf%", "some%", "%"])
+def test_share_outside_0_to_100_percent_is_refused(classifier, what):
+    with pytest.raises(UserError, match=f"--unfreeze={what}; expected a share between 0% and 100%"):
+        classifier.unfreeze(what)
+
+
+def test_refused_name_leaves_what_was_open(classifier):
+    classifier.unfreeze("block_16")
+    before = list(classifier.trainable_variables())
+    for what in ("blok", "200%"):
+        with pytest.raises(UserError):
+            classifier.unfreeze(what)
+    assert list(classifier.trainable_variables()) == before
+
+
+# BatchNorm.
+
+
+def test_fit_and_the_saved_model_change_what_is_open_and_no_statistic(tmp_path):
+    classifier = _mobilenet(dropout=0.2, augmentation={"flip": 1.0, "rotation": 0.1})
+    classifier.unfreeze("block_16")
+    open_paths = set(classifier.trainable_variables())
+    assert {"backbone/block_16_project_BN/gamma", "backbone/block_16_project_BN/beta"} <= open_paths
+    images, labels = _pictures(8, 32), np.arange(8) % 3
+    before = _values(classifier.variables)
+    for variant in ({}, {"training": True}):
+        classifier.model(images, **variant)
+    assert not _changed(before, classifier.variables)
+
+    # Saved, and continued in a process that knows of us only what it imports.
+    file, arrays = str(tmp_path / "model.keras"), str(tmp_path / "arrays.npz")
+    classifier.model.save(file)
+    predictions = classifier.model(images)
+    script = """if True:
+        import sys
+        import keras
+        import numpy as np
+        import tl_research.models
+        model = keras.saving.load_model(sys.argv[1])
+        images, labels = np.load(sys.argv[2]), np.arange(8) % 3
+        arrays = {"predictions": model(images, training=False)}
+        for i, variable in enumerate(model.weights):
+            arrays[f"before/{i}"] = np.array(variable)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(0.1), loss)
+        model.fit(images, labels, batch_size=4, epochs=1, verbose=0, shuffle=False)
+        for i, variable in enumerate(model.weights):
+            arrays[f"after/{i}"] = np.array(variable)
+        np.savez(sys.argv[3], **arrays)
+    """
+    np.save(str(tmp_path / "images.npy"), images)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, file, str(tmp_path / "images.npy"), arrays],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        text=True,
+    )
+
+    _fit(classifier.model, images, labels)  # meanwhile here
+    assert _changed(before, classifier.variables) == open_paths
+
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    loaded = np.load(arrays)
+    _assert_near(loaded["predictions"], predictions, 1e-6)
+    paths = {id(variable): path for path, variable in classifier.variables.items()}
+    changed = set()
+    for index, variable in enumerate(classifier.model.weights):
+        path = paths[id(variable)]
+        np.testing.assert_array_equal(loaded[f"before/{index}"], before[path])
+        if not np.array_equal(loaded[f"after/{index}"], before[path]):
+            changed.add(path)
+    assert changed == open_paths
+
+
+def test_control_the_common_recipe_moves_the_statistics_in_fit():
+    """Why `InferenceBackbone` exists: a functional model forgets the `training=False` it was
+    built with (keras#20285).
+    """
+    classifier = _mobilenet()
+    classifier.unfreeze("block_16")
+    base_model = classifier.backbone
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.GlobalAveragePooling2D()(
+        base_model(classifier.preprocessing(inputs), training=False)
+    )
+    model = keras.Model(inputs, keras.layers.Dense(3)(x))
+    before = _values(classifier.variables)
+    _fit(model, _pictures(8, 32), np.arange(8) % 3)
+    changed = _changed(before, classifier.variables)
+    assert "backbone/block_16_project_BN/gamma" in changed
+    moved = changed & classifier.batchnorm_statistics()
+    if not moved:
+        pytest.skip(
+            f"Keras {keras.__version__} keeps the training=False that a functional model was "
+            "built with: InferenceBackbone is no longer needed for it"
         )
-        images, labels = _pictures(8, 32), np.arange(8) % 3
-        before = _values(classifier.variables)
-        for variant in ({}, {"training": True}):
-            classifier.model(images, **variant)
-        self.assertEmpty(_changed(before, classifier.variables))
+    assert len(moved) == 2 * 4  # block_16 has three BatchNorm layers, the top one
 
-        # Saved, and continued in a process that knows of us only what it imports.
-        folder = self.enter_context(tempfile.TemporaryDirectory())
-        file, arrays = os.path.join(folder, "model.keras"), os.path.join(folder, "arrays.npz")
-        classifier.model.save(file)
-        predictions = classifier.model(images)
-        script = """if True:
-            import sys
-            import keras
-            import numpy as np
-            import tl_research.models
-            model = keras.saving.load_model(sys.argv[1])
-            images, labels = np.load(sys.argv[2]), np.arange(8) % 3
-            arrays = {"predictions": model(images, training=False)}
-            for i, variable in enumerate(model.weights):
-                arrays[f"before/{i}"] = np.array(variable)
-            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-            model.compile(keras.optimizers.SGD(0.1), loss)
-            model.fit(images, labels, batch_size=4, epochs=1, verbose=0, shuffle=False)
-            for i, variable in enumerate(model.weights):
-                arrays[f"after/{i}"] = np.array(variable)
-            np.savez(sys.argv[3], **arrays)
-        """
-        np.save(os.path.join(folder, "images.npy"), images)
-        process = subprocess.Popen(
-            [sys.executable, "-c", script, file, os.path.join(folder, "images.npy"), arrays],
-            stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            text=True,
+
+def test_batchnorm_training_moves_open_statistics_in_training_calls_only():
+    classifier = _mobilenet(batchnorm="training")
+    classifier.unfreeze("block_16_depthwise_BN")
+    images = _pictures(4, 32)
+    boundary = classifier.boundary()
+    assert boundary == ("block_16_depthwise",)  # between a convolution and its BatchNorm
+    before = _values(classifier.variables)
+    tensors = classifier.frozen_part(boundary)(images)
+    plain = classifier.logits(boundary, tensors)
+    _assert_near(plain, classifier.model(images), 1e-4)
+    assert not _changed(before, classifier.variables)
+
+    logits = tf.function(lambda t: classifier.logits(boundary, t, training=True))(tensors)
+    assert np.linalg.norm(logits - plain) > 1e-2
+    assert _changed(before, classifier.variables) == {
+        f"backbone/{layer}/moving_{kind}"
+        for layer in ("block_16_depthwise_BN", "block_16_project_BN", "Conv_1_bn")
+        for kind in ("mean", "variance")
+    }
+    mean = "backbone/block_16_depthwise_BN/moving_mean"
+    momentum = classifier.backbone.get_layer("block_16_depthwise_BN").momentum
+    np.testing.assert_allclose(
+        classifier.variables[mean].numpy(),
+        momentum * before[mean] + (1 - momentum) * np.mean(tensors[0], axis=(0, 1, 2)),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_batchnorm_inference_moves_nothing_in_training_calls():
+    classifier = _mobilenet()
+    classifier.unfreeze("block_16")
+    before, boundary = _values(classifier.variables), classifier.boundary()
+    tensors = classifier.frozen_part(boundary)(_pictures(4, 32))
+    logits = classifier.logits(boundary, tensors, training=True)
+    np.testing.assert_array_equal(logits, classifier.logits(boundary, tensors))
+    assert not _changed(before, classifier.variables)
+
+
+# Logits.
+
+
+def test_dropout_is_a_pure_function_of_seed_and_step():
+    def masks(classifier, step, features):
+        # the logits are the first three features
+        classifier.variables["head/kernel"].assign(np.eye(1280, 3))
+        classifier.variables["head/bias"].assign(np.zeros(3))
+        return classifier.logits(
+            classifier.boundary(),
+            [features],
+            dropout_mask=classifier.dropout_mask(tf.constant(step, tf.int64), 500),
         )
 
-        _fit(classifier.model, images, labels)  # meanwhile here
-        self.assertEqual(_changed(before, classifier.variables), open_paths)
+    def untrained(**kwargs):
+        return Classifier("MobileNetV2", "none", 32, 3, **kwargs)
 
-        _, errors = process.communicate()
-        self.assertEqual(process.returncode, 0, errors)
-        loaded = np.load(arrays)
-        self.assert_near(loaded["predictions"], predictions, 1e-6)
-        paths = {id(variable): path for path, variable in classifier.variables.items()}
-        changed = set()
-        for index, variable in enumerate(classifier.model.weights):
-            path = paths[id(variable)]
-            self.assertAllEqual(loaded[f"before/{index}"], before[path])
-            if not np.array_equal(loaded[f"after/{index}"], before[path]):
-                changed.add(path)
-        self.assertEqual(changed, open_paths)
-
-    def test_control_the_common_recipe_moves_the_statistics_in_fit(self):
-        """Why `InferenceBackbone` exists: a functional model forgets the `training=False` it was
-        built with (keras#20285).
-        """
-        classifier = _mobilenet()
-        classifier.unfreeze("block_16")
-        base_model = classifier.backbone
-        inputs = keras.Input((32, 32, 3))
-        x = keras.layers.GlobalAveragePooling2D()(
-            base_model(classifier.preprocessing(inputs), training=False)
-        )
-        model = keras.Model(inputs, keras.layers.Dense(3)(x))
-        before = _values(classifier.variables)
-        _fit(model, _pictures(8, 32), np.arange(8) % 3)
-        changed = _changed(before, classifier.variables)
-        self.assertIn("backbone/block_16_project_BN/gamma", changed)
-        moved = changed & classifier.batchnorm_statistics()
-        if not moved:
-            self.skipTest(
-                f"Keras {keras.__version__} keeps the training=False that a functional model was "
-                "built with: InferenceBackbone is no longer needed for it"
-            )
-        self.assertLen(moved, 2 * 4)  # block_16 has three BatchNorm layers, the top one
-
-    def test_batchnorm_training_moves_open_statistics_in_training_calls_only(self):
-        classifier = _mobilenet(batchnorm="training")
-        classifier.unfreeze("block_16_depthwise_BN")
-        images = _pictures(4, 32)
-        boundary = classifier.boundary()
-        self.assertEqual(
-            boundary, ("block_16_depthwise",)
-        )  # between a convolution and its BatchNorm
-        before = _values(classifier.variables)
-        tensors = classifier.frozen_part(boundary)(images)
-        plain = classifier.logits(boundary, tensors)
-        self.assert_near(plain, classifier.model(images), 1e-4)
-        self.assertEmpty(_changed(before, classifier.variables))
-
-        logits = tf.function(lambda t: classifier.logits(boundary, t, training=True))(tensors)
-        self.assertGreater(np.linalg.norm(logits - plain), 1e-2)
-        self.assertEqual(
-            _changed(before, classifier.variables),
-            {
-                f"backbone/{layer}/moving_{kind}"
-                for layer in ("block_16_depthwise_BN", "block_16_project_BN", "Conv_1_bn")
-                for kind in ("mean", "variance")
-            },
-        )
-        mean = "backbone/block_16_depthwise_BN/moving_mean"
-        momentum = classifier.backbone.get_layer("block_16_depthwise_BN").momentum
-        self.assertAllClose(
-            classifier.variables[mean].numpy(),
-            momentum * before[mean] + (1 - momentum) * np.mean(tensors[0], axis=(0, 1, 2)),
-            rtol=1e-5,
-            atol=1e-6,
-        )
-
-    def test_batchnorm_inference_moves_nothing_in_training_calls(self):
-        classifier = _mobilenet()
-        classifier.unfreeze("block_16")
-        before, boundary = _values(classifier.variables), classifier.boundary()
-        tensors = classifier.frozen_part(boundary)(_pictures(4, 32))
-        logits = classifier.logits(boundary, tensors, training=True)
-        self.assertAllEqual(logits, classifier.logits(boundary, tensors))
-        self.assertEmpty(_changed(before, classifier.variables))
-
-
-class LogitsTest(_Case):
-    def test_dropout_is_a_pure_function_of_seed_and_step(self):
-        def masks(classifier, step, features):
-            # the logits are the first three features
-            classifier.variables["head/kernel"].assign(np.eye(1280, 3))
-            classifier.variables["head/bias"].assign(np.zeros(3))
-            return classifier.logits(
+    classifier = untrained(dropout=0.25, seed=7)
+    features = tf.ones([500, 1280])
+    first = masks(classifier, 3, features)
+    np.testing.assert_allclose(
+        np.unique(first), [0.0, 1 / 0.75], rtol=1e-6, atol=1e-6
+    )  # what is kept is scaled
+    # 1500 draws: a standard deviation of 0.011
+    assert np.mean(first == 0) == pytest.approx(0.25, abs=0.05)
+    tf.random.uniform([])
+    np.testing.assert_array_equal(masks(classifier, 3, features), first)
+    # 1 / 0.75 in float32
+    np.testing.assert_array_equal(masks(classifier, 3, tf.cast(features, tf.bfloat16)), first)
+    np.testing.assert_array_equal(
+        tf.function(
+            lambda step: classifier.logits(
                 classifier.boundary(),
                 [features],
-                dropout_mask=classifier.dropout_mask(tf.constant(step, tf.int64), 500),
+                dropout_mask=classifier.dropout_mask(step, 500),
             )
-
-        classifier = _mobilenet(dropout=0.25, seed=7)
-        features = tf.ones([500, 1280])
-        first = masks(classifier, 3, features)
-        self.assertAllClose(np.unique(first), [0.0, 1 / 0.75])  # what is kept is scaled
-        # 1500 draws: a standard deviation of 0.011
-        self.assertNear(np.mean(first == 0), 0.25, 0.05)
-        tf.random.uniform([])
-        self.assertAllEqual(masks(classifier, 3, features), first)
-        # 1 / 0.75 in float32
-        self.assertAllEqual(masks(classifier, 3, tf.cast(features, tf.bfloat16)), first)
-        self.assertAllEqual(
-            tf.function(
-                lambda step: classifier.logits(
-                    classifier.boundary(),
-                    [features],
-                    dropout_mask=classifier.dropout_mask(step, 500),
-                )
-            )(tf.constant(3, tf.int64)),
-            first,
-        )
-        dropped = tf.nn.experimental.stateless_dropout(
-            features, 0.25, seed=tf.constant([7, 3], tf.int64), rng_alg="philox"
-        )
-        self.assertAllEqual(first, dropped[:, :3])
-        for other in (
-            masks(classifier, 4, features),
-            masks(_mobilenet(dropout=0.25, seed=8), 3, features),
-        ):
-            self.assertNear(np.mean(other == first), 0.25**2 + 0.75**2, 0.06)  # independent
-        self.assertAllEqual(classifier.logits(classifier.boundary(), [features]), tf.ones([500, 3]))
-        self.assertEmpty(_mobilenet().dropout_mask(tf.constant(3, tf.int64), 500))
-
-    def test_frozen_part_is_folded_once_when_it_is_made(self):
-        classifier = _mobilenet()
-        pixels, boundary = _pictures(2, 32), classifier.boundary()
-        frozen = classifier.frozen_part(boundary)
-        before = frozen(pixels)[0]
-        classifier.backbone.get_layer("Conv_1_bn").gamma.assign(np.zeros(1280))
-        self.assertAllEqual(frozen(pixels)[0], before)
-        self.assertNotAllClose(classifier.frozen_part(boundary)(pixels)[0], before)
-
-    def _logits_and_gradients(self, classifier, pixels):
-        """(tensors at the boundary of the top 30 %, logits, {path: gradient of a weighting of the
-        logits}).
-        """
-        classifier.unfreeze("30%")
-        variables, boundary = classifier.trainable_variables(), classifier.boundary()
-        tensors = classifier.frozen_part(boundary)(pixels)
-        with tf.GradientTape() as tape:
-            logits = classifier.logits(boundary, tensors)
-            loss = tf.reduce_sum(logits * tf.constant([[1.0, -2.0, 0.5], [0.3, 1.0, -1.0]]))
-        return (
-            tensors,
-            logits,
-            dict(zip(variables, tape.gradient(loss, [v.value for v in variables.values()]))),
-        )
-
-    def test_real_weights_folded_and_plain_agree_in_float32_and_nearly_in_bfloat16(self):
-        """Trained weights do not magnify rounding, so float32 is enough to show it."""
-        pixels = _pictures(2, 64)
-        folded, plain = (
-            Classifier("EfficientNetLite0", "imagenet", 64, 3, fold=fold) for fold in (True, False)
-        )
-        self.assertEqual((folded.graph.num_folded, plain.graph.num_folded), (49, 0))
-        _, logits, gradients = self._logits_and_gradients(folded, pixels)
-        _, plain_logits, plain_gradients = self._logits_and_gradients(plain, pixels)
-        self.assert_near(logits, plain_logits, 1e-5)
-        self.assert_near(plain_logits, plain.model(pixels), 1e-5)
-        self.assertGreater(np.linalg.norm(logits[0] - logits[1]), 0.1 * np.linalg.norm(logits))
-        for path, gradient in plain_gradients.items():
-            self.assert_near(gradients[path], gradient, 1e-4, path)
-
-        self.use_policy("mixed_bfloat16")
-        mixed = Classifier("EfficientNetLite0", "imagenet", 64, 3)
-        tensors, mixed_logits, mixed_gradients = self._logits_and_gradients(mixed, pixels)
-        self.assertEqual({tensor.dtype for tensor in tensors}, {tf.bfloat16})
-        for got in (mixed_logits, mixed.model(pixels)):
-            self.assertEqual(got.dtype, tf.float32)
-            self.assert_near(got, logits, 0.25)  # measured: folded 0.09, Keras itself 0.12
-        for path, gradient in mixed_gradients.items():
-            self.assertEqual(gradient.dtype, tf.float32)
-            # measured: folded 0.42, unfolded 0.56
-            self.assert_near(gradient, gradients[path], 0.7, path)
-
-    def test_augmentation_is_in_the_model_and_off_at_inference(self):
-        classifier = _mobilenet(augmentation={"brightness": 0.5})
-        pixels = _pictures(2, 32)
-        plain = classifier.model(pixels)
-        self.assert_near(
-            classifier.logits(
-                classifier.boundary(), classifier.frozen_part(classifier.boundary())(pixels)
-            ),
-            plain,
-            1e-4,
-        )
-        self.assertNotAllClose(classifier.model(pixels, training=True), plain, rtol=1e-2, atol=1e-2)
+        )(tf.constant(3, tf.int64)),
+        first,
+    )
+    dropped = tf.nn.experimental.stateless_dropout(
+        features, 0.25, seed=tf.constant([7, 3], tf.int64), rng_alg="philox"
+    )
+    np.testing.assert_array_equal(first, dropped[:, :3])
+    for other in (
+        masks(classifier, 4, features),
+        masks(untrained(dropout=0.25, seed=8), 3, features),
+    ):
+        assert np.mean(other == first) == pytest.approx(0.25**2 + 0.75**2, abs=0.06)  # independent
+    np.testing.assert_array_equal(
+        classifier.logits(classifier.boundary(), [features]), tf.ones([500, 3])
+    )
+    assert not untrained().dropout_mask(tf.constant(3, tf.int64), 500)
 
 
-if __name__ == "__main__":
-    tf.test.main()
+def test_frozen_part_is_folded_once_when_it_is_made():
+    classifier = _mobilenet()
+    pixels, boundary = _pictures(2, 32), classifier.boundary()
+    frozen = classifier.frozen_part(boundary)
+    before = frozen(pixels)[0]
+    classifier.backbone.get_layer("Conv_1_bn").gamma.assign(np.zeros(1280))
+    np.testing.assert_array_equal(frozen(pixels)[0], before)
+    assert not np.allclose(
+        classifier.frozen_part(boundary)(pixels)[0], before, rtol=1e-6, atol=1e-6
+    )
+
+
+def _logits_and_gradients(classifier, pixels):
+    """(tensors at the boundary of the top 30 %, logits, {path: gradient of a weighting of the
+    logits}).
+    """
+    classifier.unfreeze("30%")
+    variables, boundary = classifier.trainable_variables(), classifier.boundary()
+    tensors = classifier.frozen_part(boundary)(pixels)
+    with tf.GradientTape() as tape:
+        logits = classifier.logits(boundary, tensors)
+        loss = tf.reduce_sum(logits * tf.constant([[1.0, -2.0, 0.5], [0.3, 1.0, -1.0]]))
+    return (
+        tensors,
+        logits,
+        dict(zip(variables, tape.gradient(loss, [v.value for v in variables.values()]))),
+    )
+
+
+def test_real_weights_folded_and_plain_agree_in_float32_and_nearly_in_bfloat16():
+    """Trained weights do not magnify rounding, so float32 is enough to show it."""
+    pixels = _pictures(2, 64)
+    folded, plain = (
+        Classifier("EfficientNetLite0", "imagenet", 64, 3, fold=fold) for fold in (True, False)
+    )
+    assert (folded.graph.num_folded, plain.graph.num_folded) == (49, 0)
+    _, logits, gradients = _logits_and_gradients(folded, pixels)
+    _, plain_logits, plain_gradients = _logits_and_gradients(plain, pixels)
+    _assert_near(logits, plain_logits, 1e-5)
+    _assert_near(plain_logits, plain.model(pixels), 1e-5)
+    assert np.linalg.norm(logits[0] - logits[1]) > 0.1 * np.linalg.norm(logits)
+    for path, gradient in plain_gradients.items():
+        _assert_near(gradients[path], gradient, 1e-4, path)
+
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    mixed = Classifier("EfficientNetLite0", "imagenet", 64, 3)
+    tensors, mixed_logits, mixed_gradients = _logits_and_gradients(mixed, pixels)
+    assert {tensor.dtype for tensor in tensors} == {tf.bfloat16}
+    for got in (mixed_logits, mixed.model(pixels)):
+        assert got.dtype == tf.float32
+        _assert_near(got, logits, 0.25)  # measured: folded 0.09, Keras itself 0.12
+    for path, gradient in mixed_gradients.items():
+        assert gradient.dtype == tf.float32
+        # measured: folded 0.42, unfolded 0.56
+        _assert_near(gradient, gradients[path], 0.7, path)
+
+
+def test_augmentation_is_in_the_model_and_off_at_inference():
+    classifier = _mobilenet(augmentation={"brightness": 0.5})
+    pixels = _pictures(2, 32)
+    plain = classifier.model(pixels)
+    _assert_near(
+        classifier.logits(
+            classifier.boundary(), classifier.frozen_part(classifier.boundary())(pixels)
+        ),
+        plain,
+        1e-4,
+    )
+    assert not np.allclose(classifier.model(pixels, training=True), plain, rtol=1e-2, atol=1e-2)

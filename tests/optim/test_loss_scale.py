@@ -1,13 +1,15 @@
 """The loss scale after sequences of steps, written down by hand."""
 
+import numpy as np
+import pytest
 import tensorflow as tf
-from absl.testing import parameterized
 
 from tl_research.optim import loss_scale
 
 
-class LossScaleTest(parameterized.TestCase, tf.test.TestCase):
-    @parameterized.parameters(
+@pytest.mark.parametrize(
+    "before, applied, after",
+    [
         # Scale, steps applied since it changed, steps skipped in a row; which steps are applied;
         # the same after them.
         ((2.0**15, 0, 0), [True] * 1999, (2.0**15, 1999, 0)),
@@ -18,24 +20,21 @@ class LossScaleTest(parameterized.TestCase, tf.test.TestCase):
         ((1.0, 0, 15), [False] * 5, (1.0, 0, 20)),
         ((1.0, 0, 19), [True], (1.0, 1, 0)),
         ((2.0**24, 1999, 0), [True], (2.0**24, 0, 0)),
-    )
-    def test_halves_when_skipped_and_doubles_after_2000_applied_steps(self, before, applied, after):
-        names = loss_scale.initial().keys()
-        state = {name: tf.constant(float(value)) for name, value in zip(names, before, strict=True)}
-        update = tf.function(loss_scale.update)
-        for step in applied:
-            state = update(state, tf.constant(step))
-        self.assertAllEqual([float(state[name]) for name in names], after)
-
-    def test_a_run_that_overflows_at_every_scale_tries_the_smallest_before_it_ends(self):
-        self.assertEqual(
-            loss_scale.initial(),
-            {"loss_scale": 32768.0, "good_steps": 0.0, "skipped_in_a_row": 0.0},
-        )
-        self.assertLessEqual(
-            loss_scale.INITIAL / 2.0 ** (loss_scale.MAX_SKIPPED - 1), loss_scale.FLOOR
-        )
+    ],
+)
+def test_halves_when_skipped_and_doubles_after_2000_applied_steps(before, applied, after):
+    names = loss_scale.initial().keys()
+    state = {name: tf.constant(float(value)) for name, value in zip(names, before, strict=True)}
+    update = tf.function(loss_scale.update)
+    for step in applied:
+        state = update(state, tf.constant(step))
+    np.testing.assert_array_equal([float(state[name]) for name in names], after)
 
 
-if __name__ == "__main__":
-    tf.test.main()
+def test_a_run_that_overflows_at_every_scale_tries_the_smallest_before_it_ends():
+    assert loss_scale.initial() == {
+        "loss_scale": 32768.0,
+        "good_steps": 0.0,
+        "skipped_in_a_row": 0.0,
+    }
+    assert loss_scale.INITIAL / 2.0 ** (loss_scale.MAX_SKIPPED - 1) <= loss_scale.FLOOR

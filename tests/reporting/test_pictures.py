@@ -1,13 +1,32 @@
 """Pictures: sizes and colours at places worked out by hand; tables: their text."""
 
+import importlib.util
 import os
+import shutil
 
+import matplotlib
 import numpy as np
 import pytest
+from matplotlib import font_manager
 
 from tl_research.reporting import pictures
 
 _CONFUSION = np.array([[8, 2], [0, 5]])
+
+
+def _anew():
+    """Returns the module once more, which has not looked for a font yet."""
+    spec = importlib.util.find_spec(pictures.__name__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def of_one_font(monkeypatch):
+    """The module where the system has no other fonts than matplotlib's own."""
+    monkeypatch.setattr(font_manager, "findSystemFonts", list)
+    return _anew()
 
 
 def test_confusion_is_bluer_the_larger_the_share_of_the_row():
@@ -71,7 +90,7 @@ def test_grid_shows_every_image_and_its_caption():
 
 @pytest.mark.parametrize("name", ["Ромашка", "äöüß", "μαργαρίτα", "أقحوان", "ướậ"])
 def test_names_beyond_ascii_are_drawn_in_their_letters(name):
-    assert pictures._short(name, 15) == name
+    assert pictures.short_names([name], 15) == [name]
     # each letter is another picture: boxes would be alike
     letters = {
         pictures.draw_grid(np.zeros((1, 9, 9, 3), np.uint8), [c], 20).tobytes() for c in name
@@ -79,37 +98,37 @@ def test_names_beyond_ascii_are_drawn_in_their_letters(name):
     assert len(letters) == len(set(name))
 
 
-def test_letters_of_which_there_is_no_font_are_escaped(monkeypatch):
-    monkeypatch.setattr(pictures.font_manager, "findSystemFonts", list)
-    pictures._font_with.cache_clear()
-    try:
-        assert pictures._short("花 1", 15) == "\\u82b1 1"
-        assert pictures.caption("花.jpg", "б", "花", 0.5) == "б\n> \\u82b1 0.50\n\\u82b1.jpg\n"
-        grids = [
-            pictures.draw_grid(np.zeros((1, 9, 9, 3), np.uint8), [text], 60)
-            for text in ("花\nб", "\\u82b1\nб")
-        ]
-        np.testing.assert_array_equal(*grids)
-    finally:
-        pictures._font_with.cache_clear()
+def test_letters_of_which_there_is_no_font_are_escaped(of_one_font):
+    assert of_one_font.short_names(["花 1"], 15) == ["\\u82b1 1"]
+    assert of_one_font.caption("花.jpg", "б", "花", 0.5) == "б\n> \\u82b1 0.50\n\\u82b1.jpg\n"
+    grids = [
+        of_one_font.draw_grid(np.zeros((1, 9, 9, 3), np.uint8), [text], 60)
+        for text in ("花\nб", "\\u82b1\nб")
+    ]
+    np.testing.assert_array_equal(*grids)
 
 
-def test_font_of_the_system_is_taken_for_letters_that_ours_lacks(monkeypatch):
-    ours = pictures._FONT
-    other = os.path.join(os.path.dirname(ours), "cmr10.ttf")
-    monkeypatch.setattr(pictures, "_FONT", other)  # which has no Cyrillic
-    monkeypatch.setattr(pictures.font_manager, "findSystemFonts", lambda: [__file__, ours])
-    pictures._font_with.cache_clear()
-    try:
-        assert pictures._font("б").path == ours and pictures._font("b").path == other
-        assert pictures._short("б", 9) == "б"
-    finally:
-        pictures._font_with.cache_clear()
+def test_font_of_the_system_is_taken_for_letters_that_ours_lacks(monkeypatch, tmp_path):
+    fonts = os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
+    ours, other = (os.path.join(fonts, name) for name in ("DejaVuSans.ttf", "cmr10.ttf"))
+    os.makedirs(tmp_path / "fonts" / "ttf")
+    shutil.copy(other, tmp_path / "fonts" / "ttf" / "DejaVuSans.ttf")  # which has no Cyrillic
+    monkeypatch.setattr(matplotlib, "get_data_path", lambda: str(tmp_path))
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [__file__, ours])
+    with_other = _anew()
+    assert with_other.short_names(["б"], 9) == ["б"]
+
+    def drawn(module, text):
+        return module.draw_grid(np.zeros((1, 9, 9, 3), np.uint8), [text], 20)
+
+    np.testing.assert_array_equal(drawn(with_other, "б"), drawn(pictures, "б"))
+    assert (drawn(with_other, "b") != drawn(pictures, "b")).any()
 
 
-def test_wide_letters_count_twice(monkeypatch):
-    monkeypatch.setattr(pictures, "_drawable", lambda text: text)
-    assert pictures._short("花花花", 6) == "花花花" and pictures._short("花花花花", 6) == "花..花"
+def test_wide_letters_count_twice():
+    wide = "\u2648"  # Aries, which DejaVu has
+    assert pictures.short_names([3 * wide], 6) == [3 * wide]
+    assert pictures.short_names([4 * wide], 6) == [f"{wide}..{wide}"]
 
 
 def test_no_mistake_is_an_empty_picture():

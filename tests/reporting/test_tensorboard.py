@@ -21,34 +21,35 @@ from tl_research import experiment
 from tl_research.config import Config
 
 _STEPS = 5  # of 39 training images in batches of 8
+_ENDS = [_STEPS, 2 * _STEPS, 3 * _STEPS]  # of the epochs
+_PHASE_ENDS = _ENDS[1:]
 
 
-@pytest.fixture
-def run(tiny_backbone, write_images, tmp_path):
+@pytest.fixture(scope="module")
+def run(with_tiny_backbone, write_images, tmp_path_factory):
     """(directory of TensorBoard, results) of a run `one` with two phases of 2 and 1 epochs, steps 6
     to 8 profiled.
     """
-    photos = write_images(tmp_path / "photos", count=15, size=16)
-    results = experiment.run(
-        Config(
-            dataset="directory",
-            data_dir=photos,
-            image_size=16,
-            backbone="Tiny",
-            weights="none",
-            epochs=(2, 1),
-            unfreeze=("0%", "block3"),
-            learning_rate=(1e-2, 1e-3),
-            batch_size=8,
-            cache_pixels=0,
-            profile_steps="6:8",
-            workdir=str(tmp_path / "runs" / "one"),
-        )
+    place = tmp_path_factory.mktemp("tensorboard")
+    config = Config(
+        dataset="directory",
+        data_dir=write_images(place / "photos", count=15, size=16),
+        image_size=16,
+        backbone="Tiny",
+        weights="none",
+        epochs=(2, 1),
+        unfreeze=("0%", "block3"),
+        learning_rate=(1e-2, 1e-3),
+        batch_size=8,
+        cache_pixels=0,
+        profile_steps="6:8",
+        workdir=str(place / "runs" / "one"),
     )
-    return tmp_path / "runs", results
+    with with_tiny_backbone():
+        return place / "runs", experiment.run(config)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ask(run):
     """A function from a path of the server's HTTP API, and what to post, to the answer's bytes, or
     to JSON.
@@ -90,109 +91,91 @@ def ask(run):
             server.terminate()
 
 
-def test_each_plugin_has_its_data(run, ask):
-    directory, results = run
-    ends, first_of_epochs = [_STEPS, 2 * _STEPS, 3 * _STEPS], [0, 2 * _STEPS]
+@pytest.fixture
+def series(ask):
+    """A function of a plugin, a side and a tag to its records."""
+    return lambda plugin, side, tag, **query: ask(
+        f"plugin/{plugin}", run=f"one/{side}", tag=tag, **query
+    )
 
-    def series(plugin, run, tag, **query):
-        return ask(f"plugin/{plugin}", run=run, tag=tag, **query)
 
-    # Scalars.
-    tags = {run: set(found) for run, found in ask("plugin/scalars/tags").items()}
+def test_scalars_are_at_the_ends_of_epochs(ask, series):
+    tags = {side: set(found) for side, found in ask("plugin/scalars/tags").items()}
     assert tags["one/validation"] >= {"loss", "accuracy"} <= tags["one/train"]
     kinds = ("learning_rate", "gradient_norm", "update_ratio")
     assert tags["one/train"] >= {
         *(f"{kind}/{group}" for kind in kinds for group in ("head", "backbone")),
-        "images_per_second",
-        "waiting_for_data",
+        *("images_per_second", "waiting_for_data"),
     }
     for side in ("train", "validation"):
-        assert [step for _, step, _ in series("scalars/scalars", f"one/{side}", "accuracy")] == ends
-    waiting = [value for _, _, value in series("scalars/scalars", "one/train", "waiting_for_data")]
-    assert all(0 < value < 1 for value in waiting)  # the pixels are decoded again
-    assert all(
-        0 < value < 1 for _, _, value in series("scalars/scalars", "one/train", "update_ratio/head")
-    )
+        assert [step for _, step, _ in series("scalars/scalars", side, "accuracy")] == _ENDS
+    for tag in ("waiting_for_data", "update_ratio/head"):  # the pixels are decoded again
+        records = series("scalars/scalars", "train", tag)
+        assert records and all(0 < value < 1 for _, _, value in records)
 
-    # Images, as PNG.
+
+@pytest.mark.parametrize(
+    "side, tag, steps",
+    [
+        ("train", "first_batch", [0]),
+        ("validation", "confusion_matrix", _ENDS),
+        ("validation", "worst_mistakes", _PHASE_ENDS),
+    ],
+)
+def test_images_are_png(ask, series, side, tag, steps):
     assert set(ask("plugin/images/tags")["one/validation"]) == {
         "confusion_matrix",
         "worst_mistakes",
     }
-    for side, tag, steps in (
-        ("train", "first_batch", [0]),
-        ("validation", "confusion_matrix", ends),
-        ("validation", "worst_mistakes", ends[1:]),
-    ):
-        records = series("images/images", f"one/{side}", tag, sample=0)
-        assert [record["step"] for record in records] == steps
-        with PIL.Image.open(
-            io.BytesIO(
-                ask(
-                    "plugin/images/individualImage",
-                    as_json=False,
-                    **dict(urllib.parse.parse_qsl(records[0]["query"])),
-                )
-            )
-        ) as picture:
-            assert (
-                picture.format == "PNG"
-                and min(picture.size) >= 48
-                and np.asarray(picture).std() > 1
-            )
+    records = series("images/images", side, tag, sample=0)
+    assert [record["step"] for record in records] == steps
+    query = dict(urllib.parse.parse_qsl(records[0]["query"]))
+    content = ask("plugin/images/individualImage", as_json=False, **query)
+    with PIL.Image.open(io.BytesIO(content)) as picture:
+        assert picture.format == "PNG" and min(picture.size) >= 48
+        assert np.asarray(picture).std() > 1
 
-    # Text.
+
+def test_texts_say_what_trains_and_what_was_found(ask, series):
     assert set(ask("plugin/text/tags")["one/train"]) == {
-        "plan",
-        "groups",
-        "audit",
-        "data_audit",
-        "input_statistics",
-        "test",
-        "calibration",
+        *("plan", "groups", "audit", "data_audit", "input_statistics", "test", "calibration")
     }
-    assert [
-        record["step"] for record in series("text/text", "one/train", "groups")
-    ] == first_of_epochs
-    assert "<td>backbone</td>" in series("text/text", "one/train", "groups")[1]["text"].replace(
-        ' align="left"', ""
-    )
-    assert [record["step"] for record in series("text/text", "one/train", "audit")] == ends[1:]
-    assert (
-        "expects -0.992188 to 1" in series("text/text", "one/train", "input_statistics")[0]["text"]
-    )
-    assert all(
-        name in series("text/text", "one/validation", "confusion_matrix_numbers")[0]["text"]
-        for name in ("ant", "bee", "cat")
-    )
+    groups, audits = series("text/text", "train", "groups"), series("text/text", "train", "audit")
+    assert [record["step"] for record in groups] == [0, 2 * _STEPS]
+    assert "<td>backbone</td>" in groups[1]["text"].replace(' align="left"', "")
+    assert [record["step"] for record in audits] == _PHASE_ENDS
+    (statistics,) = series("text/text", "train", "input_statistics")
+    assert "expects -0.992188 to 1" in statistics["text"]
+    numbers = series("text/text", "validation", "confusion_matrix_numbers")[0]["text"]
+    assert all(name in numbers for name in ("ant", "bee", "cat"))
 
-    # Graphs: one step of each phase.
+
+def test_graphs_are_one_step_of_each_phase(ask):
     graphs = ask("plugin/graphs/info")["one/train"]["tags"]
     assert set(graphs) == {"step/head", "step/finetune"}
     for tag in graphs:
-        assert b"SoftmaxCrossEntropyWithLogits" in ask(
-            "plugin/graphs/graph", as_json=False, run="one/train", tag=tag, conceptual="false"
-        )
+        query = {"run": "one/train", "tag": tag, "conceptual": "false"}
+        graph = ask("plugin/graphs/graph", as_json=False, **query)
+        assert b"SoftmaxCrossEntropyWithLogits" in graph
 
-    # HParams: this run's row, with its final numbers.
-    experiment_info = ask("plugin/hparams/experiment", post={"experimentName": ""})
-    assert {info["name"] for info in experiment_info["hparamInfos"]} == {
+
+def test_hparams_have_columns_for_settings_and_final_numbers(ask):
+    found = ask("plugin/hparams/experiment", post={"experimentName": ""})
+    assert {info["name"] for info in found["hparamInfos"]} == {
         *("dataset", "backbone", "weights", "image_size", "epochs", "unfreeze"),
         *("learning_rate", "batch_size", "seed", "changed"),
     }
-    assert {info["displayName"] for info in experiment_info["metricInfos"]} == {
+    assert {info["displayName"] for info in found["metricInfos"]} == {
         f"{side} {name}" for side in ("test", "validation") for name in ("accuracy", "loss")
     }
+
+
+def test_hparams_have_a_row_of_the_run_with_its_final_numbers(run, ask):
+    _, results = run
     columns = [{"hparam": name} for name in ("epochs", "batch_size")]
-    (group,) = ask(
-        "plugin/hparams/session_groups",
-        post={
-            "startIndex": 0,
-            "sliceSize": 9,
-            "colParams": columns,
-            "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_RUNNING"],
-        },
-    )["sessionGroups"]
+    statuses = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_RUNNING"]
+    post = {"startIndex": 0, "sliceSize": 9, "colParams": columns, "allowedStatuses": statuses}
+    (group,) = ask("plugin/hparams/session_groups", post=post)["sessionGroups"]
     assert re.fullmatch("one [0-9a-f]{4}", group["name"])
     assert group["hparams"] == {
         "dataset": "photos",
@@ -206,28 +189,28 @@ def test_each_plugin_has_its_data(run, ask):
         "seed": 0,
         "changed": "nothing else",
     }
+    (selected,) = [p for p in results["phases"] if p["name"] == results["selected_phase"]]
     found = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
-    assert set(found) == {
-        f"zz_hparams/{side}_{name}"
-        for side in ("validation", "test")
-        for name in ("accuracy", "loss")
+    assert found == {
+        f"zz_hparams/{name}": pytest.approx(value, rel=1e-6)
+        for name, value in (
+            ("validation_accuracy", selected["val_accuracy"]),
+            ("validation_loss", selected["val_loss"]),
+            ("test_accuracy", results["test"]["accuracy"]),
+            ("test_loss", results["test"]["loss"]),
+        )
     }
-    np.testing.assert_allclose(
-        found["zz_hparams/test_accuracy"], results["test"]["accuracy"], rtol=1e-6
-    )
-    selected = next(
-        phase for phase in results["phases"] if phase["name"] == results["selected_phase"]
-    )
-    np.testing.assert_allclose(found["zz_hparams/validation_loss"], selected["val_loss"], rtol=1e-6)
 
-    # The profile, with a marker for each step.
-    (profile,) = glob.glob(f"{directory}/one/train/plugins/profile/*/*.xplane.pb")
+
+def test_profile_has_a_marker_for_each_step(run):
+    (profile,) = glob.glob(f"{run[0]}/one/train/plugins/profile/*/*.xplane.pb")
     with open(profile, "rb") as file:
         content = file.read()
-    assert b"train" in content and b"step_num" in content and os.path.getsize(profile) > 1000
+    assert b"train" in content and b"step_num" in content and len(content) > 1000
 
-    # Figures.
-    assert sorted(os.listdir(directory / "one" / "report")) == [
+
+def test_figures_are_in_the_report(run):
+    assert sorted(os.listdir(run[0] / "one" / "report")) == [
         "calibration.png",
         "confusion.png",
         "curves.png",

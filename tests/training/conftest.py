@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import re
+import shutil
 import signal as signals
 import types
 
@@ -151,12 +152,17 @@ def assert_weights():
 # The whole experiment: 39 training images in batches of 8 are 5 steps an epoch.
 
 
+@pytest.fixture(scope="session")
+def photos(write_images, tmp_path_factory):
+    """A directory with 15 images in each of three classes."""
+    return write_images(tmp_path_factory.mktemp("training") / "photos", count=15, size=16)
+
+
 @pytest.fixture
-def run(tiny_backbone, write_images, tmp_path):
+def run(tiny_backbone, photos, tmp_path):
     """A function of (name of a directory in `tmp_path`, settings) that runs the experiment with two
-    phases of two epochs; returns its results. `parts` is an `Extension`.
+    phases of two epochs, its images not audited; returns its results. `parts` is an `Extension`.
     """
-    photos = write_images(tmp_path / "photos", count=15, size=16)
 
     def run(name, *, observers=(), parts=None, **settings):
         settings = {
@@ -165,6 +171,7 @@ def run(tiny_backbone, write_images, tmp_path):
             "learning_rate": (1e-2, 1e-3),
             "batch_size": 8,
             "augment_views": 0,
+            "data_audit": "off",
             **settings,
         }
         config = Config(
@@ -224,6 +231,50 @@ def broken(run):
         return error.value
 
     return broken
+
+
+# What several tests begin with, which is made for the first of them and copied for the others.
+
+
+@pytest.fixture(scope="session")
+def _kept(tmp_path_factory):
+    return tmp_path_factory.mktemp("kept"), []
+
+
+@pytest.fixture
+def _copied(_kept, tmp_path):
+    """A function that makes a directory in `tmp_path`, by its name, what made it, and how."""
+
+    def copied(name, what, make):
+        place, known = _kept
+        if what not in known:
+            make()
+            shutil.copytree(tmp_path / name, place / str(len(known)))
+            known.append(what)
+        else:
+            shutil.copytree(place / str(known.index(what)), tmp_path / name)
+
+    return copied
+
+
+@pytest.fixture
+def unbroken(run, _copied, tmp_path):
+    """A function of settings to the results of a run with them, in `unbroken` or another name."""
+
+    def unbroken(name="unbroken", **settings):
+        _copied(name, settings, lambda: run(name, **settings))
+        path = tmp_path / name / "results.json"
+        results = {**json.loads(path.read_text()), "run": str(path.parent)}
+        path.write_text(json.dumps(results))
+        return results
+
+    return unbroken
+
+
+@pytest.fixture
+def begun(broken, _copied):
+    """Makes a run in `run` that was broken off in mid-epoch, at step 9."""
+    _copied("run", "begun", lambda: broken("run", step=9))
 
 
 # What a run leaves.

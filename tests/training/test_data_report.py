@@ -5,7 +5,7 @@ import os
 
 
 def test_audit_of_the_images_stands_in_the_results_and_in_the_report(run, tmp_path, capsys):
-    results = run("run", epochs=(1, 0))
+    results = run("run", epochs=(1, 0), data_audit="on")
     assert results["cross_validation"]["n"] == 41  # 36 training and 5 validation images
     assert set(results["data_audit"]) == {"suspects", "near_copies_across_sides", "contradictions"}
     found = results["data_audit"]
@@ -26,9 +26,10 @@ def test_audit_off(run, tmp_path, capsys):
 
 
 def test_audit_is_made_once(run, broken, tmp_path):
-    broken("run", step=4, checkpoint_every_steps=2)
+    settings = {"checkpoint_every_steps": 2, "data_audit": "on"}
+    broken("run", step=4, **settings)
     os.remove(tmp_path / "run" / "report" / "data_audit.csv")
-    run("run", checkpoint_every_steps=2)
+    run("run", **settings)
     assert not os.path.exists(tmp_path / "run" / "report" / "data_audit.csv")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["cross_validation"]["n"] == 41

@@ -4,93 +4,64 @@ import logging
 import os
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from tl_research.run import checkpoints
 from tl_research.training.step_loop import StepLoop
 
+_CALL_ENDS = [2, 4, 5, 7, 9, 10, 12, 14, 15, 17, 19, 20]  # of 2, 2 and 1 steps
 
-def test_event_files_and_metrics_have_the_tags_and_columns_of_the_contract(
-    run, metrics, events, tmp_path
-):
-    constant = {"lr_schedule": "constant", "warmup": 0}
-    run("run", steps_per_call=2, lr_multiplier=("head/=3",), **constant)
-    train, validation = events("run", "train"), events("run", "validation")
-    final = {
-        f"zz_hparams/{side}_{metric}"
-        for side in ("validation", "test")
-        for metric in ("accuracy", "loss")
+
+@pytest.fixture
+def recorded(unbroken):
+    """A run in `run` whose head has a group of its own, with constant rates."""
+    settings = {"lr_schedule": "constant", "warmup": 0, "data_audit": "on"}
+    unbroken("run", steps_per_call=2, lr_multiplier=("head/=3",), **settings)
+
+
+def test_event_files_have_the_tags_of_the_contract(recorded, events):
+    sides, metrics = ("validation", "test"), ("accuracy", "loss")
+    assert set(events("run", "validation")) == {
+        *("loss", "accuracy", "confusion_matrix", "confusion_matrix_numbers", "worst_mistakes"),
+        *(f"zz_hparams/{side}_{metric}" for side in sides for metric in metrics),
+        *("_hparams_/experiment", "_hparams_/session_start_info"),
     }
-    assert set(validation) == {
-        "loss",
-        "accuracy",
-        "confusion_matrix",
-        "confusion_matrix_numbers",
-        "worst_mistakes",
-        *final,
-        "_hparams_/experiment",
-        "_hparams_/session_start_info",
-    }
-    head, names = "head[head/]", ("head[head/]", "backbone")
-    assert set(train) == {
+    kinds = ("learning_rate", "gradient_norm", "update_ratio")
+    assert set(events("run", "train")) == {
         "loss",
         "plain_loss",  # without the label smoothing that is the default
-        "accuracy",
-        "images_per_second",
-        "waiting_for_data",
-        "plan",
-        "data_audit",
-        "labels_in_doubt",
-        "groups",
-        "audit",
-        "test",
-        "calibration",
-        "first_batch",
-        "input_statistics",
-        "step/head",
-        "step/finetune",
-        *(
-            f"{kind}/{name}"
-            for kind in ("learning_rate", "gradient_norm", "update_ratio")
-            for name in names
-        ),
+        *("accuracy", "images_per_second", "waiting_for_data"),
+        *("plan", "data_audit", "labels_in_doubt", "groups", "audit", "test", "calibration"),
+        *("first_batch", "input_statistics", "step/head", "step/finetune"),
+        *(f"{kind}/{group}" for kind in kinds for group in ("head[head/]", "backbone")),
     }
+
+
+def test_metrics_have_the_columns_of_the_contract_and_the_numbers_of_the_events(
+    recorded, metrics, events, tmp_path
+):
     header = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0]
     assert header == (
         "phase,epoch,step,train_loss,train_accuracy,val_loss,val_accuracy,images_per_second,"
         "seconds,learning_rate"
     )
     rows = metrics("run")
-    for side, prefix in ((train, "train"), (validation, "val")):
+    assert [int(row["step"]) for row in rows] == [5, 10, 15, 20]
+    for side, prefix in (("train", "train"), ("validation", "val")):
         for tag in ("loss", "accuracy"):
-            assert (
-                [step for step, _ in side[tag]]
-                == [int(row["step"]) for row in rows]
-                == [5, 10, 15, 20]
-            )
-            np.testing.assert_allclose(
-                [value for _, value in side[tag]],
-                [float(row[f"{prefix}_{tag}"]) for row in rows],
-                rtol=1e-6,
-            )
-    assert [step for step, _ in train[f"learning_rate/{head}"]] == [
-        2,
-        4,
-        5,
-        7,
-        9,
-        10,
-        12,
-        14,
-        15,
-        17,
-        19,
-        20,
-    ]
-    np.testing.assert_allclose(
-        [value for _, value in train[f"learning_rate/{head}"]], 6 * [3e-2] + 6 * [3e-3], rtol=1e-6
-    )
-    assert [step for step, _ in train["learning_rate/backbone"]] == [12, 14, 15, 17, 19, 20]
+            steps, values = zip(*events("run", side)[tag])
+            assert list(steps) == [5, 10, 15, 20]
+            expected = [float(row[f"{prefix}_{tag}"]) for row in rows]
+            np.testing.assert_allclose(values, expected, rtol=1e-6)
+
+
+def test_rate_of_each_group_is_recorded_where_it_trains(recorded, events):
+    train = events("run", "train")
+    steps, rates = zip(*train["learning_rate/head[head/]"])
+    assert list(steps) == _CALL_ENDS
+    np.testing.assert_allclose(rates, 6 * [3e-2] + 6 * [3e-3], rtol=1e-6)
+    assert [step for step, _ in train["learning_rate/backbone"]] == _CALL_ENDS[6:]
     assert all(value > 0 for _, value in train["gradient_norm/backbone"])
 
 
@@ -105,7 +76,7 @@ def test_records_are_on_the_disk_before_the_checkpoint_that_follows_them(run, ev
         save(directory, state, arrays)
 
     monkeypatch.setattr(checkpoints, "save", spy)
-    run("run", epochs=(1, 1), checkpoint_every_steps=2)
+    run("run", epochs=(1, 1), checkpoint_every_steps=2, data_audit="on")
     # The beginning of each phase, steps 2 and 4 of its 5, and its end; then the test.
     at, written, epochs, tags = zip(*found)
     assert at == written == (0, 2, 4, 5, 5, 6, 8, 10, 10)
@@ -175,5 +146,5 @@ def test_further_runs_of_a_process_say_nothing_of_their_traces(run, monkeypatch)
     monkeypatch.setattr(logger, "filters", [])
     monkeypatch.setattr(logger, "handlers", [handler])
     for name in "abc":  # of which TensorFlow would say it 7 times
-        run(name, epochs=(1, 1), data_audit="off")
+        run(name, epochs=(1, 1))
     assert not [text for text in map(logging.LogRecord.getMessage, records) if "retracing" in text]

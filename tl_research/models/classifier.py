@@ -207,7 +207,7 @@ class Classifier:
         """Makes the head and the part of the backbone named by `what` trainable, and nothing else.
 
         Args:
-            what: `N%` (the top N % of the layers by count, see `_num_frozen`), the name of a layer
+            what: `N%` (the top N % of the layers by count, see `num_frozen`), the name of a layer
                 or block (from there to the output), or `all`.
 
         Returns:
@@ -220,7 +220,7 @@ class Classifier:
         if what == "all":
             first = 0
         elif what.endswith("%"):
-            first = _num_frozen(what, len(layers))
+            first = num_frozen(what, len(layers))
         else:
             starts = {layer.name: index for index, layer in enumerate(layers)}
             # A block's name wins over a layer's: the last layer of InceptionV3's block mixed7 has
@@ -361,7 +361,7 @@ class Classifier:
         return logits
 
 
-def _num_frozen(what, count):
+def num_frozen(what: str, count: int) -> int:
     """Returns how many of `count` layers stay frozen if the share `what`, N%, is unfrozen: the
     exact product rounded down, which a product of floats would not always give.
 

@@ -138,7 +138,8 @@ def of_run(ready: "Ready", summary: Json) -> Json:
     """Returns the facts about a finished run; the arguments are those of `write`."""
     plan, data, past = ready.plan, ready.data, ready.state.past
     directory, classes, answer = ready.place.directory, data.classes, plan.objective.answer
-    record = read_record(directory.file("run.json"))
+    # a run that older code began has no "package"
+    record = {"package": {"version": "older"}} | read_record(directory.file("run.json"))
     figures = directory.file("report")
     temperature = past.calibration["temperature"] if past.calibration else 1.0
     evaluated = None

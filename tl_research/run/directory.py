@@ -214,7 +214,7 @@ class RunDirectory(Directory):
         """Returns lines that a checkpoint and its run must share: the settings that may not change,
         and the SHA-256 of the split.
         """
-        lines = _fixed(self._flags(config).splitlines())
+        lines = _fixed(self._flags(config).split("\n"))  # with the empty line that older code wrote
         with contextlib.suppress(FileNotFoundError), open(self.file("split.json"), "rb") as file:
             lines.append(f"split.json of SHA-256 {hashlib.sha256(file.read()).hexdigest()}")
         return lines

@@ -34,7 +34,7 @@ def range_test(setup: PhaseSetup, state: TrainState) -> list[dict[str, float]]:
     with step.undone():
         start_losses = list(_losses(setup, state, step, rate, np.zeros_like(RATES)))
     with step.undone():
-        return list(_rows(start_losses, _losses(setup, state, step, rate, RATES)))
+        return list(smoothed_rows(start_losses, _losses(setup, state, step, rate, RATES)))
 
 
 def _losses(
@@ -59,7 +59,8 @@ def _losses(
         yield float(totals["loss_sum"] / totals["examples"])
 
 
-def _rows(start_losses: list[float], losses: Iterable[float]) -> Iterator[dict[str, float]]:
+def smoothed_rows(start_losses: list[float], losses: Iterable[float]) -> Iterator[dict[str, float]]:
+    """Yields the rows of `range_test` for the losses at each rate, until they diverge."""
     average, smallest = 0.0, math.inf
     for number, (rate, start_loss, loss) in enumerate(zip(RATES, start_losses, losses)):
         average = _SMOOTHING * average + (1 - _SMOOTHING) * (loss - start_loss)
