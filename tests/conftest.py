@@ -29,6 +29,12 @@ os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
+@pytest.fixture(scope="session")
+def times():
+    """How many times as many random cases are tried as by default."""
+    return int(os.environ.get("TL_RESEARCH_TIMES", "1"))
+
+
 @pytest.fixture
 def together():
     """A function that calls another as so many processes that gather rows; returns their results.

@@ -33,7 +33,6 @@ def test_processes_with_a_part_each_find_what_one_does_with_all(together, monkey
     parts = [np.arange(1, 40, 2), np.arange(0, 40, 2)]
     monkeypatch.setattr(data_audit, "_ROWS", 6)  # of each process 3 at a time
     for audit in together(2, lambda index, all_gather: _audited(parts[index], all_gather)):
-        assert audit.near_pairs == found.near_pairs
         assert audit.summary["data_audit"] == found.summary["data_audit"]
         assert [
             {**row, "doubt": "", "distance": pytest.approx(float(row["distance"]), abs=2e-4)}
@@ -84,9 +83,12 @@ def test_cross_validation_counts_what_was_left_out(found):
     assert measured["standard_error"] == pytest.approx(np.sqrt(39 / 40 / 40 / 40))
 
 
-def test_lines_count_doubtful_labels_and_give_the_accuracy_of_the_head(found):
-    labels, head = data_audit.describe(found, "report/data_audit.csv")
+def test_lines_count_and_name_doubtful_labels_and_give_the_accuracy_of_the_head(found):
+    labels, worst, head = data_audit.describe(found, "report/data_audit.csv")
     assert labels == "labels: 1 of 40 in doubt, 0 look-alikes differ; see report/data_audit.csv"
+    assert worst.startswith("most in doubt: 0.jpg (cat?), ")
+    assert worst.endswith("; look-alikes on two sides of the split: 0")
+    assert worst.count("?") == 3
     assert head.startswith(
         "closed-form head, each of 40 training and validation images left out once: accuracy "
         "0.9750 (standard error 0.0247), loss "

@@ -140,6 +140,7 @@ def _without_times(line, place):
     """Returns a printed line without what differs from run to run or from machine to machine."""
     line = re.sub(r"^RESULT .*", "RESULT <results>", line)
     line = re.sub(r"^device: .*", "device: <device>", line)
+    line = re.sub(r"^\d+\.\d% of the training time", "<share> of the training time", line)
     line = line.replace(os.path.realpath(place), "<place>").replace(place, "<place>")
     line = re.sub(r"^  \D.*", "  <command>", line)
     return re.sub(r" +\d+(\.\d)? (s|min)\b", " <time>", line)

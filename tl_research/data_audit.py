@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tl_research import closed_form, metrics
+from tl_research.data.split import printable
 from tl_research.files import Json, csv_text, write_atomically
 
 Array = np.ndarray
@@ -22,6 +23,7 @@ _SUSPECT = 0.9
 # near, all of one scene; those encoded again at 90 % of their size are within 0.08, those cropped
 # by 5 % within 0.23. python benchmarks/data_audit.py --dataset=tf_flowers --data_dir=PHOTOS
 NEAR = 0.1
+_NAMED = 3  # images in a line
 _ROWS = 1024  # rows of the matrix of distances in memory at a time
 # float64 copies of the features and of the logits that `examine` holds at a time
 COPIES, COPIES_OF_LOGITS = 2, 12
@@ -137,16 +139,22 @@ def _neighbors(features, places, all_gather):
 
 
 def describe(audit: DataAudit, path: str) -> list[str]:
-    """Returns a line on the labels, for everybody, and one on the closed-form head.
+    """Returns a line on the labels, for everybody, and lines with the details.
 
     Args:
         audit: The result of `examine`.
         path: Where its rows are.
     """
     measured, found = audit.summary["cross_validation"], audit.summary["data_audit"]
+    worst = ", ".join(
+        f"{printable(row['path'])} ({printable(row['suggested_label'])}?)"
+        for row in audit.rows[:_NAMED]
+    )
     return [
         f"labels: {found['suspects']} of {len(audit.rows)} in doubt, {found['contradictions']} "
         f"look-alikes differ; see {path}",
+        f"most in doubt: {worst}; look-alikes on two sides of the split: "
+        f"{found['near_copies_across_sides']}",
         f"closed-form head, each of {measured['n']:,} training and validation images left out "
         f"once: accuracy {measured['accuracy']:.4f} (standard error "
         f"{measured['standard_error']:.4f}), loss {measured['loss']:.4f}",

@@ -12,7 +12,8 @@ again inside a condition, which fails (keras#18666) or hangs (tensorflow#72686):
 
 import contextlib
 import functools
-import io
+import json
+import math
 import signal
 import zlib
 from collections.abc import Callable, Iterator
@@ -212,10 +213,21 @@ def all_gather(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """
     if not is_multi_worker():
         return columns
-    written = io.BytesIO()
-    np.savez(written, allow_pickle=False, **columns)
-    parts = [np.load(io.BytesIO(part)) for part in _of_all(written.getvalue())]
+    kinds = {name: (array.dtype.str, array.shape) for name, array in columns.items()}
+    head = json.dumps(kinds).encode()
+    content = b"".join([len(head).to_bytes(8), head, *(a.tobytes() for a in columns.values())])
+    parts = [_unpacked(part) for part in _of_all(content)]
     return {name: np.concatenate([part[name] for part in parts]) for name in columns}
+
+
+def _unpacked(content):
+    """Returns the arrays that `all_gather` packed."""
+    at = 8 + int.from_bytes(content[:8])
+    arrays = {}
+    for name, (dtype, shape) in json.loads(content[8:at]).items():
+        arrays[name] = np.frombuffer(content, dtype, math.prod(shape), at).reshape(shape)
+        at += arrays[name].nbytes
+    return arrays
 
 
 def _of_all(content):

@@ -196,7 +196,7 @@ def prepare(place: Place, started: float) -> Ready:
     plan = Plan(config, place.parts, classifier, data, directory, xla=xla, started=started)
     plan.check()
     decided = (plan.phases, plan.steps_per_epoch, plan.cache.plan, plan.saved_paths)
-    distribution.check_equal("the plan", f"{decided}")
+    distribution.check_equal("the plan", str(decided))
     lines = plan_text.describe_run(plan, data, precision, replacements.used)
     say(*(lines if config.verbose else plan_text.summarize_run(plan, data, replacements.used)))
     resume = Resume(plan, directory, place.signals)
@@ -212,9 +212,7 @@ def prepare(place: Place, started: float) -> Ready:
         summaries.text("train", "plan", "\n\n".join(lines), 0)
         resume.check_room()
     if not summaries.has("train", "first_batch", 0):
-        images, labels, inputs = batch.first_images(plan, pages.SHOWN)
-        named = [plan.objective.answer.text(label, data.classes) for label in labels]
-        pages.first_batch(summaries, images, named, inputs, classifier.spec.preprocessing)
+        _show_first_batch(plan, data, summaries)
     recorder = Recorder(plan.objective.answer, data, directory, summaries)
     return Ready(
         place=place,
@@ -228,6 +226,12 @@ def prepare(place: Place, started: float) -> Ready:
         substitutions=replacements.used,
         seconds=seconds,
     )
+
+
+def _show_first_batch(plan, data, summaries):
+    images, labels, inputs = batch.first_images(plan, pages.SHOWN)
+    named = [plan.objective.answer.text(label, data.classes) for label in labels]
+    pages.first_batch(summaries, images, named, inputs, plan.classifier.spec.preprocessing)
 
 
 def _name_directory(place, classifier, replacements):

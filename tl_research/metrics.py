@@ -170,9 +170,11 @@ def report(logits: np.ndarray, labels: np.ndarray) -> tuple[Json, list[Json]]:
 
 
 def normal_interval(values: np.ndarray) -> list[float]:
-    """Returns [low, high], the mean of many values minus and plus 1.96 standard errors."""
-    half = 1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else math.nan
-    return [float(values.mean() - half), float(values.mean() + half)]
+    """Returns [low, high], mean of values >= 0 minus and plus 1.96 standard errors, cut at 0."""
+    if len(values) < 2:
+        return [math.nan, math.nan]
+    mean, half = float(values.mean()), float(1.96 * values.std(ddof=1) / len(values) ** 0.5)
+    return [max(mean - half, 0.0), mean + half]
 
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:

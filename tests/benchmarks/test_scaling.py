@@ -84,7 +84,7 @@ with open(os.path.join(flags["workdir"], "results.json"), "w") as file:
     rows = scaling.measure(settings)
     assert [
         (row["images"], row["seconds"]["total"], row["epochs"], row["processes"]) for row in rows
-    ] == [(2, 2, 2, 1), (3, 3, 2, 1), (3, 3, 2, 2), (5, 5, 2, 1)]
+    ] == [(2, 2, 2, 1), (3, 3, 2, 2), (3, 3, 2, 1), (5, 5, 2, 1)]
     # 2 x 5 s of 5 images and 2 epochs
     assert [row["milliseconds_per_image_epoch"] for row in rows] == [1000] * 4
     assert (

@@ -148,10 +148,10 @@ def _damaged(content, random):
     return bytes(content), kind
 
 
-def test_images_damaged_at_random_are_used_or_named(tmp_path):
+def test_images_damaged_at_random_are_used_or_named(tmp_path, times):
     draw, paths, kinds = random.Random(0), [], []
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for number in range(240):
+    for number in range(240 * times):
         suffix = ("jpg", "png", "gif", "bmp", "webp", "tif")[number % 6]
         pixels = _pixels(draw.randint(20, 90), draw.randint(20, 90), number)
         paths.append(tmp_path / f"{number}.{suffix}")

@@ -86,6 +86,7 @@ def test_page_says_what_the_run_found_and_holds_all_that_it_shows(settings):
     assert "batch_size832" in page.words.replace(" ", "") and "flags.txt repeats" in page.words
     checked = "Checked bit by bit over 2 phases: 6 of 6 trainable variables changed, 0 of "
     assert checked in page.words
+    assert f"-m tl_research.evaluate '--run={settings['workdir']}' --data_dir=FOLDER" in page.words
     assert "labels are in doubt" in page.words and "Calibration of probabilities" in page.words
     # nothing comes from elsewhere, and nothing runs
     sources = [

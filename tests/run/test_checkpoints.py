@@ -108,9 +108,9 @@ def _damage(path, random):
     return f"{kind} {name}"
 
 
-def test_damaged_checkpoint_is_never_loaded(tmp_path, capsys):
+def test_damaged_checkpoint_is_never_loaded(tmp_path, capsys, times):
     random = np.random.RandomState(0)
-    for trial in range(150):
+    for trial in range(150 * times):
         directory = tmp_path / str(trial)
         _save(directory, 5, 9)
         what = _damage(directory / "step-00000009", random)

@@ -246,6 +246,7 @@ _MAY_CHANGE = {
 }
 _MAY_NOT_CHANGE = {
     "time_limit": 60.0,
+    "shards": 2,
     "dataset": "tf_flowers",
     "if_offline": "embedded",
     "on_bad_image": "skip",

@@ -6,7 +6,7 @@ import pytest
 
 from tl_research import experiment
 from tl_research.config import Config
-from tl_research.training.time_limit import epochs_within
+from tl_research.training.time_limit import epochs_within, seconds_of_end
 
 # Within a limit that is over at once, a run without a start has one epoch of its first phase.
 _OVER = {"time_limit": 1e-3, "augment": ("none",), "data_audit": "off"}
@@ -33,6 +33,11 @@ def _numbers(rows):
 )
 def test_epochs_within_seconds(seconds, before, expected):
     assert epochs_within(seconds, 10.0, before) == expected
+
+
+def test_end_has_the_test_images_export_and_figures_and_later_phases():
+    assert seconds_of_end(2.5, 4.0, 0) == pytest.approx(2.5 + 1.6 * 4.0)
+    assert seconds_of_end(2.5, 4.0, 2) == pytest.approx(2.5 + 1.6 * 4.0 + 2 * 4.0)
 
 
 def test_shortened_phase_is_a_phase_of_so_many_epochs(run, metrics, capsys):

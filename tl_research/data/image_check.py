@@ -63,14 +63,16 @@ class CheckedImages:
         )
 
 
-class _Good(NamedTuple):
-    """What the check keeps of one good file."""
+class _Result(NamedTuple):
+    """What the check finds for one file; of one that is not good only the last two."""
 
-    sha256: str
-    pixel_sha256: str
-    thumbnail: np.ndarray
-    traits: tuple[str, ...]
-    size: tuple[int, int]  # width, height
+    sha256: bytes = b""
+    pixel_sha256: bytes = b""
+    thumbnail: np.ndarray = np.zeros((16, 16, 3), np.uint8)
+    traits: str = ""  # one per line
+    size: tuple[int, int] = (0, 0)  # width, height
+    reason: str = ""
+    kind: str = ""  # name of the `Kind` of a photograph that cannot be read
 
 
 def resized(images: np.ndarray, image_size: int) -> tf.Tensor:
@@ -115,22 +117,24 @@ def check_images(
     keep = most <= min(distribution.of_all_workers(keep_pixels_bytes))
     pixels = in_place.zeros((len(own), image_size, image_size, 3), np.uint8) if keep else None
 
-    def check(row: int) -> "_Good | decoding.BadImage":
-        """Returns `_Good`, or the `BadImage` that says why it is not good."""
+    def check(row: int) -> _Result:
         path = files[own[row]].path
         try:
             content, upright, traits = _load(path, max_pixels)
-            if len(shards.held([sha256 := split.content_sha256(content)])) == 0:
+            sha256 = split.content_sha256(content)
+            if not len(shards.held([sha256])):
                 raise decoding.BadImage("changed while it was checked")
+        except decoding.UnreadableKind as error:
+            return _Result(reason=str(error), kind=error.kind.name)
         except decoding.BadImage as error:
-            return error
+            return _Result(reason=str(error))
         if pixels is not None:
             pixels[row] = resize_image(upright, image_size)
-        return _Good(
-            sha256,
-            pixel_sha256(upright),
+        return _Result(
+            sha256.encode(),
+            pixel_sha256(upright).encode(),
             near_copies.thumbnail(upright),
-            traits,
+            "\n".join(traits),
             (upright.shape[1], upright.shape[0]),
         )
 
@@ -139,7 +143,7 @@ def check_images(
         results.append(result)
         if len(results) % _AHEAD == 0 or len(results) == len(own):
             progress(len(results), len(own))
-    good = [row for row, result in enumerate(results) if isinstance(result, _Good)]
+    good = [row for row, result in enumerate(results) if result.sha256]
     pixels = None if pixels is None else in_place.kept_rows(pixels, good)
     return _of_all(catalog, own, results, pixels, shards)
 
@@ -193,37 +197,24 @@ def _load(image, max_pixels):
 
 def _of_all(catalog, own, results, pixels, shards):
     """Returns the `CheckedImages` of what all processes found, each of its own files."""
-    good = [(place, *result) for place, result in zip(own, results) if isinstance(result, _Good)]
-    places, sha256s, pixel_sha256s, thumbnails, traits, sizes = zip(*good) if good else [()] * 6
-    bad = [(place, result) for place, result in zip(own, results) if not isinstance(result, _Good)]
-    kinds = [getattr(result, "kind", None) for _, result in bad]
-    found = shards.all_gather(
-        {
-            "place": np.array(places, np.int64),
-            "sha256": np.array(sha256s, "S64"),
-            "pixel_sha256": np.array(pixel_sha256s, "S64"),
-            "thumbnail": np.array(thumbnails, np.uint8).reshape(-1, 16, 16, 3),
-            "traits": np.array(list(map("\n".join, traits)), np.str_),
-            "size": np.array(sizes, np.int64).reshape(-1, 2),
-            "bad_place": np.array([place for place, _ in bad], np.int64),
-            "reason": np.array([str(result) for _, result in bad], np.str_),
-            "kind": np.array([kind.name if kind else "" for kind in kinds], np.str_),
-        }
-    )
-    order = np.argsort(found["place"])
-    names = [catalog.files[place].name for place in found["bad_place"]]
-    reasons = list(zip(names, found["reason"].tolist(), found["kind"].tolist()))
-    counts = collections.Counter(itertools.chain(*map(str.splitlines, found["traits"].tolist())))
+    # with a result of no file, since a process may have none
+    columns = dict(zip(_Result._fields, map(np.array, zip(*results, _Result()))))
+    found = shards.all_gather({**columns, "place": np.array([*own, -1])})
+    order = np.argsort(found["place"])[np.count_nonzero(found["place"] < 0) :]
+    good, bad = (order[(found["sha256"][order] != b"") == is_good] for is_good in (True, False))
+    names = [catalog.files[place].name for place in found["place"][bad]]
+    refused = list(zip(names, found["reason"][bad].tolist(), found["kind"][bad].tolist()))
+    traits = itertools.chain(*map(str.splitlines, found["traits"][good].tolist()))
     return CheckedImages(
         catalog,
-        found["place"][order],
-        tuple(found["sha256"][order].astype(str).tolist()),
-        tuple(found["pixel_sha256"][order].astype(str).tolist()),
-        found["thumbnail"][order],
+        found["place"][good],
+        tuple(found["sha256"][good].astype(str).tolist()),
+        tuple(found["pixel_sha256"][good].astype(str).tolist()),
+        found["thumbnail"][good],
         pixels,
-        sorted([*catalog.refused, *((name, why) for name, why, kind in reasons if not kind)]),
-        [(name, formats.BY_NAME[kind]) for name, _, kind in sorted(reasons) if kind],
-        dict(sorted(counts.items())),
-        min(map(tuple, found["size"][order].tolist()), key=math.prod, default=None),
+        sorted([*catalog.refused, *((name, why) for name, why, kind in refused if not kind)]),
+        [(name, formats.BY_NAME[kind]) for name, _, kind in refused if kind],
+        dict(sorted(collections.Counter(traits).items())),
+        min(map(tuple, found["size"][good].tolist()), key=math.prod, default=None),
         shards,
     )

@@ -25,7 +25,7 @@ from tl_research.data.split import SIDES, printable
 from tl_research.files import Json, escaped
 from tl_research.reporting import pages, results, split_text
 from tl_research.reporting.evaluation import Evaluation
-from tl_research.run.directory import images_of, quoted
+from tl_research.run.directory import images_of
 from tl_research.run.offline import DATASET
 from tl_research.run.recorded import read_record
 from tl_research.settings import flag_text
@@ -166,7 +166,7 @@ def of_run(ready: "Ready", summary: Json) -> Json:
         "reliability": _picture(figures, "calibration.png"),
         "versions": {"tl_research": record["package"]["version"], **record["versions"]},
         "machine": record["machine"]["system"],
-        "run": quoted(os.path.abspath(directory.path)),
+        "commands": results.commands(os.path.abspath(directory.path)).values(),
         "temperature": temperature,
     }
 

@@ -40,13 +40,19 @@ def ending(summary: Json, path: str) -> list[str]:
     lines.append(f"time: {duration(seconds['total'])} ({kinds})")
     if os.path.isfile(report := os.path.join(path, "report", "index.html")):
         lines.append(f"report: {report}")
-    return [
-        *lines,
-        "to predict:",
-        f"  {command('predict', f'--run={path}')} PHOTO.jpg",
-        "to see curves in TensorBoard:",
-        f"  {quoted(sys.executable or 'python')} -m tensorboard.main --logdir={quoted(path)}",
-    ]
+    use = commands(path)
+    lines += ["to predict:", f"  {use['predict']}"]
+    return [*lines, "to see curves in TensorBoard:", f"  {use['tensorboard']}"]
+
+
+def commands(path: str) -> dict[str, str]:
+    """Returns {program: the text of its command} for a finished run at a path."""
+    programs = {"predict": " PHOTO.jpg", "evaluate": " --data_dir=FOLDER", "export": ""}
+    python = quoted(sys.executable or "python")
+    return {
+        **{name: command(name, f"--run={path}") + more for name, more in programs.items()},
+        "tensorboard": f"{python} -m tensorboard.main --logdir={quoted(path)}",
+    }
 
 
 def test_line(test: Json) -> str:

@@ -61,7 +61,7 @@ class FeatureCache:
     Attributes:
         plan: `CachePlan`.
         views: As given.
-        view_seconds: What the last computed view of the training images took, or 0.
+        seconds: {side: what the last computed view of its images took, or 0}.
 
     Raises:
         UserError: If what --feature_cache=memory asks for does not fit.
@@ -96,7 +96,7 @@ class FeatureCache:
         }
         self._kept: dict[str, features.CachedSource] = {}
         self._pooled: dict[str, np.ndarray] = {}
-        self.view_seconds = 0.0
+        self.seconds = dict.fromkeys(self._examples, 0.0)
 
     def _decide(self, dtype, on_disk):
         config, evaluated = self._config, self._classifiers["validation"].graph
@@ -182,8 +182,7 @@ class FeatureCache:
         start = time.perf_counter()
         with progress_bar(f"features of {side}, view {view + 1}") as progress:
             yield progress
-        if side == "train":
-            self.view_seconds = time.perf_counter() - start
+        self.seconds[side] = time.perf_counter() - start
 
     def are_new(self, epochs: Sequence[int]) -> list[bool]:
         """Returns, for each of some epochs in a row, whether a view is computed before it."""
