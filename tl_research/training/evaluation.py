@@ -1,5 +1,6 @@
 """Logits of all examples of a side, in order."""
 
+import functools
 import time
 
 import numpy as np
@@ -9,7 +10,7 @@ from tl_research import distribution
 from tl_research.data import pipeline
 from tl_research.models.classifier import Classifier
 from tl_research.training.compiler import compile_errors
-from tl_research.training.features import Source
+from tl_research.training.features import Source, on_local_replicas
 
 
 class EvalStep:
@@ -24,19 +25,16 @@ class EvalStep:
 
     def __init__(self, classifier: Classifier, source: Source, batch_size: int, xla: bool = False):
         self._classifier, self._source, self._xla = classifier, source, xla
-        members = source.examples.members
-        self._indices, self._weights = pipeline.sharded_batches(members.of_shard, batch_size)
-        self._compute = tf.function(self._logits, jit_compile=True) if xla else self._logits
-        self._call = tf.function(self._run)
-
-    def _run(self, indices, of_view, streamed):
-        batch = self._source.lookup(indices, of_view) if streamed is None else streamed
-
-        def compute() -> tf.Tensor:
-            own, own_batch = distribution.local_rows([indices, batch])
-            return self._compute(self._source.read(own, of_view, own_batch))
-
-        return distribution.of_local_replicas(compute)
+        batches = pipeline.sharded_batches(source.examples.members.of_shard, batch_size)
+        self._indices = batches[0]
+        # as logits are gathered: all batches of the first process, then those of the next
+        self._places, weights = (
+            np.concatenate([part.ravel() for part in distribution.of_each_process(columns)])
+            for columns in batches
+        )
+        self._counts = weights > 0
+        compute = tf.function(self._logits, jit_compile=True) if xla else self._logits
+        self._call = tf.function(functools.partial(on_local_replicas, source, compute))
 
     def _logits(self, tensors):
         return self._classifier.logits(self._source.boundary, self._source.compute(tensors))
@@ -56,13 +54,8 @@ class EvalStep:
         """Returns float32 [N, K]; every example stands in it once."""
         own = np.concatenate(self._batches(self._indices))
         gathered = distribution.all_gather({"logits": own})["logits"]
-        # all batches of the first process, then those of the next
-        indices, weights = (
-            np.concatenate([part.ravel() for part in distribution.of_each_process(columns)])
-            for columns in (self._indices, self._weights)
-        )
         logits = np.empty((len(self._source.examples), gathered.shape[1]), gathered.dtype)
-        logits[indices[weights > 0]] = gathered[weights > 0]
+        logits[self._places[self._counts]] = gathered[self._counts]
         return logits
 
     def _batches(self, indices):

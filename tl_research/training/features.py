@@ -375,7 +375,7 @@ def compute_features(
         storage: `Storage`. Where the disk is full, the use of a view raises StorageError.
     """
     examples = source.examples
-    fetch = tf.function(functools.partial(_of_batch, source))
+    fetch = tf.function(functools.partial(on_local_replicas, source, source.compute))
     own = examples.members.own
     indices, _ = pipeline.make_batches(own, batch_size)
 
@@ -397,13 +397,23 @@ def compute_features(
     )
 
 
-def _of_batch(source, indices, of_view, streamed):
-    """Returns the tensors at a source's boundary, of a batch that this process's replicas share."""
+def on_local_replicas(
+    source: Source, compute: Callable[[Any], Any], indices: tf.Tensor, of_view: Any, streamed: Any
+) -> Any:
+    """Returns what a function computes from a batch that the replicas of this process share.
+
+    Args:
+        source: Where its tensors come from.
+        compute: A function of what `source.read` returns for the rows of a replica.
+        indices: int32 [B], places of the examples.
+        of_view: What the source's method of that name returned.
+        streamed: What `source.stream` yields for these, or None if it looks them up.
+    """
     rows = source.lookup(indices, of_view) if streamed is None else streamed
 
-    def of_replica() -> list[tf.Tensor]:
+    def of_replica() -> Any:
         own, own_rows = distribution.local_rows([indices, rows])
-        return source.compute(source.read(own, of_view, own_rows))
+        return compute(source.read(own, of_view, own_rows))
 
     return distribution.of_local_replicas(of_replica)
 
