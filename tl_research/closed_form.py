@@ -68,6 +68,11 @@ def _judged(space, shrinkage, labels):
     return loss, temperature, logits
 
 
+def total(array: Array, all_gather: AllGather) -> Array:
+    """Returns the sum over processes of an array."""
+    return all_gather({"array": np.asarray(array)[None]})["array"].sum(axis=0)
+
+
 class _Space:
     """Images in a basis in which the scatter within classes is diagonal.
 
@@ -81,28 +86,24 @@ class _Space:
         self.all_gather = all_gather
         self._labels, self._is_own = labels, np.zeros((len(labels), num_classes))
         self._is_own[np.arange(len(labels)), labels] = 1.0
-        self._counts = self._total(self._is_own.sum(axis=0))
+        self._counts = total(self._is_own.sum(axis=0), all_gather)
         self._count = int(self._counts.sum())
         images = np.array(features, np.float64)
         self._width = images.shape[1]
-        self._mean = self._total(images.sum(axis=0)) / self._count
+        self._mean = total(images.sum(axis=0), all_gather) / self._count
         images -= self._mean
         self._basis = np.eye(self._width)
         if self._count < self._width:
             self._basis = _span(all_gather({"images": images})["images"])
             images = images @ self._basis
-        self._means = self._total(self._is_own.T @ images) / self._counts[:, None]
+        self._means = total(self._is_own.T @ images, all_gather) / self._counts[:, None]
         images -= self._means[labels]
-        spectrum, axes = np.linalg.eigh(self._total(images.T @ images))
+        spectrum, axes = np.linalg.eigh(total(images.T @ images, all_gather))
         self._spectrum = np.maximum(spectrum, 0.0)
         for rows in range(0, len(images), _ROWS):
             images[rows : rows + _ROWS] = images[rows : rows + _ROWS] @ axes
         self._deltas, self._means = images, self._means @ axes
         self._basis = self._basis @ axes
-
-    def _total(self, array):
-        """Returns the sum over processes of an array."""
-        return self.all_gather({"array": array[None]})["array"].sum(axis=0)
 
     def _inverse(self, shrinkage):
         """Returns the inverse of N S / (1 - a), a diagonal."""

@@ -64,7 +64,8 @@ def examine(
     head = dataclasses.replace(head, left_out=head.left_out[in_order])
     shares, suggested = metrics.softmax(head.left_out), head.left_out.argmax(axis=1)
     own = shares[np.arange(len(labels)), labels]
-    nearest, distances, pairs = _neighbors(features, places, all_gather)
+    *found, pairs = _neighbors(features, places, all_gather)
+    nearest, distances = (column[in_order] for column in found)
     order = np.argsort(own, kind="stable")
     rows = [
         {
@@ -107,17 +108,17 @@ def _cross_validation(head, labels):
 
 
 def _neighbors(features, places, all_gather):
-    """Returns the nearest other image of each [N], its distance [N], and the near pairs."""
-    total = all_gather({"sum": np.sum(features, axis=0, dtype=np.float64)[None]})["sum"].sum(axis=0)
+    """Returns the nearest other image of each, its distance, both [N] as they are gathered, and all
+    near pairs.
+    """
     counts = all_gather({"count": np.array([len(features)])})["count"]
-    units = features - (total / counts.sum()).astype(np.float32)
+    mean = closed_form.total(np.sum(features, axis=0, dtype=np.float64), all_gather) / counts.sum()
+    units = features - mean.astype(np.float32)
     units /= np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1e-12)
     largest, nearest = np.full(len(units), -2.0, np.float32), np.zeros(len(units), np.int64)
     pairs = []
     size = _ROWS // len(counts)
-    for first in range(
-        0, counts.max(), size
-    ):  # some rows of each process, against all that are here
+    for first in range(0, counts.max(), size):  # some rows of each process, against all held here
         block = all_gather({"unit": units[first:][:size], "place": places[first:][:size]})
         in_order = np.argsort(block["place"])
         others = block["place"][in_order]
@@ -128,14 +129,10 @@ def _neighbors(features, places, all_gather):
         column, best = cosines.argmax(axis=1), cosines.max(axis=1)
         is_nearer = (best > largest) | ((best == largest) & (others[column] < nearest))
         largest[is_nearer], nearest[is_nearer] = best[is_nearer], others[column][is_nearer]
-    found = all_gather({"place": places, "nearest": nearest, "largest": largest})
-    in_order = np.argsort(found["place"])
+    found = all_gather({"nearest": nearest, "largest": largest})
     twice = all_gather({"pair": np.concatenate(pairs)})["pair"].tolist()
-    return (
-        found["nearest"][in_order],
-        np.maximum(1 - found["largest"][in_order], 0.0),
-        sorted((i, j) for i, j in twice if i < j),
-    )
+    distances = np.maximum(1 - found["largest"], 0.0)
+    return found["nearest"], distances, sorted((i, j) for i, j in twice if i < j)
 
 
 def describe(audit: DataAudit, path: str) -> list[str]:

@@ -65,8 +65,8 @@ class Members:
 
     Args:
         shards: The shards of the run.
-        sha256s: Hexadecimal, of the content of each of the side's N images; None: all are of the
-            first shard.
+        sha256s: Hexadecimal, of the content of each of the side's N images; of one shard they are
+            not needed.
         count: N.
 
     Attributes:
@@ -75,7 +75,7 @@ class Members:
     """
 
     def __init__(self, shards: Shards, sha256s: Sequence[str] | None, count: int):
-        shard = np.zeros(count, np.int64) if sha256s is None else shards.of(sha256s)
+        shard = shards.of(sha256s or ()) if shards.count > 1 else np.zeros(count, np.int64)
         self.of_shard = [np.flatnonzero(shard == number) for number in range(shards.count)]
         self.own = np.sort(np.concatenate([self.of_shard[number] for number in shards.own]))
         self._process_shards = len(shards.own)
