@@ -375,20 +375,17 @@ class Config:
         "parts that images belong to by their content, each with equally many rows of a batch; of "
         "multi_worker each process reads and keeps its share of them; 0: as many as there are "
         "processes when the run begins",
-        low=0,
     )
     cluster: str = setting(
         "auto",
         "what describes the processes of multi_worker: TF_CONFIG, or the variables of Slurm's srun "
         "or of an indexed job of Kubernetes; auto: the first of them that is there",
         choices=("auto", "tf_config", "slurm", "kubernetes"),
-        may_change=True,
         recorded=False,
     )
     worker_timeout: float = setting(
         0.0,
         "seconds that multi_worker waits for all processes to start; 0: no limit",
-        low=0,
         may_change=True,
     )
 

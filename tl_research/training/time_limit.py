@@ -17,7 +17,8 @@ from tl_research.training.plan import Plan
 from tl_research.training.state import TrainState
 
 # What export, the check of it and the figures take, in times of what compiling the steps of a phase
-# took: 1.3 to 1.9 in quiet runs. The same of the network's layers are traced in both.
+# took: an estimate from a few runs, of which loaded ones had 1.3 to 2.5. The same of the network's
+# layers are traced in both.
 _END = 1.6
 
 
