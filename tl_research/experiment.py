@@ -25,7 +25,7 @@ from tl_research import __version__, artefacts, calibration, distribution, memor
 from tl_research import extension as extension_lib
 from tl_research.config import Config
 from tl_research.data import dataset, shards, sides
-from tl_research.errors import CheckpointError, GateError, UserError
+from tl_research.errors import CheckpointError, GateError, UserError, to_stderr
 from tl_research.extension import Extension
 from tl_research.files import make_folders, storage_errors
 from tl_research.models import backbones, weights
@@ -72,7 +72,7 @@ def run(
     started = time.perf_counter() if started is None else started
     with opened(config, extension) as place:
         if place.directory.results:
-            print(f"{place.directory.path} is finished", file=sys.stderr)
+            to_stderr(f"{place.directory.path} is finished")
             if sys.stdout.isatty():
                 say(*results.ending(place.directory.results, place.directory.path))
             return _report(config, place.directory, place.directory.results)
@@ -206,7 +206,7 @@ def prepare(place: Place, started: float) -> Ready:
     summaries = Summaries(directory.path, None if is_new else step)
     if not is_new:
         environment.warn_of_others(recorded)
-        print(f"resumed {_where(plan, state)}", file=sys.stderr)
+        to_stderr(f"resumed {_where(plan, state)}")
     else:
         _write_plan(place, precision, plan, replacements.used, lines)
         summaries.text("train", "plan", "\n\n".join(lines), 0)
@@ -261,10 +261,9 @@ def _shards(config, recorded):
             f"their number; choose for example --batch_size={found.count} or --shards=1"
         )
     if found.are_all_own and distribution.num_processes() > 1:
-        print(
+        to_stderr(
             f"note: each of {distribution.num_processes()} processes holds all images, since their "
-            f"number does not divide --shards={found.count}, which the run has",
-            file=sys.stderr,
+            f"number does not divide --shards={found.count}, which the run has"
         )
     return found
 

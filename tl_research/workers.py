@@ -8,12 +8,11 @@ Imports no TensorFlow.
 import contextlib
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator
 
 from tl_research.cluster import Cluster
-from tl_research.errors import MissingWorkerError, UserError
+from tl_research.errors import MissingWorkerError, UserError, to_stderr
 
 _SILENT_SECONDS = 10.0
 
@@ -42,7 +41,7 @@ def wait_for_all(cluster: Cluster, timeout: float) -> None:
                     f"{len(cluster.tasks)} processes; start them too, or wait longer"
                 )
             if waited >= _SILENT_SECONDS and not said:
-                print(f"{own} waits for {who}", file=sys.stderr, flush=True)
+                to_stderr(f"{own} waits for {who}")
                 said = True
             time.sleep(0.2)
 

@@ -1,7 +1,6 @@
 """Decides which of the checked images are used, and reports the others."""
 
 import collections
-import sys
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ from tl_research.data.decoding import UnreadableKind
 from tl_research.data.image_check import CheckedImages
 from tl_research.data.split import printable
 from tl_research.data.walk import others_text
-from tl_research.errors import DataError
+from tl_research.errors import DataError, to_stderr
 from tl_research.files import csv_text, write_atomically
 from tl_research.run.directory import Directory
 
@@ -97,9 +96,9 @@ def refuse(admitted: Admitted, config: Config, is_own: bool = True, see: str = "
             f"than the {len(checked.good)} that can: {kinds}; expected most to be readable"
         )
     if 10 * len(checked.unreadable) > total:
-        print(f"warning: {kinds}", file=sys.stderr)
+        to_stderr(f"warning: {kinds}")
     if 9 * others.total() > total:
-        print(f"warning: {others_text(others)}", file=sys.stderr)
+        to_stderr(f"warning: {others_text(others)}")
     if config.on_bad_image == "skip":
         return
     if checked.bad:

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import os
-import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +18,7 @@ from tl_research.data.catalog import Table
 from tl_research.data.pipeline import Examples
 from tl_research.data.shards import Shards
 from tl_research.data.walk import others_text
-from tl_research.errors import DataError, UserError, suggestion
+from tl_research.errors import DataError, UserError, suggestion, to_stderr
 from tl_research.progress_bar import progress_bar
 from tl_research.run.directory import RunDirectory
 
@@ -162,7 +161,7 @@ def load_labelled(folder: str, classes: Sequence[str], config: Config) -> Exampl
     admission.refuse(admitted, dataclasses.replace(config, on_bad_image="skip"))
     if count := len(catalog.files) - len(admitted.images.good):
         bad = [*admitted.images.bad, *admitted.contradictory, *admitted.images.unreadable]
-        print(f"warning: {count} images are left out: {_listed(dict(bad))}", file=sys.stderr)
+        to_stderr(f"warning: {count} images are left out: {_listed(dict(bad))}")
     sides = ("test",) * len(admitted.images.good)
     return _divided(admitted, split.Split(sides, (None,) * len(sides), ()), config).test
 

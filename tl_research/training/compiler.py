@@ -2,14 +2,13 @@
 
 import contextlib
 import re
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
 
 from tl_research.config import Config
-from tl_research.errors import CompileError, OutOfMemoryError, StorageError, UserError
+from tl_research.errors import CompileError, OutOfMemoryError, StorageError, UserError, to_stderr
 from tl_research.files import storage_reason
 from tl_research.models import keras_private
 from tl_research.models.classifier import Classifier
@@ -48,7 +47,7 @@ class Compiler:
         except CompileError as error:
             if self._required:
                 raise
-            print(f"warning: {error}; continuing without XLA", file=sys.stderr, flush=True)
+            to_stderr(f"warning: {error}; continuing without XLA")
         self.xla = False
         if recorded := self._directory.read_json("run.json"):
             self._directory.write_json("run.json", {**recorded, "xla": False})
