@@ -69,34 +69,22 @@ def _network(backbone):
     return network.eval().to(memory_format=torch.channels_last)
 
 
+class _Scaled(nn.Module):
+    """Maps pixels of 0 to 255 to what the network was trained on."""
+
+    def forward(self, images):
+        images = (images.float() - 127.0) / 128.0
+        return images.contiguous(memory_format=torch.channels_last)
+
+
 def _parts(network, num_classes):
-    """Returns (frozen, top): pixels to features, and these to logits."""
-
-    class Frozen(nn.Module):
-        def forward(self, images):
-            images = (images.float() - 127.0) / 128.0
-            images = images.contiguous(memory_format=torch.channels_last)
-            features = network._swish(network._bn0(network._conv_stem(images)))
-            for block in network._blocks[:-_OPEN_BLOCKS]:
-                features = block(features)
-            return features
-
-    class Top(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.blocks = network._blocks[-_OPEN_BLOCKS:]
-            self.convolution, self.norm = network._conv_head, network._bn1
-            self.activation, self.head = network._swish, nn.Linear(1280, num_classes)
-
-        def pooled(self, features):
-            for block in self.blocks:
-                features = block(features)
-            return self.activation(self.norm(self.convolution(features))).mean((2, 3))
-
-        def forward(self, features, dropout=0.0):
-            return self.head(functional.dropout(self.pooled(features), dropout))
-
-    return Frozen(), Top().eval()
+    """Returns (frozen, body, head): pixels to features, these to pooled ones, these to logits."""
+    blocks, swish = network._blocks, network._swish
+    stem, end = (network._conv_stem, network._bn0), (network._conv_head, network._bn1)
+    frozen = nn.Sequential(_Scaled(), *stem, swish, *blocks[:-_OPEN_BLOCKS])
+    pool = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    body = nn.Sequential(*blocks[-_OPEN_BLOCKS:], *end, swish, *pool)
+    return frozen, body, nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(1280, num_classes))
 
 
 def _augmented(images):
@@ -120,45 +108,29 @@ def _batched(function, images):
     )
 
 
-class _Best:
-    """Saves the model whose validation loss is the lowest so far, and notes when."""
-
-    def __init__(self, model, labels, path):
-        self.model, self.labels, self.path = model, labels, path
-        self.history = []
-
-    def end_epoch(self, logits):
-        found = {"val_loss": functional.cross_entropy(logits, self.labels).item()}
-        found["val_accuracy"] = _accuracy(logits, self.labels)
-        if all(found["val_loss"] < epoch["val_loss"] for epoch in self.history):
-            torch.save(self.model.state_dict(), self.path)
-        self.history.append({"seconds": time.perf_counter() - STARTED, **found})
-
-    def restore(self):
-        self.model.load_state_dict(torch.load(self.path))
-
-
 def _accuracy(logits, labels):
     return (logits.argmax(1) == labels).float().mean().item()
 
 
-def _train(parameters, rate, epochs, labels, logits_of, end_epoch):
+def _train(part, rate, epochs, head, logits_of, labels, end_epoch):
     """Trains with one cycle of the rate.
 
     Args:
-        parameters: That train.
+        part: What trains.
         rate: The largest.
         epochs: How many.
+        head: Applies dropout, between the ends of epochs.
+        logits_of: Returns the logits of some images.
         labels: Of all images.
-        logits_of: Returns the logits of some images, in training.
         end_epoch: Called after each epoch.
     """
-    optimizer = torch.optim.Adam(parameters, rate)
+    optimizer = torch.optim.Adam(part.parameters(), rate)
     steps = epochs * math.ceil(len(labels) / BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, rate, steps, pct_start=WARMUP, cycle_momentum=False
     )
     for _ in range(epochs):
+        head.train()
         for rows in torch.randperm(len(labels)).split(BATCH):
             loss = functional.cross_entropy(
                 logits_of(rows), labels[rows], label_smoothing=SMOOTHING
@@ -167,6 +139,7 @@ def _train(parameters, rate, epochs, labels, logits_of, end_epoch):
             loss.backward()
             optimizer.step()
             schedule.step()
+        head.eval()
         with torch.no_grad():
             end_epoch()
 
@@ -177,39 +150,42 @@ def measure(flags, folder):
     size, epochs = int(flags.backbone.partition("@")[2]), tuple(map(int, flags.epochs.split(",")))
     sides = [_read(f"{flags.folders}/{side}", size) for side in ("train", "validation", "test")]
     (images, labels), (held_out, held_out_labels), (test, test_labels) = sides
-    frozen, top = _parts(_network(flags.backbone), int(labels.max()) + 1)
-    frozen_of, pooled_of, logits_of = frozen, top.pooled, top
+    frozen, body, head = _parts(_network(flags.backbone), int(labels.max()) + 1)
+    top, best, history = nn.Sequential(body, head), f"{folder}/best.pt", []
     if flags.compile:
-        frozen_of, pooled_of, logits_of = map(torch.compile, (frozen, top.pooled, top))
-    best = _Best(top, held_out_labels, f"{folder}/best.pt")
+        for part in (frozen, body, top):
+            part.compile()
     with torch.no_grad():
-        pooled = _batched(lambda some: pooled_of(frozen_of(some)), images)
-        stored = _batched(frozen_of, held_out)
-        held_out_pooled = _batched(pooled_of, stored)
-
-    def of_pooled(rows):
-        return top.head(functional.dropout(pooled[rows], DROPOUT))
+        pooled = _batched(lambda some: body(frozen(some)), images)
+        stored = _batched(frozen, held_out)
+        held_out_pooled = _batched(body, stored)
 
     def of_pixels(rows):
         with torch.no_grad():
-            features = frozen_of(_augmented(images[rows]))
-        return logits_of(features, DROPOUT)
+            features = frozen(_augmented(images[rows]))
+        return top(features)
+
+    def end_epoch(logits):
+        loss = functional.cross_entropy(logits, held_out_labels).item()
+        if all(loss < epoch["val_loss"] for epoch in history):
+            torch.save(top.state_dict(), best)
+        found = {"val_loss": loss, "val_accuracy": _accuracy(logits, held_out_labels)}
+        history.append({"seconds": time.perf_counter() - STARTED, **found})
 
     phases = (
-        (top.head, of_pooled, lambda: best.end_epoch(top.head(held_out_pooled))),
-        (top, of_pixels, lambda: best.end_epoch(_batched(logits_of, stored))),
+        (head, lambda rows: head(pooled[rows]), lambda: end_epoch(head(held_out_pooled))),
+        (top, of_pixels, lambda: end_epoch(_batched(top, stored))),
     )
-    for (part, of_rows, end_epoch), rate, count in zip(phases, RATES, epochs):
-        _train(part.parameters(), rate, count, labels, of_rows, end_epoch)
-        best.restore()
+    for (part, logits_of, evaluate), rate, count in zip(phases, RATES, epochs):
+        _train(part, rate, count, head, logits_of, labels, evaluate)
+        top.load_state_dict(torch.load(best))
     with torch.no_grad():
-        logits = _batched(lambda some: logits_of(frozen_of(some)), test)
-    found = min(best.history, key=lambda epoch: epoch["val_loss"])
+        logits = _batched(lambda some: top(frozen(some)), test)
     return {
         "column": "torch compiled" if flags.compile else "torch",
-        **found,
+        **min(history, key=lambda epoch: epoch["val_loss"]),
         "seconds": time.perf_counter() - STARTED,
-        "history": best.history,
+        "history": history,
         "test_accuracy": _accuracy(logits, test_labels),
     }
 
