@@ -32,10 +32,9 @@ _STYLES = {TRAP: ("#D55E00", "o-"), LOOP: ("#0072B2", "o-"), HELD: ("#009E73", "
 _METRICS = ("train_accuracy", "val_accuracy", "val_loss")
 
 
-class Settings(program.Training, program.Photographs):
+class Settings(program.Training, program.Network, program.Photographs):
     """The flags of this benchmark; what is not here is as in `Config`."""
 
-    backbone: str = setting("EfficientNetLite0@224", "NAME@SIZE")
     epochs: tuple[int, ...] = setting(
         (8, 4), "with the backbone frozen, Adam 1e-3; with its top 30 % open, Adam 1e-5", low=1
     )
@@ -50,12 +49,10 @@ def compare(settings):
         and `columns`: {name: {"start" (as evaluated by that column), "rows", "statistics_changed",
         "statistics_total"}}. A row has epoch, train_accuracy, val_accuracy and val_loss.
     """
-    ((name, size),) = program.parse_backbones(settings.backbone)
     with tempfile.TemporaryDirectory() as place:
         config = measuring.make_config(
             settings,
-            name,
-            size,
+            *settings.network,
             workdir=f"{place}/run",
             learning_rate=(1e-3, 1e-5),
             lr_schedule="constant",

@@ -7,16 +7,21 @@ from tl_research.models.classifier import InferenceBackbone
 from tl_research.models.preprocessing import Preprocessing
 
 
-def build_model(config, num_classes, *, held=False, augment=True):
-    """Returns (model, its backbone), uncompiled, the backbone frozen.
+def build_model(
+    config, num_classes, learning_rate, opened=0.0, *, held=False, augment=True, jit_compile="auto"
+):
+    """Returns (model, its backbone), compiled with Adam.
 
     Args:
         config: `tl_research.config.Config`: backbone, weights, image size, augmentation factors,
             dropout and seed.
         num_classes: Outputs of the dense layer, which are logits.
+        learning_rate: Of Adam.
+        opened: Share of the backbone's layers, by count, that train; those at the top.
         held: Whether BatchNorm statistics are really held, by `InferenceBackbone` instead of
             `training=False`.
         augment: Whether the augmentation layers are in the model.
+        jit_compile: Keras' argument, whether with XLA.
     """
     base_model = backbones.build_backbone(
         config.backbone, config.image_size, config.weights, seed=config.seed
@@ -32,21 +37,15 @@ def build_model(config, num_classes, *, held=False, augment=True):
     x = InferenceBackbone(base_model)(x) if held else base_model(x, training=False)
     x = keras.layers.GlobalAveragePooling2D()(x)
     x = keras.layers.Dropout(config.dropout)(x)
-    return keras.Model(inputs, keras.layers.Dense(num_classes)(x)), base_model
-
-
-def open_top(base_model, share=0.3):
-    """Makes the top share of the backbone's layers trainable, by count."""
-    base_model.trainable = True
-    for layer in base_model.layers[: int(len(base_model.layers) * (1 - share))]:
-        layer.trainable = False
-
-
-def compile_model(model, learning_rate, jit_compile="auto"):
-    """Compiles the model with Adam; `jit_compile` is Keras' argument, whether with XLA."""
+    model = keras.Model(inputs, keras.layers.Dense(num_classes)(x))
+    if opened:
+        base_model.trainable = True
+        for layer in base_model.layers[: int(len(base_model.layers) * (1 - opened))]:
+            layer.trainable = False
     model.compile(
         optimizer=keras.optimizers.Adam(learning_rate),
         jit_compile=jit_compile,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
+    return model, base_model

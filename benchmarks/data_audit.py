@@ -56,10 +56,9 @@ CHANGES = {
 }
 
 
-class Settings(program.Training, program.Photographs):
+class Settings(program.Training, program.Network, program.Photographs):
     """The flags of this benchmark."""
 
-    backbone: str = setting("EfficientNetLite0@224", "NAME@SIZE")
     share: float = setting(0.03, "of the training labels that are exchanged", above=0, high=0.5)
     seeds: tuple[int, ...] = setting((0, 1, 2), "of the images that are chosen")
     copies: int = setting(200, "images that are copied, in each way, at most", low=1)
@@ -180,9 +179,8 @@ def copy_rows(images, found, thumbnails, groups, chosen, pooled):
 
 def report(settings):
     quiet.drop_retracing_notes()  # each kind of copy is a network's input of its own
-    ((name, size),) = program.parse_backbones(settings.backbone)
     with tempfile.TemporaryDirectory() as place:
-        config = measuring.make_config(settings, name, size, workdir=place)
+        config = measuring.make_config(settings, *settings.network, workdir=place)
         data, _ = measuring.load(config)
     classifier = measuring.make_classifier(config, "head", len(data.classes))
 
@@ -191,7 +189,7 @@ def report(settings):
         live = features.LiveSource(classifier, examples, classifier.head_boundary, views)
         return features.compute_features(live, config.batch_size).kept(0)[0].numpy()
 
-    images, train = _images(data, size), len(data.train)
+    images, train = _images(data, config.image_size), len(data.train)
     found = pooled(images)
     labels = [
         label_row(found, images, train, data.classes, settings.share, seed)

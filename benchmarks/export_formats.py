@@ -8,7 +8,6 @@ packaged ImageNet weights; others have random ones unless --weights says otherwi
 their sizes and times mean something. Answers are to up to 256 validation images, one at a time.
 """
 
-import dataclasses
 import math
 import os
 import tempfile
@@ -27,13 +26,6 @@ from tl_research.errors import ExportError
 from tl_research.run.directory import Directory
 from tl_research.settings import setting
 
-_FORMS = (
-    ("saved_model", "none"),
-    ("litert", "none"),
-    ("litert", "float16"),
-    ("litert", "int8"),
-    ("onnx", "none"),
-)
 _COLUMNS = """
  | {backbone}
 format | {form}
@@ -77,9 +69,9 @@ def measure(settings, name, size, place):
     path = os.path.join(config.workdir, "export", "model.keras")
     latency = serving.latency(lambda image: network(pixels).numpy(), next(reference.images()))
     yield {**row, "format": "model.keras", "bytes": os.path.getsize(path), "latency": latency}
-    for form in _FORMS:
+    for form in serving.FORMATS:
         if config.weights == "none":  # a rounding error more or less decides what it says
-            serving.FORMATS[form] = dataclasses.replace(serving.FORMATS[form], tolerance=math.inf)
+            serving.FORMATS[form] = serving.FORMATS[form]._replace(tolerance=math.inf)
         try:
             _, known = serving.save(form, reference, Directory(place), calibration=data.train)
             yield {**row, **known}

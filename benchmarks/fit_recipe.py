@@ -27,13 +27,12 @@ from tl_research.settings import setting
 COLUMNS = ("fit", "fit held")
 
 
-class Settings(program.Training):
+class Settings(program.Training, program.Network):
     """The flags of this program; `recipe_vs_fit.py` gives them."""
 
     folders: str | None = setting(
         None, "directory with train, validation and test, a folder per class in each; must be given"
     )
-    backbone: str = setting("EfficientNetLite0@224", "NAME@SIZE")
     columns: tuple[str, ...] = setting(COLUMNS, "which to measure")
     epochs: str = setting("8,10", "of the head and of fine-tuning; at least 1")
     seed: int = setting(0, "decides initial weights, order, augmentation and dropout")
@@ -41,8 +40,7 @@ class Settings(program.Training):
 
 def measure(settings):
     """Trains, and yields a dict for each column when it is done."""
-    ((name, size),) = program.parse_backbones(settings.backbone)
-    config = measuring.make_config(settings, name, size)
+    config = measuring.make_config(settings, *settings.network)
     train, validation, test = (
         measuring.read_folder(f"{settings.folders}/{side}", config, shuffle=side == "train")
         for side in ("train", "validation", "test")

@@ -239,16 +239,12 @@ def _process(settings, name, place, deadline):
     return work
 
 
-def _bandwidth(rows):
-    """Returns GB/s, published or measured here, or None if the machine was not probed."""
-    return next((row.get("published") or row.get("copy") for row in rows if "machine" in row), None)
-
-
 def compare(rows):
     """Adds to each measured cell its share of the roofline, and its rate over that of the faster
     `fit` beside it, if measured.
     """
-    bandwidth, fits = _bandwidth(rows), {}
+    machine, fits = next((row for row in rows if "machine" in row), {}), {}
+    bandwidth = machine.get("published") or machine.get("copy")  # None, if it was not probed
     cells = [row for row in rows if "images_per_second" in row]
     for row in cells:
         if row["kind"] == "fit":

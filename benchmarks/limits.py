@@ -47,8 +47,7 @@ def gflop_per_image(classifier, source):
     and once more for those of its inputs, except in layers that read the boundary.
     """
     graph, boundary = classifier.graph, source.boundary
-    begin = source.stored if source.cached else (graph.input,)
-    forward = graph.multiply_adds(begin, classifier.head_boundary)
+    forward = graph.multiply_adds(source.stored, classifier.head_boundary)
     trained = graph.multiply_adds(boundary, classifier.head_boundary)
     first = sum(
         graph.multiply_adds(boundary, (written,))
@@ -73,10 +72,9 @@ def bytes_per_image(classifier, source):
     with ResNet50.
     """
     graph, boundary = classifier.graph, source.boundary
-    begin = source.stored if source.cached else (graph.input,)
     trained = {written for *_, written in graph.layers(boundary, classifier.head_boundary)}
     numbers = sum(math.prod(graph.shape(name)) for name in classifier.head_boundary)  # read by it
-    for layer, kernels, read, written in graph.layers(begin, classifier.head_boundary):
+    for layer, kernels, read, written in graph.layers(source.stored, classifier.head_boundary):
         *inputs, output = (math.prod(graph.shape(name)) for name in (*read, written))
         if kernels:
             backward = (written in trained) * (2 - (set(read) <= set(boundary)))

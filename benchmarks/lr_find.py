@@ -43,7 +43,7 @@ factor | {factor:.2g}
 table = functools.partial(program.table, _COLUMNS)
 
 
-class Settings(program.Settings):
+class Settings(program.Network):
     """The flags of this benchmark."""
 
     required = ("data_dir",)
@@ -91,7 +91,7 @@ def _copy_photographs(data_dir, place, images, seed):
 
 def _measure_run(settings, seed, place):
     """Yields a dict for each phase of one run."""
-    ((name, size),) = program.parse_backbones(settings.backbone)
+    name, size = settings.network
     config = Config(
         dataset="directory",
         data_dir=f"{place}/train",
@@ -115,23 +115,23 @@ def _measure_run(settings, seed, place):
 
 def _sweep(setup, state, epochs):
     """Returns the validation loss after `epochs` of the phase at each rate; leaves no trace."""
-    plan, optimizer, source = setup.plan, setup.optimizer, setup.source
-    classifier, steps = plan.classifier, plan.steps_per_epoch
-    values, slots = classifier.values(classifier.variables), optimizer.state()
+    plan, source = setup.plan, setup.source
+    steps = plan.steps_per_epoch
     factor = schedules.make_schedule(
         dataclasses.replace(setup.phase, learning_rate=1.0), epochs * steps
     )
     rate, losses = tf.Variable(0.0), []
-    step = plan.step_maker(optimizer, source, lambda taken: rate * factor(taken))(plan.compiler.xla)
+    step = plan.step_maker(setup.optimizer, source, lambda taken: rate * factor(taken))(
+        plan.compiler.xla
+    )
     for each in _SWEEP:
         rate.assign(each)
-        for epoch in range(epochs):
-            inputs = epoch_inputs(plan, source, epoch + 1)
-            step(inputs, 0, steps, epoch * steps, epoch * steps, None, state.scaling)
-        found = plan.objective.evaluate(setup.evaluate(), plan.validation.labels)
+        with step.undone():
+            for epoch in range(epochs):
+                inputs = epoch_inputs(plan, source, epoch + 1)
+                step(inputs, 0, steps, epoch * steps, epoch * steps, None, state.scaling)
+            found = plan.objective.evaluate(setup.evaluate(), plan.validation.labels)
         losses.append(found["loss"])
-        classifier.assign(values)
-        optimizer.load_state(slots)
     return losses
 
 

@@ -285,7 +285,7 @@ class _EpochClock(keras.callbacks.Callback):
         self.seconds = time.perf_counter() - self._start
 
 
-def fit_model(config, phase, num_classes, *, precision="float32", jit_compile="auto", **options):
+def fit_model(config, phase, num_classes, *, precision="float32", **options):
     """Returns (the copied recipe's model, its backbone), compiled for a phase.
 
     Args:
@@ -293,18 +293,15 @@ def fit_model(config, phase, num_classes, *, precision="float32", jit_compile="a
         phase: A name in `PHASES`.
         num_classes: Outputs of the dense layer.
         precision: Of the model, whatever ours has.
-        jit_compile: Keras' argument, whether with XLA.
         options: Of `copied_recipe.build_model`.
     """
     unfreeze, learning_rate = PHASES[phase]
+    opened = float(unfreeze.removesuffix("%")) / 100
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
-    model, base_model = copied_recipe.build_model(config, num_classes, **options)
+    built = copied_recipe.build_model(config, num_classes, learning_rate, opened, **options)
     keras.config.set_dtype_policy(policy)
-    if unfreeze != "0%":
-        copied_recipe.open_top(base_model)
-    copied_recipe.compile_model(model, learning_rate, jit_compile)
-    return model, base_model
+    return built
 
 
 def read_folder(folder, config, **options):

@@ -66,6 +66,18 @@ class Networks(Training):
     backbones: str = setting(BACKBONES, "NAME@SIZE, a list")
 
 
+class Network(Settings):
+    """The flags of a benchmark of one network."""
+
+    backbone: str = setting("EfficientNetLite0@224", "NAME@SIZE")
+
+    @property
+    def network(self):
+        """(Name, image size)."""
+        (network,) = parse_backbones(self.backbone)
+        return network
+
+
 class Photographs(Settings):
     """The flags of a benchmark on photographs."""
 
@@ -225,6 +237,15 @@ def start(*command, python=sys.executable, **options):
     return subprocess.Popen(command, **options)
 
 
+def answers(*command, **options):
+    """Yields what a Python program prints in lines of JSON, when it does; raises as `finish`."""
+    process = start(*command, stdout=subprocess.PIPE, text=True, **options)
+    for line in process.stdout:
+        if line.startswith("{"):
+            yield json.loads(line)
+    finish(process)
+
+
 def finish(process):
     """Waits for a process; returns its peak memory in MiB, as the kernel reports it.
 
@@ -248,18 +269,13 @@ def train(workdir, *flags, processes=1):
     Returns:
         Its `results.json`, and `peak_mib`: of the process that has most.
     """
-    flags = [TRAIN, *flags, f"--workdir={workdir}"]
-    if processes == 1:
-        peaks = [finish(start(*flags, stdout=subprocess.DEVNULL))]
-    else:
-        workers = [
-            start(
-                *flags,
-                "--distribute=multi_worker",
-                stdout=subprocess.DEVNULL,
-                env={**os.environ, "TF_CONFIG": config},
-            )
-            for config in tf_configs(processes)
-        ]
-        peaks = [finish(worker) for worker in workers]
+    flags, environments = [TRAIN, *flags, f"--workdir={workdir}"], [{}]
+    if processes > 1:
+        flags.append("--distribute=multi_worker")
+        environments = [{"TF_CONFIG": config} for config in tf_configs(processes)]
+    workers = [
+        start(*flags, stdout=subprocess.DEVNULL, env={**os.environ, **more})
+        for more in environments
+    ]
+    peaks = [finish(worker) for worker in workers]
     return {**read_json(f"{workdir}/results.json"), "peak_mib": max(peaks)}

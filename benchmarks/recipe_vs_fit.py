@@ -21,11 +21,9 @@ stopped; `fit` then trains its head anew if a column is missing.
 """
 
 import itertools
-import json
 import os
 import shutil
 import statistics
-import subprocess
 
 import program
 
@@ -180,7 +178,7 @@ def link_images(settings, place, split_path):
 def run_fit(settings, backbone, seed, place, split_path, columns):
     """Runs `fit_recipe.py` on the files of each side of our split.
 
-    Yields what it writes of each column, when it does.
+    Returns an iterator of what it writes of each column, when it does.
 
     Args:
         settings: What the flags of that program have.
@@ -190,7 +188,7 @@ def run_fit(settings, backbone, seed, place, split_path, columns):
         columns: Of `fit_recipe.COLUMNS`.
     """
     folders = link_images(settings, place, split_path)
-    process = program.start(
+    return program.answers(
         f"{HERE}/fit_recipe.py",
         f"--folders={folders}",
         f"--backbone={backbone}",
@@ -199,13 +197,7 @@ def run_fit(settings, backbone, seed, place, split_path, columns):
         f"--epochs={settings.epochs}",
         f"--batch_size={settings.batch_size}",
         f"--columns={','.join(columns)}",
-        stdout=subprocess.PIPE,
-        text=True,
     )
-    for line in process.stdout:
-        if line.startswith("{"):
-            yield json.loads(line)
-    program.finish(process)
 
 
 def table(rows):

@@ -13,10 +13,8 @@ not measured again, so that the same command goes on where it was stopped.
 
 import functools
 import itertools
-import json
 import os
 import statistics
-import subprocess
 
 import matplotlib.figure
 import program
@@ -30,12 +28,11 @@ FIT = "fit"
 PEERS: dict[str, tuple[str, ...]] = {"torch": (), "torch compiled": ("--compile",)}
 
 
-class Settings(program.Training, program.Photographs):
+class Settings(program.Training, program.Network, program.Photographs):
     """The flags of this benchmark."""
 
     required = ("runs", "data_dir")
     runs: str | None = setting(None, "directory for all runs; must be given", path="absolute")
-    backbone: str = setting("EfficientNetLite0@224", "NAME@SIZE")
     recipes: tuple[str, ...] = setting(
         ("instant", "flowers"), "names in recipes/, put after flowers.flags; flowers is that alone"
     )
@@ -80,7 +77,7 @@ def _ours(recipe, settings, backbone, seed, place):
 
 def _peer(more, settings, backbone, seed, folders):
     """Runs `torch_peer.py` with these flags; returns its row."""
-    process = program.start(
+    *_, row = program.answers(
         f"{recipe_vs_fit.HERE}/torch_peer.py",
         f"--folders={folders}",
         f"--backbone={backbone}",
@@ -88,12 +85,8 @@ def _peer(more, settings, backbone, seed, folders):
         f"--seed={seed}",
         *more,
         python=settings.peer,
-        stdout=subprocess.PIPE,
-        text=True,
     )
-    *_, last = process.stdout
-    program.finish(process)
-    return json.loads(last)
+    return row
 
 
 def _best_so_far(history):

@@ -13,6 +13,7 @@ STARTED = time.perf_counter()
 
 import argparse
 import concurrent.futures
+import glob
 import json
 import math
 import os
@@ -42,20 +43,16 @@ def _flags():
 
 def _read(folder, size):
     """Returns uint8 images [N, 3, S, S] of a folder of class folders, and labels [N]."""
-    names = sorted(os.listdir(folder))
-    files = [
-        (f"{folder}/{name}/{file}", names.index(name))
-        for name in names
-        for file in sorted(os.listdir(f"{folder}/{name}"))
-    ]
+    names, files = sorted(os.listdir(folder)), sorted(glob.glob(f"{glob.escape(folder)}/*/*"))
+    labels = [names.index(os.path.basename(os.path.dirname(path))) for path in files]
 
     def pixels(path):
         with PIL.Image.open(path) as image:
             return np.asarray(image.convert("RGB").resize((size, size), PIL.Image.BILINEAR))
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        images = np.stack(list(pool.map(pixels, (path for path, _ in files))))
-    return torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor([of for _, of in files])
+        images = np.stack(list(pool.map(pixels, files)))
+    return torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(labels)
 
 
 def _network(backbone):
@@ -94,8 +91,8 @@ def _augmented(images):
     flip = torch.where(torch.rand(count) < 0.5, -1.0, 1.0)
     zoom = 1 + (torch.rand(count) * 2 - 1) * _ZOOM
     cosine, sine, none = angle.cos() * zoom, angle.sin() * zoom, torch.zeros(count)
-    rows = [flip * cosine, -sine, none], [flip * sine, cosine, none]
-    change = torch.stack([torch.stack(row, 1) for row in rows], 1)
+    change = [flip * cosine, -sine, none, flip * sine, cosine, none]
+    change = torch.stack(change, 1).view(-1, 2, 3)
     grid = functional.affine_grid(change, list(images.shape), align_corners=False)
     return functional.grid_sample(
         images.float(), grid, padding_mode="reflection", align_corners=False
