@@ -27,16 +27,14 @@ def test_plan_of_the_cache_comes_from_sizes(train):
             **{"dataset": "drawn_flowers", "image_size": 16, "epochs": (2, 2), **settings}
         )
         boundary = ("block2_relu",)  # before block3, the cheapest
-        cache = FeatureCache(
-            config,
-            trained.classifier,
-            trained.classifier,
-            shared.train,
-            shared.validation,
-            boundary,
-            "nowhere",
-            make_views(config, {}),
+        run = types.SimpleNamespace(
+            config=config,
+            classifier=trained.classifier,
+            evaluated=trained.classifier,
+            train=shared.train,
+            validation=shared.validation,
         )
+        cache = FeatureCache(run, boundary, "nowhere", make_views(config, {}))
         return describe_cache(cache.plan), cache.plan.place, cache.plan
 
     text, used, _ = plan(augment_views=0)

@@ -4,21 +4,21 @@ each phase reads.
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
-from tl_research.config import Config
 from tl_research.data import pipeline
-from tl_research.data.pipeline import Examples
 from tl_research.errors import UserError
-from tl_research.models.classifier import Classifier
 from tl_research.progress_bar import progress_bar
 from tl_research.training import features
 from tl_research.training.features import LiveSource, Source, Views
+
+if TYPE_CHECKING:  # it imports this module
+    from tl_research.training.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +49,11 @@ class CachePlan:
 class FeatureCache:
     """Gives each phase its sources; what they need of the frozen part is computed at first use.
 
+    Features of training images are computed by the classifier that is trained, those of validation
+    images by the one in float32.
+
     Args:
-        config: `tl_research.config.Config`.
-        classifier: A `Classifier`, which computes the features of training images.
-        evaluated: It in float32, which computes those of validation images.
-        train, validation: `Examples`.
+        plan: What all phases share.
         boundary: Before everything that any phase opens: what lies before it never changes.
         directory: For features on disk.
         views: `Views` of the training images.
@@ -67,28 +67,20 @@ class FeatureCache:
         UserError: If what --feature_cache=memory asks for does not fit.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        classifier: Classifier,
-        evaluated: Classifier,
-        train: Examples,
-        validation: Examples,
-        boundary: Sequence[str],
-        directory: str,
-        views: Views,
-    ):
-        self._config, self._boundary = config, boundary
-        self._classifiers = {"train": classifier, "validation": evaluated, "plain": classifier}
-        dtype = None if config.cache_dtype == "auto" else config.cache_dtype
-        on_disk = config.feature_cache == "disk"
-        self._storage = features.Storage(directory if on_disk else None, dtype)
-        self._examples = {"train": train, "validation": validation, "plain": train}
-        dtype = dtype or classifier.graph.dtype(boundary[0])
-        self.views = views
-        self.plan = self._decide(dtype, on_disk)
+    def __init__(self, plan: "Plan", boundary: Sequence[str], directory: str, views: Views):
+        config = self._config = plan.config
+        self._boundary, self.views = boundary, views
         plain = features.Views(config.seed, 0, False)
-        self._views = {"train": self.views, "validation": plain, "plain": plain}
+        self._sides = {
+            "train": (plan.classifier, plan.train, views),
+            "validation": (plan.evaluated, plan.validation, plain),
+            "plain": (plan.classifier, plan.train, plain),
+        }
+        self._storage = features.Storage(
+            directory if config.feature_cache == "disk" else None,
+            None if config.cache_dtype == "auto" else config.cache_dtype,
+        )
+        self.plan = self._decide(plan.classifier.graph, plan.evaluated.graph)
         self._cached = {
             "train": not self.plan.live,
             "validation": self.plan.validation,
@@ -96,23 +88,22 @@ class FeatureCache:
         }
         self._kept: dict[str, features.CachedSource] = {}
         self._pooled: dict[str, np.ndarray] = {}
-        self.seconds = dict.fromkeys(self._examples, 0.0)
+        self.seconds = dict.fromkeys(self._sides, 0.0)
 
-    def _decide(self, dtype, on_disk):
-        config, evaluated = self._config, self._classifiers["validation"].graph
-        shapes = tuple(map(evaluated.shape, self._boundary))
-        validation_dtype = evaluated.dtype(self._boundary[0])
-        if config.cache_dtype != "auto":
-            validation_dtype = config.cache_dtype
+    def _decide(self, *graphs):
+        config, boundary, on_disk = self._config, self._boundary, self._storage.on_disk
+        dtype, validation_dtype = (
+            graph.dtype(boundary[0]) if config.cache_dtype == "auto" else config.cache_dtype
+            for graph in graphs
+        )
         epochs = sum(phase.epochs for phase in config.phase_plan)
         views = self.views.used(epochs)
-        numbers = sum(map(math.prod, shapes))
-        image_bytes = numbers * tf.as_dtype(dtype).size
-        validation_bytes = numbers * tf.as_dtype(validation_dtype).size
-        held = {side: of.members.most_held for side, of in self._examples.items()}
+        held = {side: of.members.most_held for side, (_, of, _) in self._sides.items()}
+        image_bytes = graphs[0].bytes_per_image(boundary, dtype)
+        validation_bytes = graphs[1].bytes_per_image(boundary, validation_dtype)
         validation_bytes *= held["validation"]
         plan = CachePlan(
-            shapes=shapes,
+            shapes=tuple(map(graphs[1].shape, boundary)),
             dtype=dtype,
             validation_dtype=validation_dtype,
             image_bytes=image_bytes,
@@ -154,9 +145,8 @@ class FeatureCache:
 
     def live_source(self, side: str, boundary: Sequence[str]) -> LiveSource:
         """Returns the source of a side's tensors at a boundary that computes them in the step."""
-        return features.LiveSource(
-            self._classifiers[side], self._examples[side], boundary, self._views[side]
-        )
+        classifier, examples, views = self._sides[side]
+        return features.LiveSource(classifier, examples, boundary, views)
 
     def source(self, side: str, boundary: Sequence[str]) -> Source:
         """Returns the source of the tensors of a side, `train` or `validation`, at a boundary.
@@ -172,7 +162,7 @@ class FeatureCache:
                 lambda view: self._bar(side, view),
                 self._storage,
             )
-        classifier, batch_size = self._classifiers[side], self._config.batch_size
+        classifier, batch_size = self._sides[side][0], self._config.batch_size
         return features.derive_features(
             classifier, self._kept[side], boundary, batch_size, self._storage
         )
@@ -202,18 +192,13 @@ class FeatureCache:
         Args:
             side: `train` or `validation`.
         """
-        if side not in self._pooled:
-            self._pooled[side] = self._compute_pooled(side)
-        return self._pooled[side]
-
-    def _compute_pooled(self, side):
-        boundary, batch_size = self._classifiers[side].head_boundary, self._config.batch_size
-        if side == "train" and not self._cached[side]:  # of those that are, view 0 is plain
-            side = "plain"
+        if side in self._pooled:
+            return self._pooled[side]
+        boundary, batch_size = self._sides[side][0].head_boundary, self._config.batch_size
         if self._cached[side]:
-            source = self.source(side, boundary)
-        else:
-            live = self.live_source(side, boundary)
+            source: Any = self.source(side, boundary)
+        else:  # of training images that are cached, view 0 is plain
+            live = self.live_source("plain" if side == "train" else side, boundary)
             source = features.compute_features(
                 live, batch_size, lambda view: progress_bar(f"features of {side} images")
             )
@@ -221,7 +206,8 @@ class FeatureCache:
         own = source.examples.members.own
         batches, _ = pipeline.make_batches(own, batch_size)
         pooled = [compute(source.rows(rows, view=0)).numpy() for rows in batches]
-        return np.concatenate(pooled)[: len(own)]
+        self._pooled[side] = np.concatenate(pooled)[: len(own)]
+        return self._pooled[side]
 
 
 def _pooled(tensors):

@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ from tl_research.optim import schedules
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.optim.param_groups import make_param_groups
 from tl_research.run.directory import RunDirectory
-from tl_research.training import objectives
+from tl_research.training import objective
 from tl_research.training.batch import first_arguments
 from tl_research.training.compiler import Compiler, memory_errors
 from tl_research.training.feature_cache import FeatureCache
@@ -78,17 +78,14 @@ class Plan:
         self.phases = config.phase_plan
         longest = max(map(len, data.train.members.of_shard))
         self.steps_per_epoch = -(-longest // (config.batch_size // data.train.shards.count))
-        self.objective = objectives.make(config, data.train, parts.make_objective)
+        self.objective = objective.make(config, data.train, parts.make_objective)
         self.compiler = Compiler(xla, config.xla == "on", directory)
         self.profiler = Profiler(config.profiled_steps, directory.file("train"))
         boundary, trained = self._ever_opened()
         statistics = classifier.batchnorm_statistics() if config.batchnorm == "training" else ()
         self.saved_paths = sorted({*trained, *statistics})
         views = make_views(config, parts.augmentations)
-        sides = data.train, data.validation
-        self.cache = FeatureCache(
-            config, classifier, self.evaluated, *sides, boundary, directory.path, views
-        )
+        self.cache = FeatureCache(self, boundary, directory.path, views)
         if views.mixing and data.train.pixels is None:
             raise UserError(
                 f"{views.mixing.name} with {len(data.train)} training images that do not fit into "
@@ -157,11 +154,7 @@ class Plan:
         found = {f"val_{n}": v for n, v in self.objective.evaluate(logits, labels).items()}
         known = (*found, *self.own_numbers(_plausible_row(self, found), logits))
         if by not in known:
-            raise UserError(
-                f"--select_by={by} is not measured; expected one of {', '.join(known)}"
-                f"{suggestion(by, known)}, or a column of an extension",
-                flag="select_by",
-            )
+            raise unmeasured(by, known, ", or a column of an extension")
 
     def own_numbers(self, row: dict, logits: np.ndarray) -> dict[str, float]:
         """Returns what the extension's `epoch_ends` makes of an epoch.
@@ -229,6 +222,22 @@ class Plan:
             return step
 
         return make
+
+
+def unmeasured(by: str, known: Iterable[str], more: str = "") -> UserError:
+    """Returns the error where a run selects by what is not measured.
+
+    Args:
+        by: What --select_by names.
+        known: What is measured.
+        more: The end of the text.
+    """
+    known = list(known)
+    return UserError(
+        f"--select_by={by} is not measured; expected one of {', '.join(known)}"
+        f"{suggestion(by, known)}{more}",
+        flag="select_by",
+    )
 
 
 def _plausible_row(plan, found):

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from tl_research.config import Phase, lower_is_better
-from tl_research.errors import NonFiniteError, UserError, suggestion
+from tl_research.errors import NonFiniteError
 from tl_research.models.classifier import num_parameters
 from tl_research.training.events import EpochEnded, PhaseEnded
 from tl_research.training.phase import PhaseSetup
-from tl_research.training.plan import Plan
+from tl_research.training.plan import Plan, unmeasured
 from tl_research.training.resume import Resume
 from tl_research.training.state import TrainState, timed
 
@@ -72,12 +72,7 @@ def _value(plan: Plan, numbers: dict[str, Any]) -> float:
     by = plan.config.select_by
     if isinstance(numbers.get(by), float):
         return numbers[by]
-    raise UserError(
-        f"--select_by={by} is not measured; expected one of "
-        f"{', '.join(name for name, value in numbers.items() if isinstance(value, float))}"
-        f"{suggestion(by, numbers)}",
-        flag="select_by",
-    )
+    raise unmeasured(by, (name for name, value in numbers.items() if isinstance(value, float)))
 
 
 def _is_better(plan, value, best):
@@ -187,9 +182,3 @@ def end_phase(setup: PhaseSetup, state: TrainState, counts: dict[str, int]) -> P
         logits=logits,
         kept=kept,
     )
-
-
-def apply(plan: Plan, state: TrainState) -> None:
-    """Assigns the selected weights to the classifier."""
-    if state.past.selected:
-        plan.classifier.assign(state.weights.selected, plan.saved_paths)
