@@ -58,38 +58,6 @@ class InferenceBackbone(keras.layers.Layer):
         return cls(backbone, **config)
 
 
-class FrozenPart:
-    """Maps pixels (or earlier features) to the tensors of a boundary, through frozen layers.
-
-    BatchNorm is folded once, when the object is made: make a new one after the layers were trained.
-
-    Args:
-        classifier: The `Classifier`.
-        outputs: Names of the tensors to compute.
-        inputs: Names of the tensors to start from; None: pixels.
-    """
-
-    def __init__(
-        self, classifier: "Classifier", outputs: Iterable[str], inputs: Iterable[str] | None = None
-    ):
-        self._classifier, self.outputs = classifier, tuple(outputs)
-        self.inputs = tuple(inputs) if inputs else (classifier.graph.input,)
-        self._from_pixels = inputs is None
-        self._constants = classifier.graph.fold_constants(self.inputs, self.outputs)
-
-    def __call__(self, inputs):
-        """Returns a list of tensors, one for each name in `outputs`.
-
-        Args:
-            inputs: float32 images [B, H, W, 3] in 0..255, or the list of tensors that the attribute
-                `inputs` names.
-        """
-        known = [self._classifier.preprocessing(inputs)] if self._from_pixels else inputs
-        return self._classifier.graph.run(
-            dict(zip(self.inputs, known)), self.outputs, constants=self._constants
-        )
-
-
 class Classifier:
     """A backbone with a new head.
 
@@ -309,11 +277,25 @@ class Classifier:
 
     def frozen_part(
         self, outputs: Iterable[str], inputs: Iterable[str] | None = None
-    ) -> FrozenPart:
-        """Returns a `FrozenPart` from pixels, or from the tensors named in `inputs`, to those named
-        in `outputs`.
+    ) -> Callable[[Any], list[tf.Tensor]]:
+        """Returns a function to the list of tensors of a boundary, through frozen layers.
+
+        It takes float32 images [B, H, W, 3] in 0..255, or the list of tensors named in `inputs`.
+        BatchNorm is folded once, now: ask again after the layers were trained.
+
+        Args:
+            outputs: Names of the tensors to compute.
+            inputs: Names of the tensors to start from; None: pixels.
         """
-        return FrozenPart(self, outputs, inputs)
+        known, outputs = tuple(inputs or (self.graph.input,)), tuple(outputs)
+        constants = self.graph.fold_constants(known, outputs)
+
+        def computed(tensors: Any) -> list[tf.Tensor]:
+            if inputs is None:
+                tensors = [self.preprocessing(tensors)]
+            return self.graph.run(dict(zip(known, tensors)), outputs, constants)
+
+        return computed
 
     def dropout_mask(self, step: tf.Tensor, batch_size: int) -> dict[str, tf.Tensor]:
         """Returns {tensor: bool [batch_size, ...]}, what each dropout layer of the head keeps in a

@@ -24,7 +24,7 @@ from tl_research.data.pipeline import Examples
 from tl_research.errors import UserError, suggestion
 from tl_research.files import storage_errors, temporary_name
 from tl_research.models.augmentation import COLUMNS, Operation, apply_operations
-from tl_research.models.classifier import Classifier, FrozenPart
+from tl_research.models.classifier import Classifier
 
 # A context, for a view, in which a function is called with (batches done, batches in all).
 Bar = Callable[[int], contextlib.AbstractContextManager[Callable[[int, int], None]]]
@@ -152,6 +152,7 @@ class LiveSource:
         self, classifier: Classifier, examples: Examples, boundary: Sequence[str], views: Views
     ):
         self.examples, self.boundary, self.views = examples, tuple(boundary), views
+        self.stored = (classifier.graph.input,)
         self.dtypes = [tf.as_dtype(classifier.graph.dtype(name)) for name in self.boundary]
         self._augmentation = classifier.augmentation
         self._frozen_part = classifier.frozen_part(boundary)
@@ -217,35 +218,37 @@ class CachedSource:
     that is cheaper.
 
     Args:
-        examples: `Examples`.
+        source: Whose examples, and views of them, these are of.
         stored: Names of the tensors kept.
         fill: Returns those of a view, a list of [M, ...], one for each name and each with a row for
             each example that this process holds: tensors or, on disk, `np.memmap`. It is called
             when a view is first used.
-        views: `Views`.
         dtypes: Types that the tensors are computed with, where they are kept in others.
         streamed: Whether they are on disk.
-        then: `FrozenPart` from `stored` to the boundary, or None where they are the same.
+        boundary: Names of the tensors to compute from them; by default `stored`.
+        then: Computes these, see `Classifier.frozen_part`; None where they are the same.
     """
 
     cached = True
 
     def __init__(
         self,
-        examples: Examples,
+        source: "Source",
         stored: Sequence[str],
         fill: Callable[[int], list[Any]],
-        views: Views,
         dtypes: Sequence[tf.DType],
         *,
         streamed: bool = False,
-        then: FrozenPart | None = None,
+        boundary: Sequence[str] = (),
+        then: Callable | None = None,
     ):
-        self.examples, self.stored, self.views, self.dtypes = examples, tuple(stored), views, dtypes
+        self.examples: Examples = source.examples
+        self.views: Views = source.views
+        self.dtypes = dtypes
+        self.stored, self.boundary = tuple(stored), tuple(boundary or stored)
         self.streamed, self._fill, self._then = streamed, fill, then
-        self._rows = examples.members.rows
+        self._rows = self.examples.members.rows
         self._kept: dict[int, list[Any]] = {}
-        self.boundary = then.outputs if then else self.stored
 
     def kept(self, view: int) -> list[Any]:
         """Returns the list of tensors [M, ...] of a view; they are computed at first use."""
@@ -374,9 +377,8 @@ def compute_features(
             batches in all).
         storage: `Storage`. Where the disk is full, the use of a view raises StorageError.
     """
-    examples = source.examples
     fetch = tf.function(functools.partial(on_local_replicas, source, source.compute))
-    own = examples.members.own
+    own = source.examples.members.own
     indices, _ = pipeline.make_batches(own, batch_size)
 
     def parts(view: int, progress: Callable[[int, int], None]) -> Iterator[list[np.ndarray]]:
@@ -392,9 +394,7 @@ def compute_features(
         with bar(view) as progress:
             return storage.collect(parts(view, progress), len(own))
 
-    return CachedSource(
-        examples, source.boundary, fill, source.views, source.dtypes, streamed=storage.on_disk
-    )
+    return CachedSource(source, source.boundary, fill, source.dtypes, streamed=storage.on_disk)
 
 
 def on_local_replicas(
@@ -445,5 +445,5 @@ def derive_features(
         dtypes = [classifier.graph.dtype(name) for name in stored]
     then = classifier.frozen_part(boundary, inputs=stored) if tuple(boundary) != stored else None
     return CachedSource(
-        source.examples, stored, fill, source.views, dtypes, streamed=storage.on_disk, then=then
+        source, stored, fill, dtypes, streamed=storage.on_disk, boundary=boundary, then=then
     )

@@ -14,7 +14,7 @@ from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.training import audit
 from tl_research.training.batch import first_arguments
 from tl_research.training.evaluation import EvalStep
-from tl_research.training.events import Event, PhaseBegan, StepsCompiled
+from tl_research.training.events import Observer, PhaseBegan, StepsCompiled
 from tl_research.training.features import Source
 from tl_research.training.plan import Plan
 from tl_research.training.state import TrainState, timed
@@ -45,7 +45,7 @@ class PhaseSetup:
     num_steps: Any  # length of its schedule; a `tf.Variable` under --time_limit
 
 
-def prepare(plan: Plan, index: int, state: TrainState, tell: Callable[[Event], None]) -> PhaseSetup:
+def prepare(plan: Plan, index: int, state: TrainState, tell: Observer) -> PhaseSetup:
     """Returns a phase that is ready to train from the best weights so far, or to be resumed.
 
     Args:
@@ -152,7 +152,6 @@ def _multiply_adds_per_step(plan, source):
     gradients of weights and inputs.
     """
     graph = plan.classifier.graph
-    begin = (source.cached and source.stored) or (graph.input,)
-    forward = graph.multiply_adds(begin, (graph.output,))
+    forward = graph.multiply_adds(source.stored, (graph.output,))
     trained = graph.multiply_adds(source.boundary, (graph.output,))
     return max(1, plan.config.batch_size * (forward + 2 * trained))
