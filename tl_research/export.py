@@ -71,8 +71,8 @@ def export(config: ExportConfig) -> dict[str, str]:
 
     run, paths = trained.TrainedRun(str(config.run)), {}
     forms = [(name, config.quantize if name == "litert" else "none") for name in config.format]
-    for form in forms:
-        serving.check_installed(form)
+    for name in config.format:
+        serving.check_installed(name)
     with run.opened(config.output_dir) as directory:
         model, (examples, training) = run.load_model(config.extension), _images(run, config)
         print("computing the outputs of model.keras ...", flush=True)

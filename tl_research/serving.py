@@ -5,7 +5,6 @@ calibrated.
 """
 
 import contextlib
-import dataclasses
 import functools
 import math
 import os
@@ -17,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 from tl_research import quiet
 
@@ -147,13 +146,13 @@ def _orientation(content):
     return tf.where(found > 8, 1, found)
 
 
-def write_saved_model(module: tf.Module, path: str, calibration: Any = None) -> Callable:
+def write_saved_model(module: tf.Module, path: str, *_: Any) -> Callable:
     """Writes a `serving_module` as a SavedModel directory with one signature per function.
 
     Args:
         module: The `serving_module`.
         path: The directory.
-        calibration: Not used.
+        _: What other formats need.
 
     Returns:
         A function from uint8 [1, H, W, 3] to the outputs of the saved model.
@@ -171,9 +170,7 @@ def write_saved_model(module: tf.Module, path: str, calibration: Any = None) -> 
     }
 
 
-def write_litert(
-    module: tf.Module, path: str, calibration: Any = None, quantize: str = "none"
-) -> Callable:
+def write_litert(module: tf.Module, path: str, calibration: Callable, quantize: str) -> Callable:
     """Writes a LiteRT (TensorFlow Lite) file; returns the same as `write_saved_model`.
 
     Args:
@@ -218,13 +215,13 @@ def write_litert(
     return lambda image: runner(images=image)
 
 
-def write_onnx(module: tf.Module, path: str, calibration: Any = None) -> Callable:
+def write_onnx(module: tf.Module, path: str, *_: Any) -> Callable:
     """Writes an ONNX file.
 
     Args:
         module: The `serving_module`.
         path: The file.
-        calibration: Not used.
+        _: What other formats need.
 
     Returns:
         A function from uint8 [1, H, W, 3] to the outputs of the file.
@@ -349,47 +346,37 @@ def images_of(examples: Any, most: int, image_size: int | None = None) -> Iterat
         yield (image if image_size is None else image_check.resize_image(image, image_size))[None]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Format:
-    """An export format.
+class _Format(NamedTuple):
+    """An export format, quantized in one way.
 
     Attributes:
         file: File name in `export/`.
-        write: A function such as `write_saved_model`.
         tolerance: Relative tolerance of the logits. Resizing in LiteRT and ONNX rounds differently:
             up to one pixel in forty, halfway between two values, becomes the other one.
-        needs: Modules it needs besides TensorFlow.
-        batch_size: Its batch size; None stands for any.
     """
 
     file: str
-    write: Callable
     tolerance: float
-    needs: tuple[str, ...] = ()
-    batch_size: int | None = None
-
-
-def _litert(quantize, file, tolerance):
-    write = functools.partial(write_litert, quantize=quantize)
-    return _Format(file, write, tolerance, ("ai_edge_litert",), batch_size=1)
 
 
 # By format and quantization. For int8 only the accuracy is compared.
 FORMATS = {
-    # TensorFlow Serving expects a folder per version
-    ("saved_model", "none"): _Format("saved_model/1", write_saved_model, 1e-3),
-    ("litert", "none"): _litert("none", "model.tflite", 1e-2),
-    ("litert", "float16"): _litert("float16", "model_float16.tflite", 2e-2),
-    ("litert", "int8"): _litert("int8", "model_int8.tflite", math.inf),
-    ("onnx", "none"): _Format("model.onnx", write_onnx, 1e-2, ("tf2onnx", "onnxruntime")),
+    ("saved_model", "none"): _Format("saved_model/1", 1e-3),  # TensorFlow Serving: one per version
+    ("litert", "none"): _Format("model.tflite", 1e-2),
+    ("litert", "float16"): _Format("model_float16.tflite", 2e-2),
+    ("litert", "int8"): _Format("model_int8.tflite", math.inf),
+    ("onnx", "none"): _Format("model.onnx", 1e-2),
 }
+_WRITERS = {"saved_model": write_saved_model, "litert": write_litert, "onnx": write_onnx}
+_NEEDS = {"litert": ("ai_edge_litert",), "onnx": ("tf2onnx", "onnxruntime")}  # modules
+_BATCH_SIZES = {"litert": 1}  # others take any
 
 
-def check_installed(form: tuple[str, str]) -> None:
-    """Raises UserError if modules that a key of `FORMATS` needs are not installed."""
-    if missing := [module for module in FORMATS[form].needs if not find_spec(module)]:
+def check_installed(name: str) -> None:
+    """Raises UserError if modules that a format needs are not installed."""
+    if missing := [module for module in _NEEDS.get(name, ()) if not find_spec(module)]:
         raise UserError(
-            f"--format={form[0]} needs {' and '.join(missing)}, which is not installed; expected "
+            f"--format={name} needs {' and '.join(missing)}, which is not installed; expected "
             f"it; pip install {' '.join(missing)}",
             "format",
         )
@@ -425,14 +412,15 @@ def save(
     """
     wanted, run = FORMATS[form], reference.run
     fixed = run.config.image_size if fixed_size else None
-    shape = (wanted.batch_size, fixed, fixed)
+    shape = (_BATCH_SIZES.get(form[0]), fixed, fixed)
     path = directory.file("export", wanted.file)
     temporary = temporary_name(directory.file("export", wanted.file.replace("/", "_")))
     calibrating = functools.partial(images_of, calibration, _NUM_CALIBRATED, fixed)
     try:
         with storage_errors(path):
             make_folders(directory.file("export"))
-            serve = wanted.write(reference.served(shape), temporary, calibrating)
+            write, quantize = _WRITERS[form[0]], form[1]
+            serve = write(reference.served(shape), temporary, calibrating, quantize)
         facts = reference.compared(serve, fixed)
         difference, count = facts["relative_difference"], facts["images"]
         artefacts.keep_if(
