@@ -307,15 +307,17 @@ def test_more_than_a_tenth_that_is_not_used_is_said_on_stderr(
     assert said in data.notes and (f"warning: {said}\n" in capsys.readouterr().err) == warned
 
 
-def test_names_of_a_split_that_look_alike_are_printed_escaped():
-    known, found = (
-        {"classes": ["x"], "files": [{"path": name, "class": "x", "sha256": "0"}]}
-        for name in ("x/\u00e9.jpg", "x/e\u0301.jpg")
+def test_names_of_a_split_that_look_alike_are_printed_escaped(tmp_path):
+    recorded, found = (
+        [{"path": name, "class": "x", "sha256": "0"}] for name in ("x/\u00e9.jpg", "x/e\u0301.jpg")
     )
     with pytest.raises(errors.DataError, match=r"\(x/\u00e9.jpg, x/e\\u0301.jpg\)"):
-        manifest.check_same(known, found)
+        manifest.check_files(recorded, found)
+    path = str(tmp_path / "split.json")
+    known = {"seed": 0, "fractions": [1], "classes": ["\u00e9"], "left_out": [], "files": []}
+    manifest.write(path, known)
     with pytest.raises(errors.DataError, match=r"classes \u00e9, now it is e\\u0301, b;"):
-        manifest.check_same({"classes": ["\u00e9"]}, {"classes": ["e\u0301", "b"]})
+        manifest.check(path, {**known, "classes": ["e\u0301", "b"]})
 
 
 def test_of_many_sides_a_few_are_named(tmp_path):

@@ -125,7 +125,7 @@ def load_recorded(
     catalog = _recorded_of(_find(config, load_catalog), recorded, known["classes"])
     admitted = admission.admit(_check(catalog, config), also=recorded)
     now = _entries(admitted.images)
-    manifest.check_same({**known, "files": list(recorded.values())}, {"files": now})
+    manifest.check_files(list(recorded.values()), now)
     found = split.Split(
         tuple(recorded[entry["path"]]["side"] for entry in now),
         tuple(recorded[entry["path"]].get("group") for entry in now),

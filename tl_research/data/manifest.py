@@ -87,28 +87,18 @@ def check(path: str, manifest: dict[str, Any]) -> None:
             f"{path} is from an earlier version, which split by another rule; expected this "
             "version's; restart with --resume=never, or finish with the version that began the run"
         )
-    check_same(known, manifest)
-
-
-def check_same(known: dict[str, Any], found: dict[str, Any]) -> None:
-    """Compares the entries of a manifest that `found` has with the known manifest.
-
-    Raises:
-        DataError: If they differ, naming up to five files.
-    """
     for key in ("seed", "fractions", "classes"):
-        if key in found and known[key] != found[key]:
-            before, after = (_shown(of[key]) for of in (known, found))
+        if known[key] != manifest[key]:
+            before, after = (_shown(of[key]) for of in (known, manifest))
             raise DataError(
                 f"split.json was made with {key} {before}, now it is {after}; use a new --workdir"
             )
-    left_out = set(known.get("left_out", ()))
-    if others := sorted(left_out ^ set(found.get("left_out", left_out))):
+    if others := sorted(set(known["left_out"]) ^ set(manifest["left_out"])):
         raise DataError(
             f"--leave_out names other images than split.json: {_examples(others)}; restore the "
             "file or use a new --workdir"
         )
-    _check_files(known["files"], found["files"])
+    check_files(known["files"], manifest["files"])
 
 
 def check_names(before: Iterable[str], now: Iterable[str]) -> None:
@@ -116,8 +106,13 @@ def check_names(before: Iterable[str], now: Iterable[str]) -> None:
     _raise_if_any({"missing": sorted(set(before) - set(now))})
 
 
-def _check_files(before, now):
-    before, now = ({entry["path"]: entry for entry in entries} for entries in (before, now))
+def check_files(recorded: list[dict], found: list[dict]) -> None:
+    """Compares the entries of files that were found with those in a `split.json`.
+
+    Raises:
+        DataError: If they differ, naming up to five files.
+    """
+    before, now = ({entry["path"]: entry for entry in entries} for entries in (recorded, found))
     differences = {
         "missing": [name for name in before if name not in now],
         "added": [name for name in now if name not in before],
