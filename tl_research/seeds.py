@@ -22,7 +22,7 @@ from tl_research.progress_bar import in_notebook
 from tl_research.reporting import results
 from tl_research.reporting.terminal import markdown_table, say_result
 from tl_research.run import directory as run_directory
-from tl_research.signals import Signals
+from tl_research.signals import ENDING, Signals
 
 _PR_SET_PDEATHSIG = 1  # sets the signal to send when the parent ends, see prctl(2)
 
@@ -114,7 +114,7 @@ def _finish(command, again=None):
 
     A signal is passed on to it, and its end awaited. If this process is killed, so is the command.
     """
-    signals, parent = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}, os.getpid()
+    parent = os.getpid()
     end_with_parent = getattr(ctypes.CDLL(None), "prctl", None)  # on Linux
 
     def prepare() -> None:
@@ -122,16 +122,16 @@ def _finish(command, again=None):
             end_with_parent(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != parent:  # already ended
                 os.kill(os.getpid(), signal.SIGKILL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
     # a signal between the start and `process = ...` would be lost
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     # in its own session, since the terminal would send it a second Ctrl-C
     shown = {"stdout": subprocess.PIPE, "text": True} if in_notebook() else {}
     process = subprocess.Popen(command, start_new_session=True, preexec_fn=prepare, **shown)
     try:
         with Signals(again):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
             for line in process.stdout or ():  # else it would go to the notebook's terminal
                 if not line.startswith("RESULT "):
                     print(line, end="")

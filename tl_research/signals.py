@@ -4,8 +4,30 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 from tl_research.errors import Interrupted, UserError
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # that end a run
+
+
+@contextlib.contextmanager
+def answered_by(handler: Any) -> Iterator[None]:
+    """Inside, a handler of `signal.signal` answers the signals that end a run.
+
+    Signals that were ignored before (SIGHUP under nohup) still are.
+    """
+    before = {}
+    # Python allows handlers only there
+    if threading.current_thread() is threading.main_thread():
+        for number in ENDING:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 def interruption(number: int, resume: str | None, where: str = "") -> Interrupted:
@@ -24,8 +46,7 @@ def interruption(number: int, resume: str | None, where: str = "") -> Interrupte
 class Signals:
     """While active, the first SIGINT, SIGTERM or SIGHUP raises Interrupted.
 
-    A second one has its default effect. Signals that were ignored before (SIGHUP under nohup) still
-    are.
+    A second one has its default effect.
 
     Args:
         resume: The command that resumes the run, if there is one.
@@ -38,19 +59,14 @@ class Signals:
     def __init__(self, resume: str | None = None):
         self.number, self.resume = None, resume
         self._held = False
-        self._before: dict = {}
+        self._answering = answered_by(self._receive)
 
     def __enter__(self):
-        # Python allows handlers only there
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                if signal.getsignal(number) != signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._receive)
+        self._answering.__enter__()
         return self
 
     def __exit__(self, kind, error, trace):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._answering.__exit__(None, None, None)
         if isinstance(error, Exception):
             self._answer_instead_of(error)
 

@@ -9,8 +9,8 @@ import contextlib
 import signal
 import socket
 import time
-from collections.abc import Iterator
 
+from tl_research import signals
 from tl_research.cluster import Cluster
 from tl_research.errors import MissingWorkerError, UserError, to_stderr
 
@@ -73,16 +73,6 @@ def _answers(address):
     return True
 
 
-@contextlib.contextmanager
-def ended_by_signals() -> Iterator[None]:
+def ended_by_signals() -> contextlib.AbstractContextManager[None]:
     """Inside, a signal ends the process itself: Python answers none before TensorFlow returns."""
-    handlers = {}
-    with contextlib.suppress(ValueError):  # not in the main thread, where none are answered
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:
-                handlers[number] = signal.signal(number, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    return signals.answered_by(signal.SIG_DFL)
