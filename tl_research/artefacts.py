@@ -19,7 +19,6 @@ import tensorflow as tf
 from tl_research.data.dataset import Dataset
 from tl_research.errors import ExportError, UserError
 from tl_research.files import (
-    Json,
     make_folders,
     remove,
     rename,
@@ -66,18 +65,6 @@ def save_keras(
         "images",
         flush=True,
     )
-
-
-def save_temperature(calibration: Json | None, directory: RunDirectory) -> None:
-    """Writes the temperature that divides the model's logits, beside the Keras model.
-
-    Args:
-        calibration: `calibration` of `results.json`; if it is None, nothing is written.
-        directory: The open `RunDirectory`.
-    """
-    if calibration:
-        path = "export/calibration.json"
-        directory.write_json(path, {"temperature": calibration["temperature"]})
 
 
 def _saved(classifier, images, path, batch_size):

@@ -5,8 +5,8 @@ image is moved or removed. Test images are added only after they were read.
 """
 
 import csv
-import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,8 +29,7 @@ _ROWS = 1024  # rows of the matrix of distances in memory at a time
 COPIES, COPIES_OF_LOGITS = 2, 12
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class DataAudit:
+class DataAudit(NamedTuple):
     """The result of auditing training and validation images."""
 
     rows: list[Json]  # of `data_audit.csv`, largest doubt first
@@ -61,7 +60,7 @@ def examine(
     places = np.arange(len(labels)) if places is None else places
     head = closed_form.solve(features, labels[places], len(classes), all_gather)
     in_order = np.argsort(all_gather({"place": places})["place"])
-    head = dataclasses.replace(head, left_out=head.left_out[in_order])
+    head = head._replace(left_out=head.left_out[in_order])
     shares, suggested = metrics.softmax(head.left_out), head.left_out.argmax(axis=1)
     own = shares[np.arange(len(labels)), labels]
     *found, pairs = _neighbors(features, places, all_gather)

@@ -104,12 +104,7 @@ def on_replicas(function: Callable[[], Any]) -> Any:
 
     Returns what the first one here returns, which is what all do if it is `summed`.
     """
-    if not tf.distribute.has_strategy():
-        return function()
-    strategy = tf.distribute.get_strategy()
-    return tf.nest.map_structure(
-        lambda result: strategy.experimental_local_results(result)[0], strategy.run(function)
-    )
+    return _on_replicas(function, lambda results: results[0])
 
 
 def of_local_replicas(function: Callable[[], Any]) -> Any:
@@ -118,12 +113,16 @@ def of_local_replicas(function: Callable[[], Any]) -> Any:
     Returns the tensors [b, ...] of this process's replicas, a structure, each as one, in the order
     of the batch.
     """
+    return _on_replicas(function, lambda results: tf.concat(results, axis=0))
+
+
+def _on_replicas(function, merged):
+    """Returns what a function returns on the replicas here, each tensor of all `merged`."""
     if not tf.distribute.has_strategy():
         return function()
     strategy = tf.distribute.get_strategy()
     return tf.nest.map_structure(
-        lambda result: tf.concat(strategy.experimental_local_results(result), axis=0),
-        strategy.run(function),
+        lambda result: merged(strategy.experimental_local_results(result)), strategy.run(function)
     )
 
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tl_research import quiet
 
@@ -83,8 +83,7 @@ def run(
         return _finish(ready, started)
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """An open run directory, and what is needed to run in it."""
 
     config: Config
@@ -150,21 +149,18 @@ def _open_directory(config, parts):
     ):
         distribution.of_all_workers(0)
         with storage_errors(config.workdir):
-            for name in ("flags.txt", "run.json", "split.json", "results.json", ".lock"):
-                if os.path.exists(os.path.join(config.workdir, name)):
-                    shutil.copy(os.path.join(config.workdir, name), place)
-            if os.path.exists(os.path.join(config.workdir, "checkpoints")):
-                shutil.copytree(
-                    os.path.join(config.workdir, "checkpoints"), os.path.join(place, "checkpoints")
-                )
+            names = ("flags.txt", "run.json", "split.json", "results.json", ".lock", "checkpoints")
+            for name in names:
+                there, copied = (os.path.join(folder, name) for folder in (config.workdir, place))
+                if os.path.exists(there):
+                    (shutil.copytree if os.path.isdir(there) else shutil.copy)(there, copied)
         distribution.of_all_workers(0)
         copy = dataclasses.replace(config, workdir=place, resume="auto")
         with RunDirectory(copy, parts) as directory:
             yield directory
 
 
-@dataclasses.dataclass(frozen=True)
-class Ready:
+class Ready(NamedTuple):
     """A run that is ready to train."""
 
     place: Place
@@ -407,7 +403,8 @@ def _finish(ready, started):
     say("exporting the model, and comparing it with what was trained")
     with timed(state, "export"):
         artefacts.save_keras(final, ready.data, directory, plan.config.batch_size)
-        artefacts.save_temperature(state.past.calibration, directory)
+        if found := state.past.calibration:  # divides the model's logits
+            directory.write_json("export/calibration.json", {"temperature": found["temperature"]})
     summary = _results(ready)
     say("drawing the report")
     with timed(state, "figures"):

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tl_research import extension
 from tl_research.config import Config
 from tl_research.errors import UserError
-from tl_research.training import objectives
+from tl_research.training import objective
 
 PATH = os.path.join(os.path.dirname(__file__), "..", "..", "examples", "focal_loss.py")
 LABELS = np.int32([0, 0, 1, 0])
@@ -18,7 +18,7 @@ LABELS = np.int32([0, 0, 1, 0])
 
 def _made(**settings):
     train, make = types.SimpleNamespace(labels=LABELS), extension.load(PATH).make_objective
-    return objectives.make(Config(**settings), train, make)
+    return objective.make(Config(**settings), train, make)
 
 
 @pytest.mark.parametrize("class_weights, alpha", [("none", [1, 1]), ("balanced", [2 / 3, 2])])

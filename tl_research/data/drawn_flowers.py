@@ -11,10 +11,9 @@ plants: their parts, the pieces of each part, and the colors.
 """
 
 import collections.abc
-import dataclasses
 import math
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -172,8 +171,7 @@ def _mix(a, b, share):
     return a + (b - a) * share
 
 
-@dataclasses.dataclass(frozen=True)
-class _Brush:
+class _Brush(NamedTuple):
     """Paints a random picture, float32 [3, H, W] in 0..1."""
 
     random: collections.abc.Callable  # `RandomState.random_sample`

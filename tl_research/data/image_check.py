@@ -120,8 +120,7 @@ def check_images(
     def check(row: int) -> _Result:
         path = files[own[row]].path
         try:
-            content, upright, traits = _load(path, max_pixels)
-            sha256 = split.content_sha256(content)
+            sha256, upright, traits = _load(path, max_pixels)
             if not len(shards.held([sha256])):
                 raise decoding.BadImage("changed while it was checked")
         except decoding.UnreadableKind as error:
@@ -160,7 +159,9 @@ def _own_places(catalog, shards):
     def sha256(place: int) -> str:
         image = catalog.files[place].path
         try:
-            return split.content_sha256(_content(image))
+            if isinstance(image, np.ndarray):
+                return pixel_sha256(image)
+            return split.content_sha256(decoding.read_file(image))
         except decoding.BadImage:  # its check, wherever, says why
             return split.content_sha256(os.fsencode(catalog.files[place].name))
 
@@ -171,28 +172,17 @@ def _own_places(catalog, shards):
 
 def pixel_sha256(pixels: np.ndarray) -> str:
     """Returns the SHA-256 of the type, shape and values of uint8 [H, W, 3], hexadecimal."""
-    digest = hashlib.sha256(_header(pixels))
+    digest = hashlib.sha256(f"{pixels.dtype} {pixels.shape}\n".encode())
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
 
-def _header(pixels):
-    return f"{pixels.dtype} {pixels.shape}\n".encode()
-
-
-def _content(image):
-    """Returns the bytes to hash for a path or an array; of an array its type, shape and values."""
-    if isinstance(image, np.ndarray):
-        return _header(image) + image.tobytes()
-    return decoding.read_file(image)
-
-
 def _load(image, max_pixels):
-    """Returns (content to hash, uint8 [H, W, 3], traits) of a path or an array."""
-    content = _content(image)
+    """Returns (SHA-256 of the content, uint8 [H, W, 3], traits) of a path or an array."""
     if isinstance(image, np.ndarray):
-        return content, image, ()
-    return content, *decoding.decode_image(content, image, max_pixels)
+        return pixel_sha256(image), image, ()
+    content = decoding.read_file(image)
+    return split.content_sha256(content), *decoding.decode_image(content, image, max_pixels)
 
 
 def _of_all(catalog, own, results, pixels, shards):

@@ -86,8 +86,12 @@ def check(classes: Sequence[str], folder: str, flag: str) -> None:
         flag: That named it.
     """
     sides, why = _named(classes, folder), ""
-    if not sides and (common := _in_all([_inner(folder, name) for name in classes])):
-        sides, why = classes, f", as all hold {_listed(common)} (of classes move the images up)"
+    if not sides:
+        folders = [_inner(folder, name) for name in classes]
+        common = sorted(set.intersection(*folders))
+        # more than one, and nearly all of them
+        if len(common) > 1 and 2 * len(common) >= max(map(len, folders)):
+            sides, why = classes, f", as all hold {_listed(common)} (of classes move the images up)"
     if sides:
         raise DataError(
             f"{flag}={folder} holds {_listed(sides)}, which are sides and not classes{why}; use "
@@ -132,13 +136,6 @@ def _inner(*place):
     except OSError:  # which the walk will name
         return set()
     return {name for name in names if not is_system_file(name)}
-
-
-def _in_all(folders):
-    """Returns the names that are in all of some sets, if these are more than one and nearly all."""
-    common = set.intersection(*folders)
-    are_many = len(common) > 1 and 2 * len(common) >= max(map(len, folders))
-    return sorted(common) if are_many else []
 
 
 def _listed(names):

@@ -19,15 +19,14 @@ import hashlib
 import itertools
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tl_research.errors import DataError
 
 SIDES = ("train", "validation", "test")
 
 
-@dataclasses.dataclass(frozen=True)
-class Split:
+class Split(NamedTuple):
     """A side for each file, the group that it shares it with, and what a user should know."""
 
     sides: tuple[str, ...]
@@ -156,15 +155,12 @@ def _cut_all(counts, choices, shares, seed):
     side_of = {}
     for label, sizes in counts.items():
         large = max(1.0, min(shares) * sum(sizes.values()))
-        ranked = sorted(sizes, key=lambda group: (sizes[group] <= large, _rank(seed, group)))
+        ranks = {group: content_sha256(f"{seed}\n{group}".encode()) for group in sizes}
+        ranked = sorted(sizes, key=lambda group: (sizes[group] <= large, ranks[group]))
         cuts = _cuts([sizes[group] for group in ranked], shares, later=label % 2 == 0)
         for side, start, end in zip(choices, cuts, cuts[1:]):
             side_of.update(dict.fromkeys(ranked[start:end], side))
     return side_of
-
-
-def _rank(seed, group):
-    return hashlib.sha256(f"{seed}\n{group}".encode()).digest()
 
 
 def _cuts(sizes, shares, later):

@@ -53,9 +53,9 @@ _STAGES = (
 )
 
 
-def _blocks(variant):
+def _blocks(name):
     """Returns (name, kernel size, output filters, expansion, stride) of the blocks, input first."""
-    blocks = []
+    blocks, variant = [], VARIANTS[name]
     for stage, (kernel, repeats, filters, expansion, stride) in enumerate(_STAGES, start=1):
         if 1 < stage < len(_STAGES):
             repeats = math.ceil(repeats * variant.depth)
@@ -82,7 +82,7 @@ def efficientnet_lite(name: str, image_size: int) -> keras.Model:
     initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
     inputs = keras.Input((image_size, image_size, 3), name="input_layer")
     x = _convolved(inputs, initializer, "stem", 3, 2, 32)
-    for block, kernel_size, filters, expansion, stride in _blocks(VARIANTS[name]):
+    for block, kernel_size, filters, expansion, stride in _blocks(name):
         shortcut = x
         if expansion != 1:
             filters_inside = x.shape[-1] * expansion
@@ -162,7 +162,7 @@ _IN_BLOCK = {
 def load_packaged_weights(name: str, model: keras.Model) -> None:
     """Assigns the packaged ImageNet weights to every variable of `efficientnet_lite(name, ...)`."""
     weights = packaged_weights(name)
-    blocks = [block for block, *_ in _blocks(VARIANTS[name])]
+    blocks = [block for block, *_ in _blocks(name)]
     for layer in (layer for layer in model.layers if layer.weights):
         block, _, part = layer.name.partition("_")
         prefix = _OUTSIDE_BLOCKS.get(layer.name)

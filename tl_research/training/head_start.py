@@ -1,18 +1,16 @@
 """Starts the head in closed form, `--head_init=lda`; the result is selected as the best so far."""
 
-from collections.abc import Callable
-
 import keras
 
 from tl_research import closed_form
 from tl_research.errors import UserError
 from tl_research.models.classifier import Classifier
-from tl_research.training.events import Event, HeadStarted
+from tl_research.training.events import HeadStarted, Observer
 from tl_research.training.plan import Plan
 from tl_research.training.state import TrainState, timed
 
 
-def make(plan: Plan, state: TrainState, tell: Callable[[Event], None]) -> None:
+def make(plan: Plan, state: TrainState, tell: Observer) -> None:
     """Solves the head of a new run in closed form if requested, and selects it until an epoch is
     better.
 

@@ -15,7 +15,7 @@ end with the best weights of all phases
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from tl_research.training import audit, epoch, head_start, progress, selection, time_limit
 from tl_research.training.compiler import memory_errors
@@ -48,10 +48,11 @@ def fit(
             if setup := time_limit.prepared(plan, index, state, tell):
                 train_phase(setup, state, resume, tell)
     plan.profiler.stop()
-    selection.apply(plan, state)
+    if state.past.selected:
+        plan.classifier.assign(state.weights.selected, plan.saved_paths)
 
 
-def teller(observers: Sequence[Observer]) -> Callable[[Event], None]:
+def teller(observers: Sequence[Observer]) -> Observer:
     """Returns a function that tells all observers."""
 
     def tell(event: Event) -> None:
@@ -71,9 +72,7 @@ def _saved_if_it_fails(state, resume):
         raise
 
 
-def train_phase(
-    setup: PhaseSetup, state: TrainState, resume: Resume, tell: Callable[[Event], None]
-) -> None:
+def train_phase(setup: PhaseSetup, state: TrainState, resume: Resume, tell: Observer) -> None:
     """Trains the remaining epochs of a phase, audits it and restores its best weights.
 
     Args:
@@ -88,8 +87,20 @@ def train_phase(
         while not selection.over(state, setup.phase):
             for call in epoch.calls(setup, state, resume):
                 progress.add(state, setup, call, resume.saved_step)
+                ended = CallEnded(
+                    phase=setup.phase,
+                    step=state.position.global_step,
+                    epoch=state.position.epoch + 1,
+                    epoch_step=state.position.epoch_step,
+                    steps_per_epoch=setup.plan.steps_per_epoch,
+                    groups=setup.optimizer.groups,
+                    totals=call.totals,
+                    skipped_steps=state.past.skipped_steps,
+                    seconds=call.seconds,
+                    waited=call.waited,
+                )
                 with _saved_if_it_fails(state, resume):
-                    tell(_call_ended(setup, state, call))
+                    tell(ended)
                 if (
                     state.position.epoch_step < setup.plan.steps_per_epoch
                 ):  # the last is saved below
@@ -103,18 +114,3 @@ def train_phase(
     counts = audit.check(setup, state)  # before the best weights are restored
     # Not saved: the next checkpoint is the start of the next phase, and this can be repeated.
     tell(selection.end_phase(setup, state, counts))
-
-
-def _call_ended(setup, state, call):
-    return CallEnded(
-        phase=setup.phase,
-        step=state.position.global_step,
-        epoch=state.position.epoch + 1,
-        epoch_step=state.position.epoch_step,
-        steps_per_epoch=setup.plan.steps_per_epoch,
-        groups=setup.optimizer.groups,
-        totals=call.totals,
-        skipped_steps=state.past.skipped_steps,
-        seconds=call.seconds,
-        waited=call.waited,
-    )

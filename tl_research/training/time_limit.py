@@ -5,13 +5,14 @@ schedule comes down within it. The decision is part of the state: a resumed phas
 """
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from tl_research import distribution
 from tl_research.config import Phase
 from tl_research.training.batch import first_arguments
-from tl_research.training.events import Event, PhaseLaidOut
+from tl_research.training.events import Observer, PhaseLaidOut
 from tl_research.training.phase import PhaseSetup, prepare
 from tl_research.training.plan import Plan
 from tl_research.training.state import TrainState
@@ -22,9 +23,7 @@ from tl_research.training.state import TrainState
 _END = 1.6
 
 
-def prepared(
-    plan: Plan, index: int, state: TrainState, tell: Callable[[Event], None]
-) -> PhaseSetup | None:
+def prepared(plan: Plan, index: int, state: TrainState, tell: Observer) -> PhaseSetup | None:
     """Returns a phase that is ready to train the epochs that there is time for.
 
     Args:
@@ -60,7 +59,7 @@ def prepared(
 
 
 def _laid_out(
-    phase: Phase, epochs: int, plan: Plan, state: TrainState, tell: Callable[[Event], None]
+    phase: Phase, epochs: int, plan: Plan, state: TrainState, tell: Observer
 ) -> Phase | None:
     """Records what was decided; returns the phase as it is now, or None without an epoch."""
     state.past.time_limit[phase.name] = epochs
@@ -112,10 +111,5 @@ def epochs_within(seconds: float, epoch: float, before: Iterable[float]) -> int:
         epoch: Seconds of an epoch: its steps and its evaluation.
         before: For each epoch, the seconds of what is computed before it.
     """
-    count = 0
-    for extra in before:
-        seconds -= extra + epoch
-        if seconds < 0:
-            break
-        count += 1
-    return count
+    ends = itertools.accumulate(extra + epoch for extra in before)
+    return sum(end <= seconds for end in ends)

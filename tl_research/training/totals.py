@@ -1,6 +1,7 @@
 """Totals over the steps of a call: sums, and the evidence that the audit needs."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -9,23 +10,18 @@ from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.training.objective import Objective
 
 
-class Totals:
-    """Totals over steps, as `StepLoop.__call__` returns them.
+class Totals(NamedTuple):
+    """Totals over steps, as `StepLoop.__call__` returns them."""
 
-    Args:
-        optimizer: The `GroupedOptimizer` of the steps.
-        objective: The `Objective` of the steps.
-    """
-
-    def __init__(self, optimizer: GroupedOptimizer, objective: Objective):
-        self._optimizer, self._objective = optimizer, objective
+    optimizer: GroupedOptimizer  # of the steps
+    objective: Objective
 
     def zeros(self, scaling: dict) -> dict[str, tf.Tensor]:
         """Returns the totals before the first step."""
         scalars = ("steps", "loss_sum", "examples", "learning_rate", "largest_rate")
-        totals = {name: tf.zeros([]) for name in (*scalars, *self._objective.counted)}
-        totals["gradient_norm_sum"] = tf.zeros([len(self._optimizer.groups)])
-        zeros = tf.zeros([len(self._optimizer.variables)])
+        totals = {name: tf.zeros([]) for name in (*scalars, *self.objective.counted)}
+        totals["gradient_norm_sum"] = tf.zeros([len(self.optimizer.groups)])
+        zeros = tf.zeros([len(self.optimizer.variables)])
         totals |= {"gradient_peak": zeros, "moved": zeros}
         totals["finite"] = tf.ones([])
         return totals | {"skipped_steps": tf.zeros([]), **scaling} if scaling else totals
@@ -46,10 +42,10 @@ class Totals:
             more = loss_scale.update({name: totals[name] for name in scaling}, metrics["finite"])
             finite = tf.cast(more["skipped_in_a_row"] < loss_scale.MAX_SKIPPED, tf.float32)
             more["skipped_steps"] = totals["skipped_steps"] + finite - applied
-        sums = {name: metrics[name] for name in ("loss_sum", "examples", *self._objective.counted)}
+        sums = {name: metrics[name] for name in ("loss_sum", "examples", *self.objective.counted)}
         sums |= {"gradient_norm_sum": self.of_groups(norms), "steps": finite}
         peaks = {
-            "gradient_peak": self._optimizer.clipped(norms),
+            "gradient_peak": self.optimizer.clipped(norms),
             "moved": metrics["moved"],
             "largest_rate": applied * rate,
         }
@@ -63,7 +59,7 @@ class Totals:
 
     def of_groups(self, norms: tf.Tensor) -> tf.Tensor:
         """Returns float32 [groups], the norm of each group's variables, from [variables]."""
-        sizes = [len(group.paths) for group in self._optimizer.groups]
+        sizes = [len(group.paths) for group in self.optimizer.groups]
         return tf.stack([tf.norm(part) for part in tf.split(norms, sizes)])
 
 
