@@ -3,11 +3,11 @@ and the timing in turn.
 """
 
 import contextlib
-import dataclasses
 import os
 import statistics
 import tempfile
 import time
+from typing import NamedTuple
 
 from tl_research import quiet
 
@@ -88,8 +88,7 @@ def drawn_examples(config, count, num_classes=5):
     return pipeline.Examples(names, names, labels, config.image_size, tf.constant(pixels))
 
 
-@dataclasses.dataclass(frozen=True)
-class Photographs:
+class Photographs(NamedTuple):
     """Photographs to train on, in memory and, the same, as files."""
 
     config: Config

@@ -2,7 +2,6 @@
 step.
 """
 
-import dataclasses
 import re
 import types
 
@@ -71,7 +70,7 @@ def test_more_features_than_memory_is_free_are_said(train):
     trained, _ = train(epochs=(0, 0), feature_cache="memory")
     fits = trained.plan.cache.plan
     assert "free" not in describe_cache(fits)
-    said = describe_cache(dataclasses.replace(fits, total_bytes=2**60))
+    said = describe_cache(fits._replace(total_bytes=2**60))
     (free,) = re.findall(r", more than the ([\d.]+) GiB of free memory$", said)
     assert 2**-10 < float(free) < 2**20
 

@@ -5,7 +5,6 @@ accepts. `--data_dir` and its class folders may be links.
 """
 
 import collections
-import dataclasses
 import itertools
 import os
 import stat
@@ -57,8 +56,7 @@ ARCHIVES = {
 }
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ImageFile:
+class ImageFile(NamedTuple):
     """One image: absolute path, name in `split.json`, class, and side.
 
     `side` is the side itself, 'heldout' if the split chooses between validation and test,
@@ -73,8 +71,7 @@ class ImageFile:
     side: str | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Catalog:
+class Catalog(NamedTuple):
     """All images of a data set, sorted by name.
 
     `others` counts the files that are not images, by suffix; `refused` lists (name, reason) of
@@ -93,8 +90,7 @@ class Catalog:
         return not self.files or isinstance(self.files[0].label, int)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Table:
+class Table(NamedTuple):
     """Images and their labels, as an extension's `load_catalog` returns them."""
 
     images: Sequence  # paths of files, or uint8 [N, H, W, 3] of any size

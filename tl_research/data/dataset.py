@@ -155,8 +155,8 @@ def load_labelled(folder: str, classes: Sequence[str], config: Config) -> Exampl
             f"({_listed(unknown)}); expected some of {_listed(classes)}; rename or remove them"
         )
     labels: dict[Any, int] = {label: places[name] for label, name in enumerate(named.values())}
-    files = [dataclasses.replace(file, label=labels[file.label]) for file in catalog.files]
-    catalog = dataclasses.replace(catalog, classes=tuple(classes), files=tuple(files))
+    files = [file._replace(label=labels[file.label]) for file in catalog.files]
+    catalog = catalog._replace(classes=tuple(classes), files=tuple(files))
     admitted = admission.admit(_check(catalog, config))
     admission.refuse(admitted, dataclasses.replace(config, on_bad_image="skip"))
     if count := len(catalog.files) - len(admitted.images.good):
@@ -184,9 +184,9 @@ def _recorded_of(catalog, recorded, classes):
         places = {name: place for place, name in enumerate(classes)}
         labels = [places.get(catalog.classes[file.label]) for file in files]
         pairs = [(file, label) for file, label in zip(files, labels) if label is not None]
-        files = [dataclasses.replace(file, label=label) for file, label in pairs]
+        files = [file._replace(label=label) for file, label in pairs]
     manifest.check_names(recorded, [file.name for file in files])
-    return dataclasses.replace(catalog, classes=tuple(classes), files=tuple(files), refused=())
+    return catalog._replace(classes=tuple(classes), files=tuple(files), refused=())
 
 
 def _chosen(catalog, config):

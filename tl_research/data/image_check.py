@@ -5,7 +5,6 @@ ratio) and rounded to uint8.
 """
 
 import collections
-import dataclasses
 import hashlib
 import itertools
 import math
@@ -25,8 +24,7 @@ from tl_research.data.shards import Shards
 _AHEAD = 256  # files in the queue at once, and between reports of progress
 
 
-@dataclasses.dataclass(frozen=True)
-class CheckedImages:
+class CheckedImages(NamedTuple):
     """The result of the check; all but the pixels have one row per good file, in catalog order."""
 
     catalog: Catalog
@@ -53,8 +51,7 @@ class CheckedImages:
             return self
         kept = np.setdiff1d(np.arange(len(self.good)), list(rows))
         held = np.flatnonzero(np.isin(self.shards.held(self.sha256s), kept))
-        return dataclasses.replace(
-            self,
+        return self._replace(
             good=self.good[kept],
             sha256s=tuple(self.sha256s[row] for row in kept),
             pixel_sha256s=tuple(self.pixel_sha256s[row] for row in kept),

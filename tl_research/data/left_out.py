@@ -1,7 +1,6 @@
 """The images that `--leave_out` lists: a CSV file whose column `path` has names of `split.json`."""
 
 import csv
-import dataclasses
 
 from tl_research.data.catalog import Catalog
 from tl_research.data.split import printable
@@ -52,8 +51,7 @@ def without(catalog: Catalog, names: list[str]) -> Catalog:
     files = tuple(file for file in catalog.files if file.name not in gone)
     if not files:
         raise DataError("--leave_out names every image; expected some to remain; shorten it")
-    return dataclasses.replace(
-        catalog,
+    return catalog._replace(
         files=files,
         refused=tuple(entry for entry in catalog.refused if entry[0] not in gone),
         warnings=(*catalog.warnings, f"{len(gone)} images left out, as --leave_out says"),

@@ -3,10 +3,9 @@ each phase reads.
 """
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -21,8 +20,7 @@ if TYPE_CHECKING:  # it imports this module
     from tl_research.training.plan import Plan
 
 
-@dataclasses.dataclass(frozen=True)
-class CachePlan:
+class CachePlan(NamedTuple):
     """Which features are kept."""
 
     shapes: tuple[tuple[int, ...], ...]  # of the tensors kept, for one image
@@ -117,7 +115,7 @@ class FeatureCache:
             mixing=self.views.mixing and self.views.mixing.name,
             live=None,
         )
-        return dataclasses.replace(plan, live=self._why_live(plan))
+        return plan._replace(live=self._why_live(plan))
 
     def _why_live(self, plan):
         """Returns why no training features are kept, as in `CachePlan`, or None."""

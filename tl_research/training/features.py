@@ -7,11 +7,10 @@ boundaries later derives its own from them.
 """
 
 import contextlib
-import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -31,8 +30,7 @@ Bar = Callable[[int], contextlib.AbstractContextManager[Callable[[int, int], Non
 _LARGEST_FLOAT16 = 65504.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Views:
+class Views(NamedTuple):
     """Which version of the images an epoch uses; 0 views: a fresh augmented one every epoch.
 
     Of views to use in turn the first, view 0, is the images as they are, which the closed-form

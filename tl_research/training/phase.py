@@ -1,9 +1,8 @@
 """Prepares a phase for training: unfrozen layers, optimizer, sources and compiled steps."""
 
-import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -29,8 +28,7 @@ _CACHED_STEPS_PER_CALL = 16
 _MULTIPLY_ADDS_PER_CALL = 1e11
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class PhaseSetup:
+class PhaseSetup(NamedTuple):
     """Everything that a phase trains with."""
 
     plan: Plan

@@ -55,7 +55,7 @@ def prepared(plan: Plan, index: int, state: TrainState, tell: Observer) -> Phase
     if phase is None:
         return None
     setup.num_steps.assign(plan.steps_per_epoch * epochs)
-    return dataclasses.replace(setup, phase=phase)
+    return setup._replace(phase=phase)
 
 
 def _laid_out(
