@@ -176,10 +176,6 @@ def load_packaged_weights(name: str, model: keras.Model) -> None:
         layer.set_weights(values)
 
 
-_Storage = collections.namedtuple("_Storage", "key dtype length")
-_Tensor = collections.namedtuple("_Tensor", "storage offset shape strides")
-
-
 class _TensorUnpickler(pickle.Unpickler):
     """Unpickles ordered dictionaries of tensor descriptions only: no other name is looked up."""
 
@@ -187,9 +183,8 @@ class _TensorUnpickler(pickle.Unpickler):
         ("collections", "OrderedDict"): collections.OrderedDict,
         ("torch", "FloatStorage"): "<f4",
         ("torch", "LongStorage"): "<i8",
-        ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, shape, strides, *_: _Tensor(
-            storage, offset, tuple(shape), tuple(strides)
-        ),
+        # (storage, offset, shape, strides)
+        ("torch._utils", "_rebuild_tensor_v2"): lambda *tensor: tensor[:4],
     }
 
     def find_class(self, module: str, name: str) -> Any:
@@ -198,8 +193,8 @@ class _TensorUnpickler(pickle.Unpickler):
         return self._ALLOWED[module, name]
 
     def persistent_load(self, pid: tuple) -> tuple:
-        _, dtype, key, _, length, _ = pid
-        return _Storage(key, dtype, length)
+        _, dtype, key, *_ = pid
+        return key, dtype
 
 
 def read_legacy_torch(data: bytes) -> dict[str, np.ndarray]:
@@ -220,15 +215,15 @@ def read_legacy_torch(data: bytes) -> dict[str, np.ndarray]:
     try:
         _, _, _, tensors, keys = [_TensorUnpickler(file).load() for _ in range(5)]
         storages, position = {}, file.tell()
-        dtypes = {tensor.storage.key: tensor.storage.dtype for tensor in tensors.values()}
+        dtypes = dict(storage for storage, *_ in tensors.values())
         for key in keys:
             length = int(np.frombuffer(data, "<i8", 1, position)[0])
             storages[key] = np.frombuffer(data, dtypes[key], length, position + 8)
             position += 8 + storages[key].nbytes
         arrays = {}
         # strides in numbers: the kernels lie as [H, W, I, O]
-        for name, (storage, offset, shape, strides) in tensors.items():
-            flat = storages[storage.key][offset:]
+        for name, ((key, _), offset, shape, strides) in tensors.items():
+            flat = storages[key][offset:]
             last = sum((n - 1) * step for n, step in zip(shape, strides))
             if min(offset, *strides, 0) < 0 or last >= len(flat):
                 raise ValueError(f"{name} lies outside its storage")

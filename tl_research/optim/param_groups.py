@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import keras
 
-from tl_research import errors
+from tl_research.errors import UserError, suggestion
 
 
 # eq=False: `==` of two keras.Variable is elementwise
@@ -69,7 +69,7 @@ def make_param_groups(
         List of `ParamGroup`s; every variable of `named_variables` is in exactly one.
 
     Raises:
-        errors.UserError: If a multiplier is not a finite number > 0, or a pattern is not
+        UserError: If a multiplier is not a finite number > 0, or a pattern is not
             `REGEX=VALUE`, not a regular expression, matches no variable, or matches one that
             another pattern matches too.
         ValueError: If a path begins with neither `backbone/` nor `head/`, or lacks a block or a
@@ -127,7 +127,7 @@ def _check_multiplier(value, setting):
     """Raises a UserError that begins with `setting` unless `value` is a finite number > 0."""
     if not (math.isfinite(value) and value > 0):
         remedy = "try 0.1" if value else "use --unfreeze to freeze instead"
-        raise errors.UserError(
+        raise UserError(
             f"{setting}: received a multiplier of {value:g}; expected a finite number > 0; {remedy}"
         )
 
@@ -140,7 +140,7 @@ def _match_patterns(settings, all_paths):
         pattern, value = _parsed(setting, flag)
         for path in _matched(pattern, flag, all_paths):
             if path in matches:
-                raise errors.UserError(
+                raise UserError(
                     f"{flag}: {path!r} is matched by {matches[path][1]!r} and by {pattern!r}; "
                     "expected at most one pattern per variable; make one of them narrower."
                 )
@@ -152,13 +152,11 @@ def _parsed(setting, flag):
     """Returns (pattern, value) of a setting."""
     pattern, _, text = setting.rpartition("=")
     if not pattern:
-        raise errors.UserError(
-            f"{flag}: received no pattern; expected REGEX=VALUE; for example head/=10."
-        )
+        raise UserError(f"{flag}: received no pattern; expected REGEX=VALUE; for example head/=10.")
     try:
         value = float(text)
     except ValueError:
-        raise errors.UserError(
+        raise UserError(
             f"{flag}: received the value {text!r}; expected REGEX=VALUE with a finite number "
             "> 0 after the last '='; try 0.1."
         ) from None
@@ -171,12 +169,12 @@ def _matched(pattern, flag, all_paths):
     try:
         matched = [path for path in all_paths if re.search(pattern, path)]
     except re.error as error:
-        raise errors.UserError(
+        raise UserError(
             f"{flag}: received {pattern!r}; expected a regular expression ({error}); "
             r"put a backslash before each literal .[](){}*+?|^$\ in it."
         ) from None
     if not matched:
-        raise errors.UserError(
+        raise UserError(
             f"{flag}: {pattern!r} matches no variable; expected a regular expression found in "
             f"a path such as {min(all_paths, default='head/kernel')!r}"
             f"{_suggestion(pattern, all_paths)}"
@@ -190,4 +188,4 @@ def _suggestion(pattern, all_paths):
         part for path in all_paths for part in (path, *path.split("/"), *re.split("[/_]", path))
     }
     general = "; use backbone/ for the whole backbone, head/ for the head"
-    return errors.suggestion(pattern, sorted(parts)) or general
+    return suggestion(pattern, sorted(parts)) or general
