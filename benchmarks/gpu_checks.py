@@ -178,7 +178,8 @@ def _gradients(classifier, source, batch_size):
 
     @tf.function
     def compute(rows):
-        tensors = source.compute(source.read(rows, tf.zeros([0, 0])))
+        pixels = source.examples.lookup(rows)
+        tensors = source.compute(source.read(rows, tf.zeros([0, 0]), pixels))
         with tf.GradientTape() as tape:
             logits = classifier.logits(source.boundary, tensors)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(

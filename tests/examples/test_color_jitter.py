@@ -54,7 +54,8 @@ def test_it_changes_no_number_of_the_others(tiny_backbone, make_examples):
         classifier = Classifier("Tiny", "none", 16, 3, augmentation=config.augmentation)
         source = features.LiveSource(classifier, make_examples(9), classifier.boundary(), views)
         draws = source.of_view(1)
-        read[augment] = draws, source.read(tf.range(9), tf.constant(draws)).numpy()
+        pixels = source.lookup(tf.range(9), draws)
+        read[augment] = draws, source.read(tf.range(9), tf.constant(draws), pixels).numpy()
     (plain, expected), (more, received) = read.values()
     assert plain.shape == (9, len(COLUMNS)) and more.shape == (9, len(COLUMNS) + 3)
     np.testing.assert_array_equal(more[:, : len(COLUMNS)], plain)
@@ -99,11 +100,13 @@ def test_what_is_cached_is_what_live_steps_compute_from_memory_or_file(read, mak
     for view in (0, 1):
         rows = np.array([[7, 2, 2, 8]], np.int32)
         draws = tf.constant(live.of_view(view))
-        images = live.read(tf.constant(rows[0]), draws)
-        received = streamed.read(tf.constant(rows[0]), draws, next(streamed.stream(rows, view)))
+        row = tf.constant(rows[0])
+        images = live.read(row, draws, live.lookup(row, draws))
+        received = streamed.read(row, draws, next(streamed.stream(rows, view)))
         np.testing.assert_array_equal(received, images)
         (expected,) = live.compute(images)
-        kept = cached.read(tf.constant(rows[0]), cached.of_view(view))[0]
+        of_view = cached.of_view(view)
+        kept = cached.read(row, of_view, cached.lookup(row, of_view))[0]
         np.testing.assert_allclose(kept, expected, rtol=1e-5, atol=1e-5)
         moved = np.abs(images.numpy() - examples.pixels.numpy()[rows[0]]).max()
         assert moved > 10 if view else moved == 0  # the first view is the images as they are

@@ -98,7 +98,9 @@ def test_losses_of_20_cached_steps_equal_live_ones(tiny_backbone, make_examples,
 
 
 def _fetch(source, rows, view, streamed=None):
-    return source.compute(source.read(rows, source.of_view(view), streamed))
+    of_view = source.of_view(view)
+    found = source.lookup(rows, of_view) if streamed is None else streamed
+    return source.compute(source.read(rows, of_view, found))
 
 
 def test_a_view_is_computed_when_it_is_first_used(tiny_backbone, make_examples):

@@ -53,9 +53,6 @@ class Preprocessing(keras.layers.Layer):
             x = keras.applications.imagenet_utils.preprocess_input(x, "channels_last", self.mode)
         return ops.cast(x, self.compute_dtype)
 
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        return input_shape
-
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "mode": self.mode}
 

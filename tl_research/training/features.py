@@ -173,20 +173,17 @@ class LiveSource:
         return self.examples.lookup(indices)
 
     def read(
-        self, indices: tf.Tensor, of_view: Any, streamed: Any = None, mix: Mix | None = None
+        self, indices: tf.Tensor, of_view: Any, rows: tf.Tensor, mix: Mix | None = None
     ) -> tf.Tensor:
         """Returns augmented images, float32 [B, H, W, 3]: what XLA need not compile.
 
         Args:
             indices: int32 [B], places of the examples.
             of_view: What the method of that name returned: draws.
-            streamed: uint8 [B, H, W, 3], the pixels; where they are in memory, they are looked up
-                by default.
+            rows: uint8 [B, H, W, 3], the pixels, streamed or looked up.
             mix: `mixing.Mix` of these examples, or None.
         """
-        images = self._augmented(
-            self.lookup(indices, of_view) if streamed is None else streamed, indices, of_view
-        )
+        images = self._augmented(rows, indices, of_view)
         if mix is not None and self.views.mixing is not None:
             others = self._augmented(self.lookup(mix.partners, of_view), mix.partners, of_view)
             images = self.views.mixing.blend(images, others, mix)
@@ -280,10 +277,10 @@ class CachedSource:
         return self._cast(self.lookup(rows, self.kept(view)))
 
     def read(
-        self, indices: tf.Tensor, of_view: list[Any], streamed: Any = None, mix: Mix | None = None
+        self, indices: tf.Tensor, of_view: Any, rows: list[Any], mix: Mix | None = None
     ) -> list[tf.Tensor]:
         """As `LiveSource.read`, but returns the list of kept tensors; nothing is mixed."""
-        return self._cast(self.lookup(indices, of_view) if streamed is None else streamed)
+        return self._cast(rows)
 
     def compute(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
         """As `LiveSource.compute`."""
