@@ -27,7 +27,7 @@ _ORDER, _AUGMENTATION, MIXUP = 1, 2, 3
 
 def generator(seed: int, *stream: int) -> np.random.Generator:
     """Returns a `numpy.random.Generator` that depends on these whole numbers alone."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *stream])))
+    return np.random.Generator(np.random.Philox([seed, *stream]))
 
 
 def epoch_order(seed: int, epoch: int, num_examples: int, *shard: int) -> np.ndarray:
