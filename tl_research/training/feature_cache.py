@@ -196,9 +196,10 @@ class FeatureCache:
         if self._cached[side]:
             source: Any = self.source(side, boundary)
         else:  # of training images that are cached, view 0 is plain
-            live = self.live_source("plain" if side == "train" else side, boundary)
+            which = "plain" if side == "train" else side
+            live = self.live_source(which, boundary)
             source = features.compute_features(
-                live, batch_size, lambda view: progress_bar(f"features of {side} images")
+                live, batch_size, lambda view: progress_bar(f"features of {which} images")
             )
         compute = tf.function(lambda tensors: _pooled(source.compute(tensors)))
         own = source.examples.members.own
