@@ -170,6 +170,12 @@ class Config:
         "MixUp: blend each training image with another, with weights from Beta(mixup, mixup); "
         "features are not cached; 0: off",
     )
+    manifold_mixup: float = setting(
+        0.0,
+        "manifold MixUp: blend what the frozen part computes of each training image with that of "
+        "another, with weights from Beta(manifold_mixup, manifold_mixup); features can be cached; "
+        "0: off",
+    )
     class_share: tuple[str, ...] = setting(
         (),
         "CLASS=SHARE: use only this share of the training images of a class; may be repeated",
@@ -661,6 +667,12 @@ _RULES = (
         lambda c: c.mixup and c.feature_cache in ("memory", "disk"),
         "={mixup} with --feature_cache={feature_cache}; expected no cache, since blends change "
         "every epoch; use --feature_cache=auto or off",
+    ),
+    (
+        "manifold_mixup",
+        lambda c: c.manifold_mixup and c.feature_cache == "disk",
+        "={manifold_mixup} with --feature_cache=disk; expected features in memory, where those of "
+        "another image are looked up; use --feature_cache=auto, memory or off",
     ),
     (
         "profile_steps",

@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
+from tl_research.data import mixing
 from tl_research.data.mixing import Mix, MixUp
 
 
@@ -24,6 +25,15 @@ def test_draws_are_those_of_all_earlier_versions():
     np.testing.assert_array_equal(partners, stream.permutation(10))
     np.testing.assert_array_equal(shares, stream.beta(0.4, 0.4, 10).astype(np.float32))
     assert partners.dtype == np.int32 and shares.dtype == np.float32 and details == ()
+
+
+def test_features_of_any_rank_are_blended_in_their_type():
+    shares = tf.constant([0.25, 1.0])
+    for shape in ([2, 3], [2, 4, 4, 5]):
+        rows, others = tf.fill(shape, 8.0), tf.fill(shape, 16.0)
+        blend = mixing.blended(*(tf.cast(t, tf.bfloat16) for t in (rows, others)), shares)
+        assert blend.dtype == tf.bfloat16 and blend.shape == shape
+        np.testing.assert_array_equal(tf.reshape(blend, [2, -1])[:, -1], [14, 8])  # 2 + 12; 8 + 0
 
 
 def test_blend_is_in_shares():

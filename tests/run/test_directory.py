@@ -290,6 +290,7 @@ _MAY_NOT_CHANGE = {
     "preprocessing": "caffe",
     "head_init": "lda",
     "mixup": 0.2,
+    "manifold_mixup": 0.2,
     "class_share": ("a=0.5",),
     "class_weights": "balanced",
     "ema_decay": 0.9,

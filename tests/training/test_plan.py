@@ -5,6 +5,7 @@ step.
 import re
 import types
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -75,10 +76,8 @@ def test_more_features_than_memory_is_free_are_said(train):
     assert 2**-10 < float(free) < 2**20
 
 
-def test_mixup_trains_live_and_says_why(train):
-    trained, _ = train(
-        mixup=0.2, feature_cache="auto", augment_views=1, augment="flip", epochs=(1, 1)
-    )
+def _said(trained):
+    """Returns the lines of a plan."""
     data = types.SimpleNamespace(
         classes=("a", "b", "c"),
         train=trained.plan.train,
@@ -86,13 +85,48 @@ def test_mixup_trains_live_and_says_why(train):
         test=trained.plan.validation,
         notes=(),
     )
-    lines = describe_run(trained.plan, data, "float32", [])
-    assert "MixUp: images and labels are blended in shares of Beta(0.2, 0.2)" in lines
+    return describe_run(trained.plan, data, "float32", [])
+
+
+def test_mixup_trains_live_and_says_why(train):
+    trained, _ = train(
+        mixup=0.2, feature_cache="auto", augment_views=1, augment="flip", epochs=(1, 1)
+    )
+    assert "MixUp: images and labels are blended in shares of Beta(0.2, 0.2)" in _said(trained)
     plan = trained.plan.cache.plan
     assert (
         "training live, since MixUp blends them anew every epoch" in describe_cache(plan)
         and plan.place == "off"
     )
+
+
+def test_manifold_mixup_trains_on_cached_features_and_says_so(train):
+    cached, after = train(manifold_mixup=0.3, feature_cache="memory", epochs=(1, 1))
+    live, live_after = train(manifold_mixup=0.3, feature_cache="off", epochs=(1, 1))
+    _, plain_after = train(feature_cache="memory", epochs=(1, 1))
+    assert cached.plan.cache.plan.place == "memory" and live.plan.cache.plan.place == "off"
+    assert "MixUp: features and labels are blended in shares of Beta(0.3, 0.3)" in _said(cached)
+    for path, value in after[-1].items():
+        np.testing.assert_allclose(value, live_after[-1][path], rtol=1e-4, atol=1e-6)
+    assert np.abs(after[-1]["head/kernel"] - plain_after[-1]["head/kernel"]).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (
+            {"mixup": 0.2, "manifold_mixup": 0.2},
+            "MixUp and --manifold_mixup with --feature_cache=off; expected one that blends images",
+        ),
+        (
+            {"manifold_mixup": 0.2, "feature_cache": "disk"},
+            "--manifold_mixup=0.2 with --feature_cache=disk; expected features in memory",
+        ),
+    ],
+)
+def test_blends_that_cannot_be_are_refused(train, settings, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        train(epochs=(1, 1), **settings)
 
 
 def test_operation_that_cannot_be_repeated_is_named_before_the_run(train, monkeypatch):

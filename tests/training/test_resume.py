@@ -73,6 +73,7 @@ def test_resumed_run_ends_as_an_unbroken_one(run, broken, metrics, assert_equal_
     [
         {"ema_decay": 0.9, "class_weights": "balanced", "class_share": ("ant=0.9",)},
         {"mixup": 0.4},
+        {"manifold_mixup": 0.4, "feature_cache": "memory"},
         {"precision": "mixed_bfloat16"},
     ],
 )

@@ -40,6 +40,7 @@ def _make_step(
     tensors=None,
     loss=None,
     kind=steps.TrainStep,
+    blend=mixing.MixUp(1.0),
 ):
     groups = make_param_groups(
         classifier.trainable_variables(),
@@ -48,14 +49,11 @@ def _make_step(
         backbone_lr_multiplier=backbone_multiplier,
     )
     optimizer = GroupedOptimizer(groups, optimizer, momentum=0.0, clip_norm=clip_norm)
-    boundary, views = classifier.boundary(), features.Views(0, 0, False, mixing=mixing.MixUp(1.0))
-    source = (
-        features.LiveSource(classifier, examples, boundary, views)
-        if tensors is None
-        else features.CachedSource(
-            examples, boundary, lambda _: [tf.constant(tensors)], views, [tf.float32]
-        )
-    )
+    boundary, views = classifier.boundary(), features.Views(0, 0, False, mixing=blend)
+    source = features.LiveSource(classifier, examples, boundary, views)
+    if tensors is not None:
+        kept = [tf.constant(tensors)]
+        source = features.CachedSource(source, boundary, lambda _: kept, [tf.float32])
     rate_at = schedules.make_schedule(Phase("p", 1, "0%", rate, 0, warmup, schedule), num_steps)
     return kind(classifier, optimizer, source, loss or objective.CrossEntropy(), rate_at)
 
@@ -559,7 +557,8 @@ def test_class_weights_multiply_the_loss_of_each_example(classifier, make_exampl
     assert totals["examples"] == 4
 
 
-def test_mixup_blends_pixels_and_targets(classifier, make_examples):
+@pytest.mark.parametrize("what", ["pixels", "features", "cached features"])
+def test_mixup_blends_images_or_features_and_targets(classifier, make_examples, what):
     examples, chosen = make_examples(9), [4, 0, 7, 2]
     partners, shares = (
         np.array([5, 3, 1, 0, 8, 7, 2, 6, 4], np.int32),
@@ -567,15 +566,20 @@ def test_mixup_blends_pixels_and_targets(classifier, make_examples):
     )
     before, share, partner = _values(classifier), shares[chosen], partners[chosen]
     pixels = examples.pixels.numpy().astype(np.float32)
-    blended = (
-        share[:, None, None, None] * pixels[chosen]
-        + (1 - share)[:, None, None, None] * pixels[partner]
-    )
-    inputs = (
-        classifier.backbone(classifier.preprocessing(blended), training=False)
-        .numpy()
-        .mean(axis=(1, 2))
-    )
+
+    def pooled(images):
+        maps = classifier.backbone(classifier.preprocessing(images), training=False)
+        return maps.numpy().mean(axis=(1, 2))
+
+    def blended(rows, of_partners):
+        weights = share.reshape(-1, *[1] * (rows.ndim - 1))
+        return weights * rows + (1 - weights) * of_partners
+
+    if what == "pixels":
+        inputs, settings = pooled(blended(pixels[chosen], pixels[partner])), {}
+    else:
+        inputs = blended(pooled(pixels[chosen]), pooled(pixels[partner]))
+        settings = {"blend": None, "tensors": pooled(pixels) if "cached" in what else None}
     logits = inputs @ before["head/kernel"] + before["head/bias"]
     targets = (
         share[:, None] * np.eye(3)[examples.labels[chosen]]
@@ -583,7 +587,7 @@ def test_mixup_blends_pixels_and_targets(classifier, make_examples):
     )
     error = (_softmax(logits) - targets) / 4
     totals = _call(
-        _make_step(classifier, examples),
+        _make_step(classifier, examples, **settings),
         [chosen],
         mix=mixing.Mix(tf.constant(partners), tf.constant(shares)),
     )

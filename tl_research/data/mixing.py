@@ -1,4 +1,4 @@
-"""Blends two training images, and their labels, into one.
+"""Blends two training images, or their features, and their labels, into one.
 
 A mixing has a `name` and two methods, like `MixUp`. An extension lists its class, or another
 function of the number that follows its name in `--augment`, in `augmentations`.
@@ -68,8 +68,20 @@ def draws_of_shards(
     return tf.nest.map_structure(lambda *parts: np.concatenate(parts)[order], *draws)
 
 
+def blended(tensors: tf.Tensor, of_partners: tf.Tensor, shares: tf.Tensor) -> tf.Tensor:
+    """Returns weighted means of rows and those of their partners, [B, ...] in the same type.
+
+    Args:
+        tensors, of_partners: [B, ...], of a floating type.
+        shares: float32 [B], the weights of `tensors`.
+    """
+    weights = tf.cast(tf.reshape(shares, [-1, *[1] * (tensors.shape.rank - 1)]), tensors.dtype)
+    return weights * tensors + (1.0 - weights) * of_partners
+
+
 class MixUp:
-    """Blends whole images (Zhang et al. 2018, arXiv:1710.09412, section 2).
+    """Blends whole images (Zhang et al. 2018, arXiv:1710.09412, section 2), or features (Verma et
+    al. 2019, "Manifold Mixup", arXiv:1806.05236, section 2, with one layer).
 
     Unlike in the paper, partners come from a permutation of all examples, not of the batch, so that
     batch size and order do not matter.
@@ -92,5 +104,4 @@ class MixUp:
 
     def blend(self, images: tf.Tensor, partner_images: tf.Tensor, mix: Mix) -> tf.Tensor:
         """See `Mixing`."""
-        shares = mix.shares[:, None, None, None]
-        return shares * images + (1.0 - shares) * partner_images
+        return blended(images, partner_images, mix.shares)

@@ -165,6 +165,8 @@ def _unusual(plan, classes):
     if mixing := plan.cache.plan.mixing:
         shares = f" in shares of Beta({config.mixup:g}, {config.mixup:g})"
         yield f"{mixing}: images and labels are blended{shares * bool(config.mixup)}"
+    if share := config.manifold_mixup:
+        yield f"MixUp: features and labels are blended in shares of Beta({share:g}, {share:g})"
     if config.ema_decay:
         yield (
             f"averages: of the trained weights, decay {config.ema_decay:g} a step; evaluated, "

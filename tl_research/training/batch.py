@@ -23,7 +23,7 @@ class EpochInputs(NamedTuple):
     weights: tf.Tensor  # float32 [S, B]: 1, or 0 for filling
     of_view: Any  # as the source's `of_view` returns it: draws, or cached features
     view: tf.Tensor  # int32 scalar
-    mix: Mix | None = None  # what images are blended with; of live sources only
+    mix: Mix | None = None  # what images, or their features, are blended with
 
 
 class Batch(NamedTuple):
@@ -40,6 +40,7 @@ class Batch(NamedTuple):
     dropout_mask: dict[str, tf.Tensor] | None = None
     partner_labels: tf.Tensor | None = None  # of what each image is blended with, if it is
     shares: tf.Tensor | None = None  # float32 [b], what is left of each image itself
+    partner_inputs: Any = None  # as `inputs`, where features are blended and not images
 
     def rows(self, first: int, last: int) -> "Batch":
         """Returns the rows from `first` up to `last`; `count` stays, so that gradients add up."""
@@ -76,7 +77,11 @@ def batches(
         if mix is None:
             return batch
         partner_labels = tf.gather(step.labels, mix.partners)
-        return batch._replace(partner_labels=partner_labels, shares=mix.shares)
+        batch = batch._replace(partner_labels=partner_labels, shares=mix.shares)
+        if step.source.views.mixing is not None:
+            return batch
+        found = step.source.lookup(mix.partners, epoch.of_view)
+        return batch._replace(partner_inputs=step.source.read(mix.partners, epoch.of_view, found))
 
     return batch_of
 
@@ -89,8 +94,8 @@ def epoch_inputs(plan: "Plan", source: "Source", epoch: int) -> EpochInputs:
     indices, weights = pipeline.sharded_batches(orders, config.batch_size)
     views = plan.cache.views
     view = views.of_epoch(epoch)
-    if views.mixing:
-        draws = mixing.draws_of_shards(views.mixing, config.seed, epoch, members, config.image_size)
+    if blend := views.mixing or plan.feature_mixing:
+        draws = mixing.draws_of_shards(blend, config.seed, epoch, members, config.image_size)
         mix = tf.nest.map_structure(tf.constant, draws)
     parts = (indices, weights, source.of_view(view), view)
     return EpochInputs(*tf.nest.map_structure(tf.constant, parts))._replace(mix=mix)

@@ -85,9 +85,10 @@ def make_views(config: Config, own: Mapping[str, Any]) -> Views:
     parts = _parts(config, own)
     operations = tuple(part for part in parts if isinstance(part, Operation))
     mixings = [part for part in parts if not isinstance(part, Operation)]
-    if mixings and (len(mixings) > 1 or config.feature_cache in ("memory", "disk")):
+    names = [mixing.name for mixing in mixings] + ["--manifold_mixup"] * bool(config.manifold_mixup)
+    if mixings and (len(names) > 1 or config.feature_cache in ("memory", "disk")):
         raise UserError(
-            f"{' and '.join(mixing.name for mixing in mixings)} with --feature_cache="
+            f"{' and '.join(names)} with --feature_cache="
             f"{config.feature_cache}; expected one that blends images anew every epoch; leave the "
             "others out, and use --feature_cache=auto or off",
             "augment",

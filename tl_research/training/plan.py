@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tl_research.config import Config, Phase
 from tl_research.data.dataset import Dataset
+from tl_research.data.mixing import MixUp
 from tl_research.errors import UserError, suggestion
 from tl_research.extension import Extension
 from tl_research.models.classifier import Classifier
@@ -50,6 +51,7 @@ class Plan:
         steps_per_epoch: Batches of the training images.
         objective: What is minimized, counted and reported.
         cache: Which features are kept.
+        feature_mixing: What blends features, or None.
         compiler: What compiles the steps.
         profiler: What profiles some of them.
         saved_paths: Paths of the variables that the run may change.
@@ -86,9 +88,11 @@ class Plan:
         self.saved_paths = sorted({*trained, *statistics})
         views = make_views(config, parts.augmentations)
         self.cache = FeatureCache(self, boundary, directory.path, views)
-        if views.mixing and data.train.pixels is None:
+        self.feature_mixing = MixUp(config.manifold_mixup) if config.manifold_mixup else None
+        blend = views.mixing or (self.cache.plan.live and self.feature_mixing)
+        if blend and data.train.pixels is None:
             raise UserError(
-                f"{views.mixing.name} with {len(data.train)} training images that do not fit into "
+                f"{blend.name} with {len(data.train)} training images that do not fit into "
                 f"--cache_pixels={config.cache_pixels}; expected them in memory; raise "
                 "--cache_pixels or lower --image_size"
             )

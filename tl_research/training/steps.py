@@ -13,6 +13,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from tl_research import distribution
+from tl_research.data import mixing
 from tl_research.training.batch import Batch
 from tl_research.training.step_loop import StepLoop
 from tl_research.training.totals import norms_of
@@ -61,7 +62,7 @@ class TrainStep(StepLoop):
             loss: float32 [].
             sums: {name: float32 []}: `loss_sum`, `examples`, and what the objective counts.
         """
-        tensors = self.source.compute(batch.inputs)  # frozen: from pixels, or from cached features
+        tensors = self.boundary_tensors(batch)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self.variables)
             logits = self.logits(tensors, batch)
@@ -73,6 +74,16 @@ class TrainStep(StepLoop):
         sums = {name: tf.reduce_sum(batch.weights * of_each) for name, of_each in counts.items()}
         sums["examples"] = tf.reduce_sum(batch.weights)
         return tape.gradient(scaled_loss, self.variables), loss, sums
+
+    def boundary_tensors(self, batch: Batch) -> list[tf.Tensor]:
+        """Returns the tensors [b, ...] at the boundary of the trainable part, which the frozen part
+        computes from pixels or from cached features; with `--manifold_mixup`, blended.
+        """
+        tensors = self.source.compute(batch.inputs)
+        if batch.partner_inputs is None:
+            return tensors
+        of_partners = self.source.compute(batch.partner_inputs)
+        return [mixing.blended(*pair, batch.shares) for pair in zip(tensors, of_partners)]
 
     def logits(self, tensors: list[tf.Tensor], batch: Batch) -> tf.Tensor:
         """Returns float32 logits [b, K] from the tensors at the boundary of the trainable part."""
