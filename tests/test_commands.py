@@ -342,7 +342,7 @@ def test_run_of_a_folder_of_sides_is_named_and_written_down_as_what_ran(
     assert code == 0, stderr
     names = {"data_dir": "train", "validation_dir": "val", "test_dir": "test"}
     given = [f"--{flag}={tmp_path}/photos/{side}" for flag, side in names.items()]
-    assert f"{tmp_path}/photos holds its sides: {' '.join(given)}\n" in stdout
+    assert f"{tmp_path}/photos is already split; using {' '.join(given)}\n" in stdout
 
     run = re.search(r"^run directory: (.*)$", stdout, re.MULTILINE)[1]
     place, name = os.path.split(run)
@@ -374,6 +374,6 @@ def test_gpu_that_is_there_and_not_seen_is_told_of(tmp_path, capsys, monkeypatch
     environment.warn_of_hidden_gpu([], there)
     assert capsys.readouterr().err == (
         "warning: this machine has an NVIDIA GPU that TensorFlow does not see, so the CPU "
-        f"computes; expected CUDA's libraries; install them: {sys.executable} -m pip install "
+        f"is used; expected CUDA's libraries; install them: {sys.executable} -m pip install "
         "'tensorflow[and-cuda]'\n"
     )

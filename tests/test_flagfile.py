@@ -132,7 +132,7 @@ def test_command_line_wins_over_the_file_silently_and_a_second_line_with_a_warni
     config, error = parse("--seed=3\n\n--seed=5\n")
     assert (
         config.seed == 5
-        and error == "warning: my.flags:3: --seed is also set in line 1; this one counts\n"
+        and error == "warning: my.flags:3: --seed is also set in line 1; this one is used\n"
     )
     # not the file's fault
     assert parse("--dropout=0.99\n", "--dropout=0.98")[1].startswith(

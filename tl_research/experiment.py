@@ -176,7 +176,8 @@ class Ready:
     observers: tuple[Observer, ...]  # the recorder and the console
     precision: str
     substitutions: list[Substitution]
-    seconds: dict[str, float]  # of this process: until `prepare`, and of the data and the network
+    # of this process: until `prepare`, and of the data and the network; of earlier ones: the rest
+    seconds: dict[str, float]
 
 
 def prepare(place: Place, started: float) -> Ready:
@@ -198,9 +199,11 @@ def prepare(place: Place, started: float) -> Ready:
     decided = (plan.phases, plan.steps_per_epoch, plan.cache.plan, plan.saved_paths)
     distribution.check_equal("the plan", str(decided))
     lines = plan_text.describe_run(plan, data, precision, replacements.used)
-    say(*(lines if config.verbose else plan_text.summarize_run(plan, data, replacements.used)))
+    say(*(lines if config.verbose else plan_text.summarize_run(plan, data)))
     resume = Resume(plan, directory, place.signals)
     state = resume.restore() or TrainState()
+    if earlier := sum(state.past.run_seconds.values()):
+        seconds["earlier"] = earlier
     step, is_new = state.position.global_step, not state.progress.phase_hashes
     distribution.check_equal("checkpoint", f"step {step}", CheckpointError)
     summaries = Summaries(directory.path, None if is_new else step)
@@ -308,7 +311,7 @@ def _make_classifier(place, data, replacements):
     if config.weights not in ("imagenet", "none") and weights.load_head(
         classifier.model, classifier.head, config.weights, data.classes
     ):
-        print(f"--weights={config.weights}: with its head, since the classes are the same")
+        print(f"--weights={config.weights}: its head is used too, since the classes are the same")
     if place.parts.make_backbone or place.parts.make_head:
         artefacts.try_saving(classifier.in_float32())
     return classifier
@@ -398,18 +401,18 @@ def _finish(ready, started):
     plan.update_evaluated()
     final = plan.evaluated  # the network that is tested and saved
     if state.past.test is None:
-        say("reading the test images, once")
+        say("evaluating the test images")
         with timed(state, "evaluate"):
             _read_test(ready, final)
         ready.resume.save(state)  # a run that is interrupted later does not read them again
     ready.place.replicas.close()  # each process computes the rest by itself
     memory.give_back()
-    say("exporting the model, and comparing it with what was trained")
+    say("exporting the model and comparing it with the trained network")
     with timed(state, "export"):
         artefacts.save_keras(final, ready.data, directory, plan.config.batch_size)
         artefacts.save_temperature(state.past.calibration, directory)
     summary = _results(ready)
-    say("drawing the report")
+    say("writing the report")
     with timed(state, "figures"):
         _illustrate(ready, summary)
     total = time.perf_counter() - started

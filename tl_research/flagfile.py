@@ -137,7 +137,7 @@ def _read(path, names, outer=""):
             continue
         if name in seen and not isinstance(flag, flags.MultiFlag):
             to_stderr(
-                f"warning: {place}: --{name} is also set in line {seen[name]}; this one counts"
+                f"warning: {place}: --{name} is also set in line {seen[name]}; this one is used"
             )
         seen[name] = number
         yield name, place, line

@@ -40,7 +40,7 @@ def test_plan_of_the_cache_comes_from_sizes(train):
         return describe_cache(cache.plan), cache.plan.place, cache.plan
 
     text, used, _ = plan(augment_views=0)
-    assert used == "off" and "a new view every epoch; validation cached" in text
+    assert used == "off" and "since every epoch has a new view; validation cached" in text
     text, used, sizes = plan(augment_views=2)
     assert used == "memory" and "2 views" in text
     # 4 x 4 x 8 numbers of 4 bytes; 2 views of 10 images, and 5 for validation
@@ -90,7 +90,7 @@ def test_mixup_trains_live_and_says_why(train):
         notes=(),
     )
     lines = describe_run(trained.plan, data, "float32", [])
-    assert "MixUp: images and labels are blended in shares of Beta(0.2, 0.2)" in lines
+    assert "MixUp: images and labels are blended, with weights from Beta(0.2, 0.2)" in lines
     plan = trained.plan.cache.plan
     assert (
         "training live, since MixUp blends them anew every epoch" in describe_cache(plan)

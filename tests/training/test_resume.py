@@ -293,10 +293,10 @@ def test_resumed_run_says_that_it_began_with_other_versions(run, begun, tmp_path
         f"warning: the run began with tensorflow 2.99.0, now {tf.__version__}; cores 1000, now "
         f"{machine.cores()}; TF_ENABLE_ONEDNN_OPTS 0, now "
         f"{os.environ.get('TF_ENABLE_ONEDNN_OPTS', 'not set')}; results may differ from an "
-        "unbroken run"
+        "uninterrupted run"
     ) in lines
     assert (
-        f"note: {tmp_path / 'run'} goes on with --checkpoint_every_steps=7 instead of "
+        f"note: {tmp_path / 'run'} continues with --checkpoint_every_steps=7 instead of "
         "--checkpoint_every_steps=0" in lines
     )
     assert "--checkpoint_every_steps=7" in (tmp_path / "run" / "flags.txt").read_text().splitlines()

@@ -24,10 +24,10 @@ class Admitted(NamedTuple):
     @property
     def notes(self) -> list[str]:
         """Lines about the images that are left out."""
-        counts = {"bad images": self.images.bad, "images in two classes": self.contradictory}
+        left_out = {"bad image{s}": self.images.bad, "image{s} in two classes": self.contradictory}
         return self.unreadable_kinds + [
-            f"{len(names)} {what} left out, see bad_images.csv"
-            for what, names in counts.items()
+            f"{len(names)} {what.format(s='s' * (len(names) > 1))} left out, see bad_images.csv"
+            for what, names in left_out.items()
             if names
         ]
 

@@ -11,6 +11,19 @@ from tl_research.reporting.terminal import duration
 from tl_research.run.directory import command, quoted
 from tl_research.run.offline import Substitution
 
+_SHOWN = 0.05  # share of the time from which a kind of work is named
+# {kind in `seconds` of `results.json`: how it is called}, in their order
+_PARTS = {
+    "start": "startup",
+    "data": "loading",
+    "features": "features",
+    "compile": "compiling",
+    "train": "training",
+    "evaluate": "evaluation",
+    "export": "export",
+    "figures": "report",
+}
+
 
 def with_interval(found: Json) -> Json:
     """Adds the interval of the accuracy, if there is one, and the number of reads to metrics over
@@ -33,16 +46,26 @@ def ending(summary: Json, path: str) -> list[str]:
     notes = (Substitution.from_json(value).text for value in summary["substitutions"])
     lines = [*(f"note: {text}" for text in notes), test_line(summary["test"])]
     if best := selected(summary) or summary["head_start"]:
-        numbers = {name: value for name, value in best.items() if name.startswith("val_")}
-        lines.append(f"validation: {_listed(numbers)}, epoch {best.get('best_epoch', 0)}")
-    parts = (("images", "data"), ("features", "features"), ("training", "train"))
-    kinds = ", ".join(f"{word} {duration(seconds[kind])}" for word, kind in parts)
-    lines.append(f"time: {duration(seconds['total'])} ({kinds})")
+        numbers = {name[4:]: value for name, value in best.items() if name.startswith("val_")}
+        lines.append(f"validation: {_listed(numbers)} (epoch {best.get('best_epoch', 0)})")
+    lines.append(_times(seconds))
     if os.path.isfile(report := os.path.join(path, "report", "index.html")):
         lines.append(f"report: {report}")
     use = commands(path)
     lines += ["to predict:", f"  {use['predict']}"]
-    return [*lines, "to see curves in TensorBoard:", f"  {use['tensorboard']}"]
+    return [*lines, "to view the curves in TensorBoard:", f"  {use['tensorboard']}"]
+
+
+def _times(seconds):
+    """Returns the line on `seconds` of `results.json`, of earlier processes of the run too."""
+    earlier = seconds.get("earlier", 0.0)
+    total = seconds["total"] + earlier
+    parts = {word: seconds.get(kind, 0.0) for kind, word in _PARTS.items()}
+    shown = {word: of for word, of in parts.items() if of >= _SHOWN * total}
+    shown["other"] = total - sum(shown.values())
+    listed = ", ".join(f"{word} {duration(of)}" for word, of in shown.items())
+    before = f", of which {duration(earlier)} before it was resumed" if earlier else ""
+    return f"time: {duration(total)} ({listed}){before}"
 
 
 def commands(path: str) -> dict[str, str]:

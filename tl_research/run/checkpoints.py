@@ -209,7 +209,7 @@ def load_newest(
         except Exception as error:  # it can be wrong in every way
             reasons.append(f"{name} ({error})")
             before = f"; using {names[-1]}" if names else ""
-            to_stderr(f"warning: checkpoint {name} unusable ({error}){before}")
+            to_stderr(f"warning: checkpoint {name} is unusable ({error}){before}")
             set_aside(path, "corrupt")
     there = os.listdir(directory) if os.path.isdir(directory) else []
     if damaged := sorted(name for name in there if ".corrupt-" in name):

@@ -80,8 +80,10 @@ class Replacements:
             UnreachableError: If something cannot be reached and may not be replaced.
         """
         if self._is_resumed:
-            replaced = substitution.what in [used.what for used in self.used]
-            return make(replacement if replaced else config)
+            if substitution.what not in [used.what for used in self.used]:
+                return make(config)
+            to_stderr(f"note: {substitution.text}")
+            return make(replacement)
         try:
             return make(config)
         except UnreachableError as error:
