@@ -87,7 +87,7 @@ def test_lines_count_and_name_doubtful_labels_and_give_the_accuracy_of_the_head(
     labels, worst, head = data_audit.describe(found, "report/data_audit.csv")
     assert labels == (
         "labels: 1 of 40 look doubtful (with fewer than 40 images per class, most doubtful labels "
-        "are correct); 0 pairs of look-alikes have different labels; see report/data_audit.csv"
+        "are correct); pairs of look-alikes with different labels: 0; see report/data_audit.csv"
     )
     assert worst.startswith("most doubtful: 0.jpg (cat?), ")
     assert worst.endswith("; pairs of look-alikes on two sides of the split: 0")

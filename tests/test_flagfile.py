@@ -58,17 +58,17 @@ def parse(tmp_path, capsys):
         ("--epochs=9\r--seed=1", "invisible character '\\r'"),
         ("--data_dir=a\0b", "invisible character '\\x00'"),
         ("--", "'--' is not a flag"),
-        ("--undefok=lrr", "--undefok is no flag that a file may set"),
+        ("--undefok=lrr", "--undefok is not a flag that a file may set"),
         ("--epochs=9  # why", "a comment or quotes"),
         ('--backbone="VGG16"', "a comment or quotes"),
         ("--data_dir='photos'", "a comment or quotes"),
         ("--epochs 9", "'--epochs 9' is not a flag"),
         ("--epochs = 9", "is not a flag"),
-        ("--epocs=9", "--epocs is no flag that a file may set; did you mean epochs?"),
+        ("--epocs=9", "--epocs is not a flag that a file may set; did you mean epochs?"),
         ("--epochs=1e3", "--epochs=1e3; expected a whole number"),
         ("--nesterov=maybe", "Non-boolean"),
-        ("--nonesterov=true", "--nonesterov is no flag"),
-        ("--noseed", "--noseed is no flag"),
+        ("--nonesterov=true", "--nonesterov is not a flag"),
+        ("--noseed", "--noseed is not a flag"),
         ("--seed", "--seed has no value"),
         ("--batch_size=many", "--batch_size=many; expected a whole number; correct it"),
         (
@@ -78,7 +78,7 @@ def parse(tmp_path, capsys):
         ("--dropout=nan", "--dropout=nan; expected a finite number"),
         ("--dropout=-0.1", "--dropout=-0.1; expected at least 0"),
         ("--learning_rate=1e-400", "--learning_rate=0.0; expected above 0"),
-        ("--run_with_profiling", "--run_with_profiling is no flag that a file may set"),
+        ("--run_with_profiling", "--run_with_profiling is not a flag that a file may set"),
         ("--profile_file=x", "no flag that a file may set"),
         ("--run_with_pdb", "no flag that a file may set"),
         ("--pdb_post_mortem", "no flag that a file may set"),
@@ -144,7 +144,7 @@ def test_file_may_name_another_one_beside_it(parse, tmp_path):
     (tmp_path / "base.flags").write_text("--seed=3\n--dropout=0.5\n")
     assert parse("--flagfile=base.flags\n--seed=4\n") == (Config(seed=4, dropout=0.5), "")
     (tmp_path / "base.flags").write_text("--sed=3\n")
-    assert parse("--flagfile=base.flags")[1].startswith("error: base.flags:1: --sed is no flag")
+    assert parse("--flagfile=base.flags")[1].startswith("error: base.flags:1: --sed is not a flag")
     os.remove(tmp_path / "base.flags")
     (tmp_path / "base.flags").symlink_to("/etc/passwd")
     assert "is refused" in parse("--flagfile=base.flags")[1]

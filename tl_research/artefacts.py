@@ -62,8 +62,8 @@ def save_keras(
     keep_if(differing("model.keras", difference, TOLERANCE, len(images)), temporary, path)
     directory.write_json("export/classes.json", list(data.classes))
     print(
-        f"exported {path}: logits equal on {len(images)} validation images, within a relative "
-        f"{difference:.1g}",
+        f"exported {path}: logits equal within a relative {difference:.1g} on {len(images)} "
+        "validation images",
         flush=True,
     )
 

@@ -153,8 +153,8 @@ def describe(audit: DataAudit, path: str) -> list[str]:
     classes = len({row["label"] for row in audit.rows})
     return [
         f"labels: {found['suspects']} of {len(audit.rows)} look doubtful"
-        f"{caveat(len(audit.rows), classes)}; {found['contradictions']} pairs of look-alikes have "
-        f"different labels; see {path}",
+        f"{caveat(len(audit.rows), classes)}; pairs of look-alikes with different labels: "
+        f"{found['contradictions']}; see {path}",
         f"most doubtful: {worst}; pairs of look-alikes on two sides of the split: "
         f"{found['near_copies_across_sides']}",
         f"closed-form head, each of {measured['n']:,} training and validation images left out "

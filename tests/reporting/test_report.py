@@ -88,7 +88,7 @@ def test_page_says_what_the_run_found_and_holds_all_that_it_shows(settings):
     assert checked in page.words
     assert f"-m tl_research.evaluate '--run={settings['workdir']}' --data_dir=FOLDER" in page.words
     assert (
-        "labels look doubtful (with fewer than 40 images per class, " in page.words
+        " (with fewer than 40 images per class, most doubtful labels are correct)." in page.words
         and "Calibration of probabilities" in page.words
     )
     # nothing comes from elsewhere, and nothing runs
@@ -279,7 +279,7 @@ def test_calibration_is_said_or_why_there_is_none():
     found = {"temperature": 0.6234, "reason": None, "ece_before": 0.1, "ece_after": 0.0123}
     say = report.template("sentences.txt").module.calibration
     assert say(found) == (
-        "On the test images predicted probabilities differ from the accuracy by 10.0 points "
+        "On the test images, predicted probabilities differ from the accuracy by 10.0 points "
         "(expected calibration error), and by 1.2 points after the logits are divided by the "
         "temperature 0.6234, which was fitted to the validation images and is used by all tools."
     )

@@ -320,9 +320,9 @@ def test_every_flag_is_known_to_be_safe_or_unsafe_at_a_resume(tmp_path, name):
 @pytest.mark.parametrize(
     "settings, named",
     [
-        ({"batch_size": 64}, "--batch_size=32 but is resumed with --batch_size=64"),
-        ({"lr_multiplier": ("a=2",)}, "no such flag but is resumed with --lr_multiplier=a=2"),
-        ({"epochs": (8, 11)}, "--epochs=8,10 but is resumed with --epochs=8,11"),
+        ({"batch_size": 64}, "--batch_size=32, this command has --batch_size=64"),
+        ({"lr_multiplier": ("a=2",)}, "no such flag, this command has --lr_multiplier=a=2"),
+        ({"epochs": (8, 11)}, "--epochs=8,10, this command has --epochs=8,11"),
     ],
 )
 def test_flags_that_may_not_change_are_named(tmp_path, settings, named):

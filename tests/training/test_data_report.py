@@ -12,8 +12,8 @@ def test_audit_of_the_images_stands_in_the_results_and_in_the_report(run, tmp_pa
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("labels: ")]
     assert line == (
         f"labels: {found['suspects']} of 41 look doubtful (with fewer than 40 images per class, "
-        f"most doubtful labels are correct); {found['contradictions']} pairs of look-alikes have "
-        "different labels; see report/data_audit.csv"
+        "most doubtful labels are correct); pairs of look-alikes with different labels: "
+        f"{found['contradictions']}; see report/data_audit.csv"
     )
     assert os.path.getsize(tmp_path / "run" / "report" / "data_audit.png") > 1000
     rows = (tmp_path / "run" / "report" / "data_audit.csv").read_text().splitlines()

@@ -287,7 +287,8 @@ def test_resumed_run_says_that_it_began_with_other_versions(run, begun, tmp_path
     recorded["versions"]["tensorflow"], recorded["machine"]["cores"] = "2.99.0", 1000
     recorded["variables"]["TF_ENABLE_ONEDNN_OPTS"] = "0"
     (tmp_path / "run" / "run.json").write_text(json.dumps(recorded))
-    run("run", checkpoint_every_steps=7)
+    results = run("run", checkpoint_every_steps=7)
+    assert results["seconds"]["earlier"] > 0
     lines = capsys.readouterr().err.splitlines()
     assert (
         f"warning: the run began with tensorflow 2.99.0, now {tf.__version__}; cores 1000, now "

@@ -104,7 +104,7 @@ def refuse(admitted: Admitted, config: Config, is_own: bool = True, see: str = "
     if checked.bad:
         raise DataError(
             f"{len(checked.bad)} of {total} images cannot be used: {_first(checked.bad)}; expected "
-            f"all of them; {see}remove them or add --on_bad_image=skip"
+            f"all to be usable; {see}remove them or add --on_bad_image=skip"
         )
     if admitted.contradictory and is_own:
         raise DataError(

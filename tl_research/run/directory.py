@@ -270,7 +270,7 @@ class RunDirectory(Directory):
         if os.path.exists(self.file("results.json")):
             ways += f"; to train on from its result, --weights={os.path.abspath(self.path)}"
         raise CheckpointError(
-            f"the run in {self.path} was made with {before or 'no such flag'} but is resumed with "
+            f"the run in {self.path} was made with {before or 'no such flag'}, this command has "
             f"{after or 'no such flag'}; expected the same settings; {ways}"
         )
 
