@@ -88,3 +88,10 @@ def test_parts_of_the_time_add_up_to_all_of_it():
         "time: 90 s (loading 8.5 s, features 21 s, compiling 20 s, training 4.5 s, export 10 s, "
         "other 26 s), of which 30 s before it was resumed"
     )
+    # 4.5 s are no twentieth of these
+    assert _time_line({**seconds, "total": 164.0}) == (
+        "time: 164 s (loading 8.5 s, features 21 s, compiling 20 s, export 10 s, other 104 s)"
+    )
+    assert _time_line({"total": 7200.0, "train": 6000.0, "features": 900.0}) == (
+        "time: 2.0 h (features 15 min, training 100 min, other 5 min)"
+    )

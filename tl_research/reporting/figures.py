@@ -123,9 +123,9 @@ def save_reliability(path: str, drawn: Json) -> None:
             sizes = 10 + 200 * counts / counts.sum()
             axis.scatter(confidences, accuracies, sizes, color=color, alpha=0.6)
         axis.set(
-            xlabel="mean probability of the answers in a bin",
-            ylabel="share of correct answers (size: images)",
-            title=f"reliability on {drawn['n']} test images, {right:.4f} correct",
+            xlabel="mean predicted probability in a bin",
+            ylabel="accuracy (marker size: number of images)",
+            title=f"calibration on {drawn['n']} test images, accuracy {right:.4f}",
         )
         axis.legend()
 

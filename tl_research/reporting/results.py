@@ -11,6 +11,7 @@ from tl_research.reporting.terminal import duration
 from tl_research.run.directory import command, quoted
 from tl_research.run.offline import Substitution
 
+_MANY_SECONDS = 600.0
 _SHOWN = 0.05  # share of the time from which a kind of work is named
 # {kind in `seconds` of `results.json`: how it is called}, in their order
 _PARTS = {
@@ -63,9 +64,11 @@ def _times(seconds):
     parts = {word: seconds.get(kind, 0.0) for kind, word in _PARTS.items()}
     shown = {word: of for word, of in parts.items() if of >= _SHOWN * total}
     shown["other"] = total - sum(shown.values())
-    listed = ", ".join(f"{word} {duration(of)}" for word, of in shown.items())
-    before = f", of which {duration(earlier)} before it was resumed" if earlier else ""
-    return f"time: {duration(total)} ({listed}){before}"
+    # all in seconds, so that they can be added, unless there are too many
+    text = duration if total >= _MANY_SECONDS else lambda of: f"{of:.{int(of < 9.95)}f} s"
+    listed = ", ".join(f"{word} {text(of)}" for word, of in shown.items())
+    before = f", of which {text(earlier)} before it was resumed" if earlier else ""
+    return f"time: {text(total)} ({listed}){before}"
 
 
 def commands(path: str) -> dict[str, str]:
