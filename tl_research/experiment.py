@@ -176,8 +176,8 @@ class Ready:
     observers: tuple[Observer, ...]  # the recorder and the console
     precision: str
     substitutions: list[Substitution]
-    # of this process: until `prepare`, and of the data and the network; of earlier ones: the rest
-    seconds: dict[str, float]
+    seconds: dict[str, float]  # of this process: until `prepare`, and of the data and the network
+    earlier_seconds: float  # of kinds of work in earlier processes of the run
 
 
 def prepare(place: Place, started: float) -> Ready:
@@ -202,8 +202,6 @@ def prepare(place: Place, started: float) -> Ready:
     say(*(lines if config.verbose else plan_text.summarize_run(plan, data)))
     resume = Resume(plan, directory, place.signals)
     state = resume.restore() or TrainState()
-    if earlier := sum(state.past.run_seconds.values()):
-        seconds["earlier"] = earlier
     step, is_new = state.position.global_step, not state.progress.phase_hashes
     distribution.check_equal("checkpoint", f"step {step}", CheckpointError)
     summaries = Summaries(directory.path, None if is_new else step)
@@ -228,6 +226,7 @@ def prepare(place: Place, started: float) -> Ready:
         precision=precision,
         substitutions=replacements.used,
         seconds=seconds,
+        earlier_seconds=sum(state.past.run_seconds.values()),
     )
 
 
@@ -421,7 +420,7 @@ def _finish(ready, started):
     directory.finish(summary)
     if plan.config.verbose and state.past.calibration:
         say(report.calibration_text(state.past.calibration))
-    say(*results.ending(summary, directory.path))
+    say(*results.ending(summary, directory.path, ready.earlier_seconds))
     return _report(plan.config, directory, summary)
 
 

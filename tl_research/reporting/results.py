@@ -36,12 +36,14 @@ def with_interval(found: Json) -> Json:
     return {"accuracy": accuracy, **found, "ci95": interval, "reads": 1}
 
 
-def ending(summary: Json, path: str) -> list[str]:
+def ending(summary: Json, path: str, earlier: float | None = None) -> list[str]:
     """Returns the lines that report a run's results and suggest what to do next.
 
     Args:
         summary: Contents of its `results.json`.
         path: Its directory.
+        earlier: Seconds that its `seconds` have of processes before it was resumed; None: unknown,
+            so that only the time of the last process is given.
     """
     seconds, path = summary["seconds"], os.path.abspath(path)
     notes = (Substitution.from_json(value).text for value in summary["substitutions"])
@@ -49,7 +51,8 @@ def ending(summary: Json, path: str) -> list[str]:
     if best := selected(summary) or summary["head_start"]:
         numbers = {name[4:]: value for name, value in best.items() if name.startswith("val_")}
         lines.append(f"validation: {_listed(numbers)} (epoch {best.get('best_epoch', 0)})")
-    lines.append(_times(seconds))
+    total = f"time: {duration(seconds['total'])}"
+    lines.append(total if earlier is None else _times(seconds, earlier))
     if os.path.isfile(report := os.path.join(path, "report", "index.html")):
         lines.append(f"report: {report}")
     use = commands(path)
@@ -57,9 +60,8 @@ def ending(summary: Json, path: str) -> list[str]:
     return [*lines, "to view the curves in TensorBoard:", f"  {use['tensorboard']}"]
 
 
-def _times(seconds):
-    """Returns the line on `seconds` of `results.json`, of earlier processes of the run too."""
-    earlier = seconds.get("earlier", 0.0)
+def _times(seconds, earlier):
+    """Returns the line on `seconds` of `results.json` whose parts add up to the total."""
     total = seconds["total"] + earlier
     parts = {word: seconds.get(kind, 0.0) for kind, word in _PARTS.items()}
     shown = {word: of for word, of in parts.items() if of >= _SHOWN * total}
