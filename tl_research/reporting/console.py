@@ -100,8 +100,7 @@ class Console(EventHandler):
             "epoch": f"{row['epoch']}/{row['epoch'] + here + later_epochs}".rjust(5),
             "phase": phase.name.ljust(max(map(len, (*names, "phase")))),
         }
-        left = duration(here * sum(self._walls) / len(self._walls)) if here else ""
-        left = f"> {left}" if left and later_epochs else left  # what those take is not known yet
+        left = self._left(here, later_epochs)
         times = {"time": duration(self._walls[-1]).rjust(6), "left": left.rjust(8)}
         numbers = self._numbers(event, _WIDTH - len("  ".join([*place.values(), *times.values()])))
         cells = place | numbers | times
@@ -112,6 +111,18 @@ class Console(EventHandler):
             say(f"loss scale {row['loss_scale']:g}, {row['skipped_steps']} steps skipped")
         if event.is_first and event.waited >= _WAITED:
             say(f"{event.waited:.1%} of the training time was spent waiting for images or features")
+
+    def _left(self, here, later):
+        """Returns an estimate of the time left, as text.
+
+        Args:
+            here: Epochs left in this phase.
+            later: Epochs of later phases. What they take is not known yet, so if there are any,
+                the text is a lower bound.
+        """
+        if not here:
+            return ""
+        return "> " * bool(later) + duration(here * sum(self._walls) / len(self._walls))
 
     def _numbers(self, event, room):
         """Returns {heading: cell} of as many metrics as fit into `room` letters."""
