@@ -64,9 +64,14 @@ def save_curves(
             chosen = f"validation {selected[f'val_{name}']:.4f}, epoch {selected['epoch']} chosen"
             axis.set_xlabel("epoch")
             axis.set_title(f"{title}\n{chosen}", pad=18)  # above the names of phases
-        handles = axis.get_legend_handles_labels()  # the same for all axes
-        wide = len(names) > 1
-        figure.legend(*handles, loc="outside lower center", ncols=3 if wide else 1)
+        _add_legend(figure, axes[0])
+
+
+def _add_legend(figure, axes):
+    """Adds one legend below axes that all have the same lines."""
+    columns = 3 if len(axes) > 1 else 1  # that fit into the width
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=columns)
 
 
 def _plot(axis, history, labels, best):
