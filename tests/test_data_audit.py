@@ -99,9 +99,9 @@ def test_lines_count_and_name_doubtful_labels_and_give_the_accuracy_of_the_head(
 
 
 def test_doubts_of_labels_are_trusted_from_40_images_per_class_on():
-    assert data_audit.caveat(80, 2) == data_audit.caveat(121, 3) == ""
+    assert data_audit.caveat(1, 80, 2) == data_audit.caveat(0, 79, 2) == ""
     text = " (with fewer than 40 images per class, most doubtful labels are correct)"
-    assert data_audit.caveat(79, 2) == data_audit.caveat(119, 3) == text
+    assert data_audit.caveat(1, 79, 2) == data_audit.caveat(2, 119, 3) == text
 
 
 def test_test_images_are_added_once_and_sorted(found, tmp_path):

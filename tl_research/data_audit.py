@@ -150,11 +150,10 @@ def describe(audit: DataAudit, path: str) -> list[str]:
         f"{printable(row['path'])} ({printable(row['suggested_label'])}?)"
         for row in audit.rows[:_NAMED]
     )
-    classes = len({row["label"] for row in audit.rows})
+    doubtful = caveat(found["suspects"], len(audit.rows), len({row["label"] for row in audit.rows}))
     return [
-        f"labels: {found['suspects']} of {len(audit.rows)} look doubtful"
-        f"{caveat(len(audit.rows), classes)}; pairs of look-alikes with different labels: "
-        f"{found['contradictions']}; see {path}",
+        f"labels: {found['suspects']} of {len(audit.rows)} look doubtful{doubtful}; pairs of "
+        f"look-alikes with different labels: {found['contradictions']}; see {path}",
         f"most doubtful: {worst}; pairs of look-alikes on two sides of the split: "
         f"{found['near_copies_across_sides']}",
         f"closed-form head, each of {measured['n']:,} training and validation images left out "
@@ -163,9 +162,9 @@ def describe(audit: DataAudit, path: str) -> list[str]:
     ]
 
 
-def caveat(num_images: int, num_classes: int) -> str:
+def caveat(num_suspects: int, num_images: int, num_classes: int) -> str:
     """Returns how far doubts can be trusted, as text in parentheses, if there are few images."""
-    if num_images >= _FEW * num_classes:
+    if not num_suspects or num_images >= _FEW * num_classes:
         return ""
     return f" (with fewer than {_FEW} images per class, most doubtful labels are correct)"
 

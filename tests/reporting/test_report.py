@@ -87,10 +87,10 @@ def test_page_says_what_the_run_found_and_holds_all_that_it_shows(settings):
     checked = "Checked bit by bit over 2 phases: 6 of 6 trainable variables changed, 0 of "
     assert checked in page.words
     assert f"-m tl_research.evaluate '--run={settings['workdir']}' --data_dir=FOLDER" in page.words
-    assert (
-        " (with fewer than 40 images per class, most doubtful labels are correct)." in page.words
-        and "Calibration of probabilities" in page.words
-    )
+    suspects = results["data_audit"]["suspects"]
+    few = " (with fewer than 40 images per class, most doubtful labels are correct)"
+    assert f"Labels that look doubtful: {suspects}{few * bool(suspects)}." in page.words
+    assert "Calibration of probabilities" in page.words
     # nothing comes from elsewhere, and nothing runs
     sources = [
         value for _, has in page.tags for name, value in has.items() if name in ("src", "href")

@@ -162,7 +162,10 @@ def of_run(ready: "Ready", summary: Json) -> Json:
         "curves": _picture(figures, "curves.png"),
         "evaluated": evaluated,
         "doubtful": summary["data_audit"] and _doubtful(directory, data),
-        "caveat": data_audit.caveat(len(data.train) + len(data.validation), len(classes)),
+        "caveat": summary["data_audit"]
+        and data_audit.caveat(
+            summary["data_audit"]["suspects"], len(data.train) + len(data.validation), len(classes)
+        ),
         "matrix": _picture(figures, "confusion.png"),
         "reliability": _picture(figures, "calibration.png"),
         "versions": {"tl_research": record["package"]["version"], **record["versions"]},
