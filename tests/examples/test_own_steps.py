@@ -185,7 +185,9 @@ def test_noise_of_a_step_depends_on_the_variable_and_the_step(tiny_backbone, noi
     for step in (0, 1):
         _, *gradients = _loss_and_gradients(*weights, labels, inputs)
         draws = [
-            tf.random.stateless_normal(of.shape, (2000 + i, step), alg="philox").numpy()
+            tf.random.stateless_normal(
+                of.shape, tf.constant([(2000 + i) << 32, step], tf.int64), alg="philox"
+            ).numpy()
             for i, of in enumerate(weights)
         ]
         weights = [
