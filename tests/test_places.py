@@ -120,7 +120,7 @@ def test_run_that_is_not_finished_names_the_command_with_its_extension(finished_
     with pytest.raises(RunDirectoryError) as error:
         trained.TrainedRun(finished_run)
     resume = resume_command(finished_run, extension="/some where/mine.py")
-    assert str(error.value).endswith(f"; go on with {resume}")
+    assert str(error.value).endswith(f"; continue it with {resume}")
 
 
 def test_directory_of_seeds_is_named_as_that(finished_run, tmp_path):

@@ -421,7 +421,7 @@ class Config:
     )
     resume: str = setting(
         "auto",
-        "auto: resume an unfinished run in --workdir; never: rename the old run and start anew",
+        "auto: resume an unfinished run in --workdir; never: rename the old run and start over",
         choices=("auto", "never"),
         recorded=False,
     )

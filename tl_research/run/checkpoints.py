@@ -215,6 +215,6 @@ def load_newest(
     if damaged := sorted(name for name in there if ".corrupt-" in name):
         raise CheckpointError(
             f"no usable checkpoint in {directory}: {', '.join(reasons or damaged)}; "
-            "expected at least one; --resume=never starts anew and keeps the old run"
+            "expected at least one; --resume=never starts over and keeps the old run"
         )
     return None

@@ -58,7 +58,8 @@ class Replacements:
             self.used = [Substitution.from_json(value) for value in recorded or ()]
         except (AttributeError, TypeError) as error:
             raise CheckpointError(
-                f"run.json is damaged ({error}); expected what a run wrote; use --resume=never"
+                f"run.json is damaged ({error}); expected it as the run wrote it; use "
+                "--resume=never"
             ) from error
 
     def attempt(
