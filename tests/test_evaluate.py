@@ -164,7 +164,7 @@ def test_any_folder_of_the_classes_is_evaluated_whole(
     assert report["n"] == 9 and report["data_dir"] == folder and report["side"] == "folder"
     assert report["of_run"] == {"train": 1, "validation": 0, "test": 0}
     assert [row["support"] for row in report["per_class"].values()] == [0, 5, 4]
-    assert f"warning: 1 of the 9 images in {folder} were trained on\n" in said.err
+    assert f"warning: 1 of the 9 images in {folder} were used in training\n" in said.err
     assert "warning: 1 image is left out: cat/bad.png\n" in said.err
     assert json.loads(said.out.splitlines()[-1].removeprefix("RESULT ")) == report
     rows = _rows(tiny_finished_run, "folder-mine", "predictions.csv")
