@@ -440,7 +440,7 @@ def test_finished_run_prints_its_result_again(trained, later):
 def test_changed_seed_in_the_directory_of_a_run_is_exit_7(later):
     code, stdout, stderr = later["changed"]
     assert code == 7 and stdout == "" and stderr.count("\n") == 1
-    assert "was made with --seed=0, flags now say --seed=1" in stderr
+    assert "was made with --seed=0, this command has --seed=1" in stderr
 
 
 def test_instant_recipe_exports_the_closed_form_head(later, place):

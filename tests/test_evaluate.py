@@ -218,7 +218,7 @@ def test_run_that_cannot_be_written_is_evaluated_elsewhere(
     elsewhere = str(tmp_path / "elsewhere")
     report = evaluate(EvaluateConfig(run=tiny_finished_run, side="test", output_dir=elsewhere))
     assert report["accuracy"] == before["test"]["accuracy"] and report["test_reads"] == 2
-    assert "warning: this reading is not counted in the run: " in capsys.readouterr().err
+    assert "warning: this reading could not be counted in the run: " in capsys.readouterr().err
     with open(os.path.join(elsewhere, "report", "test", "report.json")) as file:
         assert json.load(file) == report
     assert _results(tiny_finished_run) == before

@@ -211,7 +211,7 @@ def test_run_without_its_images_is_exported_also_where_it_cannot_be_written(
         "saved_model": str(tmp_path / "out" / "export" / "saved_model" / "1")
     }
     said = capsys.readouterr()
-    assert "the class to that of model.keras for 20 of 20 drawn images; " in said.out
+    assert "with the same class for 20 of 20 drawn images; " in said.out
     assert "note: the validation images cannot be read: --data_dir=" in said.err
     export(ExportConfig(**settings, data_dir=f"{photos}-moved"))
     assert " validation images; " in capsys.readouterr().out

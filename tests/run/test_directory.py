@@ -342,7 +342,7 @@ def test_a_setting_that_an_earlier_version_did_not_have_was_as_by_default(tmp_pa
     )
     with _open(tmp_path):
         pass
-    with pytest.raises(CheckpointError, match="--clip_norm=0.0, flags now say --clip_norm=1.0"):
+    with pytest.raises(CheckpointError, match="--clip_norm=0.0, this command has --clip_norm=1.0"):
         _open(tmp_path, clip_norm=1.0)
 
 

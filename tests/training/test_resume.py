@@ -388,7 +388,8 @@ def test_run_goes_on_with_its_own_extension_wherever_that_lies(run, broken, tmp_
     changed = hashlib.sha256(other.read_bytes()).hexdigest()
     for extension, now in ((str(other), f"extension of SHA-256 {changed};"), (None, "nothing")):
         with pytest.raises(
-            CheckpointError, match=f"made with extension of SHA-256 {sha256}, flags now say {now}"
+            CheckpointError,
+            match=f"made with extension of SHA-256 {sha256}, this command has {now}",
         ) as error:
             run("run", extension=extension)
         assert error.value.exit_code == 7
@@ -402,7 +403,7 @@ def test_run_does_not_go_on_with_other_sources_of_the_package(run, begun, monkey
     monkeypatch.setattr(directory, "package_sha256", lambda: 64 * "0")
     with pytest.raises(
         CheckpointError,
-        match=f"made with package of SHA-256 {package_sha256()}, flags now say package of SHA-256 "
+        match=f"made with package of SHA-256 {package_sha256()}, this command has package of SHA-256 "
         f"{64 * '0'}; ",
     ) as error:
         run("run")
