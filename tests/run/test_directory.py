@@ -321,7 +321,7 @@ def test_every_flag_is_known_to_be_safe_or_unsafe_at_a_resume(tmp_path, name):
     "settings, named",
     [
         ({"batch_size": 64}, "--batch_size=32, this command has --batch_size=64"),
-        ({"lr_multiplier": ("a=2",)}, "no such flag, this command has --lr_multiplier=a=2"),
+        ({"lr_multiplier": ("a=2",)}, "no such setting, this command has --lr_multiplier=a=2"),
         ({"epochs": (8, 11)}, "--epochs=8,10, this command has --epochs=8,11"),
     ],
 )

@@ -386,7 +386,10 @@ def test_run_goes_on_with_its_own_extension_wherever_that_lies(run, broken, tmp_
     assert (tmp_path / "run" / "extension.py").read_bytes() == file.read_bytes()
     other.write_text(file.read_text() + "# something else\n")
     changed = hashlib.sha256(other.read_bytes()).hexdigest()
-    for extension, now in ((str(other), f"extension of SHA-256 {changed};"), (None, "nothing")):
+    for extension, now in (
+        (str(other), f"extension of SHA-256 {changed};"),
+        (None, "no such setting"),
+    ):
         with pytest.raises(
             CheckpointError,
             match=f"made with extension of SHA-256 {sha256}, this command has {now}",
@@ -403,8 +406,8 @@ def test_run_does_not_go_on_with_other_sources_of_the_package(run, begun, monkey
     monkeypatch.setattr(directory, "package_sha256", lambda: 64 * "0")
     with pytest.raises(
         CheckpointError,
-        match=f"made with package of SHA-256 {package_sha256()}, this command has package of SHA-256 "
-        f"{64 * '0'}; ",
+        match=f"made with package of SHA-256 {package_sha256()}, this command has package of "
+        f"SHA-256 {64 * '0'}; ",
     ) as error:
         run("run")
     assert error.value.exit_code == 7

@@ -256,8 +256,8 @@ class RunDirectory(Directory):
         before, after = _only_in(recorded, wanted.splitlines())
         if before or after:  # not only another order
             to_stderr(
-                f"note: {self.path} continues with {after or 'no such flag'} instead of "
-                f"{before or 'no such flag'}"
+                f"note: {self.path} continues with {after or 'no such setting'} instead of "
+                f"{before or 'no such setting'}"
             )
         self.write_text("flags.txt", wanted)
 
@@ -270,8 +270,8 @@ class RunDirectory(Directory):
         if os.path.exists(self.file("results.json")):
             ways += f"; to train on from its result, --weights={os.path.abspath(self.path)}"
         raise CheckpointError(
-            f"the run in {self.path} was made with {before or 'no such flag'}, this command has "
-            f"{after or 'no such flag'}; expected the same settings; {ways}"
+            f"the run in {self.path} was made with {before or 'no such setting'}, this command has "
+            f"{after or 'no such setting'}; expected the same settings; {ways}"
         )
 
 
