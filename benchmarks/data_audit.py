@@ -7,7 +7,10 @@ For each seed the labels of --share of the training images are exchanged; of as 
 were planted the table says which share was (precision, and so recall). Photographs have wrong
 labels of their own, which count against it.
 
-Of each kind of copy the table has how many the split joins to their original, and how many to
+A second table has the share of unchanged labels that look doubtful if each class has only a few
+images, from which `data_audit.caveat` has its number.
+
+Of each kind of copy the last table has how many the split joins to their original, and how many to
 others, by `tl_research/data/near_copies.py`; and how far their features are from those of the
 original, which the threshold of `tl_research/data_audit.py` was chosen by. Last, every group of the
 photographs themselves: whether one is of different pictures only eyes can tell.
@@ -33,6 +36,10 @@ seed | {seed}
 planted | {planted}
 precision = recall | {precision:.3f}
 seconds | {seconds:.1f}
+"""
+_FEW = """
+images per class | {each}
+doubtful | {doubtful:.1%}
 """
 _COPIES = """
 copy | {copy}
@@ -61,6 +68,7 @@ class Settings(program.Training, program.Network, program.Photographs):
 
     share: float = setting(0.03, "of the training labels that are exchanged", above=0, high=0.5)
     seeds: tuple[int, ...] = setting((0, 1, 2), "of the images that are chosen")
+    few: tuple[int, ...] = setting((5, 10, 20, 40, 80), "images per class, where they are few")
     copies: int = setting(200, "images that are copied, in each way, at most", low=1)
 
 
@@ -89,6 +97,28 @@ def label_row(found, images, train, classes, share, seed):
         "not_planted": [images.names[place] for place in suspects if place not in places],
         "seconds": time.perf_counter() - start,
     }
+
+
+def few_row(found, labels, each, seeds):
+    """Returns the share of labels that look doubtful among a few images of each class.
+
+    Args:
+        found: float32 [N, d], features of the images.
+        labels: int [N].
+        each: Images per class.
+        seeds: Each decides which; the share is their mean.
+    """
+    shares, classes = [], [str(label) for label in range(labels.max() + 1)]
+    for seed in seeds:
+        random = pipeline.generator(seed)
+        of_class = (np.flatnonzero(labels == label) for label in range(len(classes)))
+        chosen = np.concatenate([random.permutation(of)[:each] for of in of_class])
+        sides = np.repeat("train", len(chosen))
+        audit = data_audit.examine(
+            found[chosen], labels[chosen], sides, list(map(str, chosen)), classes
+        )
+        shares.append(audit.summary["data_audit"]["suspects"] / len(chosen))
+    return {"each": each, "doubtful": float(np.mean(shares))}
 
 
 def changed(pixels, quality, share=1.0, edges=(0, 0, 1, 1), brightness=1.0):
@@ -195,11 +225,12 @@ def report(settings):
         label_row(found, images, train, data.classes, settings.share, seed)
         for seed in settings.seeds
     ]
+    few = [few_row(found, images.labels, each, range(10)) for each in settings.few]
     kept = np.stack([near_copies.thumbnail(images.original(i)) for i in range(len(images))])
     groups = near_copies.groups(kept, images.names)
     chosen = pipeline.generator(0).permutation(train)[: settings.copies]
     rows = copy_rows(images, found, kept, groups, chosen, pooled)
-    copies = program.gathered(settings, _COPIES, rows, labels=labels)
+    copies = program.gathered(settings, _COPIES, rows, labels=labels, few=few)
     told = [
         f"seed {row['seed']}, suspects not planted: {', '.join(row['not_planted'])}"
         for row in labels
@@ -207,7 +238,12 @@ def report(settings):
     for group in dict.fromkeys(group for group in groups if groups.count(group) > 1):
         told.append(f"group: {', '.join(n for n, of in zip(images.names, groups) if of == group)}")
     return "\n\n".join(
-        [program.table(_LABELS, labels), program.table(_COPIES, copies), "\n".join(told)]
+        [
+            program.table(_LABELS, labels),
+            program.table(_FEW, few),
+            program.table(_COPIES, copies),
+            "\n".join(told),
+        ]
     )
 
 

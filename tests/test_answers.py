@@ -67,7 +67,7 @@ def test_set_of_classes():
     assert (sun["support"], sun["predicted"], sun["precision"], sun["recall"]) == (2, 1, 1.0, 0.5)
     assert answer.summary(report) == (
         "loss 0.7215, accuracy 0.5000, macro f1 0.5556, log loss 0.7215, expected calibration "
-        f"error {report['expected_calibration_error']:.4f}, temperature 1.0000 of 2 images; 95 % "
+        f"error {report['expected_calibration_error']:.4f}, temperature 1.0000 on 2 images; 95 % "
         "interval of the accuracy 0.095-0.905"
     )
     # of six things said one has probability 0.5, and is right, five have 0.75, and three are

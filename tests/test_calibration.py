@@ -58,7 +58,7 @@ def test_no_other_temperature_has_a_smaller_loss():
 )
 def test_where_no_temperature_is_best_it_is_1_with_a_reason(logits, labels):
     temperature, reason = calibration.fit(ANSWERS["class"], logits, np.array(labels, np.int32))
-    assert temperature == 1.0 and f"for the {len(labels)} validation images" in reason
+    assert temperature == 1.0 and f"log loss of the {len(labels)} validation images" in reason
 
 
 def test_it_is_measured_on_the_test_images():

@@ -55,8 +55,8 @@ def test_helpshort_answers_within_a_second_and_lists_the_settings():
 @pytest.mark.parametrize(
     "arguments, parts",
     [
-        (["--epocs=3"], ["--epocs is no flag", "did you mean epochs?"]),
-        (["--warmup_steps=276"], ["--warmup_steps is no flag", "did you mean warmup?"]),
+        (["--epocs=3"], ["--epocs is not a flag", "did you mean epochs?"]),
+        (["--warmup_steps=276"], ["--warmup_steps is not a flag", "did you mean warmup?"]),
         (["epochs=3"], ["'epochs=3' is not a flag", "did you mean --epochs=3?"]),
         (["--batch_size=many"], ["--batch_size=many; expected a whole number; correct it"]),
         (["--image_size=64,96"], ["--image_size=64,96; expected a whole number; correct it"]),

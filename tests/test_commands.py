@@ -89,13 +89,14 @@ def test_presets_are_links_to_the_files_that_are_kept():
 # A line for the exit code and the arguments, then what is said, wrapped.
 _WRONG = """
 1 trian
-    'trian' is no command; expected train, predict, evaluate, export, lr-find; did you mean train?
+    'trian' is not a command; expected train, predict, evaluate, export, lr-find; did you mean
+    train?
 1 ./photos
-    './photos' is no command; expected train, predict, evaluate, export, lr-find; did you mean
+    './photos' is not a command; expected train, predict, evaluate, export, lr-find; did you mean
     `tl-research train ./photos`?
 2 train flower
-    'flower' is not there; expected a folder with one folder of photographs per class; did you mean
-    --preset=flowers?
+    'flower' does not exist; expected a folder with one folder of photographs per class; did you
+    mean --preset=flowers?
 2 train setup.cfg
     'setup.cfg' is a file; expected a folder with one folder of photographs per class; correct it
 1 train my photos
@@ -106,11 +107,11 @@ _WRONG = """
 1 train epochs=3
     'epochs=3' is not a flag; expected --name=value; did you mean --epochs=3?
 1 train docs --lr=1
-    --lr is no flag of this program; did you mean learning_rate?
+    --lr is not a flag of this program; did you mean learning_rate?
 1 predict --model=x
-    --model is no flag of this program; did you mean run?
+    --model is not a flag of this program; did you mean run?
 1 lr-find docs --backbone-size=1
-    --backbone_size is no flag of this program; did you mean backbone?
+    --backbone_size is not a flag of this program; did you mean backbone?
 1 train --preset=flower
     --preset=flower; expected one of at_once, cats_vs_dogs, ema, flowers, fresh_views, gradual,
     instant, layer_decay, minute, mixup, plain; did you mean flowers?; a file of yours is given
@@ -142,7 +143,7 @@ def test_without_arguments_it_says_how_to_begin_and_does_nothing(tmp_path):
     assert done.stderr == (
         "error: no photographs are given; expected a folder with one folder per class:\n"
         "  tl-research train PHOTOS\n"
-        "  tl-research train --preset=flowers  # downloads 3,670 of flowers, 229 MB\n"
+        "  tl-research train --preset=flowers  # downloads 3,670 flower photographs, 229 MB\n"
         "  tl-research train --help            # the flags that matter most, then the others\n"
     )
     done = _command()
@@ -342,7 +343,7 @@ def test_run_of_a_folder_of_sides_is_named_and_written_down_as_what_ran(
     assert code == 0, stderr
     names = {"data_dir": "train", "validation_dir": "val", "test_dir": "test"}
     given = [f"--{flag}={tmp_path}/photos/{side}" for flag, side in names.items()]
-    assert f"{tmp_path}/photos holds its sides: {' '.join(given)}\n" in stdout
+    assert f"{tmp_path}/photos is already split; using {' '.join(given)}\n" in stdout
 
     run = re.search(r"^run directory: (.*)$", stdout, re.MULTILINE)[1]
     place, name = os.path.split(run)
@@ -374,6 +375,6 @@ def test_gpu_that_is_there_and_not_seen_is_told_of(tmp_path, capsys, monkeypatch
     environment.warn_of_hidden_gpu([], there)
     assert capsys.readouterr().err == (
         "warning: this machine has an NVIDIA GPU that TensorFlow does not see, so the CPU "
-        f"computes; expected CUDA's libraries; install them: {sys.executable} -m pip install "
+        f"is used; expected CUDA's libraries; install them: {sys.executable} -m pip install "
         "'tensorflow[and-cuda]'\n"
     )

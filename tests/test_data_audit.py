@@ -85,14 +85,23 @@ def test_cross_validation_counts_what_was_left_out(found):
 
 def test_lines_count_and_name_doubtful_labels_and_give_the_accuracy_of_the_head(found):
     labels, worst, head = data_audit.describe(found, "report/data_audit.csv")
-    assert labels == "labels: 1 of 40 in doubt, 0 look-alikes differ; see report/data_audit.csv"
-    assert worst.startswith("most in doubt: 0.jpg (cat?), ")
-    assert worst.endswith("; look-alikes on two sides of the split: 0")
+    assert labels == (
+        "labels: 1 of 40 look doubtful (with fewer than 40 images per class, most doubtful labels "
+        "are correct); pairs of look-alikes with different labels: 0; see report/data_audit.csv"
+    )
+    assert worst.startswith("most doubtful: 0.jpg (cat?), ")
+    assert worst.endswith("; pairs of look-alikes on two sides of the split: 0")
     assert worst.count("?") == 3
     assert head.startswith(
         "closed-form head, each of 40 training and validation images left out once: accuracy "
         "0.9750 (standard error 0.0247), loss "
     )
+
+
+def test_doubts_of_labels_are_trusted_from_40_images_per_class_on():
+    assert data_audit.caveat(1, 80, 2) == data_audit.caveat(0, 79, 2) == ""
+    text = " (with fewer than 40 images per class, most doubtful labels are correct)"
+    assert data_audit.caveat(1, 79, 2) == data_audit.caveat(2, 119, 3) == text
 
 
 def test_test_images_are_added_once_and_sorted(found, tmp_path):

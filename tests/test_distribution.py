@@ -189,7 +189,7 @@ def test_signal_to_one_worker_stops_both_after_the_same_step(runs):
     (first, _), place = runs
     assert first[5:7] == [143, 143]
     assert (place / "stopped.log").read_text().count(
-        "stopped by SIGTERM, signal 15 after step 21; nothing is lost. To go on:\n"
+        "stopped by SIGTERM, signal 15 after step 21; nothing is lost. To continue:\n"
         f"  {sys.executable} {_ROOT}/train.py --workdir={place}/stopped\n"
     ) == 2
 

@@ -98,7 +98,7 @@ def test_every_reading_of_the_test_images_is_counted_and_said(tiny_finished_run,
         report = evaluate(EvaluateConfig(run=tiny_finished_run, side="test"))
         assert (
             report["test_reads"] == reads
-            and f"test images read {reads} times now" in capsys.readouterr().out
+            and f"the test images have now been read {reads} times" in capsys.readouterr().out
         )
     assert (
         report["accuracy"] == before["test"]["accuracy"]
@@ -164,8 +164,8 @@ def test_any_folder_of_the_classes_is_evaluated_whole(
     assert report["n"] == 9 and report["data_dir"] == folder and report["side"] == "folder"
     assert report["of_run"] == {"train": 1, "validation": 0, "test": 0}
     assert [row["support"] for row in report["per_class"].values()] == [0, 5, 4]
-    assert f"warning: 1 of the 9 images in {folder} were trained on\n" in said.err
-    assert "warning: 1 images are left out: cat/bad.png\n" in said.err
+    assert f"warning: 1 of the 9 images in {folder} were used in training\n" in said.err
+    assert "warning: 1 image is left out: cat/bad.png\n" in said.err
     assert json.loads(said.out.splitlines()[-1].removeprefix("RESULT ")) == report
     rows = _rows(tiny_finished_run, "folder-mine", "predictions.csv")
     assert {row["path"].split("/")[0] for row in rows} == {"bee", "cat"} and len(rows) == 9
@@ -218,7 +218,7 @@ def test_run_that_cannot_be_written_is_evaluated_elsewhere(
     elsewhere = str(tmp_path / "elsewhere")
     report = evaluate(EvaluateConfig(run=tiny_finished_run, side="test", output_dir=elsewhere))
     assert report["accuracy"] == before["test"]["accuracy"] and report["test_reads"] == 2
-    assert "warning: this reading is not counted in the run: " in capsys.readouterr().err
+    assert "warning: this reading could not be counted in the run: " in capsys.readouterr().err
     with open(os.path.join(elsewhere, "report", "test", "report.json")) as file:
         assert json.load(file) == report
     assert _results(tiny_finished_run) == before

@@ -137,7 +137,7 @@ def test_flag_files_may_not_name_a_file_and_the_command_line_may(run_train, writ
     (refused, _, said), (wrong, _, wrong_said) = run_train(
         (f"--flagfile={flags}",), ("--dataset=drawn_flowers", f"--extension={path}")
     )
-    assert refused == 1 and "--extension is no flag that a file may set" in said
+    assert refused == 1 and "--extension is not a flag that a file may set" in said
     assert wrong == 1 and "did you mean make_objective" in wrong_said
 
 

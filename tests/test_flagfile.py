@@ -58,17 +58,17 @@ def parse(tmp_path, capsys):
         ("--epochs=9\r--seed=1", "invisible character '\\r'"),
         ("--data_dir=a\0b", "invisible character '\\x00'"),
         ("--", "'--' is not a flag"),
-        ("--undefok=lrr", "--undefok is no flag that a file may set"),
+        ("--undefok=lrr", "--undefok is not a flag that a file may set"),
         ("--epochs=9  # why", "a comment or quotes"),
         ('--backbone="VGG16"', "a comment or quotes"),
         ("--data_dir='photos'", "a comment or quotes"),
         ("--epochs 9", "'--epochs 9' is not a flag"),
         ("--epochs = 9", "is not a flag"),
-        ("--epocs=9", "--epocs is no flag that a file may set; did you mean epochs?"),
+        ("--epocs=9", "--epocs is not a flag that a file may set; did you mean epochs?"),
         ("--epochs=1e3", "--epochs=1e3; expected a whole number"),
         ("--nesterov=maybe", "Non-boolean"),
-        ("--nonesterov=true", "--nonesterov is no flag"),
-        ("--noseed", "--noseed is no flag"),
+        ("--nonesterov=true", "--nonesterov is not a flag"),
+        ("--noseed", "--noseed is not a flag"),
         ("--seed", "--seed has no value"),
         ("--batch_size=many", "--batch_size=many; expected a whole number; correct it"),
         (
@@ -78,13 +78,13 @@ def parse(tmp_path, capsys):
         ("--dropout=nan", "--dropout=nan; expected a finite number"),
         ("--dropout=-0.1", "--dropout=-0.1; expected at least 0"),
         ("--learning_rate=1e-400", "--learning_rate=0.0; expected above 0"),
-        ("--run_with_profiling", "--run_with_profiling is no flag that a file may set"),
-        ("--profile_file=x", "no flag that a file may set"),
-        ("--run_with_pdb", "no flag that a file may set"),
-        ("--pdb_post_mortem", "no flag that a file may set"),
-        ("--use_cprofile_for_profiling", "no flag that a file may set"),
-        ("--log_dir=x", "no flag that a file may set"),
-        ("--help", "no flag that a file may set"),
+        ("--run_with_profiling", "--run_with_profiling is not a flag that a file may set"),
+        ("--profile_file=x", "is not a flag that a file may set"),
+        ("--run_with_pdb", "is not a flag that a file may set"),
+        ("--pdb_post_mortem", "is not a flag that a file may set"),
+        ("--use_cprofile_for_profiling", "is not a flag that a file may set"),
+        ("--log_dir=x", "is not a flag that a file may set"),
+        ("--help", "is not a flag that a file may set"),
         ("--workdir=$HOME/x", "--workdir=$HOME/x; expected a path without $"),
         ("--data_dir=", "--data_dir=''; expected a line of text"),
         ("--flagfile=/etc/passwd", "--flagfile=/etc/passwd is refused"),
@@ -132,7 +132,7 @@ def test_command_line_wins_over_the_file_silently_and_a_second_line_with_a_warni
     config, error = parse("--seed=3\n\n--seed=5\n")
     assert (
         config.seed == 5
-        and error == "warning: my.flags:3: --seed is also set in line 1; this one counts\n"
+        and error == "warning: my.flags:3: --seed is also set in line 1; this one is used\n"
     )
     # not the file's fault
     assert parse("--dropout=0.99\n", "--dropout=0.98")[1].startswith(
@@ -144,7 +144,7 @@ def test_file_may_name_another_one_beside_it(parse, tmp_path):
     (tmp_path / "base.flags").write_text("--seed=3\n--dropout=0.5\n")
     assert parse("--flagfile=base.flags\n--seed=4\n") == (Config(seed=4, dropout=0.5), "")
     (tmp_path / "base.flags").write_text("--sed=3\n")
-    assert parse("--flagfile=base.flags")[1].startswith("error: base.flags:1: --sed is no flag")
+    assert parse("--flagfile=base.flags")[1].startswith("error: base.flags:1: --sed is not a flag")
     os.remove(tmp_path / "base.flags")
     (tmp_path / "base.flags").symlink_to("/etc/passwd")
     assert "is refused" in parse("--flagfile=base.flags")[1]

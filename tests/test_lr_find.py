@@ -126,7 +126,9 @@ def test_run_with_and_without_the_finder_end_with_equal_weights(
     out = capsys.readouterr().out
     assert set(found) == {"head", "finetune"} and "Smith 2017" in out
     for phase, rate in found.items():
-        text = f"suggested --learning_rate {rate:.2g}," if rate else "no rate is suggested: the"
+        text = (
+            f"suggested learning rate {rate:.2g}," if rate else "no learning rate is suggested: the"
+        )
         assert f"phase {phase}: {text}" in out
         with open(tmp_path / "with" / "lr_find" / f"{phase}.csv") as file:
             rows = list(csv.DictReader(file))

@@ -143,7 +143,8 @@ def _without_times(line, place):
     line = re.sub(r"^\d+\.\d% of the training time", "<share> of the training time", line)
     line = line.replace(os.path.realpath(place), "<place>").replace(place, "<place>")
     line = re.sub(r"^  \D.*", "  <command>", line)
-    return re.sub(r" +\d+(\.\d)? (s|min)\b", " <time>", line)
+    line = re.sub(r"^(time: .*) \(.*\)$", r"\1 (<parts of it>)", line)
+    return re.sub(r"( >)? +\d+(\.\d)? (s|min)\b", r"\1 <time>", re.sub(" +> ", " > ", line))
 
 
 def _steps_of_tags(path, side):

@@ -120,7 +120,7 @@ def test_run_that_is_not_finished_names_the_command_with_its_extension(finished_
     with pytest.raises(RunDirectoryError) as error:
         trained.TrainedRun(finished_run)
     resume = resume_command(finished_run, extension="/some where/mine.py")
-    assert str(error.value).endswith(f"; go on with {resume}")
+    assert str(error.value).endswith(f"; continue it with {resume}")
 
 
 def test_directory_of_seeds_is_named_as_that(finished_run, tmp_path):
@@ -148,7 +148,7 @@ def test_run_is_trained_on_from_what_it_reached(finished_run, tmp_path, capsys):
     results = _again(finished_run, tmp_path)
     assert results["weights_sha256"] == reached["weights_sha256"]
     assert results["test"]["loss"] == pytest.approx(reached["test"]["loss"], rel=1e-5)
-    assert f"--weights={finished_run}: with its head, " in capsys.readouterr().out
+    assert f"--weights={finished_run}: its head is used too, " in capsys.readouterr().out
     config = dataclasses.replace(trained.TrainedRun(finished_run).config, epochs=(5, 5))
     with pytest.raises(CheckpointError, match=f"; to train on .*, --weights={finished_run}$"):
         directory.RunDirectory(config)

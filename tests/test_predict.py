@@ -79,7 +79,7 @@ def test_folder_with_bad_images_prints_a_row_for_each_good_one(
             ("ant", "bee", "cat"), key=lambda name: float(row[name])
         ) and float(row[row["class"]]) == float(row["probability"])
     named, linked, counted, others = stderr.splitlines()
-    assert named == f"{folder}/b.jpg: no known image format named .jpg"
+    assert named == f"{folder}/b.jpg: not in a known image format, named .jpg"
     assert linked.startswith(f"{folder}/outside.png: link that leaves the data directory")
     assert counted.startswith("3 images in ") and counted.endswith("s, 2 could not be used")
     assert others == "2 other files are not used: 2 .txt"
@@ -192,7 +192,7 @@ def test_arrays_pictures_and_bytes_get_the_probabilities_of_their_file(tiny_fini
     assert reasons == (
         *[None] * 6,
         "array of float32 [30, 40, 3]; expected uint8 [H, W, 3]",
-        "no known image format named without a suffix",
+        "not in a known image format, named without a suffix",
         "array of uint8 [30, 40]; expected uint8 [H, W, 3]",
     )
     assert outputs[6:] == (None, None, None)

@@ -156,7 +156,7 @@ def test_each_seed_is_the_run_that_it_is_alone(run_train, write_images, tmp_path
     _, said = broken.communicate(timeout=100)
     assert broken.returncode == 143, said
     assert said.endswith(
-        "stopped by SIGTERM, signal 15; nothing is lost. To go on:\n"
+        "stopped by SIGTERM, signal 15; nothing is lost. To continue:\n"
         f"  the same command with --workdir={tmp_path / 'both'}\n"
     )
     done = _train(*together)  # not refused, since the one of seed 1 has ended too

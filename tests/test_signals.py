@@ -20,7 +20,7 @@ def test_error_that_came_of_an_interruption_is_that():
     with (
         pytest.raises(
             Interrupted,
-            match="^stopped by SIGHUP, signal 1; nothing is lost. To go on:\n  train.py again$",
+            match="^stopped by SIGHUP, signal 1; nothing is lost. To continue:\n  train.py again$",
         ) as error,
         Signals("train.py again"),
     ):

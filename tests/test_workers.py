@@ -65,17 +65,17 @@ def test_missing_worker_is_named_and_a_signal_ends_the_waiting():
     ports = _free_ports(2)
     with _started(_cluster(ports, 0)) as process:
         line = process.stderr.readline()
-        assert line == f"worker 0 waits for worker 1 at 127.0.0.1:{ports[1]}\n"
+        assert line == f"worker 0 is waiting for worker 1 at 127.0.0.1:{ports[1]}\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=5) == 143
-        said = "stopped by SIGTERM, signal 15; the same command begins anew\n"
+        said = "stopped by SIGTERM, signal 15; the same command starts over\n"
         assert process.stderr.read() == said
 
 
 def test_waiting_has_a_limit(capsys):
     ports = _free_ports(3)
     expected = (
-        f"worker 0 at 127.0.0.1:{ports[0]}, worker 2 at 127.0.0.1:{ports[2]} did not come within "
+        f"worker 0 at 127.0.0.1:{ports[0]}, worker 2 at 127.0.0.1:{ports[2]} did not start within "
         "--worker_timeout=0.5 s; expected all 3 processes; start them too, or wait longer"
     )
     with pytest.raises(MissingWorkerError) as error:

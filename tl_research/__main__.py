@@ -32,7 +32,7 @@ def main() -> None:
         sys.exit(not name)
     else:
         hint = suggestion(name, _COMMANDS) or f"; did you mean `tl-research train {name}`?"
-        sys.exit(cli.fail(f"{name!r} is no command; expected {', '.join(_COMMANDS)}{hint}", 1))
+        sys.exit(cli.fail(f"{name!r} is not a command; expected {', '.join(_COMMANDS)}{hint}", 1))
 
 
 if __name__ == "__main__":

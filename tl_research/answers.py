@@ -127,7 +127,7 @@ class Answer:
             for name, of in report.items()
             if isinstance(of, float)
         ]
-        line = f"{', '.join(numbers)} of {report['n']} images"
+        line = f"{', '.join(numbers)} on {report['n']} images"
         if interval := report.get("ci95"):
             line += "; 95 % interval of the accuracy {:.3f}-{:.3f}".format(*interval)
         return line

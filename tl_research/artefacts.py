@@ -61,8 +61,8 @@ def save_keras(
     keep_if(differing("model.keras", difference, TOLERANCE, len(images)), temporary, path)
     directory.write_json("export/classes.json", list(data.classes))
     print(
-        f"exported {path}: logits equal to {difference:.1g} relative on {len(images)} validation "
-        "images",
+        f"exported {path}: logits equal within a relative {difference:.1g} on {len(images)} "
+        "validation images",
         flush=True,
     )
 

@@ -38,8 +38,8 @@ def fit(answer: Answer, logits: np.ndarray, labels: np.ndarray) -> tuple[float, 
     low, high = map(math.log, BOUNDS)
     if not _slope(high) < 0.0 < _slope(low):  # also if a logit is not finite
         return 1.0, (
-            f"none from {BOUNDS[0]:g} to {BOUNDS[1]:g} is best for the {len(labels)} validation "
-            "images, as where all are right"
+            f"none from {BOUNDS[0]:g} to {BOUNDS[1]:g} minimizes the log loss of the {len(labels)} "
+            "validation images, for example because all answers are correct"
         )
     for _ in range(_HALVINGS):
         middle = (low + high) / 2

@@ -133,7 +133,7 @@ def _describe(error):
     if isinstance(error, UserError):
         return error, error.exit_code
     if isinstance(error, MemoryError):
-        fix = "expected less to be needed; try a smaller --batch_size or --cache_bytes"
+        fix = "expected a run that fits; try a smaller --batch_size or --cache_bytes"
         return f"out of memory ({error}); {fix}", 10
     if isinstance(error, OSError) or storage_reason(error):
         return f"{error}; expected files that can be read and written; correct that", 9
@@ -175,7 +175,7 @@ def parse(argv: list[str], takes: bool | str = False, about: str = "") -> list[s
         sys.exit(fail(error, error.exit_code))
     except flags.UnrecognizedFlagError as error:
         near = flagfile.nearest(error.flagname, _names) or "; run with --help for the flags"
-        sys.exit(fail(f"--{error.flagname} is no flag of this program{near}", 1))
+        sys.exit(fail(f"--{error.flagname} is not a flag of this program{near}", 1))
     except (flags.Error, ValueError) as error:
         sys.exit(fail(f"{error}; run with --help for the flags", 1))
 
@@ -212,10 +212,10 @@ def _take_folder(rest):
                 "leave one out"
             )
     if not os.path.isdir(folder):
-        kind = "a file" if os.path.exists(folder) else "not there"
+        received = "is a file" if os.path.exists(folder) else "does not exist"
         hint = suggestion(folder, flagfile.presets()).replace("mean ", "mean --preset=")
         raise DataError(
-            f"{folder!r} is {kind}; expected a folder with one folder of photographs per class"
+            f"{folder!r} {received}; expected a folder with one folder of photographs per class"
             f"{hint or '; correct it'}"
         )
     flags.FLAGS(["", "--dataset=directory", f"--data_dir={folder}"])

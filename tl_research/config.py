@@ -147,7 +147,7 @@ class Config:
     max_image_pixels: int = setting(
         0,
         "largest number of pixels of an image; larger JPEG files are decoded at a reduced scale; "
-        "0: 89,478,485, for files that do not claim far more than they hold",
+        "0: 89,478,485, but fewer for a file that claims far more than it holds",
     )
     cache_pixels: int = setting(
         4 << 30,
@@ -370,7 +370,7 @@ class Config:
 
     distribute: str = setting(
         "off",
-        "share each batch: mirrored: among the GPUs of this machine; multi_worker: among the "
+        "mirrored: share each batch among the GPUs of this machine; multi_worker: among the "
         "processes of a cluster",
         choices=("off", "mirrored", "multi_worker"),
         may_change=True,
@@ -378,14 +378,14 @@ class Config:
     )
     shards: int = setting(
         0,
-        "parts that images belong to by their content, each with equally many rows of a batch; of "
-        "multi_worker each process reads and keeps its share of them; 0: as many as there are "
-        "processes when the run begins",
+        "number of parts into which images are divided by content, each with equally many rows of "
+        "a batch; with multi_worker each process reads and keeps its share of the parts; 0: the "
+        "number of processes when the run begins",
     )
     cluster: str = setting(
         "auto",
-        "what describes the processes of multi_worker: TF_CONFIG, or the variables of Slurm's srun "
-        "or of an indexed job of Kubernetes; auto: the first of them that is there",
+        "environment variables that describe the processes of multi_worker: TF_CONFIG, or those of "
+        "Slurm's srun or of an indexed Kubernetes job; auto: the first of these that are set",
         choices=("auto", "tf_config", "slurm", "kubernetes"),
         recorded=False,
     )
@@ -427,7 +427,7 @@ class Config:
     )
     resume: str = setting(
         "auto",
-        "auto: resume an unfinished run in --workdir; never: rename the old run and start anew",
+        "auto: resume an unfinished run in --workdir; never: rename the old run and start over",
         choices=("auto", "never"),
         recorded=False,
     )

@@ -271,6 +271,6 @@ def _lost_workers(config):
         raise Interrupted(
             f"error: another worker ended or cannot be reached ({reason.splitlines()[0][:80]}); "
             "expected all to stay to the end; see what it says, and start all with the same "
-            "flags to go on from the last checkpoint",
+            "flags to continue from the last checkpoint",
             signal.SIGTERM,
         ) from error

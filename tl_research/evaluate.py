@@ -109,8 +109,8 @@ def _evaluate(config, path):
             # counted before they are read, so that a reading that fails later counts too
             report["test_reads"] = _count_reading(run, None if config.output_dir else directory)
             print(
-                f"test images read {report['test_reads']} times now: a choice made by this number "
-                "is no longer measured by it"
+                f"the test images have now been read {report['test_reads']} times; if you choose "
+                "between models by this result, it no longer measures the chosen one fairly"
             )
         batch_size = run.batch_size(config.batch_size)
         logits = trained.predict_logits(classifier, examples, batch_size)
@@ -133,7 +133,8 @@ def _images(config, run):
     folder = os.path.abspath(config.data_dir)
     if counts["train"]:
         to_stderr(
-            f"warning: {counts['train']} of the {len(examples)} images in {folder} were trained on"
+            f"warning: {counts['train']} of the {len(examples)} images in {folder} were used in "
+            "training"
         )
     return examples, {"side": "folder", "data_dir": folder, "of_run": counts}
 
@@ -192,7 +193,7 @@ def _count_reading(run, directory):
             with RunDirectory(run.config) as directory:
                 return _count_reading(run, directory)
         except StorageError as error:
-            to_stderr(f"warning: this reading is not counted in the run: {error}")
+            to_stderr(f"warning: this reading could not be counted in the run: {error}")
             return run.results["test"]["reads"] + 1
     summary = directory.read_json("results.json")
     summary["test"]["reads"] += 1
@@ -235,7 +236,7 @@ def _print(run, found, report, directory):
     names = list(map(printable, run.classes))
     for count, true, other in found["confusions"][:5]:
         total = found["confusion"][true].sum()
-        print(f"{count} of {total} {names[true]} taken for {names[other]}")
+        print(f"{count} of {total} {names[true]} mistaken for {names[other]}")
     print(f"written to {os.path.join(directory, 'index.html')}")
 
 

@@ -173,6 +173,7 @@ class Ready(NamedTuple):
     precision: str
     substitutions: list[Substitution]
     seconds: dict[str, float]  # of this process: until `prepare`, and of the data and the network
+    earlier_seconds: float  # of kinds of work in earlier processes of the run
 
 
 def prepare(place: Place, started: float) -> Ready:
@@ -194,7 +195,7 @@ def prepare(place: Place, started: float) -> Ready:
     decided = (plan.phases, plan.steps_per_epoch, plan.cache.plan, plan.saved_paths)
     distribution.check_equal("the plan", str(decided))
     lines = plan_text.describe_run(plan, data, precision, replacements.used)
-    say(*(lines if config.verbose else plan_text.summarize_run(plan, data, replacements.used)))
+    say(*(lines if config.verbose else plan_text.summarize_run(plan, data)))
     resume = Resume(plan, directory, place.signals)
     state = resume.restore() or TrainState()
     step, is_new = state.position.global_step, not state.progress.phase_hashes
@@ -221,6 +222,7 @@ def prepare(place: Place, started: float) -> Ready:
         precision=precision,
         substitutions=replacements.used,
         seconds=seconds,
+        earlier_seconds=sum(state.past.run_seconds.values()),
     )
 
 
@@ -304,7 +306,7 @@ def _make_classifier(place, data, replacements):
     if config.weights not in ("imagenet", "none") and weights.load_head(
         classifier.model, classifier.head, config.weights, data.classes
     ):
-        print(f"--weights={config.weights}: with its head, since the classes are the same")
+        print(f"--weights={config.weights}: its head is used too, since the classes are the same")
     if place.parts.make_backbone or place.parts.make_head:
         artefacts.try_saving(classifier.in_float32())
     return classifier
@@ -394,19 +396,19 @@ def _finish(ready, started):
     plan.update_evaluated()
     final = plan.evaluated  # the network that is tested and saved
     if state.past.test is None:
-        say("reading the test images, once")
+        say("evaluating the test images")
         with timed(state, "evaluate"):
             _read_test(ready, final)
         ready.resume.save(state)  # a run that is interrupted later does not read them again
     ready.place.replicas.close()  # each process computes the rest by itself
     memory.give_back()
-    say("exporting the model, and comparing it with what was trained")
+    say("exporting the model and comparing it with the trained network")
     with timed(state, "export"):
         artefacts.save_keras(final, ready.data, directory, plan.config.batch_size)
         if found := state.past.calibration:  # divides the model's logits
             directory.write_json("export/calibration.json", {"temperature": found["temperature"]})
     summary = _results(ready)
-    say("drawing the report")
+    say("writing the report")
     with timed(state, "figures"):
         _illustrate(ready, summary)
     total = time.perf_counter() - started
@@ -415,7 +417,7 @@ def _finish(ready, started):
     directory.finish(summary)
     if plan.config.verbose and state.past.calibration:
         say(report.calibration_text(state.past.calibration))
-    say(*results.ending(summary, directory.path))
+    say(*results.ending(summary, directory.path, ready.earlier_seconds))
     return _report(plan.config, directory, summary)
 
 

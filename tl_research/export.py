@@ -79,7 +79,7 @@ def export(config: ExportConfig) -> dict[str, str]:
         batch_size = run.batch_size(config.batch_size)
         reference = serving.Reference(run, model, examples, training is not None, batch_size)
         for form in forms:
-            print(f"writing and comparing {form[0]} ...", flush=True)
+            print(f"writing {form[0]} and comparing it ...", flush=True)
             options = (config.fixed_size, config.max_accuracy_drop, training)
             paths[form[0]], known = serving.save(form, reference, directory, *options)
             print(f"{form[0]}: {paths[form[0]]}, {_described(known)}", flush=True)
@@ -90,21 +90,22 @@ def _described(known):
     """Returns the facts from `serving.save` in a line."""
     facts, latency = known["compared"], known["latency"]
     measured = {name: of for name, of in facts.get("measured", {}).items() if name != "loss"}
-    compared = f"{known['outputs']} to {facts['largest_difference']:.1g}"
+    compared = f"{facts['largest_difference']:.1g} in {known['outputs']}"
     if known["quantize"] != "int8":  # its probabilities of 0 have no logits
-        compared = f"logits equal to {facts['relative_difference']:.1g} relative, {compared}"
+        compared = f"a relative {facts['relative_difference']:.1g} in logits and {compared}"
     agreed = " on"
     if "same_class" in facts:
-        agreed = f", the class to that of model.keras for {facts['same_class']} of"
+        agreed = f", with the same class for {facts['same_class']} of"
     return "; ".join(
         [
             f"{known['bytes'] / 1e6:.1f} MB",
-            f"{compared}{agreed} {facts['images']} {'validation' if measured else 'drawn'} images",
+            f"differs from model.keras by at most {compared}{agreed} {facts['images']} "
+            f"{'validation' if measured else 'drawn'} images",
             *(
-                f"{name.replace('_', ' ')} {of:.4f}, of model.keras {facts['keras'][name]:.4f}"
+                f"{name.replace('_', ' ')} {of:.4f} (model.keras {facts['keras'][name]:.4f})"
                 for name, of in measured.items()
             ),
-            f"{latency['median_ms']:.1f} ms for an image of {latency['width']} x "
+            f"{latency['median_ms']:.1f} ms per image of {latency['width']} x "
             f"{latency['height']} (median of {latency['answers']}, {latency['cores']} CPU cores)",
         ]
     )

@@ -137,7 +137,7 @@ def _read(path, names, outer=""):
             continue
         if name in seen and not isinstance(flag, flags.MultiFlag):
             to_stderr(
-                f"warning: {place}: --{name} is also set in line {seen[name]}; this one counts"
+                f"warning: {place}: --{name} is also set in line {seen[name]}; this one is used"
             )
         seen[name] = number
         yield name, place, line
@@ -190,7 +190,7 @@ def _checked(name, value, line, names):
     """Returns the flag `name`, which a file may set to `value`."""
     if name not in names:
         hint = nearest(name, names) or "; remove it"
-        raise UserError(f"--{name} is no flag that a file may set{hint}")
+        raise UserError(f"--{name} is not a flag that a file may set{hint}")
     flag = flags.FLAGS[name]
     if value is None and not flag.boolean:
         raise UserError(f"--{name} has no value; expected --{name}=value; add it")

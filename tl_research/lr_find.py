@@ -77,9 +77,9 @@ def _find(setup, state, directory):
         make_folders(directory.file("lr_find"))
         figures.save_learning_rates(f"{path}.png", rows, suggested)
     directory.write_text(f"lr_find/{name}.csv", csv_text(lr_range_test.COLUMNS, rows))
-    found = f"no rate is suggested: {reason}"
+    found = f"no learning rate is suggested: {reason}"
     if suggested:
-        found = f"suggested --learning_rate {suggested:.2g}, where the loss falls fastest"
+        found = f"suggested learning rate {suggested:.2g}, where the loss falls fastest"
     tested = f"range test of Smith 2017, {len(rows)} of {total} rates"
     print(f"phase {name}: {found} ({tested}); see {path}.csv", flush=True)
     return suggested

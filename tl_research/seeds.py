@@ -53,7 +53,7 @@ def run(config: Config, more: Sequence[str] = ()) -> Json:
         "runs": {str(seed): results for seed, results in runs.items()},
     }
     run_directory.Directory(directory).write_json("seeds.json", contents)
-    splits = "a split each" if config.seeds_split == "separate" else "one split"
+    splits = "each with its own split" if config.seeds_split == "separate" else "all with one split"
     print(f"\n{len(runs)} seeds, {splits}\n{table(found)}")
     say_result(contents, config.json)
     mean = found.get("test_accuracy", {"mean": 0.0})["mean"]

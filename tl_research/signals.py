@@ -39,7 +39,7 @@ def interruption(number: int, resume: str | None, where: str = "") -> Interrupte
         where: What was done, as text to follow "stopped by ...".
     """
     by = "Ctrl-C" if number == signal.SIGINT else f"{signal.Signals(number).name}, signal {number}"
-    how = f"nothing is lost. To go on:\n  {resume}" if resume else "the same command begins anew"
+    how = f"nothing is lost. To continue:\n  {resume}" if resume else "the same command starts over"
     return Interrupted(f"stopped by {by}{where}; {how}", number)
 
 

@@ -5,7 +5,7 @@
     python train.py --flagfile=flowers.flags     the same, in a clone
 
 trains the two-phase recipe and prints one honest test number. If a flag is
-given twice, also in a preset or flag file, the later one counts.
+given twice, also in a preset or flag file, the later one is used.
 """
 
 import sys

@@ -87,7 +87,7 @@ class TrainedRun(Directory):
             extension = re.search(r"^# extension (.+) of SHA-256", flags, re.MULTILINE)
             command = resume_command(self.path, extension=extension and extension[1])
             raise RunDirectoryError(
-                f"--run={self.path} is not finished; expected results.json in it; go on with "
+                f"--run={self.path} is not finished; expected results.json in it; continue it with "
                 f"{command}"
             )
 

@@ -18,7 +18,7 @@ def beginning(program: str) -> str:
     return (
         "error: no photographs are given; expected a folder with one folder per class:\n"
         f"  {command} PHOTOS\n"
-        f"  {command} --preset=flowers  # downloads 3,670 of flowers, 229 MB\n"
+        f"  {command} --preset=flowers  # downloads 3,670 flower photographs, 229 MB\n"
         f"  {command} --help            # the flags that matter most, then the others"
     )
 

@@ -37,11 +37,11 @@ def wait_for_all(cluster: Cluster, timeout: float) -> None:
             who = ", ".join(f"{name} at {at}" for name, at in missing.items())
             if timeout and waited >= timeout:
                 raise MissingWorkerError(
-                    f"{who} did not come within --worker_timeout={timeout:g} s; expected all "
+                    f"{who} did not start within --worker_timeout={timeout:g} s; expected all "
                     f"{len(cluster.tasks)} processes; start them too, or wait longer"
                 )
             if waited >= _SILENT_SECONDS and not said:
-                to_stderr(f"{own} waits for {who}")
+                to_stderr(f"{own} is waiting for {who}")
                 said = True
             time.sleep(0.2)
 

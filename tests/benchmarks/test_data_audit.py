@@ -27,6 +27,7 @@ def test_planted_faults_are_found_and_counted(tiny_backbone, tmp_path, capsys):
         share=0.1,
         seeds="0",
         copies=5,
+        few="4",
         output_json=f"{tmp_path}/out.json",
     )
     text = data_audit.report(settings)
@@ -34,10 +35,21 @@ def test_planted_faults_are_found_and_counted(tiny_backbone, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[0] in text
     written = json.loads((tmp_path / "out.json").read_text())
     (labels,) = written["labels"]
+    assert [row["each"] for row in written["few"]] == [4]
     assert labels["planted"] == 2 and labels["precision"] == 1 - len(labels["not_planted"]) / 2
     rows = re.findall(r"^\| ([^|]*) \| ([\d.]+)% \| (\d+) \|", text, re.MULTILINE)
     assert [name for name, _, _ in rows] == list(data_audit.CHANGES)
     assert all((share, others) == ("100.0", "0") for _, share, others in rows[:4])
+
+
+def test_labels_of_images_far_apart_are_not_doubted_however_few():
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 6).astype(np.int32)
+    found = random.normal(size=(12, 8)).astype(np.float32) + 100 * np.eye(2, 8)[labels]
+    assert data_audit.few_row(found, labels, 4, (0, 1)) == {"each": 4, "doubtful": 0.0}
+    labels[0] = 1  # always chosen: of six and six all are
+    row = data_audit.few_row(found, labels, 12, (0,))
+    assert row == {"each": 12, "doubtful": pytest.approx(1 / 12)}
 
 
 def test_distances_are_of_centered_features():

@@ -152,7 +152,10 @@ def test_duplicate_is_listed_by_its_pixels(load_photos, photos, tmp_path):
     with open(tmp_path / "run" / "duplicates.csv") as file:
         (row,) = csv.DictReader(file)
     assert (row["path"], row["equals"]) == ("ant/copy.bmp", "ant/03.png")
-    assert "1 images equal another one, see duplicates.csv; equal images share a side" in data.notes
+    assert (
+        "1 duplicate image (see duplicates.csv), on the same side of the split as the original"
+        in (data.notes)
+    )
 
 
 @pytest.mark.parametrize("count, warns", [(2, False), (3, True), (24, True)])
@@ -200,8 +203,11 @@ def test_each_class_is_split_in_its_shares_and_near_copies_share_a_side(load, tm
     sha256 = {file["path"]: file["sha256"] for file in manifest["files"]}
     assert groups["bee/00.png"] == min(sha256["bee/00.png"], sha256["bee/00.bmp"])[:16]
     assert len(set(groups.values())) == 14 and groups["bee/30.png"] is None
-    assert "1 images equal another one, see duplicates.csv; equal images share a side" in data.notes
-    assert "12 groups of near-copies; those of a group share a side" in data.notes
+    assert (
+        "1 duplicate image (see duplicates.csv), on the same side of the split as the original"
+        in (data.notes)
+    )
+    assert "12 groups of near-copies, each on one side" in data.notes
 
 
 def test_images_are_left_out_and_recorded(load, tmp_path):

@@ -114,7 +114,7 @@ def test_folder_of_nothing_but_sides_is_taken_for_what_it_is(tmp_path, capsys, f
     places = {flag: os.path.join(root, folders[place]) for flag, place in found.items()}
     assert sides.resolved(config) == dataclasses.replace(config, **places)
     said = " ".join(f"--{flag}={place}" for flag, place in places.items())
-    assert capsys.readouterr().out == (f"{root} holds its sides: {said}\n" if found else "")
+    assert capsys.readouterr().out == (f"{root} is already split; using {said}\n" if found else "")
     given = dataclasses.replace(config, validation_dir=root)
     assert sides.resolved(given) is given
     named = dataclasses.replace(config, dataset="cats_vs_dogs")

@@ -78,9 +78,12 @@ def test_each_bad_kind_is_named_with_its_reason(tmp_path):
     flipped[len(png) // 2] ^= 1
     bad = {
         "empty__jpg": (b"", "empty file"),
-        "random__jpg": (np.random.RandomState(0).bytes(500), "no known image format named .jpg"),
-        "page__jpg": (b"\n<!DOCTYPE html><html></html>", "HTML or XML text named .jpg"),
-        "drawing__png": (b'<svg xmlns="x"></svg>', "SVG text named .png"),
+        "random__jpg": (
+            np.random.RandomState(0).bytes(500),
+            "not in a known image format, named .jpg",
+        ),
+        "page__jpg": (b"\n<!DOCTYPE html><html></html>", "HTML or XML text, named .jpg"),
+        "drawing__png": (b'<svg xmlns="x"></svg>', "SVG text, named .png"),
         "phone__jpg": (b"\0\0\0\x18ftypheic" + bytes(50), "damaged HEIC image"),
         "range__tif": (_bytes("TIFF", PIL.Image.new("F", (8, 8))), "32-bit samples of unknown"),
         "half__jpg": (jpeg[: len(jpeg) // 2], "truncated JPEG"),
@@ -94,8 +97,11 @@ def test_each_bad_kind_is_named_with_its_reason(tmp_path):
         "cut__avif": (_bytes("AVIF")[:-100], "truncated AVIF"),
         "header__gif": (_bytes("GIF")[:9], "damaged GIF image"),
         "header__jpg": (jpeg[:20], "JPEG"),
-        "sound__webp": (b"RIFF\0\0\0\0WAVEfmt " + bytes(50), "no known image format named .webp"),
-        "car__bmp": (b"BMW 320i, of 1985", "no known image format named .bmp"),
+        "sound__webp": (
+            b"RIFF\0\0\0\0WAVEfmt " + bytes(50),
+            "not in a known image format, named .webp",
+        ),
+        "car__bmp": (b"BMW 320i, of 1985", "not in a known image format, named .bmp"),
         "huge__png": (crafted_pictures.png_claiming(20000, 20000), "pixels"),
         "large__gif": (crafted_pictures.gif_claiming(12000, 12000), "12000 x 12000 pixels"),
     }
@@ -227,7 +233,7 @@ def test_name_that_is_not_utf8_is_read_and_reported(tmp_path):
         ("path", "reason"), [{"path": name, "reason": reason} for name, reason in checked.bad]
     )
     rows = list(csv.reader(io.StringIO(text, newline="")))
-    assert rows == [["path", "reason"], ["\\xfe\n.png", "no known image format named .png"]]
+    assert rows == [["path", "reason"], ["\\xfe\n.png", "not in a known image format, named .png"]]
 
 
 def test_pipe_does_not_hang(tmp_path):

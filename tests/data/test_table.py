@@ -125,7 +125,8 @@ def test_equal_images_share_a_side_and_are_listed(load, tmp_path):
     sides = _sides(manifest)
     assert all(sides[f"array/{i}"] == sides[f"array/{i + 30}"] for i in range(30))
     assert (
-        "30 images equal another one, see duplicates.csv; equal images share a side" in data.notes
+        "30 duplicate images (see duplicates.csv), on the same side of the split as the original"
+        in data.notes
     )
     with open(tmp_path / "run" / "duplicates.csv") as file:
         rows = {row["path"]: row for row in csv.DictReader(file)}
@@ -141,7 +142,10 @@ def test_equal_images_may_have_other_numbers(load):
     images[1] = images[0]
     data, manifest = load(Table(images, np.arange(60, dtype=np.float32), ("age",)))
     assert len(manifest["files"]) == 60
-    assert "1 images equal another one, see duplicates.csv; equal images share a side" in data.notes
+    assert (
+        "1 duplicate image (see duplicates.csv), on the same side of the split as the original"
+        in (data.notes)
+    )
 
 
 def test_arrays_in_two_classes_are_refused_or_left_out():

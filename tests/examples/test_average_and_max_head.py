@@ -17,7 +17,7 @@ def test_is_resumed_and_keeps_pooled_features(assert_resumes, tmp_path, capsys):
         crashes=(8,),
         verbose=True,
     )
-    assert "cache: 20 float32, 0 KiB an image" in capsys.readouterr().out  # twice 10 channels
+    assert "cache: 20 float32, 0 KiB per image" in capsys.readouterr().out  # twice 10 channels
 
     model = keras.saving.load_model(tmp_path / "unbroken" / "export" / "model.keras")
     images = np.random.RandomState(0).uniform(0, 255, (4, 16, 16, 3)).astype(np.float32)

@@ -122,7 +122,7 @@ def test_run_is_resumed_bit_for_bit_and_its_model_needs_no_file(
     assert_resumes(
         "color_jitter.py", augment="flip,jitter=0.4", augment_views=2, verbose=True, **settings
     )
-    assert "augmentation: jitter 0.4, of the extension: after" in capsys.readouterr().out
+    assert "augmentation: jitter 0.4 of the extension, after" in capsys.readouterr().out
     path = tmp_path / "broken" / "export" / "model.keras"
     model = keras.saving.load_model(path, compile=False)
     assert model.get_layer("augmentation").factors == {"flip": 1.0}

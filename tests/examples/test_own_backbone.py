@@ -52,4 +52,4 @@ def test_weights_of_an_exported_model_replace_those_of_the_file(saved, tiny_run,
     for ours, theirs in zip(second, first, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert np.abs(first[0] - saved.get_weights()[0]).max() > 0
-    assert f"--weights={exported}: ignored 1 extra layers" in capsys.readouterr().out
+    assert f"--weights={exported}: ignored 1 extra layer: " in capsys.readouterr().out

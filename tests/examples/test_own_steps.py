@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -164,6 +165,45 @@ def test_accumulation_resumes_to_the_same_bits(assert_resumes, form):
     assert results["phases"][0]["audit"]["trainable_changed"] == 4
 
 
+# Noise in the gradients, the recipe of docs/extending.md.
+
+
+@pytest.fixture
+def noise(tmp_path):
+    """The path of the recipe."""
+    with open(os.path.join(_ROOT, "docs", "extending.md")) as file:
+        (code,) = re.findall("```python\n(import tensorflow as tf\n.*?)```", file.read(), re.DOTALL)
+    (tmp_path / "noise.py").write_text(code)
+    return str(tmp_path / "noise.py")
+
+
+def test_noise_of_a_step_depends_on_the_variable_and_the_step(tiny_backbone, noise):
+    rows = [4, 0, 7, 2]
+    inputs, labels = _INPUTS[rows], np.array(rows) % 3
+    before, after, _ = take_steps(extension.load(noise).Step, rows, 2)
+    weights = [before["head/kernel"], before["head/bias"]]
+    for step in (0, 1):
+        _, *gradients = _loss_and_gradients(*weights, labels, inputs)
+        draws = [
+            tf.random.stateless_normal(
+                of.shape, tf.constant([(2000 + i) << 32, step], tf.int64), alg="philox"
+            ).numpy()
+            for i, of in enumerate(weights)
+        ]
+        weights = [
+            of - 0.5 * (gradient + 1e-3 * draw)
+            for of, gradient, draw in zip(weights, gradients, draws)
+        ]
+    np.testing.assert_allclose(after["head/kernel"], weights[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(after["head/bias"], weights[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", _FORMS)
+def test_noise_resumes_to_the_same_bits(assert_resumes, noise, form):
+    results, _ = assert_resumes(noise, crashes=(4,), **_FORMS[form])
+    assert results["phases"][0]["audit"]["trainable_changed"] == 4
+
+
 # Replicas.
 
 _SCRIPT = r"""
@@ -188,13 +228,13 @@ print(json.dumps(losses))
 """
 
 
-def test_two_replicas_have_the_losses_of_one():
+def test_two_replicas_have_the_losses_of_one(noise):
     sam, accumulation = (
         os.path.join(_EXAMPLES, name) for name in ("sam.py", "gradient_accumulation.py")
     )
     here = os.path.dirname(os.path.abspath(__file__))
     done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, sam, accumulation],
+        [sys.executable, "-c", _SCRIPT, sam, accumulation, noise],
         text=True,
         capture_output=True,
         timeout=200,

@@ -117,7 +117,7 @@ def test_file_that_keras_writes(path, suffix, nested):
     _assert_loads(
         path,
         source,
-        extra=None if nested is None else "ignored 1 extra layers: (predictions|layers/dense)$",
+        extra=None if nested is None else "ignored 1 extra layer: (predictions|layers/dense)$",
     )
 
 
@@ -154,7 +154,7 @@ def test_notes_are_printed(path):
     _legacy(path, source)
     with h5py.File(path, "a") as file:
         file["Logits/Logits/kernel:0"] = np.zeros((2, 2))
-    assert _build(path)[1] == f"--weights={path}: ignored 1 extra layers: Logits\n"
+    assert _build(path)[1] == f"--weights={path}: ignored 1 extra layer: Logits\n"
 
 
 # conv2d_9, conv2d_10: not in order of their text
@@ -380,7 +380,7 @@ def test_layers_inside_layers_are_found_in_a_model_that_keras_saved(tmp_path):
     source, inputs = transformer(1), keras.Input((6, 4))
     x = keras.layers.GlobalAveragePooling1D()(source(inputs))
     keras.Model(inputs, keras.layers.Dense(2)(x)).save(path)
-    _assert_loads(path, source, transformer(2), "ignored 1 extra layers: layers/dense")
+    _assert_loads(path, source, transformer(2), "ignored 1 extra layer: layers/dense")
 
 
 def _rewritten(place, edit=lambda members: None, **kwargs):

@@ -63,24 +63,23 @@ def test_rows_of_a_run_have_a_mark_and_the_time_that_is_left(capsys):
     run.epoch(200, (0.75, 0.75, 1.125, 0.5), True, skipped_steps=3, loss_scale=1024.0)
     run.epoch(20, (0.75, 0.75, 1.25, 0.5), False, skipped_steps=0, loss_scale=1024.0)
     run.end(2, 4)
-    # The first epoch leaves 2 of its phase, 4 that take no longer than the slowest, and the steps
-    # of the next phase to compile: 2 x 10 + 4 x 10 + 2 s; the second 7 + 40 + 2, the third 40 + 2;
-    # the fourth 3 x 200 s, the fifth 2 x 110.
+    # The first epoch leaves 2 of its phase, 2 x 10 s, and later ones, of which nothing is known;
+    # the second 1 x 7 s, the third none of its phase; the fourth 3 x 200 s, the fifth 2 x 110.
     assert capsys.readouterr().out.splitlines() == [
-        "head: head trains, backbone frozen; up to 3 epochs",
-        "preparing features and compiling the steps",
-        "epoch  phase       loss      acc   val_loss   val_acc     time    left",
-        "  1/7  head      1.2500   0.5000     1.5000*   0.2500     10 s    62 s",
-        "  2/7  head      1.0000   0.6250    1.6e+03    0.5000    4.0 s    49 s",
-        "  3/7  head      0.7500   0.7500        nan    0.5000    1.0 s    42 s",
+        "head: training the head, backbone frozen; up to 3 epochs",
+        "preparing features and compiling the training step",
+        "epoch  phase       loss      acc   val_loss   val_acc     time      left",
+        "  1/7  head      1.2500   0.5000     1.5000*   0.2500     10 s    > 20 s",
+        "  2/7  head      1.0000   0.6250    1.6e+03    0.5000    4.0 s   > 7.0 s",
+        "  3/7  head      0.7500   0.7500        nan    0.5000    1.0 s",
         "head: best epoch 1 (val_loss 0.5000); frozen part unchanged",
-        "finetune: head and top 4 of 10 layers of the backbone train; up to 4 epochs",
-        "preparing features and compiling the steps",
-        "epoch  phase       loss      acc   val_loss   val_acc     time    left",
-        "  4/7  finetune  0.7500   0.7500     1.1250*   0.5000    3 min  10 min",
+        "finetune: training the head and the top 4 of 10 backbone layers; up to 4 epochs",
+        "preparing features and compiling the training step",
+        "epoch  phase       loss      acc   val_loss   val_acc     time      left",
+        "  4/7  finetune  0.7500   0.7500     1.1250*   0.5000    3 min    10 min",
         "loss scale 1024, 3 steps skipped",
-        "  5/7  finetune  0.7500   0.7500     1.2500    0.5000     20 s   4 min",
-        "finetune: best epoch 4 (val_loss 0.5000); stopped after 2 without a better val_loss; "
+        "  5/7  finetune  0.7500   0.7500     1.2500    0.5000     20 s     4 min",
+        "finetune: best epoch 4 (val_loss 0.5000); stopped early: no better val_loss in 2 epochs; "
         "frozen part unchanged",
     ]
 
@@ -91,12 +90,12 @@ def test_row_has_the_number_that_is_selected_by_and_no_more_than_a_line(capsys):
     run.begin(0, 10)
     run.epoch(1, (0.5,) * 6, True, names)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "head: head and backbone train; up to 2 epochs"
-    assert lines[2].startswith("phase head: 10 of 10 backbone layers open, 0 of 1,000 parameters")
+    assert lines[0] == "head: training the head and the backbone; up to 2 epochs"
+    assert lines[2].startswith("phase head: 10 of 10 backbone layers unfrozen, 0 of 1,000 ")
     assert lines[3] == "phase head: steps traced and compiled in 2.0 s, XLA off"
     assert lines[4:] == [
-        "epoch  phase       loss      acc   error_of_the_rarest_class     time    left",
-        "  1/2  head      0.5000   0.5000                      0.5000*   1.0 s   1.0 s",
+        "epoch  phase       loss      acc   error_of_the_rarest_class     time      left",
+        "  1/2  head      0.5000   0.5000                      0.5000*   1.0 s     1.0 s",
     ]
 
 

@@ -87,7 +87,10 @@ def test_page_says_what_the_run_found_and_holds_all_that_it_shows(settings):
     checked = "Checked bit by bit over 2 phases: 6 of 6 trainable variables changed, 0 of "
     assert checked in page.words
     assert f"-m tl_research.evaluate '--run={settings['workdir']}' --data_dir=FOLDER" in page.words
-    assert "labels are in doubt" in page.words and "Calibration of probabilities" in page.words
+    suspects = results["data_audit"]["suspects"]
+    few = " (with fewer than 40 images per class, most doubtful labels are correct)"
+    assert f"Labels that look doubtful: {suspects}{few * bool(suspects)}." in page.words
+    assert "Calibration of probabilities" in page.words
     # nothing comes from elsewhere, and nothing runs
     sources = [
         value for _, has in page.tags for name, value in has.items() if name in ("src", "href")
@@ -146,7 +149,7 @@ def test_run_without_epochs_or_audit_has_no_such_parts(settings):
     experiment.run(Config(**settings | {"epochs": (0, 0), "data_audit": "off"}))
     words = _Page(_texts(settings)[0]).words
     assert "No epoch was trained." in words and "test images are classified correctly" in words
-    for part in ("Labels in doubt", "The worst mistakes", "Checked bit by bit"):
+    for part in ("Doubtful labels", "The worst mistakes", "Checked bit by bit"):
         assert part not in words
 
 
@@ -226,7 +229,7 @@ def test_evaluation_counts_by_hand():
         _Page(text).words
     )
     assert "On images in /a folder" in _Page(text).words
-    assert "1 of 4 a taken for b" in _Page(text).words
+    assert "1 of 4 a mistaken for b" in _Page(text).words
 
 
 def test_hundred_classes_are_a_picture_and_the_commonest_confusions():
@@ -276,7 +279,7 @@ def test_calibration_is_said_or_why_there_is_none():
     found = {"temperature": 0.6234, "reason": None, "ece_before": 0.1, "ece_after": 0.0123}
     say = report.template("sentences.txt").module.calibration
     assert say(found) == (
-        "On the test images predicted probabilities differ from the accuracy by 10.0 points "
+        "On the test images, predicted probabilities differ from the accuracy by 10.0 points "
         "(expected calibration error), and by 1.2 points after the logits are divided by the "
         "temperature 0.6234, which was fitted to the validation images and is used by all tools."
     )

@@ -60,3 +60,42 @@ def test_curves_are_a_png(tmp_path):
     phases = [{"best_epoch": 1}, {"best_epoch": 3}]
     figures.save_curves(str(tmp_path / "curves.png"), rows, phases, selected, (8, 4))
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def _time_line(seconds, earlier=0.0):
+    summary = {
+        "seconds": seconds,
+        "substitutions": [],
+        "test": {"accuracy": 0.75, "n": 4, "ci95": [0.3, 0.95]},
+        "phases": [],
+        "selected_phase": None,
+        "head_start": None,
+    }
+    (line,) = [
+        line for line in results.ending(summary, "/nowhere", earlier) if line.startswith("time: ")
+    ]
+    return line
+
+
+def test_parts_of_the_time_add_up_to_all_of_it():
+    seconds = {"total": 90.0, "start": 3.0, "data": 8.5, "features": 21.0, "compile": 20.0}
+    seconds |= {"train": 4.5, "evaluate": 4.0, "export": 10.0, "figures": 1.0}
+    # a twentieth is 4.5 s; the other 3 + 4 + 1 s, and 18 s that are no part, are 26 s
+    assert _time_line(seconds) == (
+        "time: 90 s (loading 8.5 s, features 21 s, compiling 20 s, training 4.5 s, export 10 s, "
+        "other 26 s)"
+    )
+    # 30 of the seconds of these parts were spent before the run was resumed
+    assert _time_line({**seconds, "total": 60.0}, 30.0) == (
+        "time: 90 s (loading 8.5 s, features 21 s, compiling 20 s, training 4.5 s, export 10 s, "
+        "other 26 s), of which 30 s before it was resumed"
+    )
+    # 4.5 s are no twentieth of these
+    assert _time_line({**seconds, "total": 164.0}) == (
+        "time: 164 s (loading 8.5 s, features 21 s, compiling 20 s, export 10 s, other 104 s)"
+    )
+    assert _time_line({"total": 7200.0, "train": 6000.0, "features": 900.0}) == (
+        "time: 2.0 h (features 15 min, training 100 min, other 5 min)"
+    )
+    # of a finished run it is not known which process the parts belong to
+    assert _time_line(seconds, None) == "time: 90 s"

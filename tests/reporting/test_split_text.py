@@ -38,20 +38,21 @@ def test_of_many_classes_the_fewest_and_the_most_have_one():
     [
         (
             4,
-            "test: 4 images; the accuracy can only be 0, 25, 50, 75 or 100 %; use --split=..., add "
-            "images, or look at cross_validation",
+            "test: 4 images; the accuracy can only be 0, 25, 50, 75 or 100 %; add images, use "
+            "--split, or see cross_validation in results.json",
         ),
         # 18 of 20: the interval of Wilson is 0.6990 to 0.9721
         (
             20,
-            "test: 20 images; the accuracy moves in steps of 5 points, and of one near 90 % the "
-            "95 % interval is 70-97 %; use --split=..., add images, or look at cross_validation",
+            "test: 20 images; the accuracy changes in steps of 5 points, and the 95 % interval of "
+            "one near 90 % is 70-97 %; add images, use --split, or see cross_validation in "
+            "results.json",
         ),
         # 360 of 400: 0.8667 to 0.9257
         (
             400,
-            "test: 400 images; the accuracy moves in steps of 0.25 points, and of one near 90 % "
-            "the 95 % interval is 87-93 %",
+            "test: 400 images; the accuracy changes in steps of 0.25 points, and the 95 % interval "
+            "of one near 90 % is 87-93 %",
         ),
     ],
 )

@@ -123,7 +123,7 @@ def test_damaged_checkpoint_is_never_loaded(tmp_path, capsys, times):
         else:
             _assert_is(loaded, 5)
             assert (
-                error.startswith("warning: checkpoint step-00000009 unusable (")
+                error.startswith("warning: checkpoint step-00000009 is unusable (")
                 and "using step-00000005" in error
             ), what
             assert sorted(os.listdir(directory)) == ["step-00000005", "step-00000009.corrupt-1"]

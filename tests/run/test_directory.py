@@ -321,9 +321,9 @@ def test_every_flag_is_known_to_be_safe_or_unsafe_at_a_resume(tmp_path, name):
 @pytest.mark.parametrize(
     "settings, named",
     [
-        ({"batch_size": 64}, "--batch_size=32, flags now say --batch_size=64"),
-        ({"lr_multiplier": ("a=2",)}, "fewer flags, flags now say --lr_multiplier=a=2"),
-        ({"epochs": (8, 11)}, "--epochs=8,10, flags now say --epochs=8,11"),
+        ({"batch_size": 64}, "--batch_size=32, this command has --batch_size=64"),
+        ({"lr_multiplier": ("a=2",)}, "no such setting, this command has --lr_multiplier=a=2"),
+        ({"epochs": (8, 11)}, "--epochs=8,10, this command has --epochs=8,11"),
     ],
 )
 def test_flags_that_may_not_change_are_named(tmp_path, settings, named):
@@ -343,7 +343,7 @@ def test_a_setting_that_an_earlier_version_did_not_have_was_as_by_default(tmp_pa
     )
     with _open(tmp_path):
         pass
-    with pytest.raises(CheckpointError, match="--clip_norm=0.0, flags now say --clip_norm=1.0"):
+    with pytest.raises(CheckpointError, match="--clip_norm=0.0, this command has --clip_norm=1.0"):
         _open(tmp_path, clip_norm=1.0)
 
 

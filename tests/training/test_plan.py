@@ -38,7 +38,7 @@ def test_plan_of_the_cache_comes_from_sizes(train):
         return describe_cache(cache.plan), cache.plan.place, cache.plan
 
     text, used, _ = plan(augment_views=0)
-    assert used == "off" and "a new view every epoch; validation cached" in text
+    assert used == "off" and "since every epoch has a new view; validation cached" in text
     text, used, sizes = plan(augment_views=2)
     assert used == "memory" and "2 views" in text
     # 4 x 4 x 8 numbers of 4 bytes; 2 views of 10 images, and 5 for validation
@@ -92,7 +92,9 @@ def test_mixup_trains_live_and_says_why(train):
     trained, _ = train(
         mixup=0.2, feature_cache="auto", augment_views=1, augment="flip", epochs=(1, 1)
     )
-    assert "MixUp: images and labels are blended in shares of Beta(0.2, 0.2)" in _said(trained)
+    assert "MixUp: images and labels are blended, with weights from Beta(0.2, 0.2)" in _said(
+        trained
+    )
     plan = trained.plan.cache.plan
     assert (
         "training live, since MixUp blends them anew every epoch" in describe_cache(plan)
@@ -105,7 +107,9 @@ def test_manifold_mixup_trains_on_cached_features_and_says_so(train):
     live, live_after = train(manifold_mixup=0.3, feature_cache="off", epochs=(1, 1))
     _, plain_after = train(feature_cache="memory", epochs=(1, 1))
     assert cached.plan.cache.plan.place == "memory" and live.plan.cache.plan.place == "off"
-    assert "MixUp: features and labels are blended in shares of Beta(0.3, 0.3)" in _said(cached)
+    assert "MixUp: features and labels are blended, with weights from Beta(0.3, 0.3)" in _said(
+        cached
+    )
     for path, value in after[-1].items():
         np.testing.assert_allclose(value, live_after[-1][path], rtol=1e-4, atol=1e-6)
     assert np.abs(after[-1]["head/kernel"] - plain_after[-1]["head/kernel"]).max() > 1e-4

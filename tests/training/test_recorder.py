@@ -94,7 +94,8 @@ def test_fall_at_a_phase_switch_is_said_in_one_line(train, capsys):
     assert warnings == [
         (
             "warning: val_accuracy fell from 1.0000 to 0.0000 at the switch to finetune, more than "
-            "noise; the likely cause: the learning rate 0.001 is too high for the trainable layers"
+            "chance explains; likely cause: the learning rate 0.001 is too high for the trainable "
+            "layers"
         )
     ]
 

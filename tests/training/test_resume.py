@@ -5,6 +5,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -289,15 +290,17 @@ def test_resumed_run_says_that_it_began_with_other_versions(run, begun, tmp_path
     recorded["variables"]["TF_ENABLE_ONEDNN_OPTS"] = "0"
     (tmp_path / "run" / "run.json").write_text(json.dumps(recorded))
     run("run", checkpoint_every_steps=7)
-    lines = capsys.readouterr().err.splitlines()
+    out, err = capsys.readouterr()
+    assert re.search(r"^time: .*, of which [\d.]+ s before it was resumed$", out, re.MULTILINE)
+    lines = err.splitlines()
     assert (
         f"warning: the run began with tensorflow 2.99.0, now {tf.__version__}; cores 1000, now "
         f"{machine.cores()}; TF_ENABLE_ONEDNN_OPTS 0, now "
         f"{os.environ.get('TF_ENABLE_ONEDNN_OPTS', 'not set')}; results may differ from an "
-        "unbroken run"
+        "uninterrupted run"
     ) in lines
     assert (
-        f"note: {tmp_path / 'run'} goes on with --checkpoint_every_steps=7 instead of "
+        f"note: {tmp_path / 'run'} continues with --checkpoint_every_steps=7 instead of "
         "--checkpoint_every_steps=0" in lines
     )
     assert "--checkpoint_every_steps=7" in (tmp_path / "run" / "flags.txt").read_text().splitlines()
@@ -384,9 +387,13 @@ def test_run_goes_on_with_its_own_extension_wherever_that_lies(run, broken, tmp_
     assert (tmp_path / "run" / "extension.py").read_bytes() == file.read_bytes()
     other.write_text(file.read_text() + "# something else\n")
     changed = hashlib.sha256(other.read_bytes()).hexdigest()
-    for extension, now in ((str(other), f"extension of SHA-256 {changed};"), (None, "nothing")):
+    for extension, now in (
+        (str(other), f"extension of SHA-256 {changed};"),
+        (None, "no such setting"),
+    ):
         with pytest.raises(
-            CheckpointError, match=f"made with extension of SHA-256 {sha256}, flags now say {now}"
+            CheckpointError,
+            match=f"made with extension of SHA-256 {sha256}, this command has {now}",
         ) as error:
             run("run", extension=extension)
         assert error.value.exit_code == 7
@@ -400,8 +407,8 @@ def test_run_does_not_go_on_with_other_sources_of_the_package(run, begun, monkey
     monkeypatch.setattr(directory, "package_sha256", lambda: 64 * "0")
     with pytest.raises(
         CheckpointError,
-        match=f"made with package of SHA-256 {package_sha256()}, flags now say package of SHA-256 "
-        f"{64 * '0'}; ",
+        match=f"made with package of SHA-256 {package_sha256()}, this command has package of "
+        f"SHA-256 {64 * '0'}; ",
     ) as error:
         run("run")
     assert error.value.exit_code == 7

@@ -24,10 +24,10 @@ class Admitted(NamedTuple):
     @property
     def notes(self) -> list[str]:
         """Lines about the images that are left out."""
-        counts = {"bad images": self.images.bad, "images in two classes": self.contradictory}
+        left_out = {"bad image{s}": self.images.bad, "image{s} in two classes": self.contradictory}
         return self.unreadable_kinds + [
-            f"{len(names)} {what} left out, see bad_images.csv"
-            for what, names in counts.items()
+            f"{len(names)} {what.format(s='s' * (len(names) > 1))} left out, see bad_images.csv"
+            for what, names in left_out.items()
             if names
         ]
 
@@ -104,7 +104,7 @@ def refuse(admitted: Admitted, config: Config, is_own: bool = True, see: str = "
     if checked.bad:
         raise DataError(
             f"{len(checked.bad)} of {total} images cannot be used: {_first(checked.bad)}; expected "
-            f"all of them; {see}remove them or add --on_bad_image=skip"
+            f"all to be usable; {see}remove them or add --on_bad_image=skip"
         )
     if admitted.contradictory and is_own:
         raise DataError(

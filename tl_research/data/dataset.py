@@ -161,7 +161,8 @@ def load_labelled(folder: str, classes: Sequence[str], config: Config) -> Exampl
     admission.refuse(admitted, dataclasses.replace(config, on_bad_image="skip"))
     if count := len(catalog.files) - len(admitted.images.good):
         bad = [*admitted.images.bad, *admitted.contradictory, *admitted.images.unreadable]
-        to_stderr(f"warning: {count} images are left out: {_listed(dict(bad))}")
+        images = f"{count} image{'s are' if count > 1 else ' is'}"
+        to_stderr(f"warning: {images} left out: {_listed(dict(bad))}")
     sides = ("test",) * len(admitted.images.good)
     return _divided(admitted, split.Split(sides, (None,) * len(sides), ()), config).test
 
@@ -309,14 +310,18 @@ def _notes(admitted, found, image_size):
     notes = [*catalog.warnings, *found.warnings]
     if equal := len(admitted.duplicates):
         notes.append(
-            f"{equal} images equal another one, see duplicates.csv; equal images share a side"
+            f"{equal} duplicate image{'s' * (equal > 1)} (see duplicates.csv), on the same side of "
+            "the split as the original"
         )
     if num_groups := _num_near_copies(checked.pixel_sha256s, found.groups):
-        notes.append(f"{num_groups} groups of near-copies; those of a group share a side")
+        notes.append(f"{num_groups} group{'s' * (num_groups > 1)} of near-copies, each on one side")
     if catalog.others:
         notes.append(others_text(catalog.others))
     notes += admitted.notes
-    notes += [f"{count} images are {trait}" for trait, count in checked.traits.items()]
+    notes += [
+        f"{count} image{'s are' if count > 1 else ' is'} {trait}"
+        for trait, count in checked.traits.items()
+    ]
     if checked.smallest and min(checked.smallest) < image_size:
         notes.append(f"the smallest image has {checked.smallest[0]} x {checked.smallest[1]} pixels")
     return notes

@@ -144,7 +144,7 @@ def _readable_kind(data, path):
     kind = formats.kind_by_content(data[: formats.SNIFFED_BYTES], path)
     if kind is None:
         suffix = formats.suffix_of(path) or "without a suffix"
-        raise BadImage(f"{_text_or_nothing(data)} named {suffix}")
+        raise BadImage(f"{_text_or_nothing(data)}, named {suffix}")
     if not kind.is_readable:
         raise UnreadableKind(kind)
     return kind
@@ -216,4 +216,4 @@ def _text_or_nothing(data):
         return "SVG text"
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "HTML or XML text"
-    return "no known image format"
+    return "not in a known image format"

@@ -72,7 +72,7 @@ def resolved(config: Config) -> Config:
     if not are_sides or any(len(_inner(place)) < 2 for place in places.values()):
         return config
     taken = dict(sorted(zip(flags, places.values()), key=lambda side: list(_WORDS).index(side[0])))
-    print(f"{folder} holds its sides: {_written(taken)}")
+    print(f"{folder} is already split; using {_written(taken)}")
     named: dict[str, Any] = {flag[2:]: place for flag, place in taken.items()}
     return dataclasses.replace(config, **named)
 

@@ -59,7 +59,8 @@ def load_weights_file(model: keras.Model, path: str) -> list[str]:
         # Keras' Normalization computes with copies of its variables
         if hasattr(layer, "finalize_state"):
             layer.finalize_state()
-    note = f"--weights={path}: ignored {len(extra)} extra layers: {_first(extra, 20, ', ')}"
+    layers = f"{len(extra)} extra layer{'s' * (len(extra) > 1)}"
+    note = f"--weights={path}: ignored {layers}: {_first(extra, 20, ', ')}"
     return [note] if extra else []
 
 

@@ -33,9 +33,8 @@ class Console(EventHandler):
         self._config, self._num_validation, self._clock = config, num_validation, clock
         # mean losses of the last calls in this phase
         self._recent_losses: collections.deque = collections.deque(maxlen=101)
-        # seconds, everything included: the slowest epoch, end of the last one, compiling
-        self._slowest, self._last, self._compiling = 0.0, 0.0, 0.0
-        self._walls: list[float] = []  # of the epochs of this phase
+        self._last = 0.0  # when the last epoch ended
+        self._walls: list[float] = []  # seconds of the epochs of this phase, everything included
 
     def _on_HeadStarted(self, event):
         found = event.result
@@ -49,16 +48,15 @@ class Console(EventHandler):
         self._recent_losses.clear()
         self._walls, self._last = [], self._clock()
         opened, count = len(event.open_layers), event.num_layers
-        part = f"top {opened} of {count} layers of the backbone" if opened < count else "backbone"
-        what = f"head and {part} train" if opened else "head trains, backbone frozen"
+        part = f"the top {opened} of {count} backbone layers" if opened < count else "the backbone"
+        what = f"the head and {part}" if opened else "the head, backbone frozen"
         most = plan_text.up_to(event.phase)
-        say(f"{event.phase.name}: {what}; {most}", style=BOLD)
-        say("preparing features and compiling the steps")
+        say(f"{event.phase.name}: training {what}; {most}", style=BOLD)
+        say("preparing features and compiling the training step")
         if self._config.verbose:
             say(plan_text.describe_phase(event))
 
     def _on_StepsCompiled(self, event):
-        self._compiling = event.seconds
         self._last += event.seconds  # not part of an epoch
         if self._config.verbose:
             say(
@@ -82,7 +80,7 @@ class Console(EventHandler):
         if len(before) >= 5 and loss > 100 * max(np.median(before), 0.01):
             _warn(
                 f"the loss of phase {event.phase.name} rose to {loss:.4g} at step {event.step}, "
-                f"from a median of {np.median(before):.4g}; the likely cause: the learning rate "
+                f"from a median of {np.median(before):.4g}; likely cause: the learning rate "
                 f"{event.phase.learning_rate:g} is too high"
             )
             before.clear()
@@ -93,16 +91,17 @@ class Console(EventHandler):
         if event.is_first and event.selected:
             self._warn_of_a_fall(event)
         self._walls.append(now - self._last)
-        self._slowest, self._last = max(self._slowest, now - self._last), now
+        self._last = now
         names = [phase.name for phase in self._config.phase_plan]
         here = phase.epochs - sum(past["phase"] == phase.name for past in event.history)
-        to_come = self._config.phase_plan[names.index(phase.name) + 1 :]
-        epochs, left = self._left(here, [phase.epochs for phase in to_come])
+        later = self._config.phase_plan[names.index(phase.name) + 1 :]
+        later_epochs = sum(phase.epochs for phase in later)
         place = {
-            "epoch": f"{row['epoch']}/{row['epoch'] + epochs}".rjust(5),
+            "epoch": f"{row['epoch']}/{row['epoch'] + here + later_epochs}".rjust(5),
             "phase": phase.name.ljust(max(map(len, (*names, "phase")))),
         }
-        times = {"time": duration(self._walls[-1]).rjust(6), "left": left.rjust(6)}
+        left = self._left(here, later_epochs)
+        times = {"time": duration(self._walls[-1]).rjust(6), "left": left.rjust(8)}
         numbers = self._numbers(event, _WIDTH - len("  ".join([*place.values(), *times.values()])))
         cells = place | numbers | times
         if len(self._walls) == 1:
@@ -114,17 +113,16 @@ class Console(EventHandler):
             say(f"{event.waited:.1%} of the training time was spent waiting for images or features")
 
     def _left(self, here, later):
-        """Returns (number of epochs left, estimated time for them as text).
+        """Returns an estimate of the time left, as text.
 
         Args:
             here: Epochs left in this phase.
-            later: Epochs of each later phase. They train more, but seldom take longer than an epoch
-                that computes features.
+            later: Epochs of later phases. What they take is not known yet, so if there are any,
+                the text is a lower bound.
         """
-        seconds = here * sum(self._walls) / len(self._walls)
-        seconds += sum(later) * self._slowest + sum(map(bool, later)) * self._compiling
-        epochs = here + sum(later)
-        return epochs, duration(seconds) if epochs else ""
+        if not here:
+            return ""
+        return "> " * bool(later) + duration(here * sum(self._walls) / len(self._walls))
 
     def _numbers(self, event, room):
         """Returns {heading: cell} of as many metrics as fit into `room` letters."""
@@ -155,7 +153,7 @@ class Console(EventHandler):
                 cause = "BatchNorm runs in training mode"
             _warn(
                 f"val_accuracy fell from {share:.4f} to {now:.4f} at the switch to "
-                f"{event.phase.name}, more than noise; the likely cause: {cause}"
+                f"{event.phase.name}, more than chance explains; likely cause: {cause}"
             )
 
     def _on_PhaseEnded(self, event):
@@ -165,15 +163,15 @@ class Console(EventHandler):
         moved = counts["batchnorm_stats_changed"]
         say(
             f"{phase.name}: best epoch {result['best_epoch']} ({found})"
-            + f"; stopped after {phase.patience} without a better {by}" * early
-            + (f"; {moved} BatchNorm statistics moved" if moved else "; frozen part unchanged")
+            + f"; stopped early: no better {by} in {plan_text.epochs(phase.patience)}" * early
+            + (f"; {moved} BatchNorm statistics changed" if moved else "; frozen part unchanged")
         )
         if self._config.verbose:
             say(
                 f"audit {phase.name}: {counts['trainable_changed']}/{counts['trainable_total']} "
                 f"trainable variables changed, {counts['frozen_changed']}/"
                 f"{counts['frozen_total']} frozen changed, {moved} BatchNorm statistics changed; "
-                f"traced {result['traces']} time"
+                f"traces: {result['traces']}"
             )
         if kept := event.kept:
             say(

@@ -39,7 +39,7 @@ def report(plan: Plan, data: Dataset, directory: RunDirectory, summaries: Summar
     if why := _why_not(plan, data):
         say(f"data audit: {why}")
         return nothing
-    say("checking the labels by the features of all images")
+    say("looking for doubtful labels")
     sides = {"train": data.train, "validation": data.validation}
     own = (data.train.members.own, len(data.train) + data.validation.members.own)
     audit = data_audit.examine(
@@ -74,7 +74,7 @@ def report(plan: Plan, data: Dataset, directory: RunDirectory, summaries: Summar
 def _why_not(plan, data):
     """Returns why the images cannot be audited, or None."""
     if plan.objective.answer.name != "class":
-        return "skipped, labels are not classes"
+        return "skipped, since labels are not classes"
     count = data.train.members.most_held + data.validation.members.most_held
     width = sum(plan.classifier.graph.shape(name)[-1] for name in plan.classifier.head_boundary)
     classes = len(data.classes)

@@ -54,7 +54,7 @@ def save_curves(
         f"{side}, {n} images" for side, n in zip(("training, augmented", "validation"), counts)
     ]
     best = [phase["best_epoch"] for phase in phases]
-    with _figure(path, (5 * len(names), 3.6)) as figure:
+    with _figure(path, (5 * len(names), 4.0)) as figure:
         axes = figure.subplots(1, len(names), squeeze=False)
         for axis, name in zip(axes[0], names):
             plain = name == "loss" and PLAIN_LOSS in trained
@@ -62,7 +62,16 @@ def save_curves(
             _plot(axis, history, dict(zip(columns, labels)), best)
             title = name.replace("_", " ") + " without label smoothing" * plain
             chosen = f"validation {selected[f'val_{name}']:.4f}, epoch {selected['epoch']} chosen"
-            axis.set(xlabel="epoch", title=f"{title}\n{chosen}")
+            axis.set_xlabel("epoch")
+            axis.set_title(f"{title}\n{chosen}", pad=18)  # above the names of phases
+        _add_legend(figure, axes[0])
+
+
+def _add_legend(figure, axes):
+    """Adds one legend below axes that all have the same lines."""
+    columns = 3 if len(axes) > 1 else 1  # that fit into the width
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=columns)
 
 
 def _plot(axis, history, labels, best):
@@ -76,16 +85,14 @@ def _plot(axis, history, labels, best):
     stars = [value for epoch, value in zip(epochs, values) if epoch in best]
     axis.plot(best, stars, "k*", markersize=10, label="best epoch of a phase")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axis.legend()
     for before, after in zip(history, history[1:]):
         if before["phase"] != after["phase"]:
             middle = (before["epoch"] + after["epoch"]) / 2
             axis.axvline(middle, color="gray", linestyle="--", linewidth=1)
             axis.annotate(
-                f" {after['phase']}",
-                (before["epoch"] + 0.5, 0.97),
+                after["phase"],
+                (middle, 1.01),
                 xycoords=("data", "axes fraction"),
-                verticalalignment="top",
                 color="gray",
             )
 
@@ -121,9 +128,9 @@ def save_reliability(path: str, drawn: Json) -> None:
             sizes = 10 + 200 * counts / counts.sum()
             axis.scatter(confidences, accuracies, sizes, color=color, alpha=0.6)
         axis.set(
-            xlabel="mean probability of the answers in a bin",
-            ylabel="share of correct answers (size: images)",
-            title=f"reliability on {drawn['n']} test images, {right:.4f} correct",
+            xlabel="mean predicted probability in a bin",
+            ylabel="accuracy (marker size: number of images)",
+            title=f"calibration on {drawn['n']} test images, accuracy {right:.4f}",
         )
         axis.legend()
 

@@ -29,10 +29,10 @@ def describe_cache(plan: CachePlan) -> str:
     why = {
         "off": "off (--feature_cache=off)",
         "mixing": f"since {plan.mixing} blends them anew every epoch",
-        "fresh": "a new view every epoch",
-        "would not pay": f"{plan.views} views in {plan.epochs} epochs would not pay",
-        "too large": f"{plan.views} views of {what} need {total:.1f} GiB and --cache_bytes allows "
-        f"{plan.allowed_bytes / 2**30:.1f}",
+        "fresh": "since every epoch has a new view",
+        "would not pay": f"since {plan.views} views in {epochs(plan.epochs)} would not pay",
+        "too large": f"since {plan.views} views of {what} need {total:.1f} GiB and --cache_bytes "
+        f"allows {plan.allowed_bytes / 2**30:.1f}",
     }[plan.live]
     if plan.live == "off":
         return f"cache: {why}"
@@ -43,7 +43,7 @@ def describe_cache(plan: CachePlan) -> str:
 def _kept(shapes, dtype):
     shape = " + ".join("x".join(map(str, shape)) for shape in shapes)
     size = sum(map(math.prod, shapes)) * tf.as_dtype(dtype).size
-    return f"{shape} {dtype}, {size / 1024:.0f} KiB an image"
+    return f"{shape} {dtype}, {size / 1024:.0f} KiB per image"
 
 
 def describe_run(
@@ -89,26 +89,21 @@ def _model(plan, precision):
         yield describe_cache(plan.cache.plan)
 
 
-def summarize_run(plan: Plan, data: Dataset, substitutions: Sequence[Substitution]) -> list[str]:
-    """Returns the plan in a few lines.
-
-    Args:
-        plan, data, substitutions: As for `describe_run`.
-    """
+def summarize_run(plan: Plan, data: Dataset) -> list[str]:
+    """Returns the plan in a few lines."""
     config, spec = plan.config, plan.classifier.spec
     sides = [len(getattr(data, side)) for side in SIDES]
     kind = {"imagenet": "ImageNet weights", "none": "random weights"}
     weights = kind.get(config.weights, f"the weights of {config.weights}")
-    epochs = [f"{p.name} {up_to(p)}" for p in plan.phases if p.epochs]
+    phases = [f"{p.name} ({up_to(p)})" for p in plan.phases if p.epochs]
     best = f"{'lowest' if lower_is_better(config.select_by) else 'highest'} {config.select_by}"
     return [
         f"{sum(sides)} images in {len(data.classes)} classes: {sides[0]} training, {sides[1]} "
         f"validation, {sides[2]} test",
         *data.notes,
         f"{spec.name} with {weights} at {config.image_size} px, on {_device()}",
-        *(f"substitution: {substitution.text}" for substitution in substitutions),
-        ", then ".join(epochs) or next(_phases(plan)),
-        *([f"the epoch with the {best} is kept (* so far)"] if epochs else ()),
+        f"phases: {', then '.join(phases)}" if phases else next(_phases(plan)),
+        *([f"keeping the epoch with the {best} (* marks the best so far)"] if phases else ()),
     ]
 
 
@@ -120,9 +115,9 @@ def _phases(plan):
     for phase in plan.phases:
         if not phase.epochs:
             continue
-        stop = f"early stop after {phase.patience} without a {better} {config.select_by}"
+        stop = f"early stop after {epochs(phase.patience)} without a {better} {config.select_by}"
         yield (
-            f"plan: {phase.name}: up to {phase.epochs} epochs, unfreeze {phase.unfreeze}, "
+            f"plan: {phase.name}: {up_to(phase)}, unfreeze {phase.unfreeze}, "
             f"{optimizer} {phase.learning_rate:g} {phase.lr_schedule}, "
             f"{stop if phase.patience else 'no early stop'}"
         )
@@ -133,7 +128,9 @@ def _phases(plan):
 
 def _device():
     gpus = len(tf.config.list_physical_devices("GPU"))
-    return f"{gpus} GPU" if gpus else f"{machine.cores()} CPU cores, no GPU"
+    if gpus:
+        return f"{gpus} GPU{'s' * (gpus > 1)}"
+    return f"{machine.cores()} CPU core{'s' * (machine.cores() > 1)}, no GPU"
 
 
 def _replicas(config, train):
@@ -163,14 +160,14 @@ def _unusual(plan, classes):
         pairs = zip(map(printable, classes), weights)
         yield "class weights: " + ", ".join(f"{name} {weight:.3g}" for name, weight in pairs)
     if mixing := plan.cache.plan.mixing:
-        shares = f" in shares of Beta({config.mixup:g}, {config.mixup:g})"
+        shares = f", with weights from Beta({config.mixup:g}, {config.mixup:g})"
         yield f"{mixing}: images and labels are blended{shares * bool(config.mixup)}"
     if share := config.manifold_mixup:
-        yield f"MixUp: features and labels are blended in shares of Beta({share:g}, {share:g})"
+        yield f"MixUp: features and labels are blended, with weights from Beta({share:g}, {share:g})"
     if config.ema_decay:
         yield (
-            f"averages: of the trained weights, decay {config.ema_decay:g} a step; evaluated, "
-            "selected and saved"
+            f"averages: moving averages of the trained weights, with a decay of "
+            f"{config.ema_decay:g} per step, are evaluated, selected and saved"
         )
 
 
@@ -183,12 +180,17 @@ def _of_extension(plan):
         yield f"extension: {', '.join(unused)} not used; add them to --augment"
     if own := plan.cache.views.operations:
         listed = ", ".join(f"{operation.name} {operation.factor:g}" for operation in own)
-        yield f"augmentation: {listed}, of the extension: after the others, not in model.keras"
+        yield f"augmentation: {listed} of the extension, after the others and not in model.keras"
 
 
 def up_to(phase: Phase) -> str:
     """Returns the largest number of epochs of a phase, as text."""
-    return f"up to {phase.epochs} epoch{'s' * (phase.epochs != 1)}"
+    return f"up to {epochs(phase.epochs)}"
+
+
+def epochs(count: int) -> str:
+    """Returns a number of epochs as text."""
+    return f"{count} epoch{'s' * (count != 1)}"
 
 
 def describe_phase(event: PhaseBegan) -> str:
@@ -199,6 +201,6 @@ def describe_phase(event: PhaseBegan) -> str:
     rates = ", ".join(f"{g.name} {base * g.lr_multiplier:.3g}" for g in event.groups)
     return (
         f"phase {event.phase.name}: {len(event.open_layers)} of {event.num_layers} backbone layers "
-        f"open, {trainable:,} of {event.num_parameters:,} parameters train; first unfrozen: "
-        f"{event.first_unfrozen or 'none'}; rates: {rates}; up to {event.phase.epochs} epochs"
+        f"unfrozen, {trainable:,} of {event.num_parameters:,} parameters trained; first unfrozen: "
+        f"{event.first_unfrozen or 'none'}; learning rates: {rates}; {up_to(event.phase)}"
     )

@@ -19,7 +19,7 @@ import numpy as np
 import PIL.Image
 from markupsafe import Markup
 
-from tl_research import metrics
+from tl_research import data_audit, metrics
 from tl_research.config import Config
 from tl_research.data.split import SIDES, printable
 from tl_research.files import Json, escaped
@@ -162,6 +162,10 @@ def of_run(ready: "Ready", summary: Json) -> Json:
         "curves": _picture(figures, "curves.png"),
         "evaluated": evaluated,
         "doubtful": summary["data_audit"] and _doubtful(directory, data),
+        "caveat": summary["data_audit"]
+        and data_audit.caveat(
+            summary["data_audit"]["suspects"], len(data.train) + len(data.validation), len(classes)
+        ),
         "matrix": _picture(figures, "confusion.png"),
         "reliability": _picture(figures, "calibration.png"),
         "versions": {"tl_research": record["package"]["version"], **record["versions"]},

@@ -11,6 +11,20 @@ from tl_research.reporting.terminal import duration
 from tl_research.run.directory import command, quoted
 from tl_research.run.offline import Substitution
 
+_MANY_SECONDS = 600.0
+_SHOWN = 0.05  # share of the time from which a kind of work is named
+# {kind in `seconds` of `results.json`: how it is called}, in their order
+_PARTS = {
+    "start": "startup",
+    "data": "loading",
+    "features": "features",
+    "compile": "compiling",
+    "train": "training",
+    "evaluate": "evaluation",
+    "export": "export",
+    "figures": "report",
+}
+
 
 def with_interval(found: Json) -> Json:
     """Adds the interval of the accuracy, if there is one, and the number of reads to metrics over
@@ -22,27 +36,41 @@ def with_interval(found: Json) -> Json:
     return {"accuracy": accuracy, **found, "ci95": interval, "reads": 1}
 
 
-def ending(summary: Json, path: str) -> list[str]:
+def ending(summary: Json, path: str, earlier: float | None = None) -> list[str]:
     """Returns the lines that report a run's results and suggest what to do next.
 
     Args:
         summary: Contents of its `results.json`.
         path: Its directory.
+        earlier: Seconds that its `seconds` have of processes before it was resumed; None: unknown,
+            so that only the time of the last process is given.
     """
     seconds, path = summary["seconds"], os.path.abspath(path)
     notes = (Substitution.from_json(value).text for value in summary["substitutions"])
     lines = [*(f"note: {text}" for text in notes), test_line(summary["test"])]
     if best := selected(summary) or summary["head_start"]:
-        numbers = {name: value for name, value in best.items() if name.startswith("val_")}
-        lines.append(f"validation: {_listed(numbers)}, epoch {best.get('best_epoch', 0)}")
-    parts = (("images", "data"), ("features", "features"), ("training", "train"))
-    kinds = ", ".join(f"{word} {duration(seconds[kind])}" for word, kind in parts)
-    lines.append(f"time: {duration(seconds['total'])} ({kinds})")
+        numbers = {name[4:]: value for name, value in best.items() if name.startswith("val_")}
+        lines.append(f"validation: {_listed(numbers)} (epoch {best.get('best_epoch', 0)})")
+    total = f"time: {duration(seconds['total'])}"
+    lines.append(total if earlier is None else _times(seconds, earlier))
     if os.path.isfile(report := os.path.join(path, "report", "index.html")):
         lines.append(f"report: {report}")
     use = commands(path)
     lines += ["to predict:", f"  {use['predict']}"]
-    return [*lines, "to see curves in TensorBoard:", f"  {use['tensorboard']}"]
+    return [*lines, "to view the curves in TensorBoard:", f"  {use['tensorboard']}"]
+
+
+def _times(seconds, earlier):
+    """Returns the line on `seconds` of `results.json` whose parts add up to the total."""
+    total = seconds["total"] + earlier
+    parts = {word: seconds.get(kind, 0.0) for kind, word in _PARTS.items()}
+    shown = {word: of for word, of in parts.items() if of >= _SHOWN * total}
+    shown["other"] = total - sum(shown.values())
+    # all in seconds, so that they can be added, unless there are too many
+    text = duration if total >= _MANY_SECONDS else lambda of: f"{of:.{int(of < 9.95)}f} s"
+    listed = ", ".join(f"{word} {text(of)}" for word, of in shown.items())
+    before = f", of which {text(earlier)} before it was resumed" if earlier else ""
+    return f"time: {text(total)} ({listed}){before}"
 
 
 def commands(path: str) -> dict[str, str]:

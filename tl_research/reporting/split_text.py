@@ -50,7 +50,7 @@ def _test_resolution(count):
         can_be = f"can only be {', '.join(steps[:-1])} or {steps[-1]} %"
     else:
         low, high = metrics.wilson_interval(round(0.9 * count), count)
-        can_be = f"moves in steps of {100 / count:.2g} points, and of one near 90 % the 95 % "
-        can_be += f"interval is {100 * low:.0f}-{100 * high:.0f} %"
-    advice = "; use --split=..., add images, or look at cross_validation"
+        can_be = f"changes in steps of {100 / count:.2g} points, and the 95 % interval of one near "
+        can_be += f"90 % is {100 * low:.0f}-{100 * high:.0f} %"
+    advice = "; add images, use --split, or see cross_validation in results.json"
     return f"test: {count} images; the accuracy {can_be}{advice * (count < 100)}"

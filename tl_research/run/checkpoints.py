@@ -209,12 +209,12 @@ def load_newest(
         except Exception as error:  # it can be wrong in every way
             reasons.append(f"{name} ({error})")
             before = f"; using {names[-1]}" if names else ""
-            to_stderr(f"warning: checkpoint {name} unusable ({error}){before}")
+            to_stderr(f"warning: checkpoint {name} is unusable ({error}){before}")
             set_aside(path, "corrupt")
     there = os.listdir(directory) if os.path.isdir(directory) else []
     if damaged := sorted(name for name in there if ".corrupt-" in name):
         raise CheckpointError(
             f"no usable checkpoint in {directory}: {', '.join(reasons or damaged)}; "
-            "expected at least one; --resume=never starts anew and keeps the old run"
+            "expected at least one; --resume=never starts over and keeps the old run"
         )
     return None

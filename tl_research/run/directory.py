@@ -233,7 +233,7 @@ class RunDirectory(Directory):
         lock = self._locked()  # no other process is writing to it
         aside = set_aside(self.path.rstrip("/"), "old")
         lock.close()
-        to_stderr(f"the run in {self.path} is now {aside}")
+        to_stderr(f"the previous run in {self.path} was renamed to {aside}")
 
     def _locked(self):
         try:
@@ -256,8 +256,8 @@ class RunDirectory(Directory):
         before, after = _only_in(recorded, wanted.splitlines())
         if before or after:  # not only another order
             to_stderr(
-                f"note: {self.path} goes on with {after or 'fewer flags'} instead of "
-                f"{before or 'nothing there'}"
+                f"note: {self.path} continues with {after or 'no such setting'} instead of "
+                f"{before or 'no such setting'}"
             )
         self.write_text("flags.txt", wanted)
 
@@ -270,8 +270,8 @@ class RunDirectory(Directory):
         if os.path.exists(self.file("results.json")):
             ways += f"; to train on from its result, --weights={os.path.abspath(self.path)}"
         raise CheckpointError(
-            f"the run in {self.path} was made with {before or 'fewer flags'}, flags now say "
-            f"{after or 'nothing there'}; expected the same; {ways}"
+            f"the run in {self.path} was made with {before or 'no such setting'}, this command has "
+            f"{after or 'no such setting'}; expected the same settings; {ways}"
         )
 
 

@@ -72,7 +72,7 @@ def warn_of_hidden_gpu(
     if not seen and "CUDA_VISIBLE_DEVICES" not in os.environ and any(map(os.path.exists, drivers)):
         to_stderr(
             "warning: this machine has an NVIDIA GPU that TensorFlow does not see, so the CPU "
-            "computes; expected CUDA's libraries; install them: "
+            "is used; expected CUDA's libraries; install them: "
             f"{sys.executable} -m pip install 'tensorflow[and-cuda]'"
         )
 
@@ -135,5 +135,5 @@ def warn_of_others(recorded: dict) -> None:
     if different:
         to_stderr(
             f"warning: the run began with {'; '.join(different)}; results may differ from an "
-            "unbroken run"
+            "uninterrupted run"
         )

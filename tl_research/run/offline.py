@@ -58,7 +58,8 @@ class Replacements:
             self.used = [Substitution.from_json(value) for value in recorded or ()]
         except (AttributeError, TypeError) as error:
             raise CheckpointError(
-                f"run.json is damaged ({error}); expected what a run wrote; use --resume=never"
+                f"run.json is damaged ({error}); expected it as the run wrote it; use "
+                "--resume=never"
             ) from error
 
     def attempt(
@@ -80,8 +81,10 @@ class Replacements:
             UnreachableError: If something cannot be reached and may not be replaced.
         """
         if self._is_resumed:
-            replaced = substitution.what in [used.what for used in self.used]
-            return make(replacement if replaced else config)
+            if substitution.what not in [used.what for used in self.used]:
+                return make(config)
+            to_stderr(f"note: {substitution.text}")
+            return make(replacement)
         try:
             return make(config)
         except UnreachableError as error:

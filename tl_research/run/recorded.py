@@ -66,6 +66,6 @@ def read_record(path: str) -> Json:
 
 def _damaged(path, why):
     return CheckpointError(
-        f"{path} is damaged ({why}); expected what a run wrote; use another --workdir or "
+        f"{path} is damaged ({why}); expected it as the run wrote it; use another --workdir or "
         "--resume=never"
     )
