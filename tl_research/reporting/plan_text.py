@@ -162,8 +162,9 @@ def _unusual(plan, classes):
     if mixing := plan.cache.plan.mixing:
         shares = f", with weights from Beta({config.mixup:g}, {config.mixup:g})"
         yield f"{mixing}: images and labels are blended{shares * bool(config.mixup)}"
-    if share := config.manifold_mixup:
-        yield f"MixUp: features and labels are blended, with weights from Beta({share:g}, {share:g})"
+    if alpha := config.manifold_mixup:
+        shares = f"Beta({alpha:g}, {alpha:g})"
+        yield f"MixUp: features and labels are blended, with weights from {shares}"
     if config.ema_decay:
         yield (
             f"averages: moving averages of the trained weights, with a decay of "
