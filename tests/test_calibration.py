@@ -102,7 +102,7 @@ def test_run_without_epochs_is_evaluated(tiny_backbone, write_images, tmp_path, 
     said = "(expected calibration error). No temperature was fitted: no epoch was trained.\n"
     assert found["temperature"] == 1.0 and said in capsys.readouterr().out
     assert evaluate(EvaluateConfig(run=run))["temperature"] == 1.0
-    assert ", temperature 1.0000 of" in capsys.readouterr().out
+    assert ", temperature 1.0000 on" in capsys.readouterr().out
 
 
 def test_answers_do_not_change():

@@ -262,7 +262,7 @@ def test_copy_of_the_flower_photographs_is_that_data_set(parsed):
 def test_later_flags_win_over_a_preset_and_presets_over_each_other(parsed):
     config = parsed("photos", "--preset=flowers", "--preset=gradual", "--batch-size=16")
     assert config.phases == ("head", "top", "finetune") and config.batch_size == 16
-    assert config.image_size == 224 and config.epochs == (8, 5, 5)
+    assert config.image_size == 288 and config.epochs == (3, 6, 6)
 
 
 def test_file_here_comes_before_the_preset_of_its_name(parsed, tmp_path):
@@ -308,7 +308,7 @@ def test_other_words_for_a_flag_are_understood(words, name):
 
 
 def test_values_of_an_error_in_a_preset_name_its_line(parsed, capsys):
-    with pytest.raises(Exception, match=r"presets/gradual\.flags:\d: --epochs=8,5,5 has 3 entries"):
+    with pytest.raises(Exception, match=r"presets/gradual\.flags:\d: --epochs=3,6,6 has 3 entries"):
         parsed("photos", "--preset=gradual", "--phases=head,finetune")
 
 

@@ -532,6 +532,6 @@ def test_two_classes_in_the_layout_of_their_archive_without_a_network(
     # From layer 100 of 154 up, 35.06 %, of a backbone that could not be had: 50 of 141 layers of
     # the one that is used instead.
     assert (
-        "finetune: head and top 50 of 141 layers of the backbone train" in stdout
+        "finetune: training the head and the top 50 of 141 backbone layers" in stdout
         and "MobileNetV2 could not be reached" in stdout
     )

@@ -18,7 +18,7 @@ from tl_research.models.classifier import Classifier
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.optim.param_groups import make_param_groups
 from tl_research.training.batch import EpochInputs
-from tl_research.training.features import CachedSource, Views
+from tl_research.training.features import CachedSource, LiveSource, Views
 from tl_research.training.objective import CrossEntropy
 from tl_research.training.steps import TrainStep
 
@@ -53,8 +53,9 @@ def take_steps(kind, rows, count=1, **kwargs):
     groups = make_param_groups(variables, {}, list(classifier.variables))
     names, pixels = tuple(map(str, range(9))), tf.zeros([9, 16, 16, 3], tf.uint8)
     examples = Examples(names, names, np.arange(9, dtype=np.int32) % 3, 16, pixels)
-    inputs, views = [tf.constant(_INPUTS)], Views(0, 0, False)
-    source = CachedSource(examples, classifier.boundary(), lambda _: inputs, views, [tf.float32])
+    inputs, boundary = [tf.constant(_INPUTS)], classifier.boundary()
+    live = LiveSource(classifier, examples, boundary, Views(0, 0, False))
+    source = CachedSource(live, boundary, lambda _: inputs, [tf.float32])
     optimizer = GroupedOptimizer(groups, "sgd", momentum=0.0)
     rate = tf.constant(0.5)
     step = kind(classifier, optimizer, source, CrossEntropy(), lambda _: rate, **kwargs)

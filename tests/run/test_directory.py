@@ -581,7 +581,9 @@ def test_never_sets_the_old_run_aside(tmp_path, capsys):
     assert sorted(os.listdir(tmp_path)) == ["run", "run.old-1", "run.old-2"]
     for name, seed in (("run.old-1", 1), ("run.old-2", 2), ("run", 3)):
         assert f"--seed={seed}\n" in (tmp_path / name / "flags.txt").read_text()
-    assert "is now" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    for number in (1, 2):
+        assert f" was renamed to {tmp_path}/run.old-{number}\n" in said
 
 
 def test_json_is_written_whole_and_without_nan(tmp_path):
