@@ -84,7 +84,7 @@ def test_cross_validation_counts_what_was_left_out(found):
 
 
 def test_lines_count_and_name_doubtful_labels_and_give_the_accuracy_of_the_head(found):
-    labels, worst, head = data_audit.describe(found, "report/data_audit.csv")
+    labels, head, worst = data_audit.describe(found, "report/data_audit.csv")
     assert labels == (
         "labels: 1 of 40 look doubtful (with fewer than 40 images per class, most doubtful labels "
         "are correct); pairs of look-alikes with different labels: 0; see report/data_audit.csv"

@@ -138,7 +138,8 @@ def _neighbors(features, places, all_gather):
 
 
 def describe(audit: DataAudit, path: str) -> list[str]:
-    """Returns a line on the labels, for everybody, and lines with the details.
+    """Returns a line on the labels and one on the closed-form head, for everybody, and one with
+    details.
 
     Args:
         audit: The result of `examine`.
@@ -153,11 +154,11 @@ def describe(audit: DataAudit, path: str) -> list[str]:
     return [
         f"labels: {found['suspects']} of {len(audit.rows)} look doubtful{doubtful}; pairs of "
         f"look-alikes with different labels: {found['contradictions']}; see {path}",
-        f"most doubtful: {worst}; pairs of look-alikes on two sides of the split: "
-        f"{found['near_copies_across_sides']}",
         f"closed-form head, each of {measured['n']:,} training and validation images left out "
         f"once: accuracy {measured['accuracy']:.4f} (standard error "
         f"{measured['standard_error']:.4f}), loss {measured['loss']:.4f}",
+        f"most doubtful: {worst}; pairs of look-alikes on two sides of the split: "
+        f"{found['near_copies_across_sides']}",
     ]
 
 

@@ -11,8 +11,15 @@ def test_audit_of_the_images_stands_in_the_results_and_in_the_report(run, tmp_pa
     assert results["cross_validation"]["n"] == 41  # 36 training and 5 validation images
     assert set(results["data_audit"]) == {"suspects", "near_copies_across_sides", "contradictions"}
     found = results["data_audit"]
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("labels: ")]
-    assert line == (
+    lines = capsys.readouterr().out.splitlines()
+    (place,) = [place for place, line in enumerate(lines) if line.startswith("labels: ")]
+    measured = results["cross_validation"]
+    assert lines[place + 1] == (
+        "closed-form head, each of 41 training and validation images left out once: accuracy "
+        f"{measured['accuracy']:.4f} (standard error {measured['standard_error']:.4f}), loss "
+        f"{measured['loss']:.4f}"
+    )
+    assert lines[place] == (
         f"labels: {found['suspects']} of 41 look doubtful"
         f"{data_audit.caveat(found['suspects'], 41, 3)}; pairs of look-alikes with different "
         f"labels: {found['contradictions']}; see report/data_audit.csv"

@@ -64,7 +64,7 @@ def report(plan: Plan, data: Dataset, directory: RunDirectory, summaries: Summar
             file.write(pictures.png(picture))
     data_audit.write(path, audit.rows)
     lines = data_audit.describe(audit, os.path.join(*_CSV))
-    say(*lines[: None if plan.config.verbose else 1])
+    say(*lines[: None if plan.config.verbose else 2])
     table = markdown_table(data_audit.COLUMNS, [row.values() for row in shown])
     summaries.text("train", "data_audit", "\n\n".join([*lines, table]), 0)
     summaries.image("train", "labels_in_doubt", picture, 0)
