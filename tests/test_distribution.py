@@ -82,9 +82,13 @@ first = [
     *workers("four", "--shards=0", count=4, end=kill),
 ]
 half = ["--precision=mixed_float16", "--optimizer=sgd"]
+blend = [
+    "--mixup=0", "--manifold_mixup=0.4", "--augment_views=2", "--feature_cache=memory",
+]
 second = [
     *workers("killed"), case("stopped"), mirrored("one"), case("half", *half),
     mirrored("half two", *half), *workers("apart", offline=True), *workers("four", "--shards=0"),
+    *workers("blended", *blend), case("blended one", *blend),
 ]
 codes = [
     fault_forks.in_parallel(cases, len(cases))
@@ -172,7 +176,7 @@ def test_killed_worker_ends_the_other_in_one_line_and_the_job_is_resumed_to_the_
 
 def test_four_processes_of_which_one_is_killed_go_on_as_two(runs):
     (first, second), place = runs
-    assert first[9:] == [143, 143, 143, -9] and second[8:] == [0, 0]
+    assert first[9:] == [143, 143, 143, -9] and second[8:10] == [0, 0]
     log = (place / "four.log").read_text()
     assert "resumed phase only, epoch 1, step 18\n" in log
     assert json.loads((place / "four" / "run.json").read_text())["shards"] == 4
@@ -207,6 +211,16 @@ def test_run_goes_on_with_another_number_of_replicas(runs, name, step):
     assert arrays.keys() == expected.keys()
     for key, array in expected.items():
         np.testing.assert_allclose(arrays[key], array, rtol=1e-4, atol=1e-6, err_msg=key)
+
+
+def test_features_are_blended_alike_by_one_process_and_two(runs):
+    (_, second), place = runs
+    assert second[10:] == [0, 0, 0], (place / "blended.log").read_text()
+    two, one = (_end(place / name) for name in ("blended", "blended one"))
+    np.testing.assert_allclose(two[1], one[1], rtol=1e-5)
+    for name, array in one[0].items():
+        np.testing.assert_allclose(two[0][name], array, rtol=1e-4, atol=1e-6, err_msg=name)
+    assert one[2]["feature_cache"] == "memory"
 
 
 def test_loss_scale_of_float16_is_one_for_all_replicas(runs):
