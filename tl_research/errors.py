@@ -11,6 +11,11 @@ def suggestion(word: str, words: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+def counted(count: int, noun: str) -> str:
+    """Returns a number of things as text, `1 image` or `2 images`."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def to_stderr(text: object) -> None:
     """Prints a line on stderr."""
     print(text, file=sys.stderr, flush=True)

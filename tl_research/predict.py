@@ -30,7 +30,7 @@ from tl_research import ahead, cli, metrics
 from tl_research.config import ToolConfig
 from tl_research.data.split import printable
 from tl_research.data.walk import images_below, others_text
-from tl_research.errors import DataError, UserError, to_stderr
+from tl_research.errors import DataError, UserError, counted, to_stderr
 from tl_research.files import escaped, replacing
 from tl_research.settings import setting
 
@@ -248,8 +248,7 @@ def main(places: list[str]) -> None:
         file.flush()
     seconds = time.perf_counter() - started
     to_stderr(
-        f"{counts[True]} image{'s' * (counts[True] != 1)} in {seconds:.1f} s, {counts[False]} "
-        "could not be used"
+        f"{counted(counts[True], 'image')} in {seconds:.1f} s, {counts[False]} could not be used"
     )
     if others:
         to_stderr(others_text(others))

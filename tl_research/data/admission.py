@@ -9,7 +9,7 @@ from tl_research.data.decoding import UnreadableKind
 from tl_research.data.image_check import CheckedImages
 from tl_research.data.split import printable
 from tl_research.data.walk import others_text
-from tl_research.errors import DataError, to_stderr
+from tl_research.errors import DataError, counted, to_stderr
 from tl_research.files import csv_text, write_atomically
 from tl_research.run.directory import Directory
 
@@ -24,19 +24,19 @@ class Admitted(NamedTuple):
     @property
     def notes(self) -> list[str]:
         """Lines about the images that are left out."""
-        left_out = {"bad image{s}": self.images.bad, "image{s} in two classes": self.contradictory}
-        return self.unreadable_kinds + [
-            f"{len(names)} {what.format(s='s' * (len(names) > 1))} left out, see bad_images.csv"
-            for what, names in left_out.items()
-            if names
-        ]
+        notes = self.unreadable_kinds
+        if bad := len(self.images.bad):
+            notes.append(f"{counted(bad, 'bad image')} left out, see bad_images.csv")
+        if both := len(self.contradictory):
+            notes.append(f"{counted(both, 'image')} in two classes left out, see bad_images.csv")
+        return notes
 
     @property
     def unreadable_kinds(self) -> list[str]:
         """A line about each kind of photograph that cannot be read."""
         kinds = collections.Counter(kind for _, kind in self.images.unreadable)
         return [
-            f"{count} {kind.name} photograph{'s' * (count > 1)} cannot be read: {kind.remedy}"
+            f"{counted(count, f'{kind.name} photograph')} cannot be read: {kind.remedy}"
             for kind, count in kinds.most_common()
         ]
 

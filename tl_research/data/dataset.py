@@ -18,7 +18,7 @@ from tl_research.data.catalog import Table
 from tl_research.data.pipeline import Examples
 from tl_research.data.shards import Shards
 from tl_research.data.walk import others_text
-from tl_research.errors import DataError, UserError, suggestion, to_stderr
+from tl_research.errors import DataError, UserError, counted, suggestion, to_stderr
 from tl_research.progress_bar import progress_bar
 from tl_research.run.directory import RunDirectory
 
@@ -161,8 +161,7 @@ def load_labelled(folder: str, classes: Sequence[str], config: Config) -> Exampl
     admission.refuse(admitted, dataclasses.replace(config, on_bad_image="skip"))
     if count := len(catalog.files) - len(admitted.images.good):
         bad = [*admitted.images.bad, *admitted.contradictory, *admitted.images.unreadable]
-        images = f"{count} image{'s are' if count > 1 else ' is'}"
-        to_stderr(f"warning: {images} left out: {_listed(dict(bad))}")
+        to_stderr(f"warning: {_images_are(count)} left out: {_listed(dict(bad))}")
     sides = ("test",) * len(admitted.images.good)
     return _divided(admitted, split.Split(sides, (None,) * len(sides), ()), config).test
 
@@ -304,24 +303,25 @@ def _chosen_rows(every, rows):
     return dataclasses.replace(every, **columns, labels=every.labels[rows], rows=places)
 
 
+def _images_are(count):
+    return f"{counted(count, 'image')} {'is' if count == 1 else 'are'}"
+
+
 def _notes(admitted, found, image_size):
     """Returns a list of lines on the images that a user should see."""
     checked, catalog = admitted.images, admitted.images.catalog
     notes = [*catalog.warnings, *found.warnings]
     if equal := len(admitted.duplicates):
         notes.append(
-            f"{equal} duplicate image{'s' * (equal > 1)} (see duplicates.csv), on the same side of "
-            "the split as the original"
+            f"{counted(equal, 'duplicate image')} (see duplicates.csv), on the same side of the "
+            "split as the original"
         )
     if num_groups := _num_near_copies(checked.pixel_sha256s, found.groups):
-        notes.append(f"{num_groups} group{'s' * (num_groups > 1)} of near-copies, each on one side")
+        notes.append(f"{counted(num_groups, 'group')} of near-copies, each on one side")
     if catalog.others:
         notes.append(others_text(catalog.others))
     notes += admitted.notes
-    notes += [
-        f"{count} image{'s are' if count > 1 else ' is'} {trait}"
-        for trait, count in checked.traits.items()
-    ]
+    notes += [f"{_images_are(count)} {trait}" for trait, count in checked.traits.items()]
     if checked.smallest and min(checked.smallest) < image_size:
         notes.append(f"the smallest image has {checked.smallest[0]} x {checked.smallest[1]} pixels")
     return notes

@@ -19,7 +19,7 @@ import h5py
 import keras
 import numpy as np
 
-from tl_research.errors import DataError
+from tl_research.errors import DataError, counted
 from tl_research.models import keras_private
 from tl_research.models.keras_private import to_snake_case
 
@@ -59,7 +59,7 @@ def load_weights_file(model: keras.Model, path: str) -> list[str]:
         # Keras' Normalization computes with copies of its variables
         if hasattr(layer, "finalize_state"):
             layer.finalize_state()
-    layers = f"{len(extra)} extra layer{'s' * (len(extra) > 1)}"
+    layers = counted(len(extra), "extra layer")
     note = f"--weights={path}: ignored {layers}: {_first(extra, 20, ', ')}"
     return [note] if extra else []
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tl_research.config import Config
-from tl_research.errors import to_stderr
+from tl_research.errors import counted, to_stderr
 from tl_research.reporting import plan_text
 from tl_research.reporting.observer import EventHandler
 from tl_research.reporting.terminal import BOLD, GREEN, duration, say
@@ -163,7 +163,7 @@ class Console(EventHandler):
         moved = counts["batchnorm_stats_changed"]
         say(
             f"{phase.name}: best epoch {result['best_epoch']} ({found})"
-            + f"; stopped early: no better {by} in {plan_text.epochs(phase.patience)}" * early
+            + f"; stopped early: no better {by} in {counted(phase.patience, 'epoch')}" * early
             + (f"; {moved} BatchNorm statistics changed" if moved else "; frozen part unchanged")
         )
         if self._config.verbose:

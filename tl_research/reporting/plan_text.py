@@ -9,6 +9,7 @@ from tl_research import machine, memory
 from tl_research.config import Phase, lower_is_better
 from tl_research.data.dataset import Dataset
 from tl_research.data.split import SIDES, printable
+from tl_research.errors import counted
 from tl_research.models.classifier import what_differs
 from tl_research.reporting.split_text import describe_split
 from tl_research.run.offline import Substitution
@@ -30,7 +31,8 @@ def describe_cache(plan: CachePlan) -> str:
         "off": "off (--feature_cache=off)",
         "mixing": f"since {plan.mixing} blends them anew every epoch",
         "fresh": "since every epoch has a new view",
-        "would not pay": f"since {plan.views} views in {epochs(plan.epochs)} would not pay",
+        "would not pay": f"since {plan.views} views in {counted(plan.epochs, 'epoch')} would not "
+        "pay",
         "too large": f"since {plan.views} views of {what} need {total:.1f} GiB and --cache_bytes "
         f"allows {plan.allowed_bytes / 2**30:.1f}",
     }[plan.live]
@@ -115,7 +117,8 @@ def _phases(plan):
     for phase in plan.phases:
         if not phase.epochs:
             continue
-        stop = f"early stop after {epochs(phase.patience)} without a {better} {config.select_by}"
+        patience = counted(phase.patience, "epoch")
+        stop = f"early stop after {patience} without a {better} {config.select_by}"
         yield (
             f"plan: {phase.name}: {up_to(phase)}, unfreeze {phase.unfreeze}, "
             f"{optimizer} {phase.learning_rate:g} {phase.lr_schedule}, "
@@ -129,15 +132,15 @@ def _phases(plan):
 def _device():
     gpus = len(tf.config.list_physical_devices("GPU"))
     if gpus:
-        return f"{gpus} GPU{'s' * (gpus > 1)}"
-    return f"{machine.cores()} CPU core{'s' * (machine.cores() > 1)}, no GPU"
+        return counted(gpus, "GPU")
+    return f"{counted(machine.cores(), 'CPU core')}, no GPU"
 
 
 def _replicas(config, train):
     if config.distribute != "off":
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         yield (
-            f"distribute: {config.distribute}: {replicas} replica{'s' * (replicas > 1)}, "
+            f"distribute: {config.distribute}: {counted(replicas, 'replica')}, "
             f"{config.batch_size // replicas} images of each batch on each"
         )
     if train.shards.count > 1:
@@ -159,12 +162,11 @@ def _unusual(plan, classes):
     if (weights := getattr(plan.objective, "class_weights", None)) is not None:
         pairs = zip(map(printable, classes), weights)
         yield "class weights: " + ", ".join(f"{name} {weight:.3g}" for name, weight in pairs)
-    if mixing := plan.cache.plan.mixing:
-        shares = f", with weights from Beta({config.mixup:g}, {config.mixup:g})"
-        yield f"{mixing}: images and labels are blended{shares * bool(config.mixup)}"
-    if alpha := config.manifold_mixup:
-        shares = f"Beta({alpha:g}, {alpha:g})"
-        yield f"MixUp: features and labels are blended, with weights from {shares}"
+    if mixing := plan.cache.views.mixing or plan.feature_mixing:
+        what = "features" if plan.feature_mixing else "images"
+        alpha = config.mixup or config.manifold_mixup  # an extension's mixing has neither
+        shares = f", with weights from Beta({alpha:g}, {alpha:g})" * bool(alpha)
+        yield f"{mixing.name}: {what} and labels are blended{shares}"
     if config.ema_decay:
         yield (
             f"averages: moving averages of the trained weights, with a decay of "
@@ -186,12 +188,7 @@ def _of_extension(plan):
 
 def up_to(phase: Phase) -> str:
     """Returns the largest number of epochs of a phase, as text."""
-    return f"up to {epochs(phase.epochs)}"
-
-
-def epochs(count: int) -> str:
-    """Returns a number of epochs as text."""
-    return f"{count} epoch{'s' * (count != 1)}"
+    return f"up to {counted(phase.epochs, 'epoch')}"
 
 
 def describe_phase(event: PhaseBegan) -> str:
