@@ -8,16 +8,17 @@ import pytest
 from tl_research import data_audit
 
 
-def _audited(places=None, *more):
+def _audited(places=None, *more, wrong=0):
     """Audits 40 images in two classes far apart, with faults planted, of which `places` are here.
 
-    Image 0 has the label of the other class; 39, of validation, is 38 again.
+    Image `wrong` has the label of the other class; 39, of validation as all from 30 on, is 38
+    again.
     """
     random = np.random.default_rng(0)
     labels = np.arange(40) // 20
     features = random.normal(size=(40, 64)) + 12 * np.eye(2, 64)[labels]
     features[39] = features[38] + 1e-3
-    labels[0] = 1
+    labels[wrong] = 1 - labels[wrong]
     sides = np.array(["train"] * 30 + ["validation"] * 10)
     names = [f"{i}.jpg" for i in range(40)]
     here = features if places is None else features[places]
@@ -81,6 +82,12 @@ def test_cross_validation_counts_what_was_left_out(found):
     measured = found.summary["cross_validation"]
     assert measured["n"] == 40 and measured["accuracy"] == 39 / 40  # image 0 is the one
     assert measured["standard_error"] == pytest.approx(np.sqrt(39 / 40 / 40 / 40))
+    assert measured["validation_accuracy"] == 1
+
+
+def test_accuracy_of_validation_images_left_out_counts_these_alone():
+    measured = _audited(wrong=35).summary["cross_validation"]
+    assert (measured["accuracy"], measured["validation_accuracy"]) == (39 / 40, 9 / 10)
 
 
 def test_lines_count_and_name_doubtful_labels_and_give_the_accuracy_of_the_head(found):
@@ -94,7 +101,7 @@ def test_lines_count_and_name_doubtful_labels_and_give_the_accuracy_of_the_head(
     assert worst.count("?") == 3
     assert head.startswith(
         "closed-form head, each of 40 training and validation images left out once: accuracy "
-        "0.9750 (standard error 0.0247), loss "
+        "0.9750 (standard error 0.0247; of validation images 1.0000), loss "
     )
 
 

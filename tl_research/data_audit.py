@@ -85,7 +85,7 @@ def examine(
         rows=rows,
         order=order,
         summary={
-            "cross_validation": _cross_validation(head, labels),
+            "cross_validation": _cross_validation(head, labels, sides == "validation"),
             "data_audit": {
                 "suspects": int(((shares.max(axis=1) >= _SUSPECT) & (suggested != labels)).sum()),
                 "near_copies_across_sides": sum(sides[i] != sides[j] for i, j in pairs),
@@ -95,13 +95,17 @@ def examine(
     )
 
 
-def _cross_validation(head, labels):
+def _cross_validation(head, labels, is_validation):
     """Returns the leave-one-out metrics; the only image of a class is not counted."""
     counted = np.isfinite(head.left_out).all(axis=1)
-    loss, accuracy = metrics.loss_and_accuracy(head.left_out[counted], labels[counted])
+    (loss, accuracy), (_, of_validation) = (
+        metrics.loss_and_accuracy(head.left_out[these], labels[these])
+        for these in (counted, counted & is_validation)
+    )
     count = int(counted.sum())
     return {
         "accuracy": accuracy,
+        "validation_accuracy": of_validation,
         "standard_error": float(np.sqrt(accuracy * (1 - accuracy) / count)),
         "loss": loss,
         "n": count,
@@ -156,7 +160,8 @@ def describe(audit: DataAudit, path: str) -> list[str]:
         f"look-alikes with different labels: {found['contradictions']}; see {path}",
         f"closed-form head, each of {measured['n']:,} training and validation images left out "
         f"once: accuracy {measured['accuracy']:.4f} (standard error "
-        f"{measured['standard_error']:.4f}), loss {measured['loss']:.4f}",
+        f"{measured['standard_error']:.4f}; of validation images "
+        f"{measured['validation_accuracy']:.4f}), loss {measured['loss']:.4f}",
         f"most doubtful: {worst}; pairs of look-alikes on two sides of the split: "
         f"{found['near_copies_across_sides']}",
     ]

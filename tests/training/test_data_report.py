@@ -16,8 +16,8 @@ def test_audit_of_the_images_stands_in_the_results_and_in_the_report(run, tmp_pa
     measured = results["cross_validation"]
     assert lines[place + 1] == (
         "closed-form head, each of 41 training and validation images left out once: accuracy "
-        f"{measured['accuracy']:.4f} (standard error {measured['standard_error']:.4f}), loss "
-        f"{measured['loss']:.4f}"
+        f"{measured['accuracy']:.4f} (standard error {measured['standard_error']:.4f}; of "
+        f"validation images {measured['validation_accuracy']:.4f}), loss {measured['loss']:.4f}"
     )
     assert lines[place] == (
         f"labels: {found['suspects']} of 41 look doubtful"
