@@ -246,7 +246,8 @@ class Config:
     select_by: str = setting(
         "val_loss",
         "metric that selects the best epoch and phase: val_loss, val_accuracy or a column of an "
-        "extension; lower is better if the name ends in loss or error",
+        "extension; lower is better if the name ends in loss or error; of equal values, the one "
+        "with the lower val_loss",
     )
     patience: tuple[int, ...] = setting(
         (0, 3), "epochs without an improvement of --select_by before a phase stops; 0: no limit"

@@ -50,6 +50,23 @@ def test_tie_keeps_the_earlier_epoch(train, assert_weights):
     assert_weights(trained.classifier, epochs[1])
 
 
+def test_of_equal_accuracies_the_lower_loss_decides_between_epochs_and_phases(
+    train, assert_weights
+):
+    trained, epochs = train(
+        [0.9, 0.6, 0.7, 0.5],
+        [0.5, 0.8, 0.7, 0.8],
+        select_by="val_accuracy",
+        **{**_ONLY, "epochs": (4,)},
+    )
+    assert trained.state.past.finished[0]["best_epoch"] == 4
+    trained, epochs = train([0.6, 0.5, 0.7, 0.4], [0.8, 0.8, 0.8, 0.8], select_by="val_accuracy")
+    past = trained.state.past
+    assert [phase["best_epoch"] for phase in past.finished] == [2, 4]
+    assert (past.selected["phase"], past.selected["epoch"]) == ("finetune", 4)
+    assert_weights(trained.classifier, epochs[3])
+
+
 def test_later_phase_that_never_is_better_is_not_kept(train, assert_weights, capsys):
     trained, epochs = train([0.5, 0.4, 0.6, 0.4000001])
     assert trained.state.past.selected == {
@@ -130,7 +147,7 @@ def test_highest_accuracy_is_best_where_it_is_selected_by(train, assert_weights,
     """The loss, which would choose the last epoch, is not looked at."""
     trained, epochs = train(
         [0.9, 0.8, 0.7, 0.6, 0.5],
-        accuracies=[0.2, 0.6, 0.6, 0.4, 0.9],
+        accuracies=[0.2, 0.6, 0.5, 0.4, 0.9],
         select_by="val_accuracy",
         patience=2,
         **_ONLY,

@@ -36,8 +36,8 @@ def end_epoch(setup: PhaseSetup, state: TrainState, resume: Resume) -> EpochEnde
         more = plan.own_numbers(row, logits)
         row |= more
         value = _value(plan, row)
-        # NaN is never best; in a tie the earlier epoch is, wherever the run was interrupted.
-        is_best = math.isfinite(value) and _is_better(plan, value, progress.best)
+        # NaN is never best.
+        is_best = math.isfinite(value) and _is_better(plan, row, progress.best)
         if is_best:
             state.weights.best = plan.classifier.values(plan.saved_paths)
     position.epoch += 1  # from here on no user code is called: the state stays consistent
@@ -75,12 +75,16 @@ def _value(plan: Plan, numbers: dict[str, Any]) -> float:
     raise unmeasured(by, (name for name, value in numbers.items() if isinstance(value, float)))
 
 
-def _is_better(plan, value, best):
-    """Returns whether a value is better than that of the best numbers so far, if there are any."""
+def _is_better(plan, numbers, best):
+    """Returns whether numbers are better than the best so far, if there are any.
+
+    Of equal values, the lower validation loss is better; if that is equal too, the earlier is.
+    """
     if not best:
         return True
-    other = _value(plan, best)
-    return value < other if lower_is_better(plan.config.select_by) else value > other
+    sign = 1 if lower_is_better(plan.config.select_by) else -1
+    ours, theirs = ((sign * _value(plan, of), of["val_loss"]) for of in (numbers, best))
+    return ours < theirs
 
 
 def _row(setup: PhaseSetup, state: TrainState, found: dict[str, Any]) -> dict[str, Any]:
@@ -167,8 +171,9 @@ def end_phase(setup: PhaseSetup, state: TrainState, counts: dict[str, int]) -> P
     if skipped := [row["skipped_steps"] for row in rows if "skipped_steps" in row]:
         result["skipped_steps"] = sum(skipped)
     past.finished.append(result)
-    kept, value = past.selected, _value(plan, {**progress.best, **found})
-    if _is_better(plan, value, kept):
+    kept, measured = past.selected, {**progress.best, **found}
+    value = _value(plan, measured)
+    if _is_better(plan, measured, kept):
         kept, by = None, {plan.config.select_by: value}
         past.selected = {"phase": setup.phase.name, "epoch": progress.best["epoch"], **found, **by}
         state.weights.selected, state.weights.logits = state.weights.best, {"selected": logits}
