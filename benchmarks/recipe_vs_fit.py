@@ -115,7 +115,7 @@ def run_train(settings, backbone, seed, workdir, flagfiles=(), more=()):
 
     Args:
         settings: With a dataset and a data_dir.
-        backbone: NAME@SIZE.
+        backbone: NAME@SIZE, or NAME for the size in the flag files.
         seed: Of the run and of the split.
         workdir: The run directory.
         flagfiles: That stand before all flags here, from the root of the project.
@@ -128,7 +128,7 @@ def run_train(settings, backbone, seed, workdir, flagfiles=(), more=()):
         f"--dataset={settings.dataset}",
         f"--data_dir={settings.data_dir}",
         f"--backbone={name}",
-        f"--image_size={size}",
+        *([f"--image_size={size}"] if size else []),
         f"--seed={seed}",
         f"--split_seed={seed}",
         *more,

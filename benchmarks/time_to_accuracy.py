@@ -5,10 +5,10 @@ what `fit` ends with, that plus 2 points, or --target.
 
 For each seed, which is its split's too, runs of `train.py` with each of --recipes and `fit` as
 everybody writes it (`fit_recipe.py`), alone and in turn, each a process of its own. A recipe of
-ours has its model when its run is over. `fit` is taken to save after every epoch, in no time at
-all, the model that it would return: that of the lowest validation loss so far. --peer adds PyTorch
-(`torch_peer.py`, eager and compiled), which saves that model. A row that stands in DIR/rows.json is
-not measured again, so that the same command goes on where it was stopped.
+ours has its model when its run is over, and its own image size. `fit` is taken to save after every
+epoch, in no time at all, the model that it would return: that of the lowest validation loss so far.
+--peer adds PyTorch (`torch_peer.py`, eager and compiled), which saves that model. A row that stands
+in DIR/rows.json is not measured again, so that the same command goes on where it was stopped.
 """
 
 import functools
@@ -34,7 +34,8 @@ class Settings(program.Training, program.Network, program.Photographs):
     required = ("runs", "data_dir")
     runs: str | None = setting(None, "directory for all runs; must be given", path="absolute")
     recipes: tuple[str, ...] = setting(
-        ("instant", "flowers"), "names in recipes/, put after flowers.flags; flowers is that alone"
+        ("instant", "minute", "flowers"),
+        "names in recipes/, put after flowers.flags; flowers is that alone",
     )
     columns: tuple[str, ...] = setting((FIT, "fit held"), "of fit: fit, or fit,fit held")
     peer: str | None = setting(
@@ -68,7 +69,8 @@ def measure(settings):
 def _ours(recipe, settings, backbone, seed, place):
     """Runs `train.py` with a recipe; returns its row."""
     flagfiles = ["flowers.flags", f"recipes/{recipe}.flags"][: 1 + (recipe != "flowers")]
-    results = recipe_vs_fit.run_train(settings, backbone, seed, place, flagfiles)
+    name, _, _ = backbone.partition("@")
+    results = recipe_vs_fit.run_train(settings, name, seed, place, flagfiles)
     chosen = selected(results) or results["head_start"]
     found = {name: chosen[name] for name in ("val_accuracy", "val_loss")}
     history = [{"seconds": results["seconds"]["total"], **found}]
