@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tl_research import quiet
 
@@ -27,7 +27,7 @@ from tl_research.config import Config
 from tl_research.data import dataset, shards, sides
 from tl_research.errors import CheckpointError, GateError, UserError, to_stderr
 from tl_research.extension import Extension
-from tl_research.files import make_folders, storage_errors
+from tl_research.files import Json, make_folders, storage_errors
 from tl_research.models import backbones, weights
 from tl_research.models.classifier import Classifier
 from tl_research.reporting import data_report, figures, pages, plan_text, report, results
@@ -57,7 +57,7 @@ def run(
     started: float | None = None,
     extension: Extension | None = None,
     observers: Sequence[Observer] = (),
-) -> dict[str, Any]:
+) -> Json:
     """Runs or resumes an experiment; returns the contents of its `results.json`.
 
     Args:

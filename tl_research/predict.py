@@ -32,7 +32,7 @@ from tl_research.data.split import printable
 from tl_research.data.walk import images_below, others_text
 from tl_research.errors import DataError, UserError, counted, to_stderr
 from tl_research.files import escaped, replacing
-from tl_research.settings import setting
+from tl_research.settings import setting, unrecorded_path
 
 if TYPE_CHECKING:  # it imports this module
     from tl_research.trained import TrainedRun
@@ -42,16 +42,12 @@ if TYPE_CHECKING:  # it imports this module
 class PredictConfig(ToolConfig):
     """Settings of `python -m tl_research.predict`."""
 
-    csv: str | None = setting(
+    csv: str | None = unrecorded_path(
         None,
         "file for CSV rows, written when all are complete; -: stdout; a pipe or device receives "
         "rows as they come",
-        path=True,
-        recorded=False,
     )
-    jsonl: str | None = setting(
-        None, "the same with JSON objects, one per line", path=True, recorded=False
-    )
+    jsonl: str | None = unrecorded_path(None, "the same with JSON objects, one per line")
     top_k: int = setting(3, "classes shown per image on a terminal, if at least 0.5 %", low=1)
 
     def __post_init__(self):

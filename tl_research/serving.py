@@ -456,7 +456,7 @@ def _known(run):
     }
 
 
-def less_accurate(file: str, facts: dict[str, Any], most: float) -> str | None:
+def less_accurate(file: str, facts: Json, most: float) -> str | None:
     """Returns the error text if an exported file is too much less accurate than model.keras, or
     None.
 

@@ -117,15 +117,7 @@ def _found(model, path):
             else:
                 matches, extra = _match_legacy(model, datasets)
             return *_read(matches, datasets), extra
-    except (
-        OSError,
-        RuntimeError,
-        KeyError,
-        ValueError,
-        TypeError,
-        EOFError,
-        zipfile.BadZipFile,
-    ) as error:
+    except Exception as error:  # a file from anyone can be wrong in every way
         raise DataError(
             f"--weights={path} cannot be read: {' '.join(str(error).split())}"
         ) from error

@@ -22,6 +22,7 @@ from tl_research.config import LATEST, Config
 from tl_research.errors import CheckpointError, RunDirectoryError, UserError, to_stderr
 from tl_research.extension import package_sha256
 from tl_research.files import (
+    Json,
     make_folders,
     read_text,
     rename,
@@ -196,7 +197,7 @@ class RunDirectory(Directory):
             if is_beside and not (os.path.isdir(LATEST) or os.path.islink(LATEST)):
                 write_atomically(LATEST, f"{os.path.basename(self.path)}\n")
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: Json) -> None:
         """Writes `results.json` after everything else is on the disk: a run with it is complete."""
         with storage_errors(self.path):
             sync_all(self.path)
@@ -378,7 +379,7 @@ def _config_of(path):
         return None
 
 
-def with_flags_of_run(values: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
+def with_flags_of_run(values: Json, given: Collection[str]) -> Json:
     """Returns the settings for a run: if only settings are given that a resumed run may change, the
     others are those of the run in `workdir`.
 

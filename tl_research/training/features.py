@@ -411,7 +411,7 @@ def on_local_replicas(
         own, own_rows = distribution.local_rows([indices, rows])
         return compute(source.read(own, of_view, own_rows))
 
-    return distribution.of_local_replicas(of_replica)
+    return distribution.on_replicas(of_replica, lambda parts: tf.concat(parts, axis=0))
 
 
 def derive_features(

@@ -3,10 +3,10 @@
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Any
 
 from tl_research.config import Phase, lower_is_better
 from tl_research.errors import NonFiniteError
+from tl_research.files import Json
 from tl_research.models.classifier import num_parameters
 from tl_research.training.events import EpochEnded, PhaseEnded
 from tl_research.training.phase import PhaseSetup
@@ -63,7 +63,7 @@ def end_epoch(setup: PhaseSetup, state: TrainState, resume: Resume) -> EpochEnde
     )
 
 
-def _value(plan: Plan, numbers: dict[str, Any]) -> float:
+def _value(plan: Plan, numbers: Json) -> float:
     """Returns the value of the metric that the run selects by.
 
     Raises:
@@ -83,7 +83,7 @@ def _is_better(plan, value, best):
     return value < other if lower_is_better(plan.config.select_by) else value > other
 
 
-def _row(setup: PhaseSetup, state: TrainState, found: dict[str, Any]) -> dict[str, Any]:
+def _row(setup: PhaseSetup, state: TrainState, found: Json) -> Json:
     """Returns the row of `metrics.csv` for an epoch that was evaluated but is not counted yet."""
     sums, position = state.progress.epoch_totals, state.position
     examples = sums["examples"] or math.nan  # 0 if every step was skipped because of its loss
@@ -175,7 +175,6 @@ def end_phase(setup: PhaseSetup, state: TrainState, counts: dict[str, int]) -> P
     return PhaseEnded(
         phase=setup.phase,
         step=state.position.global_step,
-        groups=setup.optimizer.groups,
         result=result,
         measured=tuple(found),
         value=value,
