@@ -80,7 +80,7 @@ def run(
         _audit_data(ready)
         observers = (*ready.observers, EpochBar(config.batch_size), *observers)
         loop.fit(ready.plan, ready.state, resume=ready.resume, observers=observers)
-        return _finish(ready, started)
+        return _finish(ready)
 
 
 class Place(NamedTuple):
@@ -389,7 +389,7 @@ def _audit_data(ready):
             )
 
 
-def _finish(ready, started):
+def _finish(ready):
     """Reads the test images once, exports the model and writes the results; returns these."""
     plan, state, directory = ready.plan, ready.state, ready.place.directory
     memory.give_back()  # otherwise the following needs additional memory
@@ -411,7 +411,7 @@ def _finish(ready, started):
     say("writing the report")
     with timed(state, "figures"):
         _illustrate(ready, summary)
-    total = time.perf_counter() - started
+    total = time.perf_counter() - plan.started
     summary["seconds"] = {"total": total, **ready.seconds, **state.past.run_seconds}
     summary = results.without_nan(summary)
     directory.finish(summary)

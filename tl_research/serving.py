@@ -436,7 +436,10 @@ def save(
         "quantize": form[1],
         "bytes": sum(map(os.path.getsize, filter(os.path.isfile, [path, *paths_below(path)]))),
         "images": {"type": "uint8", "shape": [*shape, 3], "values": "RGB, 0 to 255, upright"},
-        **_known(run),
+        "outputs": "probabilities" if run.answer.has_probabilities else "number",
+        "classes": run.classes,
+        "temperature": run.temperature,
+        "versions": {"tl_research": __version__, "tensorflow": tf.__version__},
         "compared": facts,
         "latency": latency(serve, next(reference.images(fixed))),
     }
@@ -444,16 +447,6 @@ def save(
     names = [printable(escaped(name)) for name in run.classes]
     directory.write_text("export/labels.txt", "\n".join([*names, ""]))
     return path, known
-
-
-def _known(run):
-    """Returns the facts about a model that do not depend on the format."""
-    return {
-        "outputs": "probabilities" if run.answer.has_probabilities else "number",
-        "classes": run.classes,
-        "temperature": run.temperature,
-        "versions": {"tl_research": __version__, "tensorflow": tf.__version__},
-    }
 
 
 def less_accurate(file: str, facts: Json, most: float) -> str | None:

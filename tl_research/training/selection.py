@@ -164,8 +164,8 @@ def end_phase(setup: PhaseSetup, state: TrainState, counts: dict[str, int]) -> P
         "seconds": setup.seconds(),
         "audit": counts,
     }
-    if skipped := [row["skipped_steps"] for row in rows if "skipped_steps" in row]:
-        result["skipped_steps"] = sum(skipped)
+    if "skipped_steps" in rows[0]:
+        result["skipped_steps"] = sum(row["skipped_steps"] for row in rows)
     past.finished.append(result)
     kept, value = past.selected, _value(plan, {**progress.best, **found})
     if _is_better(plan, value, kept):
