@@ -697,7 +697,7 @@ def run_called(name: str) -> str:
         return LATEST
     try:
         with open(LATEST, encoding="utf-8") as file:
-            return os.path.join(os.path.dirname(LATEST), file.readline().strip())
+            return f"runs/{file.readline().strip()}"
     except (OSError, ValueError) as error:
         raise UserError(
             f"--run=latest, and {LATEST} cannot be read ({getattr(error, 'strerror', error)}); "

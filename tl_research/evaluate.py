@@ -155,7 +155,7 @@ def _write(run, shown, found, report, directory, place):
         **_tables(shown, report.get("per_class")),
     }
     for name, text in texts.items():
-        directory.write_text(os.path.join(place, name), text)
+        directory.write_text(f"{place}/{name}", text)
 
 
 def _side_by_side(reports):
@@ -231,7 +231,7 @@ def _print(run, found, report, directory):
     for count, true, other in found["confusions"][:5]:
         total = found["confusion"][true].sum()
         print(f"{count} of {total} {names[true]} mistaken for {names[other]}")
-    print(f"written to {os.path.join(directory, 'index.html')}")
+    print(f"written to {directory}/index.html")
 
 
 def main() -> None:

@@ -77,7 +77,12 @@ def run(
                 say(*results.ending(place.directory.results, place.directory.path))
             return _report(config, place.directory, place.directory.results)
         ready = prepare(place, started)
-        _audit_data(ready)
+        past = ready.state.past
+        if past.data_audit is None:  # else the run did before it was interrupted
+            with timed(ready.state, "features"):
+                past.data_audit = data_report.report(
+                    ready.plan, ready.data, place.directory, ready.summaries
+                )
         observers = (*ready.observers, EpochBar(config.batch_size), *observers)
         loop.fit(ready.plan, ready.state, resume=ready.resume, observers=observers)
         return _finish(ready)
@@ -151,7 +156,7 @@ def _open_directory(config, parts):
         with storage_errors(config.workdir):
             names = ("flags.txt", "run.json", "split.json", "results.json", ".lock", "checkpoints")
             for name in names:
-                there, copied = (os.path.join(folder, name) for folder in (config.workdir, place))
+                there, copied = (f"{folder}/{name}" for folder in (config.workdir, place))
                 if os.path.exists(there):
                     (shutil.copytree if os.path.isdir(there) else shutil.copy)(there, copied)
         distribution.of_all_workers(0)
@@ -379,16 +384,6 @@ def _write_plan(place, precision, plan, substitutions, lines):
         shutil.copyfile(place.parts.file, place.directory.file("extension.py"))
 
 
-def _audit_data(ready):
-    """Audits the images before training, unless the run did before it was interrupted."""
-    plan, past = ready.plan, ready.state.past
-    if past.data_audit is None:
-        with timed(ready.state, "features"):
-            past.data_audit = data_report.report(
-                plan, ready.data, ready.place.directory, ready.summaries
-            )
-
-
 def _finish(ready):
     """Reads the test images once, exports the model and writes the results; returns these."""
     plan, state, directory = ready.plan, ready.state, ready.place.directory
@@ -455,14 +450,18 @@ def _illustrate(ready, summary):
     with storage_errors(place):
         make_folders(place)
         if past.history:
-            curves, counts = directory.file("report", "curves.png"), (data.train, data.validation)
-            what = (past.history, past.finished, past.selected, tuple(map(len, counts)))
-            figures.save_curves(curves, *what)
+            figures.save_curves(
+                f"{place}/curves.png",
+                past.history,
+                past.finished,
+                past.selected,
+                (len(data.train), len(data.validation)),
+            )
         if past.selected:
             logits, answer = state.weights.logits["selected"], ready.plan.objective.answer
             figures.save_mistakes(place, Evaluation(answer, logits, data.validation, data.classes))
         if past.reliability:
-            figures.save_reliability(directory.file("report", "calibration.png"), past.reliability)
+            figures.save_reliability(f"{place}/calibration.png", past.reliability)
     report.write(ready, summary)
     summaries.text("train", "test", results.test_line(past.test), step)
     if past.calibration:

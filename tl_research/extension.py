@@ -182,12 +182,12 @@ def package_sha256() -> str:
     """Returns the SHA-256 of all source files of the package, in hexadecimal."""
     root, digest = os.path.dirname(os.path.abspath(__file__)), hashlib.sha256()
     names = [
-        os.path.relpath(os.path.join(folder, name), root)
+        os.path.relpath(f"{folder}/{name}", root)
         for folder, _, names in os.walk(root)
         for name in names
         if name.endswith(".py")
     ]
     for name in sorted(names):
-        with open(os.path.join(root, name), "rb") as file:
+        with open(f"{root}/{name}", "rb") as file:
             digest.update(f"{name}\n".encode() + hashlib.sha256(file.read()).digest())
     return digest.hexdigest()

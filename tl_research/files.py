@@ -87,7 +87,7 @@ def sync_all(path: str) -> None:
         sync(path)
     for folder, _, names in os.walk(path, topdown=False):
         for name in names:
-            sync(os.path.join(folder, name))
+            sync(f"{folder}/{name}")
         sync(folder)
 
 
@@ -155,7 +155,7 @@ def remove_own_leftovers(folder: str) -> None:
     """Removes temporary files that failed operations of this process left in a folder."""
     for name in os.listdir(folder):
         if name.endswith(f"-{owner()}"):
-            remove(os.path.join(folder, name))
+            remove(f"{folder}/{name}")
 
 
 def rename(folder: str, name: str) -> None:

@@ -78,7 +78,12 @@ def predict(
         RunDirectoryError: If `config.run` is not a finished run.
         DataError: If a path does not exist.
     """
-    _check_there(list(filter(_is_path, places)))
+    paths = list(filter(_is_path, places))
+    if missing := [path for path in paths if not os.path.exists(path)]:
+        raise DataError(
+            f"{len(missing)} of {len(paths)} paths do not exist ({missing[0]}); expected images "
+            "and folders; correct them"
+        )
     from tl_research import trained  # imports TensorFlow, which --help need not wait for
 
     run = trained.TrainedRun(str(config.run))
@@ -97,15 +102,6 @@ def _predictions(run, classifier, files, batch_size):
             outputs = iter(run.answer.outputs(metrics.scaled(logits, run.temperature)))
         for path, reason, _ in batch:
             yield path, reason, None if reason else next(outputs)
-
-
-def _check_there(paths):
-    missing = [path for path in paths if not os.path.exists(path)]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(paths)} paths do not exist ({missing[0]}); expected images "
-            "and folders; correct them"
-        )
 
 
 def _is_path(place):

@@ -159,9 +159,9 @@ def write_saved_model(module: tf.Module, path: str, *_: Any) -> Callable:
     """
     with quiet.dropped_stderr(), tempfile.TemporaryDirectory() as place:
         # TensorFlow finds the files by a pattern; a [ in the run's path would become part of it.
-        link = os.path.join(place, "export")
+        link = f"{place}/export"
         os.symlink(os.path.dirname(os.path.abspath(path)), link)
-        linked = os.path.join(link, os.path.basename(path))
+        linked = f"{link}/{os.path.basename(path)}"
         signatures = {"serving_default": module.serve, "image_bytes": module.serve_bytes}
         tf.saved_model.save(module, linked, signatures=signatures)
         serve = tf.saved_model.load(linked).signatures["serving_default"]

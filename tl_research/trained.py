@@ -187,7 +187,7 @@ class TrainedRun(Directory):
         """
         for entry in self._entries:
             for name in (entry["path"], entry["path"].partition("/")[2]):  # without the side
-                path = os.path.join(folder, name)
+                path = f"{folder}/{name}"
                 if os.path.isfile(path):
                     with open(path, "rb") as file:
                         if hashlib.file_digest(file, "sha256").hexdigest() == entry["sha256"]:
@@ -224,7 +224,7 @@ class TrainedRun(Directory):
             RunDirectoryError: If it is missing or cannot be read.
         """
         extension_lib.load(extension)
-        path = self.file("export", "model.keras")
+        path = self.file("export/model.keras")
         try:
             model, size = model_file.load(path), self.config.image_size
             for layer in ("preprocessing", "backbone"):

@@ -77,7 +77,7 @@ def load_head(model: keras.Model, head: keras.Model, path: str, classes: Iterabl
         Whether the weights were assigned: only a run's model has its classes beside it.
     """
     try:
-        beside = os.path.join(os.path.dirname(_file(path)), "classes.json")
+        beside = f"{os.path.dirname(_file(path))}/classes.json"
         with open(beside, encoding="utf-8") as file:
             if json.load(file) != list(classes):
                 return False
@@ -94,7 +94,7 @@ def load_head(model: keras.Model, head: keras.Model, path: str, classes: Iterabl
 
 def _file(path):
     """Returns the file that --weights names: for a run's directory its exported model."""
-    return os.path.join(path, "export", "model.keras") if os.path.isdir(path) else path
+    return f"{path}/export/model.keras" if os.path.isdir(path) else path
 
 
 def _found(model, path):

@@ -279,7 +279,7 @@ class RunDirectory(Directory):
 def paths_below(directory: str) -> Iterator[str]:
     """Yields the paths of everything below a directory, folders before their contents."""
     for folder, folders, names in os.walk(directory):
-        yield from (os.path.join(folder, name) for name in [*folders, *names])
+        yield from (f"{folder}/{name}" for name in [*folders, *names])
 
 
 def check_kinds(flag: str, directory: str) -> None:
@@ -341,7 +341,7 @@ def words_of(program: str) -> list[str]:
         program: `train`, or the module of a tool.
     """
     home = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
-    script, begun = os.path.join(home, "train.py"), os.path.abspath(sys.argv[0])
+    script, begun = f"{home}/train.py", os.path.abspath(sys.argv[0])
     if os.path.basename(begun) == "tl-research":
         found = os.path.realpath(shutil.which("tl-research") or "")
         is_found = found == os.path.realpath(begun)
@@ -390,7 +390,7 @@ def with_flags_of_run(values: Json, given: Collection[str]) -> Json:
     fields, workdir = Config.__dataclass_fields__, values["workdir"]
     if not workdir or not all(fields[name].metadata["may_change"] for name in given):
         return values
-    config = _config_of(os.path.join(workdir, "flags.txt"))
+    config = _config_of(f"{workdir}/flags.txt")
     if not config:  # a wrong file is reported when the directory is opened
         return values
     kept = [name for name in fields if name in given or not fields[name].metadata["recorded"]]

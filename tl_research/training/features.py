@@ -349,7 +349,7 @@ class Storage:
     def _allocate(self, shape, dtype):
         if not self._directory:
             return in_place.zeros(shape, dtype)
-        path = temporary_name(os.path.join(self._directory, "features"))
+        path = temporary_name(f"{self._directory}/features")
         with storage_errors(path), open(path, "xb+") as file:
             # it lives as long as it is mapped: nothing is left behind, however the process ends
             os.remove(path)
