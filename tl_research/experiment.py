@@ -5,7 +5,6 @@ Reads as a table of contents.
 
 import contextlib
 import dataclasses
-import datetime
 import math
 import os
 import shutil
@@ -367,7 +366,7 @@ def _write_plan(place, precision, plan, substitutions, lines):
     place.directory.write_json(
         "run.json",
         {
-            "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
             **environment.record(),
             "package": {"version": __version__, "sha256": extension_lib.package_sha256()},
             "extension": place.parts.record,

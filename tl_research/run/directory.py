@@ -4,7 +4,6 @@ Imports no TensorFlow.
 """
 
 import contextlib
-import datetime
 import hashlib
 import itertools
 import json
@@ -14,6 +13,7 @@ import shlex
 import shutil
 import sys
 import sysconfig
+import time
 from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -408,7 +408,7 @@ def quoted(text: str) -> str:
 
 def make_new(config: Config) -> str:
     """Makes a new directory in `runs/`, which no other process uses, and returns its path."""
-    now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d-%H%M%S")
+    now = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     make_folders("runs")
     for path in _numbered(config.name or f"{now}-{_described(config)}"):
         with contextlib.suppress(FileExistsError):

@@ -113,8 +113,7 @@ def _evaluated(setup, interruptible=contextlib.nullcontext()):
     setup.plan.update_evaluated()
     with interruptible:
         logits = setup.evaluate()
-    found = setup.plan.objective.evaluate(logits, setup.plan.validation.labels)
-    return logits, {f"val_{name}": value for name, value in found.items()}
+    return logits, setup.plan.validated(logits)
 
 
 @contextlib.contextmanager
