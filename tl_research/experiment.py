@@ -20,7 +20,15 @@ quiet.import_tensorflow()
 
 import tensorflow as tf
 
-from tl_research import __version__, artefacts, calibration, distribution, memory, metrics
+from tl_research import (
+    __version__,
+    artefacts,
+    calibration,
+    data_audit,
+    distribution,
+    memory,
+    metrics,
+)
 from tl_research import extension as extension_lib
 from tl_research.config import Config
 from tl_research.data import dataset, shards, sides
@@ -434,11 +442,13 @@ def _read_test(ready, classifier):
     state.past.calibration, state.past.reliability = calibration.of_run(
         plan.objective.answer, validation, (logits, examples.labels)
     )
-    if state.past.data_audit["data_audit"]:
+    path = ready.place.directory.file("report/data_audit.csv")
+    if state.past.data_audit["data_audit"] and os.path.exists(path):
         shares = plan.objective.answer.outputs(
             metrics.scaled(logits, state.past.calibration["temperature"])
         )
-        data_report.add_test(ready.place.directory, examples, shares, ready.data.classes)
+        names, classes = examples.names, ready.data.classes
+        data_audit.add_test(path, shares, examples.labels, names, classes)
 
 
 def _illustrate(ready, summary):

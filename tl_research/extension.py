@@ -100,13 +100,7 @@ def load(path: str | None) -> Extension:
             "correct it, or see --debug",
             flag="extension",
         ) from error
-    for key in _defined(ast.parse(content)):
-        if key not in PARTS and not key.startswith("_") and not key.isupper():
-            raise UserError(
-                f"--extension={path} defines {key}, which is no part of a run; expected any of "
-                f"{', '.join(PARTS)}{suggestion(key, PARTS)}; begin names of helpers with _",
-                flag="extension",
-            )
+    _check_names(path, content)
     parts = {key: vars(module)[key] for key in PARTS if key in vars(module)}
     if not parts:
         raise UserError(
@@ -115,6 +109,17 @@ def load(path: str | None) -> Extension:
             flag="extension",
         )
     return Extension(**parts, file=os.path.abspath(path), sha256=sha256)
+
+
+def _check_names(path, content):
+    """Raises UserError if a file defines a name that is neither a part nor marked as a helper."""
+    for key in _defined(ast.parse(content)):
+        if key not in PARTS and not key.startswith("_") and not key.isupper():
+            raise UserError(
+                f"--extension={path} defines {key}, which is no part of a run; expected any of "
+                f"{', '.join(PARTS)}{suggestion(key, PARTS)}; begin names of helpers with _",
+                flag="extension",
+            )
 
 
 class _Loader(importlib.abc.SourceLoader):

@@ -1,7 +1,7 @@
 """`split.json`: the images of a run, their content, sides and groups; checked by later runs."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from tl_research.data.split import SIDES, Split, printable
 from tl_research.errors import DataError
@@ -100,11 +100,6 @@ def check(path: str, manifest: Json) -> None:
     check_files(known["files"], manifest["files"])
 
 
-def check_names(before: Iterable[str], now: Iterable[str]) -> None:
-    """Raises DataError if names are missing, before any file is read."""
-    _raise_if_any({"missing": sorted(set(before) - set(now))})
-
-
 def check_files(recorded: list[dict], found: list[dict]) -> None:
     """Compares the entries of files that were found with those in a `split.json`.
 
@@ -121,10 +116,10 @@ def check_files(recorded: list[dict], found: list[dict]) -> None:
             if name in now and before[name] | now[name] != now[name] | before[name]
         ],
     }
-    _raise_if_any(differences)
+    raise_if_any(differences)
 
 
-def _raise_if_any(differences):
+def raise_if_any(differences: dict[str, list[str]]) -> None:
     """Raises DataError with the names of each kind of difference, if there are any."""
     if any(differences.values()):
         counts = ", ".join(f"{len(names)} {kind}" for kind, names in differences.items() if names)

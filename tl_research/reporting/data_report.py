@@ -6,7 +6,6 @@ import numpy as np
 
 from tl_research import data_audit
 from tl_research.data.dataset import Dataset
-from tl_research.data.pipeline import Examples
 from tl_research.files import Json, make_folders, storage_errors
 from tl_research.reporting import pictures
 from tl_research.reporting.summaries import Summaries
@@ -94,19 +93,3 @@ def _images(train, validation, places):
     count = len(train)
     sides = [(train, place) if place < count else (validation, place - count) for place in places]
     return [examples.images([place]).numpy()[0] for examples, place in sides]
-
-
-def add_test(
-    directory: RunDirectory, test: Examples, shares: np.ndarray, classes: tuple[str, ...]
-) -> None:
-    """Adds the test images, after they were read, to the table of an audited run.
-
-    Args:
-        directory: The directory of the run.
-        test: The test images.
-        shares: float [N, K], the trained model's probabilities.
-        classes: K names.
-    """
-    path = directory.file(_CSV)
-    if os.path.exists(path):
-        data_audit.add_test(path, shares, test.labels, test.names, classes)
