@@ -21,7 +21,6 @@ import numpy as np
 
 from tl_research.errors import DataError, counted
 from tl_research.models import keras_private
-from tl_research.models.keras_private import to_snake_case
 
 _MAX_DEPTH, _MAX_OBJECTS = 12, 100_000
 
@@ -208,7 +207,10 @@ def _match_legacy(model, datasets):
     by layer name.
     """
     weighted = {layer.name: layer for layer in model.layers if layer.weights}
-    ours, kinds = list(weighted), {to_snake_case(type(of).__name__) for of in weighted.values()}
+    ours, kinds = (
+        list(weighted),
+        {keras_private.to_snake_case(type(of).__name__) for of in weighted.values()},
+    )
     paths, extra = {}, []
     for parent, layers in sorted(_legacy_layers(datasets, ours, kinds).items()):
         aligned = _align(layers, ours, kinds)

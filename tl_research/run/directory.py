@@ -15,12 +15,12 @@ import sys
 import sysconfig
 import time
 from collections.abc import Collection, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tl_research import __version__
 from tl_research.config import LATEST, Config
 from tl_research.errors import CheckpointError, RunDirectoryError, UserError, to_stderr
-from tl_research.extension import package_sha256
+from tl_research.extension import Extension, package_sha256
 from tl_research.files import (
     Json,
     make_folders,
@@ -34,9 +34,6 @@ from tl_research.files import (
 )
 from tl_research.locks import Held, Lock
 from tl_research.run.recorded import read_json, read_results
-
-if TYPE_CHECKING:  # it imports this module
-    from tl_research.extension import Extension
 
 _LOCK = ".lock"
 # Files that may be in a directory before a run: our own and those of operating systems.
@@ -86,7 +83,7 @@ class RunDirectory(Directory):
         StorageError: If it cannot be made or written.
     """
 
-    def __init__(self, config: Config, extension: "Extension | None" = None):
+    def __init__(self, config: Config, extension: Extension | None = None):
         self._extension = extension
         self.path = config.workdir or "runs"
         there = bool(config.workdir) and os.path.isdir(self.path)

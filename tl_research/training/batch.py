@@ -8,7 +8,6 @@ import tensorflow as tf
 
 from tl_research import distribution
 from tl_research.data import mixing, pipeline
-from tl_research.data.mixing import Mix
 
 if TYPE_CHECKING:  # they import this module
     from tl_research.training.features import Source
@@ -25,7 +24,7 @@ class EpochInputs(NamedTuple):
     weights: tf.Tensor  # float32 [S, B]: 1, or 0 for filling
     of_view: Any  # as the source's `of_view` returns it: draws, or cached features
     view: tf.Tensor  # int32 scalar
-    mix: Mix | None = None  # what images, or their features, are blended with
+    mix: mixing.Mix | None = None  # what images, or their features, are blended with
 
 
 class Batch(NamedTuple):
