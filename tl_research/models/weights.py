@@ -76,7 +76,7 @@ def load_head(model: keras.Model, head: keras.Model, path: str, classes: Iterabl
         Whether the weights were assigned: only a run's model has its classes beside it.
     """
     try:
-        beside = f"{os.path.dirname(_file(path))}/classes.json"
+        beside = os.path.join(os.path.dirname(_file(path)), "classes.json")
         with open(beside, encoding="utf-8") as file:
             if json.load(file) != list(classes):
                 return False
@@ -116,7 +116,15 @@ def _found(model, path):
             else:
                 matches, extra = _match_legacy(model, datasets)
             return *_read(matches, datasets), extra
-    except Exception as error:  # a file from anyone can be wrong in every way
+    except (
+        OSError,
+        RuntimeError,
+        KeyError,
+        ValueError,
+        TypeError,
+        EOFError,
+        zipfile.BadZipFile,
+    ) as error:
         raise DataError(
             f"--weights={path} cannot be read: {' '.join(str(error).split())}"
         ) from error
@@ -207,10 +215,8 @@ def _match_legacy(model, datasets):
     by layer name.
     """
     weighted = {layer.name: layer for layer in model.layers if layer.weights}
-    ours, kinds = (
-        list(weighted),
-        {keras_private.to_snake_case(type(of).__name__) for of in weighted.values()},
-    )
+    kinds = {keras_private.to_snake_case(type(of).__name__) for of in weighted.values()}
+    ours = list(weighted)
     paths, extra = {}, []
     for parent, layers in sorted(_legacy_layers(datasets, ours, kinds).items()):
         aligned = _align(layers, ours, kinds)

@@ -294,11 +294,6 @@ class CachedSource:
 Source = LiveSource | CachedSource
 
 
-@contextlib.contextmanager
-def _no_bar(view):
-    yield lambda done, total: None
-
-
 class Storage:
     """Where features are kept.
 
@@ -359,7 +354,10 @@ class Storage:
 
 
 def compute_features(
-    source: LiveSource, batch_size: int, bar: Bar = _no_bar, storage: Storage = Storage()
+    source: LiveSource,
+    batch_size: int,
+    bar: Bar = lambda view: contextlib.nullcontext(lambda done, total: None),
+    storage: Storage = Storage(),
 ) -> CachedSource:
     """Returns a `CachedSource` of what a live source computes.
 
