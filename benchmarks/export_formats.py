@@ -23,6 +23,7 @@ import tensorflow as tf
 
 from tl_research import experiment, serving, trained
 from tl_research.errors import ExportError
+from tl_research.models import keras_private
 from tl_research.run.directory import Directory
 from tl_research.settings import setting
 
@@ -85,7 +86,7 @@ def _normalize(model, images):
     computes vanishes, at which LiteRT's int8 ends.
     """
     held = model.get_layer("backbone")
-    for layer in held.backbone._flatten_layers():
+    for layer in keras_private.all_layers(held.backbone):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable, layer.momentum = True, 0.0
     held.backbone(model.get_layer("preprocessing")(tf.cast(images, tf.float32)), training=True)

@@ -24,6 +24,7 @@ from program import parse_backbones, prepare_json, write_json  # noqa: F401
 
 from tl_research.config import Config, Phase
 from tl_research.data import dataset, pipeline
+from tl_research.models import backbones
 from tl_research.models.classifier import Classifier
 from tl_research.optim import schedules
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
@@ -296,11 +297,8 @@ def fit_model(config, phase, num_classes, *, precision="float32", **options):
     """
     unfreeze, learning_rate = PHASES[phase]
     opened = float(unfreeze.removesuffix("%")) / 100
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision)
-    built = copied_recipe.build_model(config, num_classes, learning_rate, opened, **options)
-    keras.config.set_dtype_policy(policy)
-    return built
+    with backbones.dtype_policy(precision):
+        return copied_recipe.build_model(config, num_classes, learning_rate, opened, **options)
 
 
 def read_folder(folder, config, **options):

@@ -8,6 +8,7 @@ the kernel's (VmHWM of /proc/self/status), which is made to forget the first one
 """
 
 import functools
+import re
 import tempfile
 
 import measuring
@@ -15,7 +16,7 @@ import program
 import tiny_network
 from fault_forks import in_parallel
 
-from tl_research import experiment
+from tl_research import experiment, machine
 from tl_research.settings import setting
 from tl_research.training.events import PhaseEnded
 
@@ -41,9 +42,7 @@ class Settings(program.Networks):
 
 def peak_mib():
     """Returns the largest memory of this process, in MiB, since it began or `forget_peak`."""
-    with open("/proc/self/status", encoding="ascii") as file:
-        (line,) = (line for line in file if line.startswith("VmHWM:"))
-    return int(line.split()[1]) / 1024
+    return int(re.search(r"VmHWM:\s*(\d+) kB", machine.read("/proc/self/status"))[1]) / 1024
 
 
 def forget_peak():

@@ -51,7 +51,7 @@ def save_keras(
         ExportError: If the logits of validation images differ; the file is removed.
         StorageError: If it cannot be written.
     """
-    path = directory.file("export", "model.keras")
+    path = directory.file("export/model.keras")
     temporary = f"{temporary_name(directory.file('export', 'model'))}.keras"
     images = data.validation.images(range(min(NUM_COMPARED, len(data.validation))))
     with storage_errors(path):
@@ -112,7 +112,7 @@ def try_saving(classifier: Classifier) -> None:
     images = tf.constant(draw.uniform(0, 255, (_NUM_TRIED, size, size, 3)), tf.float32)
     with tempfile.TemporaryDirectory() as directory, storage_errors(directory):
         try:
-            path = os.path.join(directory, "model.keras")
+            path = f"{directory}/model.keras"
             expected, received = _saved(classifier, images, path, batch_size=1)
         except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
             why = str(error).rpartition("Exception encountered: ")[2].partition(". ")[0]

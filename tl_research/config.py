@@ -14,7 +14,14 @@ import re
 from typing import Any
 
 from tl_research.errors import UserError, suggestion
-from tl_research.settings import check_fields, flag_text, item_type, number, setting
+from tl_research.settings import (
+    check_fields,
+    flag_text,
+    item_type,
+    number,
+    setting,
+    unrecorded_path,
+)
 
 FLOWERS = ("daisy", "dandelion", "roses", "sunflowers", "tulips")  # the folders of tf_flowers
 # A file with the name of the newest run in runs/. Not a link: TensorBoard would show the run twice.
@@ -396,23 +403,19 @@ class Config:
         may_change=True,
     )
 
-    workdir: str | None = setting(
+    workdir: str | None = unrecorded_path(
         None,
         "run directory; given alone, resumes its run with the same settings; default: runs/<UTC "
         "time>-<image folder>-<backbone>",
-        path=True,
-        recorded=False,
         group="Output",
     )
     name: str | None = setting(
         None, "name of a new directory in runs/, if --workdir is not given", recorded=False
     )
-    extension: str | None = setting(
+    extension: str | None = unrecorded_path(
         None,
         "Python file whose parts replace the package's, see docs/extending.md; on the command "
         "line only",
-        path=True,
-        recorded=False,
         in_files=False,
     )
     profile_steps: str | None = setting(
@@ -695,7 +698,7 @@ def run_called(name: str) -> str:
         return LATEST
     try:
         with open(LATEST, encoding="utf-8") as file:
-            return os.path.join(os.path.dirname(LATEST), file.readline().strip())
+            return f"runs/{file.readline().strip()}"
     except (OSError, ValueError) as error:
         raise UserError(
             f"--run=latest, and {LATEST} cannot be read ({getattr(error, 'strerror', error)}); "
@@ -711,17 +714,12 @@ class ToolConfig:
         UserError: If a value has the wrong type or is out of bounds, or no run is given.
     """
 
-    run: str | None = setting(
-        None,
-        "directory of a finished run; latest: the newest in runs/",
-        path=True,
-        recorded=False,
+    run: str | None = unrecorded_path(
+        None, "directory of a finished run; latest: the newest in runs/"
     )
-    extension: str | None = setting(
+    extension: str | None = unrecorded_path(
         None,
         "the run's Python file, if its load_catalog provides the images that are read again",
-        path=True,
-        recorded=False,
         in_files=False,
     )
     batch_size: int | None = setting(
@@ -744,12 +742,7 @@ class ToolConfig:
 class ReaderConfig(ToolConfig):
     """Settings of a program that reads the images of a finished run and writes files."""
 
-    data_dir: str | None = setting(
-        None,
-        "where the run's images are now; None: where they were in training",
-        path=True,
-        recorded=False,
+    data_dir: str | None = unrecorded_path(
+        None, "where the run's images are now; None: where they were in training"
     )
-    output_dir: str | None = setting(
-        None, "directory to write to; None: the run's", path=True, recorded=False
-    )
+    output_dir: str | None = unrecorded_path(None, "directory to write to; None: the run's")

@@ -14,6 +14,7 @@ import contextlib
 import functools
 import json
 import math
+import operator
 import signal
 import zlib
 from collections.abc import Callable, Iterator
@@ -99,25 +100,11 @@ def _one_strategy(devices, processes=None, worker_timeout=0.0):
 # In a step.
 
 
-def on_replicas(function: Callable[[], Any]) -> Any:
-    """Calls a function on every replica.
-
-    Returns what the first one here returns, which is what all do if it is `summed`.
+def on_replicas(function: Callable, merged: Callable = operator.itemgetter(0)) -> Any:
+    """Calls a function on every replica; returns a structure of tensors, each `merged` from those
+    of this process's replicas, in the order of the batch: by default the first, which all equal if
+    they are `summed`.
     """
-    return _on_replicas(function, lambda results: results[0])
-
-
-def of_local_replicas(function: Callable[[], Any]) -> Any:
-    """Calls a function on every replica.
-
-    Returns the tensors [b, ...] of this process's replicas, a structure, each as one, in the order
-    of the batch.
-    """
-    return _on_replicas(function, lambda results: tf.concat(results, axis=0))
-
-
-def _on_replicas(function, merged):
-    """Returns what a function returns on the replicas here, each tensor of all `merged`."""
     if not tf.distribute.has_strategy():
         return function()
     strategy = tf.distribute.get_strategy()

@@ -26,7 +26,7 @@ from tl_research.data.split import printable
 from tl_research.errors import StorageError, UserError, to_stderr
 from tl_research.files import Json, csv_text, make_folders, storage_errors
 from tl_research.reporting.terminal import markdown_table, say_result
-from tl_research.settings import setting
+from tl_research.settings import setting, unrecorded_path
 
 _TOGETHER = 256  # images whose rows are in memory at the same time
 _PER_CLASS = (
@@ -47,19 +47,13 @@ _COMPARED = ("accuracy", "macro_f1", "mean_absolute_error", "loss", "log_loss")
 class EvaluateConfig(ReaderConfig):
     """Settings of `python -m tl_research.evaluate`."""
 
-    run: tuple[str, ...] = setting(  # type: ignore[assignment]  # a single one elsewhere
-        (),
-        "directory of a finished run; may be repeated to compare several runs",
-        path=True,
-        recorded=False,
-        repeated=True,
+    run: tuple[str, ...] = unrecorded_path(  # type: ignore[assignment]  # a single one elsewhere
+        (), "directory of a finished run; may be repeated to compare several runs", repeated=True
     )
-    data_dir: str | None = setting(
+    data_dir: str | None = unrecorded_path(
         None,
         "a directory with one folder per class: where the run's images are now, or other images of "
         "its classes, all of which are evaluated; None: the run's images",
-        path=True,
-        recorded=False,
     )
     side: str = setting(
         "validation",
@@ -161,7 +155,7 @@ def _write(run, shown, found, report, directory, place):
         **_tables(shown, report.get("per_class")),
     }
     for name, text in texts.items():
-        directory.write_text(os.path.join(place, name), text)
+        directory.write_text(f"{place}/{name}", text)
 
 
 def _side_by_side(reports):
@@ -237,7 +231,7 @@ def _print(run, found, report, directory):
     for count, true, other in found["confusions"][:5]:
         total = found["confusion"][true].sum()
         print(f"{count} of {total} {names[true]} mistaken for {names[other]}")
-    print(f"written to {os.path.join(directory, 'index.html')}")
+    print(f"written to {directory}/index.html")
 
 
 def main() -> None:

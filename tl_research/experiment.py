@@ -5,7 +5,6 @@ Reads as a table of contents.
 
 import contextlib
 import dataclasses
-import datetime
 import math
 import os
 import shutil
@@ -13,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tl_research import quiet
 
@@ -21,13 +20,21 @@ quiet.import_tensorflow()
 
 import tensorflow as tf
 
-from tl_research import __version__, artefacts, calibration, distribution, memory, metrics
+from tl_research import (
+    __version__,
+    artefacts,
+    calibration,
+    data_audit,
+    distribution,
+    memory,
+    metrics,
+)
 from tl_research import extension as extension_lib
 from tl_research.config import Config
 from tl_research.data import dataset, shards, sides
 from tl_research.errors import CheckpointError, GateError, UserError, to_stderr
 from tl_research.extension import Extension
-from tl_research.files import make_folders, storage_errors
+from tl_research.files import Json, make_folders, storage_errors
 from tl_research.models import backbones, weights
 from tl_research.models.classifier import Classifier
 from tl_research.reporting import data_report, figures, pages, plan_text, report, results
@@ -57,7 +64,7 @@ def run(
     started: float | None = None,
     extension: Extension | None = None,
     observers: Sequence[Observer] = (),
-) -> dict[str, Any]:
+) -> Json:
     """Runs or resumes an experiment; returns the contents of its `results.json`.
 
     Args:
@@ -77,10 +84,15 @@ def run(
                 say(*results.ending(place.directory.results, place.directory.path))
             return _report(config, place.directory, place.directory.results)
         ready = prepare(place, started)
-        _audit_data(ready)
+        past = ready.state.past
+        if past.data_audit is None:  # else the run did before it was interrupted
+            with timed(ready.state, "features"):
+                past.data_audit = data_report.report(
+                    ready.plan, ready.data, place.directory, ready.summaries
+                )
         observers = (*ready.observers, EpochBar(config.batch_size), *observers)
         loop.fit(ready.plan, ready.state, resume=ready.resume, observers=observers)
-        return _finish(ready, started)
+        return _finish(ready)
 
 
 class Place(NamedTuple):
@@ -151,7 +163,7 @@ def _open_directory(config, parts):
         with storage_errors(config.workdir):
             names = ("flags.txt", "run.json", "split.json", "results.json", ".lock", "checkpoints")
             for name in names:
-                there, copied = (os.path.join(folder, name) for folder in (config.workdir, place))
+                there, copied = (f"{folder}/{name}" for folder in (config.workdir, place))
                 if os.path.exists(there):
                     (shutil.copytree if os.path.isdir(there) else shutil.copy)(there, copied)
         distribution.of_all_workers(0)
@@ -362,7 +374,7 @@ def _write_plan(place, precision, plan, substitutions, lines):
     place.directory.write_json(
         "run.json",
         {
-            "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
             **environment.record(),
             "package": {"version": __version__, "sha256": extension_lib.package_sha256()},
             "extension": place.parts.record,
@@ -379,17 +391,7 @@ def _write_plan(place, precision, plan, substitutions, lines):
         shutil.copyfile(place.parts.file, place.directory.file("extension.py"))
 
 
-def _audit_data(ready):
-    """Audits the images before training, unless the run did before it was interrupted."""
-    plan, past = ready.plan, ready.state.past
-    if past.data_audit is None:
-        with timed(ready.state, "features"):
-            past.data_audit = data_report.report(
-                plan, ready.data, ready.place.directory, ready.summaries
-            )
-
-
-def _finish(ready, started):
+def _finish(ready):
     """Reads the test images once, exports the model and writes the results; returns these."""
     plan, state, directory = ready.plan, ready.state, ready.place.directory
     memory.give_back()  # otherwise the following needs additional memory
@@ -411,7 +413,7 @@ def _finish(ready, started):
     say("writing the report")
     with timed(state, "figures"):
         _illustrate(ready, summary)
-    total = time.perf_counter() - started
+    total = time.perf_counter() - plan.started
     summary["seconds"] = {"total": total, **ready.seconds, **state.past.run_seconds}
     summary = results.without_nan(summary)
     directory.finish(summary)
@@ -440,11 +442,13 @@ def _read_test(ready, classifier):
     state.past.calibration, state.past.reliability = calibration.of_run(
         plan.objective.answer, validation, (logits, examples.labels)
     )
-    if state.past.data_audit["data_audit"]:
+    path = ready.place.directory.file("report/data_audit.csv")
+    if state.past.data_audit["data_audit"] and os.path.exists(path):
         shares = plan.objective.answer.outputs(
             metrics.scaled(logits, state.past.calibration["temperature"])
         )
-        data_report.add_test(ready.place.directory, examples, shares, ready.data.classes)
+        names, classes = examples.names, ready.data.classes
+        data_audit.add_test(path, shares, examples.labels, names, classes)
 
 
 def _illustrate(ready, summary):
@@ -455,14 +459,18 @@ def _illustrate(ready, summary):
     with storage_errors(place):
         make_folders(place)
         if past.history:
-            curves, counts = directory.file("report", "curves.png"), (data.train, data.validation)
-            what = (past.history, past.finished, past.selected, tuple(map(len, counts)))
-            figures.save_curves(curves, *what)
+            figures.save_curves(
+                f"{place}/curves.png",
+                past.history,
+                past.finished,
+                past.selected,
+                (len(data.train), len(data.validation)),
+            )
         if past.selected:
             logits, answer = state.weights.logits["selected"], ready.plan.objective.answer
             figures.save_mistakes(place, Evaluation(answer, logits, data.validation, data.classes))
         if past.reliability:
-            figures.save_reliability(directory.file("report", "calibration.png"), past.reliability)
+            figures.save_reliability(f"{place}/calibration.png", past.reliability)
     report.write(ready, summary)
     summaries.text("train", "test", results.test_line(past.test), step)
     if past.calibration:

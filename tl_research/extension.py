@@ -7,6 +7,7 @@ or from Python (`experiment.run(config, extension=...)`). docs/extending.md desc
 import ast
 import dataclasses
 import functools
+import glob
 import hashlib
 import importlib.abc
 import importlib.util
@@ -186,13 +187,7 @@ def _source(name, function):
 def package_sha256() -> str:
     """Returns the SHA-256 of all source files of the package, in hexadecimal."""
     root, digest = os.path.dirname(os.path.abspath(__file__)), hashlib.sha256()
-    names = [
-        os.path.relpath(os.path.join(folder, name), root)
-        for folder, _, names in os.walk(root)
-        for name in names
-        if name.endswith(".py")
-    ]
-    for name in sorted(names):
-        with open(os.path.join(root, name), "rb") as file:
+    for name in sorted(glob.glob("**/*.py", root_dir=root, recursive=True)):
+        with open(f"{root}/{name}", "rb") as file:
             digest.update(f"{name}\n".encode() + hashlib.sha256(file.read()).digest())
     return digest.hexdigest()

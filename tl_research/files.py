@@ -17,6 +17,7 @@ from tl_research.errors import StorageError, to_stderr
 
 Json = dict[str, Any]  # a JSON object
 
+_MAX_BYTES = 1 << 28  # of a text file
 _RANDOM = secrets.token_hex(8)  # of this process and its forks
 # Errors of file systems that cannot sync; EACCES: of a folder that cannot be read
 _NOT_THERE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EISDIR, errno.EACCES}
@@ -72,7 +73,12 @@ def sync(path: str) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        _unless_not_there(error)
+        if error.errno not in _NOT_THERE:
+            raise
+        say_once(
+            f"the file system does not say when files are on the disk ({error.strerror}); a power "
+            "loss may take the newest"
+        )
 
 
 def sync_all(path: str) -> None:
@@ -81,29 +87,20 @@ def sync_all(path: str) -> None:
         sync(path)
     for folder, _, names in os.walk(path, topdown=False):
         for name in names:
-            sync(os.path.join(folder, name))
+            sync(f"{folder}/{name}")
         sync(folder)
 
 
-def _unless_not_there(error):
-    if error.errno not in _NOT_THERE:
-        raise error
-    say_once(
-        f"the file system does not say when files are on the disk ({error.strerror}); a power loss "
-        "may take the newest"
-    )
-
-
-def read_text(path: str, max_bytes: int = 1 << 28) -> str:
+def read_text(path: str) -> str:
     """Returns the contents of a text file; bytes that are not UTF-8 are decoded as in file names.
 
     Raises:
         ValueError: If it is larger than any file that we write.
     """
     with open(path, "rb") as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise ValueError(f"{path} is larger than {max_bytes:,} bytes")
+        content = file.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise ValueError(f"{path} is larger than {_MAX_BYTES:,} bytes")
     return content.decode(errors="surrogateescape")
 
 
@@ -130,11 +127,7 @@ def write_synced(path: str, chunks: Iterable[bytes | memoryview]) -> Json:
             file.write(chunk)
             digest.update(chunk)
             size += len(chunk)
-        file.flush()
-        try:
-            os.fsync(file.fileno())
-        except OSError as error:
-            _unless_not_there(error)
+    sync(path)
     return {"size": size, "sha256": digest.hexdigest()}
 
 
@@ -162,7 +155,7 @@ def remove_own_leftovers(folder: str) -> None:
     """Removes temporary files that failed operations of this process left in a folder."""
     for name in os.listdir(folder):
         if name.endswith(f"-{owner()}"):
-            remove(os.path.join(folder, name))
+            remove(f"{folder}/{name}")
 
 
 def rename(folder: str, name: str) -> None:

@@ -11,7 +11,7 @@ from tl_research.errors import UserError, suggestion, to_stderr
 from tl_research.settings import has_comment_or_quotes
 
 _MAX_BYTES = 1 << 20
-_PRESETS = os.path.join(os.path.dirname(__file__), "presets")
+_PRESETS = f"{os.path.dirname(__file__)}/presets"
 # names of flags in other programs; if several of ours match, the first one that a program has
 _MEANT = {
     "learning_rate": "lr rate",
@@ -106,7 +106,7 @@ def _path_of(flag, value):
             "of yours is given with --flagfile"
         )
     is_preset = flag == "--preset" or not os.path.lexists(value) and name in known
-    return os.path.join(_PRESETS, f"{name}.flags") if is_preset else value
+    return f"{_PRESETS}/{name}.flags" if is_preset else value
 
 
 def _read(path, names, outer=""):

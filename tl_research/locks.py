@@ -1,11 +1,11 @@
 """Locks that end with their process, and removal of files left by earlier owners."""
 
-import datetime
 import errno
 import fcntl
 import os
 import re
 import socket
+import time
 from collections.abc import Iterable
 
 from tl_research import machine
@@ -95,7 +95,7 @@ class Lock:
 
 
 def _line():
-    now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return f"pid {os.getpid()} on host {socket.gethostname()} since {now}"
 
 

@@ -26,7 +26,11 @@ def give_back() -> None:
 
 def limit() -> float:
     """Returns the memory of the machine or container in bytes; infinity if that is not known."""
-    return min([_of_machine(), *cgroup_limits(machine.read("/proc/self/cgroup"))])
+    try:
+        of_machine: float = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        of_machine = math.inf
+    return min([of_machine, *cgroup_limits(machine.read("/proc/self/cgroup"))])
 
 
 def free() -> float:
@@ -52,13 +56,6 @@ def allowed(asked: int, flag: str, needed: int, taken: int = 0) -> int:
             f"{limit() / 2**30:.1f} available to this process"
         )
     return min(asked, most)
-
-
-def _of_machine():
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return math.inf
 
 
 def cgroup_limits(text: str, root: str = _CGROUPS) -> Iterator[int]:

@@ -32,7 +32,7 @@ from tl_research.data.split import printable
 from tl_research.data.walk import images_below, others_text
 from tl_research.errors import DataError, UserError, counted, to_stderr
 from tl_research.files import escaped, replacing
-from tl_research.settings import setting
+from tl_research.settings import setting, unrecorded_path
 
 if TYPE_CHECKING:  # it imports this module
     from tl_research.trained import TrainedRun
@@ -42,16 +42,12 @@ if TYPE_CHECKING:  # it imports this module
 class PredictConfig(ToolConfig):
     """Settings of `python -m tl_research.predict`."""
 
-    csv: str | None = setting(
+    csv: str | None = unrecorded_path(
         None,
         "file for CSV rows, written when all are complete; -: stdout; a pipe or device receives "
         "rows as they come",
-        path=True,
-        recorded=False,
     )
-    jsonl: str | None = setting(
-        None, "the same with JSON objects, one per line", path=True, recorded=False
-    )
+    jsonl: str | None = unrecorded_path(None, "the same with JSON objects, one per line")
     top_k: int = setting(3, "classes shown per image on a terminal, if at least 0.5 %", low=1)
 
     def __post_init__(self):
@@ -82,7 +78,12 @@ def predict(
         RunDirectoryError: If `config.run` is not a finished run.
         DataError: If a path does not exist.
     """
-    _check_there(list(filter(_is_path, places)))
+    paths = list(filter(_is_path, places))
+    if missing := [path for path in paths if not os.path.exists(path)]:
+        raise DataError(
+            f"{len(missing)} of {len(paths)} paths do not exist ({missing[0]}); expected images "
+            "and folders; correct them"
+        )
     from tl_research import trained  # imports TensorFlow, which --help need not wait for
 
     run = trained.TrainedRun(str(config.run))
@@ -101,15 +102,6 @@ def _predictions(run, classifier, files, batch_size):
             outputs = iter(run.answer.outputs(metrics.scaled(logits, run.temperature)))
         for path, reason, _ in batch:
             yield path, reason, None if reason else next(outputs)
-
-
-def _check_there(paths):
-    missing = [path for path in paths if not os.path.exists(path)]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(paths)} paths do not exist ({missing[0]}); expected images "
-            "and folders; correct them"
-        )
 
 
 def _is_path(place):

@@ -6,7 +6,6 @@ Imports no TensorFlow.
 import contextlib
 import ctypes
 import dataclasses
-import json
 import math
 import os
 import signal
@@ -22,6 +21,7 @@ from tl_research.progress_bar import in_notebook
 from tl_research.reporting import results
 from tl_research.reporting.terminal import markdown_table, say_result
 from tl_research.run import directory as run_directory
+from tl_research.run.recorded import read_json
 from tl_research.signals import ENDING, Signals
 
 _PR_SET_PDEATHSIG = 1  # sets the signal to send when the parent ends, see prctl(2)
@@ -67,7 +67,7 @@ def run(config: Config, more: Sequence[str] = ()) -> Json:
 
 def _trained(config, seed, directory, more):
     """Trains one seed in its own process; returns its `results.json`."""
-    place = os.path.join(directory, f"seed{seed}")
+    place = f"{directory}/seed{seed}"
     split_seed = seed if config.seeds_split == "separate" else config.split_seed
     one = dataclasses.replace(
         config, seeds=(), seed=seed, split_seed=split_seed, min_test_accuracy=0.0
@@ -88,8 +88,7 @@ def _trained(config, seed, directory, more):
         )
         error.exit_code = code
         raise error
-    with open(os.path.join(place, "results.json"), encoding="utf-8") as file:
-        return json.load(file)
+    return read_json(f"{place}/results.json")
 
 
 def _opened(config):
@@ -97,12 +96,12 @@ def _opened(config):
     with storage_errors(config.workdir or "runs"):
         directory = config.workdir or run_directory.make_new(config)
         make_folders(directory)
-    if os.path.exists(os.path.join(directory, "flags.txt")):
+    if os.path.exists(f"{directory}/flags.txt"):
         raise RunDirectoryError(
             f"--workdir={directory} is a run of one seed; expected a directory for all of "
             "--seeds; choose another"
         )
-    if os.path.islink(place := os.path.join(directory, "seeds.json")):
+    if os.path.islink(place := f"{directory}/seeds.json"):
         raise RunDirectoryError(
             f"{place} is a link; expected the file that this program wrote; remove it"
         )

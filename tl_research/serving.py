@@ -159,9 +159,9 @@ def write_saved_model(module: tf.Module, path: str, *_: Any) -> Callable:
     """
     with quiet.dropped_stderr(), tempfile.TemporaryDirectory() as place:
         # TensorFlow finds the files by a pattern; a [ in the run's path would become part of it.
-        link = os.path.join(place, "export")
+        link = f"{place}/export"
         os.symlink(os.path.dirname(os.path.abspath(path)), link)
-        linked = os.path.join(link, os.path.basename(path))
+        linked = f"{link}/{os.path.basename(path)}"
         signatures = {"serving_default": module.serve, "image_bytes": module.serve_bytes}
         tf.saved_model.save(module, linked, signatures=signatures)
         serve = tf.saved_model.load(linked).signatures["serving_default"]
@@ -436,7 +436,10 @@ def save(
         "quantize": form[1],
         "bytes": sum(map(os.path.getsize, filter(os.path.isfile, [path, *paths_below(path)]))),
         "images": {"type": "uint8", "shape": [*shape, 3], "values": "RGB, 0 to 255, upright"},
-        **_known(run),
+        "outputs": "probabilities" if run.answer.has_probabilities else "number",
+        "classes": run.classes,
+        "temperature": run.temperature,
+        "versions": {"tl_research": __version__, "tensorflow": tf.__version__},
         "compared": facts,
         "latency": latency(serve, next(reference.images(fixed))),
     }
@@ -446,17 +449,7 @@ def save(
     return path, known
 
 
-def _known(run):
-    """Returns the facts about a model that do not depend on the format."""
-    return {
-        "outputs": "probabilities" if run.answer.has_probabilities else "number",
-        "classes": run.classes,
-        "temperature": run.temperature,
-        "versions": {"tl_research": __version__, "tensorflow": tf.__version__},
-    }
-
-
-def less_accurate(file: str, facts: dict[str, Any], most: float) -> str | None:
+def less_accurate(file: str, facts: Json, most: float) -> str | None:
     """Returns the error text if an exported file is too much less accurate than model.keras, or
     None.
 

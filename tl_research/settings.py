@@ -4,6 +4,7 @@ Imports neither tensorflow nor absl.
 """
 
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -53,6 +54,9 @@ def setting(
     return dataclasses.field(default=rules.pop("default"), metadata=rules)
 
 
+unrecorded_path = functools.partial(setting, path=True, recorded=False)  # of this call alone
+
+
 def item_type(field: dataclasses.Field) -> Any:
     """Returns the type of a single value: int, float, bool or str, also for lists and for
     `str | None`.
@@ -92,24 +96,19 @@ def check_fields(config: Any) -> None:
 def _checked(field, flag, value):
     """Returns the value of a field in its own type."""
     check = {bool: _checked_bool, str: _checked_text}.get(item_type(field), _checked_number)
-    if value is None and field.default is None:
-        return None
     if value is None:
+        if field.default is None:
+            return None
         raise UserError(
             f"{flag} has no value; expected one; leave the flag out for {flag_text(field.default)}"
         )
     if getattr(field.type, "__origin__", None) is not tuple:
         return check(field, flag, value)
-    if isinstance(value, str):
-        value = _split(value, field)
+    if isinstance(value, str):  # an empty text has no entries if the default has none
+        value = value.split(",") if value or field.default else ()
     items = value if isinstance(value, (tuple, list)) else (value,)
     checked = tuple(check(field, flag, item) for item in items)
     return checked or _checked_empty(field, flag)
-
-
-def _split(text, field):
-    """Returns the entries of a list, of which an empty text has none if the default has none."""
-    return text.split(",") if text or field.default else ()
 
 
 def _checked_empty(field, flag):
@@ -164,7 +163,7 @@ def _check_for_flag_file(flag, text):
 def _checked_path(field, flag, value):
     if value in field.metadata["words"]:
         return value
-    if "$" in value and not os.path.lexists(_through_last_dollar(value)):
+    if "$" in value and not os.path.lexists(re.match(r".*\$[^/]*", value)[0]):
         raise UserError(
             f"{flag}={value}; expected a path without $, which is not expanded here; write it out"
         )
@@ -177,11 +176,6 @@ def _checked_path(field, flag, value):
             "expected a path; write it out, or put ./ in front if the name begins with ~"
         )
     return os.path.abspath(value) if field.metadata["recorded"] else value
-
-
-def _through_last_dollar(path):
-    """Returns a path up to and including its last part with a dollar in its name."""
-    return re.match(r".*\$[^/]*", path)[0]
 
 
 def _checked_number(field, flag, value):

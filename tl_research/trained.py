@@ -25,8 +25,6 @@ from tl_research import extension as extension_lib
 from tl_research.answers import ANSWERS
 from tl_research.config import Config
 from tl_research.data import catalog, dataset, manifest, pipeline
-from tl_research.data.dataset import Dataset
-from tl_research.data.pipeline import Examples
 from tl_research.data.split import SIDES
 from tl_research.errors import DataError, RunDirectoryError, StorageError, UserError
 from tl_research.files import make_folders, read_text, storage_errors
@@ -135,7 +133,7 @@ class TrainedRun(Directory):
         extension: str | None = None,
         sides: Sequence[str] = SIDES,
         data_dir: str | None = None,
-    ) -> Dataset:
+    ) -> dataset.Dataset:
         """Returns the `Dataset` of the run, split as recorded in its `split.json`.
 
         Args:
@@ -187,7 +185,7 @@ class TrainedRun(Directory):
         """
         for entry in self._entries:
             for name in (entry["path"], entry["path"].partition("/")[2]):  # without the side
-                path = os.path.join(folder, name)
+                path = f"{folder}/{name}"
                 if os.path.isfile(path):
                     with open(path, "rb") as file:
                         if hashlib.file_digest(file, "sha256").hexdigest() == entry["sha256"]:
@@ -224,7 +222,7 @@ class TrainedRun(Directory):
             RunDirectoryError: If it is missing or cannot be read.
         """
         extension_lib.load(extension)
-        path = self.file("export", "model.keras")
+        path = self.file("export/model.keras")
         try:
             model, size = model_file.load(path), self.config.image_size
             for layer in ("preprocessing", "backbone"):
@@ -265,7 +263,9 @@ def _checked_classes(results):
     return tuple(classes)
 
 
-def predict_logits(classifier: Callable, examples: Examples, batch_size: int) -> np.ndarray:
+def predict_logits(
+    classifier: Callable, examples: pipeline.Examples, batch_size: int
+) -> np.ndarray:
     """Returns the logits of all examples, float32 [N, K].
 
     Args:

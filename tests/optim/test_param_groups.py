@@ -162,14 +162,6 @@ def test_lr_multiplier(lr_multiplier, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["backbone_lr_multiplier", "layer_decay"])
-@pytest.mark.parametrize("value", [0, -0.1, float("nan"), float("inf")])
-def test_other_multipliers(name, value):
-    message = "use --unfreeze" if value == 0 else "finite number > 0"
-    with pytest.raises(errors.UserError, match=f"--{name}=.*{message}"):
-        make(**{name: value})
-
-
 def test_path_outside_backbone_and_head():
     with pytest.raises(ValueError, match="'neck/kernel'. Expected backbone/"):
         make(["neck/kernel"])

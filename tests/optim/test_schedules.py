@@ -55,11 +55,6 @@ def test_step_and_lengths_may_be_tensors_of_one_trace():
     assert len(traces) == 1
 
 
-def test_unknown_schedule_is_refused():
-    with pytest.raises(ValueError, match="'linear'.*'constant' or 'cosine'"):
-        schedules.learning_rate_factor(tf.constant(0), 6, "linear", 0)
-
-
 # The rates of a phase.
 
 

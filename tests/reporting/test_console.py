@@ -20,7 +20,7 @@ class _Run:
     def begin(self, index, opened):
         self.phase, now = self.config.phase_plan[index], self.now
         layers = tuple(f"layer{number}" for number in range(opened))
-        began = PhaseBegan(self.phase, 0, (), 10, layers, None, 1000, 50)
+        began = PhaseBegan(self.phase, 0, (), 10, layers, None, 1000)
         self.console(began)
         self.now = now + 2.0
         self.console(StepsCompiled(self.phase, 0, 2.0, False, None))
@@ -49,7 +49,7 @@ class _Run:
             "val_loss": 0.5,
             "audit": {"batchnorm_stats_changed": 0},
         }
-        self.console(PhaseEnded(self.phase, 1, (), result, ("val_loss",), 0.5, None, None))
+        self.console(PhaseEnded(self.phase, 1, result, ("val_loss",), 0.5, None, None))
 
 
 def test_rows_of_a_run_have_a_mark_and_the_time_that_is_left(capsys):

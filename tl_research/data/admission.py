@@ -2,7 +2,7 @@
 
 import collections
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tl_research.config import Config
 from tl_research.data.decoding import UnreadableKind
@@ -10,7 +10,7 @@ from tl_research.data.image_check import CheckedImages
 from tl_research.data.split import printable
 from tl_research.data.walk import others_text
 from tl_research.errors import DataError, counted, to_stderr
-from tl_research.files import csv_text, write_atomically
+from tl_research.files import Json, csv_text, write_atomically
 from tl_research.run.directory import Directory
 
 
@@ -19,7 +19,7 @@ class Admitted(NamedTuple):
 
     images: CheckedImages
     contradictory: list[tuple[str, str]]  # [(name, reason)] of images in two classes, left out
-    duplicates: list[dict[str, Any]]  # rows of `duplicates.csv`
+    duplicates: list[Json]  # rows of `duplicates.csv`
 
     @property
     def notes(self) -> list[str]:

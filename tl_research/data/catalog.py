@@ -216,7 +216,7 @@ def is_there(dataset: str, download_dir: str) -> bool:
 
 def _own_folder(dataset, download_dir):
     version = f"-{drawn_flowers.VERSION}" if dataset == "drawn_flowers" else ""
-    return os.path.join(download_dir, f"{dataset}{version}")
+    return f"{download_dir}/{dataset}{version}"
 
 
 def _own_root(dataset, download_dir, base_url):
@@ -237,12 +237,12 @@ def _own_root(dataset, download_dir, base_url):
             url, download_dir, file_name, size=archive.size, sha256=archive.sha256
         )
         download.unpack(path, unpacked, max_files=20_000, max_bytes=1 << 30)
-    return os.path.join(unpacked, archive.folder)
+    return f"{unpacked}/{archive.folder}"
 
 
 def _draw_all(folder):
     for name in drawn_flowers.CLASSES:
-        os.mkdir(os.path.join(folder, name))
+        os.mkdir(f"{folder}/{name}")
     every = list(itertools.product(drawn_flowers.CLASSES, range(drawn_flowers.IMAGES_PER_CLASS)))
     for name, i in tqdm.tqdm(every, "drawing flowers", disable=None):
         drawn_flowers.write_bmp(f"{folder}/{name}/{i:03d}.bmp", drawn_flowers.draw(name, i))
@@ -364,7 +364,7 @@ class _Walk:
 
     def _images(self, root, name, prefix, label, side):
         """Adds every image below a class folder."""
-        folder, count = os.path.join(root, name), len(self.files)
+        folder, count = f"{root}/{name}", len(self.files)
         # the class folder itself may be a link
         inside = (os.path.realpath(root), os.path.realpath(folder))
         for found, path, reason in images_below(folder, inside, self.others):

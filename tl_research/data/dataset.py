@@ -185,7 +185,8 @@ def _recorded_of(catalog, recorded, classes):
         labels = [places.get(catalog.classes[file.label]) for file in files]
         pairs = [(file, label) for file, label in zip(files, labels) if label is not None]
         files = [file._replace(label=label) for file, label in pairs]
-    manifest.check_names(recorded, [file.name for file in files])
+    # before any file is read
+    manifest.raise_if_any({"missing": sorted(recorded.keys() - {file.name for file in files})})
     return catalog._replace(classes=tuple(classes), files=tuple(files), refused=())
 
 

@@ -84,7 +84,7 @@ def fetch(
     """
     _check_url(url, UserError)
     expected = {key: value for key, value in (("size", size), ("sha256", sha256)) if value}
-    target = os.path.join(os.path.abspath(directory), filename)
+    target = f"{os.path.abspath(directory)}/{filename}"
     with locked(target):
         if os.path.exists(target):
             return _verify(target, target, expected)
@@ -129,7 +129,7 @@ def unpack(archive: str, directory: str, *, max_files: int, max_bytes: int) -> s
                         f"{archive} holds {name!r}, which is not a regular file or directory with "
                         "a safe relative name; refused"
                     )
-                path = os.path.join(temporary, name)
+                path = f"{temporary}/{name}"
                 if os.path.isfile(path):
                     raise FileExistsError(f"{name!r} twice")
                 extract(path=temporary)
@@ -188,10 +188,9 @@ def _waited_for(directory, name):
     """Returns the `Lock` of a target once no other process has it."""
     while True:
         try:
-            return Lock(os.path.join(directory, f".{name}.lock"))
+            return Lock(f"{directory}/.{name}.lock")
         except Held as error:
-            path = os.path.join(directory, name)
-            say_once(f"waiting for another run that prepares {path}, {error}")
+            say_once(f"waiting for another run that prepares {directory}/{name}, {error}")
             time.sleep(0.1)
 
 

@@ -67,7 +67,7 @@ def groups(thumbnails: np.ndarray, contents: list[str] | tuple[str, ...]) -> tup
 def pairs(thumbnails: np.ndarray) -> np.ndarray:
     """Returns int64 [P, 2], the pairs of near-copies among thumbnails, uint8 [N, 16, 16, 3].
 
-    The time grows with N**2: 40 s of a CPU core for 100,000 (`python benchmarks/near_copies.py`).
+    The time grows with N**2: 40 s of a CPU core for 100,000.
     """
     found = [np.zeros((0, 2), np.int64)]
     for candidates in _candidates(thumbnails):

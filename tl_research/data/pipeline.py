@@ -141,7 +141,11 @@ class Examples:
             DataError: If an image that was good when the run began cannot be used any more.
         """
         size = np.shape(indices)[1]
-        images = ahead.in_order(self._resized, np.reshape(indices, -1), _AHEAD * size)
+        images = ahead.in_order(
+            lambda place: image_check.resize_image(self.original(place), self.image_size),
+            np.reshape(indices, -1),
+            _AHEAD * size,
+        )
         with contextlib.closing(images):
             for _ in indices:
                 yield tf.constant(np.stack(list(itertools.islice(images, size))))
@@ -151,10 +155,6 @@ class Examples:
         return tf.gather(
             self.pixels, indices if self.rows is None else tf.gather(self.rows, indices)
         )
-
-    def _resized(self, index):
-        """Returns uint8 [image_size, image_size, 3] of a place, from its file."""
-        return image_check.resize_image(self.original(index), self.image_size)
 
     def original(self, index: int) -> np.ndarray:
         """Returns uint8 [H, W, 3], an image upright and before it was resized.

@@ -47,7 +47,7 @@ def of_cats_vs_dogs(root: str, data_dir: str | None) -> list[tuple[str, str | No
     Raises:
         DataError: If the user's own `data_dir` does not hold them.
     """
-    train, validation, test = (os.path.join(root, side) for side in SIDES)
+    train, validation, test = (f"{root}/{side}" for side in SIDES)
     if data_dir and not (os.path.isdir(train) and os.path.isdir(validation)):
         raise DataError(
             f"--data_dir={data_dir} does not hold train/ and validation/; expected both for "

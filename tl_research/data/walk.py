@@ -80,9 +80,9 @@ def is_of_runs(folder: str) -> bool:
     runs = [folder]
     if os.path.basename(folder) == "runs":
         with contextlib.suppress(OSError):
-            runs += [os.path.join(folder, name) for name in os.listdir(folder)]
+            runs += [f"{folder}/{name}" for name in os.listdir(folder)]
     files = ("flags.txt", "bad_images.csv")
-    return any(all(os.path.exists(os.path.join(run, name)) for name in files) for run in runs)
+    return any(all(os.path.exists(f"{run}/{name}") for name in files) for run in runs)
 
 
 def is_inside(path: str, folder: str) -> bool:

@@ -124,7 +124,7 @@ def _depthwise(inputs, kernel, options):
     The filter's gradient is computed in parts of width `_FAST_WIDTH`. The inputs' gradient is
     computed in float32 if there are strides, for which oneDNN's bfloat16 kernel takes 30 times as
     long. In float16, which oneDNN leaves to TensorFlow on most processors, both are computed in
-    float32: float16 sums over all positions are off by percents. `python benchmarks/precision.py`
+    float32: float16 sums over all positions are off by percents. `python benchmarks/steps.py`
     measures bfloat16 against float32.
 
     Args:

@@ -9,7 +9,6 @@ import hashlib
 import importlib.util
 import io
 import math
-import os
 import pickle
 import string
 from typing import Any, NamedTuple
@@ -125,7 +124,7 @@ def packaged_weights(name: str) -> dict[str, np.ndarray]:
     # locates the file without running the package's code
     found = importlib.util.find_spec(package.replace("-", "_"))
     folder = ((found and found.submodule_search_locations) or [""])[0]
-    path = os.path.join(folder, "models", f"{published_name}-{sha256[:8]}.pth")
+    path = f"{folder}/models/{published_name}-{sha256[:8]}.pth"
     try:
         with open(path, "rb") as file:
             data = file.read()

@@ -21,7 +21,7 @@ from tl_research.models import convolutions, folding, keras_private
 # The cost of a cached number in memory and traffic, in multiply-adds: about the ratio of a CPU's
 # arithmetic to its memory bandwidth, doubled because it is also written once and takes space from
 # other images. It is not per byte: arithmetic in a narrower dtype is faster too. `python
-# benchmarks/feature_cache.py` measures what it leads to.
+# benchmarks/throughput.py` measures what it leads to.
 _MULTIPLY_ADDS_PER_NUMBER = 256
 
 

@@ -14,6 +14,7 @@ import h5py
 import keras
 
 from tl_research.models import keras_private, weights
+from tl_research.models.classifier import num_parameters
 
 _PARTS = {"config.json", "metadata.json", "model.weights.h5"}
 _MAX_COMPUTED = 1 << 29  # elements in one tensor of one image: VGG's largest at 2048 px is 2^28
@@ -51,7 +52,7 @@ def _check_claims(model, held):
     """Raises ValueError if a model's variables are larger than its file, or if a tensor in it is
     larger than in any backbone.
     """
-    claimed = sum(math.prod(variable.shape) for variable in model.weights)
+    claimed = num_parameters(model.weights)
     if claimed > held:
         raise ValueError(f"its layers claim {claimed:,} numbers, its file holds {held:,}")
     for layer in keras_private.all_layers(model):

@@ -21,7 +21,6 @@ import numpy as np
 
 from tl_research.errors import DataError, counted
 from tl_research.models import keras_private
-from tl_research.models.keras_private import to_snake_case
 
 _MAX_DEPTH, _MAX_OBJECTS = 12, 100_000
 
@@ -94,7 +93,7 @@ def load_head(model: keras.Model, head: keras.Model, path: str, classes: Iterabl
 
 def _file(path):
     """Returns the file that --weights names: for a run's directory its exported model."""
-    return os.path.join(path, "export", "model.keras") if os.path.isdir(path) else path
+    return f"{path}/export/model.keras" if os.path.isdir(path) else path
 
 
 def _found(model, path):
@@ -216,7 +215,8 @@ def _match_legacy(model, datasets):
     by layer name.
     """
     weighted = {layer.name: layer for layer in model.layers if layer.weights}
-    ours, kinds = list(weighted), {to_snake_case(type(of).__name__) for of in weighted.values()}
+    kinds = {keras_private.to_snake_case(type(of).__name__) for of in weighted.values()}
+    ours = list(weighted)
     paths, extra = {}, []
     for parent, layers in sorted(_legacy_layers(datasets, ours, kinds).items()):
         aligned = _align(layers, ours, kinds)

@@ -69,14 +69,12 @@ def make_param_groups(
         List of `ParamGroup`s; every variable of `named_variables` is in exactly one.
 
     Raises:
-        UserError: If a multiplier is not a finite number > 0, or a pattern is not
-            `REGEX=VALUE`, not a regular expression, matches no variable, or matches one that
+        UserError: If an entry of `lr_multiplier` is not `REGEX=VALUE` with a finite number > 0, or
+            its pattern is not a regular expression, matches no variable, or matches one that
             another pattern matches too.
         ValueError: If a path begins with neither `backbone/` nor `head/`, or lacks a block or a
             joining phase.
     """
-    _check_multiplier(backbone_lr_multiplier, f"--backbone_lr_multiplier={backbone_lr_multiplier}")
-    _check_multiplier(layer_decay, f"--layer_decay={layer_decay}")
     matches = _match_patterns(lr_multiplier, all_paths)
     joined = joined or dict.fromkeys(named_variables, "")
     phases = list(dict.fromkeys(joined.values()))
@@ -123,15 +121,6 @@ def _place(path, blocks, backbone_lr_multiplier, layer_decay):
     return position, f"backbone/{name}", backbone_lr_multiplier * layer_decay ** (above + 1)
 
 
-def _check_multiplier(value, setting):
-    """Raises a UserError that begins with `setting` unless `value` is a finite number > 0."""
-    if not (math.isfinite(value) and value > 0):
-        remedy = "try 0.1" if value else "use --unfreeze to freeze instead"
-        raise UserError(
-            f"{setting}: received a multiplier of {value:g}; expected a finite number > 0; {remedy}"
-        )
-
-
 def _match_patterns(settings, all_paths):
     """Returns {path: (rank, pattern, value)} of the one setting that matches it."""
     matches = {}
@@ -160,7 +149,11 @@ def _parsed(setting, flag):
             f"{flag}: received the value {text!r}; expected REGEX=VALUE with a finite number "
             "> 0 after the last '='; try 0.1."
         ) from None
-    _check_multiplier(value, flag)
+    if not 0 < value < math.inf:
+        remedy = "try 0.1" if value else "use --unfreeze to freeze instead"
+        raise UserError(
+            f"{flag}: received a multiplier of {value:g}; expected a finite number > 0; {remedy}"
+        )
     return pattern, value
 
 

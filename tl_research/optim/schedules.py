@@ -30,24 +30,19 @@ def learning_rate_factor(
 
     Returns:
         float32 tensor [], no unit, in [0, 1].
-
-    Raises:
-        ValueError: If `schedule` is neither `constant` nor `cosine`.
     """
     step, num_steps, warmup_steps = (
         tf.cast(value, tf.float32) for value in (step, num_steps, warmup_steps)
     )
     if schedule == "constant":
         factor = tf.ones([])
-    elif schedule == "cosine":
+    else:
         # The clip keeps the rate at 0 after the end; maximum(..., 1) is for a phase that is all
         # warm-up.
         progress = tf.clip_by_value(
             (step - warmup_steps) / tf.maximum(num_steps - warmup_steps, 1.0), 0.0, 1.0
         )
         factor = 0.5 * (1.0 + tf.cos(math.pi * progress))
-    else:
-        raise ValueError(f"Received schedule {schedule!r}. Expected 'constant' or 'cosine'.")
     return tf.where(step < warmup_steps, (step + 1.0) / tf.maximum(warmup_steps, 1.0), factor)
 
 

@@ -6,7 +6,6 @@ import numpy as np
 
 from tl_research import data_audit
 from tl_research.data.dataset import Dataset
-from tl_research.data.pipeline import Examples
 from tl_research.files import Json, make_folders, storage_errors
 from tl_research.reporting import pictures
 from tl_research.reporting.summaries import Summaries
@@ -14,7 +13,7 @@ from tl_research.reporting.terminal import markdown_table, say
 from tl_research.run.directory import RunDirectory
 from tl_research.training.plan import Plan
 
-_CSV = ("report", "data_audit.csv")
+_CSV = "report/data_audit.csv"
 _SHOWN = 32
 
 
@@ -51,7 +50,7 @@ def report(plan: Plan, data: Dataset, directory: RunDirectory, summaries: Summar
         np.concatenate(own),
         data.train.shards.all_gather,
     )
-    path, shown = directory.file(*_CSV), audit.rows[:_SHOWN]
+    path, shown = directory.file(_CSV), audit.rows[:_SHOWN]
     captions = [
         pictures.caption(row["path"], row["label"], row["suggested_label"], float(row["doubt"]))
         for row in shown
@@ -60,10 +59,10 @@ def report(plan: Plan, data: Dataset, directory: RunDirectory, summaries: Summar
     picture = pictures.draw_grid(images, captions, pictures.THUMBNAIL)
     with storage_errors(path):
         make_folders(os.path.dirname(path))
-        with open(directory.file("report", "data_audit.png"), "wb") as file:
+        with open(directory.file("report/data_audit.png"), "wb") as file:
             file.write(pictures.png(picture))
     data_audit.write(path, audit.rows)
-    lines = data_audit.describe(audit, os.path.join(*_CSV))
+    lines = data_audit.describe(audit, _CSV)
     say(*lines[: None if plan.config.verbose else 2])
     table = markdown_table(data_audit.COLUMNS, [row.values() for row in shown])
     summaries.text("train", "data_audit", "\n\n".join([*lines, table]), 0)
@@ -94,19 +93,3 @@ def _images(train, validation, places):
     count = len(train)
     sides = [(train, place) if place < count else (validation, place - count) for place in places]
     return [examples.images([place]).numpy()[0] for examples, place in sides]
-
-
-def add_test(
-    directory: RunDirectory, test: Examples, shares: np.ndarray, classes: tuple[str, ...]
-) -> None:
-    """Adds the test images, after they were read, to the table of an audited run.
-
-    Args:
-        directory: The directory of the run.
-        test: The test images.
-        shares: float [N, K], the trained model's probabilities.
-        classes: K names.
-    """
-    path = directory.file(*_CSV)
-    if os.path.exists(path):
-        data_audit.add_test(path, shares, test.labels, test.names, classes)

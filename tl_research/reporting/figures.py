@@ -1,7 +1,6 @@
 """Figures of a finished run, as PNG."""
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 
 import cycler
@@ -104,7 +103,7 @@ def save_mistakes(directory: str, evaluation: Evaluation) -> None:
         picture = pages.titled_confusion(confusion, evaluation.classes, evaluation.side)
         drawn["confusion.png"] = picture
     for name, picture in drawn.items():
-        with open(os.path.join(directory, name), "wb") as file:
+        with open(f"{directory}/{name}", "wb") as file:
             file.write(pictures.png(picture))
 
 

@@ -26,7 +26,7 @@ _MOST_NUMBERS, _MOST_NAMES = 30, 100  # largest number of classes shown with all
 THUMBNAIL, _LETTERS = 168, 27  # side in pixels, and letters of a caption below it
 _TITLE, _LETTERS_OF_CLASS = 22, 40  # height in pixels; letters of a name beside a matrix
 
-_FONT = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+_FONT = f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from tl_research.config import Phase, lower_is_better
 from tl_research.data.dataset import Dataset
 from tl_research.data.split import SIDES, printable
 from tl_research.errors import counted
-from tl_research.models.classifier import what_differs
+from tl_research.models.classifier import num_parameters, what_differs
 from tl_research.reporting.split_text import describe_split
 from tl_research.run.offline import Substitution
 from tl_research.training.events import PhaseBegan
@@ -193,8 +193,7 @@ def up_to(phase: Phase) -> str:
 
 def describe_phase(event: PhaseBegan) -> str:
     """Returns the line on what a phase trains."""
-    variables = [variable for group in event.groups for variable in group.variables]
-    trainable = sum(math.prod(variable.shape) for variable in variables)
+    trainable = num_parameters(v for group in event.groups for v in group.variables)
     base = event.phase.learning_rate
     rates = ", ".join(f"{g.name} {base * g.lr_multiplier:.3g}" for g in event.groups)
     return (

@@ -1,10 +1,9 @@
 """The observer that records a run: `metrics.csv`, TensorBoard, and the phases in `plan.txt`."""
 
-import math
-
 from tl_research.answers import Answer
 from tl_research.data.dataset import Dataset
 from tl_research.files import csv_text, storage_errors
+from tl_research.models.classifier import num_parameters
 from tl_research.reporting import pages, pictures
 from tl_research.reporting.evaluation import Evaluation
 from tl_research.reporting.observer import EventHandler
@@ -43,7 +42,7 @@ class Recorder(EventHandler):
             [
                 group.name,
                 len(group.paths),
-                f"{sum(math.prod(variable.shape) for variable in group.variables):,}",
+                f"{num_parameters(group.variables):,}",
                 f"{group.lr_multiplier:g}",
                 f"{event.phase.learning_rate * group.lr_multiplier:.3g}",
             ]

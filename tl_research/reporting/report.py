@@ -232,7 +232,7 @@ def _data(kind, content):
 
 def _picture(place, name):
     """Returns a figure in a folder as a data URL, or None if there is none."""
-    path = os.path.join(place, name)
+    path = f"{place}/{name}"
     if os.path.exists(path):
         with open(path, "rb") as file:
             return _data("png", file.read())
@@ -243,7 +243,7 @@ def _doubtful(directory, data):
     """Returns the rows of `data_audit.csv` with the most doubtful labels and their images; None if
     there is no such file.
     """
-    path = directory.file("report", "data_audit.csv")
+    path = directory.file("report/data_audit.csv")
     if not os.path.exists(path):
         return None
     with open(path, encoding="utf-8", newline="") as file:

@@ -53,7 +53,7 @@ def ending(summary: Json, path: str, earlier: float | None = None) -> list[str]:
         lines.append(f"validation: {_listed(numbers)} (epoch {best.get('best_epoch', 0)})")
     total = f"time: {duration(seconds['total'])}"
     lines.append(total if earlier is None else _times(seconds, earlier))
-    if os.path.isfile(report := os.path.join(path, "report", "index.html")):
+    if os.path.isfile(report := f"{path}/report/index.html"):
         lines.append(f"report: {report}")
     use = commands(path)
     lines += ["to predict:", f"  {use['predict']}"]

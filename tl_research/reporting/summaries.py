@@ -33,7 +33,7 @@ class Summaries:
         self._directory, self._writers, self._kept, self._failed = directory, {}, {}, False
         with self._warning():
             for side in ("train", "validation"):
-                path = os.path.join(directory, side)
+                path = f"{directory}/{side}"
                 self._kept[side] = drop_records_after(path, -1 if last_step is None else last_step)
                 self._writers[side] = tf.summary.create_file_writer(path, filename_suffix=_SUFFIX)
 
@@ -154,7 +154,7 @@ def drop_records_after(directory: str, last_step: int) -> set[tuple[str, int]]:
     """
     kept: set[tuple[str, int]] = set()
     for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
-        path = os.path.join(directory, name)
+        path = f"{directory}/{name}"
         if not name.endswith(_SUFFIX):
             continue
         if last_step < 0:

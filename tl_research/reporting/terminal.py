@@ -16,11 +16,6 @@ from tl_research.progress_bar import in_notebook
 BOLD, GREEN = 1, 32  # codes that `cli` lets through
 
 
-def is_watched() -> bool:
-    """Returns whether stdout is a terminal or a notebook."""
-    return sys.stdout.isatty() or in_notebook()
-
-
 def say(*lines: str, style: int | None = None) -> None:
     """Prints lines immediately. Indented ones, such as commands, are not wrapped.
 
@@ -49,7 +44,7 @@ def say_result(found: Json, is_wanted: bool = False) -> None:
     """Prints a JSON value as the RESULT line, for programs, if stdout is neither a terminal nor a
     notebook or if `is_wanted`.
     """
-    if is_wanted or not is_watched():
+    if is_wanted or not (sys.stdout.isatty() or in_notebook()):
         print("RESULT " + json.dumps(found, allow_nan=False), flush=True)
 
 

@@ -66,21 +66,19 @@ def save(directory: str, state: Json, arrays: Mapping[str, np.ndarray]) -> None:
     Raises:
         StorageError: If it cannot be written; earlier checkpoints are unchanged.
     """
-    final = os.path.join(directory, step_name(state["global_step"]))
+    final = f"{directory}/{step_name(state['global_step'])}"
     temporary, trash = temporary_name(final), temporary_name(final, "trash")
     try:
         make_folders(directory)
         os.mkdir(temporary)
         entries, chunks = _laid_out(arrays)
         files = {
-            "arrays.bin": write_synced(os.path.join(temporary, "arrays.bin"), chunks),
-            "state.json": write_synced(
-                os.path.join(temporary, "state.json"), [json.dumps(state).encode()]
-            ),
+            "arrays.bin": write_synced(f"{temporary}/arrays.bin", chunks),
+            "state.json": write_synced(f"{temporary}/state.json", [json.dumps(state).encode()]),
         }
         manifest = json.dumps({"arrays": entries, "files": files}).encode()
         write_synced(
-            os.path.join(temporary, "manifest.json"),
+            f"{temporary}/manifest.json",
             [hashlib.sha256(manifest).hexdigest().encode(), b"\n", manifest],
         )
         sync(temporary)
@@ -104,7 +102,7 @@ def save(directory: str, state: Json, arrays: Mapping[str, np.ndarray]) -> None:
     with storage_errors(directory):
         remove_own_leftovers(directory)
         for name in step_names(directory)[:-_KEPT]:
-            _remove(os.path.join(directory, name))
+            _remove(f"{directory}/{name}")
 
 
 def _laid_out(arrays):
@@ -200,7 +198,7 @@ def load_newest(
     names, reasons = step_names(directory), []
     while names:
         name = names.pop()
-        path = os.path.join(directory, name)
+        path = f"{directory}/{name}"
         try:
             state, arrays = _read(path, max_bytes)
             if name != step_name(state["global_step"]):

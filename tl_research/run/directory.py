@@ -4,7 +4,6 @@ Imports no TensorFlow.
 """
 
 import contextlib
-import datetime
 import hashlib
 import itertools
 import json
@@ -14,14 +13,16 @@ import shlex
 import shutil
 import sys
 import sysconfig
+import time
 from collections.abc import Collection, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tl_research import __version__
 from tl_research.config import LATEST, Config
 from tl_research.errors import CheckpointError, RunDirectoryError, UserError, to_stderr
-from tl_research.extension import package_sha256
+from tl_research.extension import Extension, package_sha256
 from tl_research.files import (
+    Json,
     make_folders,
     read_text,
     rename,
@@ -33,9 +34,6 @@ from tl_research.files import (
 )
 from tl_research.locks import Held, Lock
 from tl_research.run.recorded import read_json, read_results
-
-if TYPE_CHECKING:  # it imports this module
-    from tl_research.extension import Extension
 
 _LOCK = ".lock"
 # Files that may be in a directory before a run: our own and those of operating systems.
@@ -85,7 +83,7 @@ class RunDirectory(Directory):
         StorageError: If it cannot be made or written.
     """
 
-    def __init__(self, config: Config, extension: "Extension | None" = None):
+    def __init__(self, config: Config, extension: Extension | None = None):
         self._extension = extension
         self.path = config.workdir or "runs"
         there = bool(config.workdir) and os.path.isdir(self.path)
@@ -196,7 +194,7 @@ class RunDirectory(Directory):
             if is_beside and not (os.path.isdir(LATEST) or os.path.islink(LATEST)):
                 write_atomically(LATEST, f"{os.path.basename(self.path)}\n")
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: Json) -> None:
         """Writes `results.json` after everything else is on the disk: a run with it is complete."""
         with storage_errors(self.path):
             sync_all(self.path)
@@ -278,7 +276,7 @@ class RunDirectory(Directory):
 def paths_below(directory: str) -> Iterator[str]:
     """Yields the paths of everything below a directory, folders before their contents."""
     for folder, folders, names in os.walk(directory):
-        yield from (os.path.join(folder, name) for name in [*folders, *names])
+        yield from (f"{folder}/{name}" for name in [*folders, *names])
 
 
 def check_kinds(flag: str, directory: str) -> None:
@@ -340,7 +338,7 @@ def words_of(program: str) -> list[str]:
         program: `train`, or the module of a tool.
     """
     home = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
-    script, begun = os.path.join(home, "train.py"), os.path.abspath(sys.argv[0])
+    script, begun = f"{home}/train.py", os.path.abspath(sys.argv[0])
     if os.path.basename(begun) == "tl-research":
         found = os.path.realpath(shutil.which("tl-research") or "")
         is_found = found == os.path.realpath(begun)
@@ -378,7 +376,7 @@ def _config_of(path):
         return None
 
 
-def with_flags_of_run(values: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
+def with_flags_of_run(values: Json, given: Collection[str]) -> Json:
     """Returns the settings for a run: if only settings are given that a resumed run may change, the
     others are those of the run in `workdir`.
 
@@ -389,7 +387,7 @@ def with_flags_of_run(values: dict[str, Any], given: Collection[str]) -> dict[st
     fields, workdir = Config.__dataclass_fields__, values["workdir"]
     if not workdir or not all(fields[name].metadata["may_change"] for name in given):
         return values
-    config = _config_of(os.path.join(workdir, "flags.txt"))
+    config = _config_of(f"{workdir}/flags.txt")
     if not config:  # a wrong file is reported when the directory is opened
         return values
     kept = [name for name in fields if name in given or not fields[name].metadata["recorded"]]
@@ -407,7 +405,7 @@ def quoted(text: str) -> str:
 
 def make_new(config: Config) -> str:
     """Makes a new directory in `runs/`, which no other process uses, and returns its path."""
-    now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d-%H%M%S")
+    now = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     make_folders("runs")
     for path in _numbered(config.name or f"{now}-{_described(config)}"):
         with contextlib.suppress(FileExistsError):

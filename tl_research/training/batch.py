@@ -1,6 +1,6 @@
 """What a step is given, of one batch and of a whole epoch: tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -8,12 +8,13 @@ import tensorflow as tf
 
 from tl_research import distribution
 from tl_research.data import mixing, pipeline
-from tl_research.data.mixing import Mix
 
 if TYPE_CHECKING:  # they import this module
     from tl_research.training.features import Source
     from tl_research.training.plan import Plan
     from tl_research.training.step_loop import StepLoop
+
+Tensors = dict[str, tf.Tensor]  # by name
 
 
 class EpochInputs(NamedTuple):
@@ -23,7 +24,7 @@ class EpochInputs(NamedTuple):
     weights: tf.Tensor  # float32 [S, B]: 1, or 0 for filling
     of_view: Any  # as the source's `of_view` returns it: draws, or cached features
     view: tf.Tensor  # int32 scalar
-    mix: Mix | None = None  # what images, or their features, are blended with
+    mix: mixing.Mix | None = None  # what images, or their features, are blended with
 
 
 class Batch(NamedTuple):
@@ -37,7 +38,7 @@ class Batch(NamedTuple):
     view: tf.Tensor  # int32 [], which augmented version of the images
     step: tf.Tensor  # int64 [], the global step
     # {tensor: bool [b, ...]}, what dropout layers of the head keep
-    dropout_mask: dict[str, tf.Tensor] | None = None
+    dropout_mask: Tensors | None = None
     partner_labels: tf.Tensor | None = None  # of what each image is blended with, if it is
     shares: tf.Tensor | None = None  # float32 [b], what is left of each image itself
     partner_inputs: Any = None  # as `inputs`, where features are blended and not images
@@ -120,10 +121,18 @@ def first_images(plan: "Plan", count: int) -> tuple[np.ndarray, np.ndarray, tf.T
 def first_arguments(plan: "Plan", source: "Source", epochs_done: int, steps_per_call: int) -> tuple:
     """Returns arguments of `TrainStep.prepare` that are like those of the next calls."""
     epoch = epoch_inputs(plan, source, epochs_done + 1)
+    stream = streamed_rows(source, epoch, slice(1))
+    return epoch, stream and stack([next(stream)], steps_per_call)
+
+
+def streamed_rows(source: "Source", epoch: EpochInputs, which: slice) -> Iterator[Any] | None:
+    """Yields what `source.stream` does for this process's part of some batches; None if the source
+    needs no stream.
+    """
     if not source.streamed:
-        return (epoch,)
-    batches = source.stream(distribution.of_process(epoch.indices[:1].numpy()), int(epoch.view))
-    return epoch, stack([next(iter(batches))], steps_per_call)
+        return None
+    indices = distribution.of_process(epoch.indices[which].numpy())
+    return iter(source.stream(indices, int(epoch.view)))
 
 
 def stack(batches: list, size: int) -> Any:

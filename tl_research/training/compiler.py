@@ -103,7 +103,10 @@ def compile_errors(classifier: Classifier, xla: bool) -> Iterator[None]:
             "supports on this device; use --xla=off"
         ) from error
     except Exception as error:
-        if cause := _user_error(error):
+        cause: BaseException | None = error
+        while cause and not isinstance(cause, UserError):
+            cause = cause.__context__
+        if cause:
             raise cause from None
         raise
 
@@ -119,10 +122,3 @@ def _what(message, classifier):
     layer = next((f" of layer {name}" for name in scopes if name in layers), "")
     reason = re.sub(r"\{\{[^}]*\}\}|__inference\S*", "", message.split("\n")[0]).strip()
     return f"{f'operation {node}' if node else 'the step'}{layer}: {reason}"
-
-
-def _user_error(error):
-    """Returns the UserError that caused an error, or None."""
-    while error and not isinstance(error, UserError):
-        error = error.__context__
-    return error

@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tl_research import distribution
-from tl_research.training.batch import epoch_inputs, stack
+from tl_research.training.batch import epoch_inputs, stack, streamed_rows
 from tl_research.training.phase import PhaseSetup
 from tl_research.training.resume import Resume
 from tl_research.training.state import TrainState, timed
@@ -34,10 +33,7 @@ def calls(setup: PhaseSetup, state: TrainState, resume: Resume) -> Iterator[Call
     """
     with timed(state, "features"), resume.signals.released():
         inputs = epoch_inputs(setup.plan, setup.source, state.position.epoch + 1)
-    stream = None
-    if setup.source.streamed:
-        left = distribution.of_process(inputs.indices[state.position.epoch_step :].numpy())
-        stream = iter(setup.source.stream(left, int(inputs.view)))
+    stream = streamed_rows(setup.source, inputs, slice(state.position.epoch_step, None))
     while (position := state.position).epoch_step < setup.plan.steps_per_epoch:
         count = min(setup.steps_per_call, setup.plan.steps_per_epoch - position.epoch_step)
         count = min(count, resume.steps_until_due(position.global_step))

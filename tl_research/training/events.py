@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tl_research.config import Phase
+from tl_research.files import Json
 from tl_research.optim.param_groups import ParamGroup
 
 
@@ -31,7 +32,6 @@ class PhaseBegan(NamedTuple):
     open_layers: tuple[str, ...]  # unfrozen layers of the backbone, from input to output
     first_unfrozen: str | None  # the first of them with variables to train
     num_parameters: int  # of the whole network
-    num_steps: int  # of the whole phase without early stopping
 
 
 class StepsCompiled(NamedTuple):
@@ -63,21 +63,19 @@ class CallEnded(NamedTuple):
     groups: tuple[ParamGroup, ...]
     totals: dict[str, np.ndarray]  # what the call returned, see `StepLoop.__call__`
     skipped_steps: int  # in the whole run
-    seconds: float  # duration of the call, reading included
-    waited: float  # seconds of it spent waiting for images or features
 
 
 class EpochEnded(NamedTuple):
     """An epoch was trained and evaluated."""
 
     phase: Phase
-    row: dict[str, Any]  # of `metrics.csv`
-    history: tuple[dict[str, Any], ...]  # all rows, this one last
+    row: Json  # of `metrics.csv`
+    history: tuple[Json, ...]  # all rows, this one last
     measured: tuple[str, ...]  # names of the metrics in the row
     logits: np.ndarray  # float32 [N, K], validation logits
     is_best: bool  # of the phase so far
     is_first: bool  # of the phase
-    selected: dict[str, Any] | None  # the best of earlier phases
+    selected: Json | None  # the best of earlier phases
     waited: float  # share of the training time spent waiting for data
 
 
@@ -86,12 +84,11 @@ class PhaseEnded(NamedTuple):
 
     phase: Phase
     step: int  # global
-    groups: tuple[ParamGroup, ...]
-    result: dict[str, Any]  # its entry in `results.json`
+    result: Json  # its entry in `results.json`
     measured: tuple[str, ...]  # names of the metrics in it
     value: float  # of the selection metric, with its best weights
     logits: np.ndarray  # float32 [N, K], validation logits of its best weights
-    kept: dict[str, Any] | None  # the best of earlier phases, if that is better
+    kept: Json | None  # the best of earlier phases, if that is better
 
 
 Event = (

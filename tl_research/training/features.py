@@ -294,11 +294,6 @@ class CachedSource:
 Source = LiveSource | CachedSource
 
 
-@contextlib.contextmanager
-def _no_bar(view):
-    yield lambda done, total: None
-
-
 class Storage:
     """Where features are kept.
 
@@ -349,7 +344,7 @@ class Storage:
     def _allocate(self, shape, dtype):
         if not self._directory:
             return in_place.zeros(shape, dtype)
-        path = temporary_name(os.path.join(self._directory, "features"))
+        path = temporary_name(f"{self._directory}/features")
         with storage_errors(path), open(path, "xb+") as file:
             # it lives as long as it is mapped: nothing is left behind, however the process ends
             os.remove(path)
@@ -359,7 +354,10 @@ class Storage:
 
 
 def compute_features(
-    source: LiveSource, batch_size: int, bar: Bar = _no_bar, storage: Storage = Storage()
+    source: LiveSource,
+    batch_size: int,
+    bar: Bar = lambda view: contextlib.nullcontext(lambda done, total: None),
+    storage: Storage = Storage(),
 ) -> CachedSource:
     """Returns a `CachedSource` of what a live source computes.
 
@@ -411,7 +409,7 @@ def on_local_replicas(
         own, own_rows = distribution.local_rows([indices, rows])
         return compute(source.read(own, of_view, own_rows))
 
-    return distribution.of_local_replicas(of_replica)
+    return distribution.on_replicas(of_replica, lambda parts: tf.concat(parts, axis=0))
 
 
 def derive_features(

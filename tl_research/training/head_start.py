@@ -41,8 +41,7 @@ def make(plan: Plan, state: TrainState, tell: Observer) -> None:
     dense.kernel.assign(head.kernel)
     dense.bias.assign(head.bias)
     logits = plan.validation.of_all(validation @ dense.kernel.numpy() + dense.bias.numpy())
-    found = plan.objective.evaluate(logits, plan.validation.labels)
-    found = {f"val_{name}": value for name, value in found.items()}
+    found = plan.validated(logits)
     if plan.config.select_by not in found:
         raise UserError(
             f"--head_init=lda with --select_by={plan.config.select_by}, which is not measured for "

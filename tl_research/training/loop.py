@@ -96,8 +96,6 @@ def train_phase(setup: PhaseSetup, state: TrainState, resume: Resume, tell: Obse
                     groups=setup.optimizer.groups,
                     totals=call.totals,
                     skipped_steps=state.past.skipped_steps,
-                    seconds=call.seconds,
-                    waited=call.waited,
                 )
                 with _saved_if_it_fails(state, resume):
                     tell(ended)

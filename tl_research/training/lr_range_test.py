@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from tl_research import distribution
-from tl_research.training.batch import epoch_inputs, stack
+from tl_research.training.batch import epoch_inputs, stack, streamed_rows
 from tl_research.training.phase import PhaseSetup
 from tl_research.training.state import TrainState
 from tl_research.training.steps import TrainStep
@@ -41,16 +40,13 @@ def _losses(
     setup: PhaseSetup, state: TrainState, step: TrainStep, rate: tf.Variable, rates: np.ndarray
 ) -> Iterator[float]:
     """Takes a step at each rate and yields its loss, until a loss is not finite."""
-    source, scaling = setup.source, state.scaling
-    inputs = epoch_inputs(setup.plan, source, state.position.epoch + 1)
+    scaling = state.scaling
+    inputs = epoch_inputs(setup.plan, setup.source, state.position.epoch + 1)
     for number, value in enumerate(rates):
         rate.assign(value)
         row = number % len(inputs.indices)
-        streamed = None
-        if source.streamed:
-            indices = distribution.of_process(inputs.indices[row : row + 1].numpy())
-            batch = source.stream(indices, int(inputs.view))
-            streamed = stack(list(batch), 1)
+        stream = streamed_rows(setup.source, inputs, slice(row, row + 1))
+        streamed = stream and stack([next(stream)], 1)
         totals = step(inputs, row, 1, number, number, streamed, scaling)
         scaling = {name: totals.get(name, before) for name, before in scaling.items()}
         # float16 skips a step whose loss is not finite

@@ -10,7 +10,7 @@ from tl_research.answers import ANSWERS, Answer, kind_of
 from tl_research.config import Config
 from tl_research.data.pipeline import Examples
 from tl_research.errors import UserError
-from tl_research.training.batch import Batch
+from tl_research.training.batch import Batch, Tensors
 
 if TYPE_CHECKING:  # they import this module
     from tl_research.training.plan import Plan
@@ -45,7 +45,7 @@ class Objective:
         """Returns float32 [B]: the training loss of float32 logits [B, K] with labels [B, ...]."""
         raise NotImplementedError
 
-    def count(self, logits: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
+    def count(self, logits: tf.Tensor, labels: tf.Tensor) -> Tensors:
         """Returns {name: float32 [B]} for each name in `counted`."""
         return {}
 
@@ -69,7 +69,7 @@ class Objective:
         others = losses_with(batch.partner_labels)
         return losses * batch.shares + others * (1.0 - batch.shares)
 
-    def counts(self, logits: tf.Tensor, batch: Batch) -> dict[str, tf.Tensor]:
+    def counts(self, logits: tf.Tensor, batch: Batch) -> Tensors:
         """Returns the result of `count` with `counted_labels`."""
         return self.count(logits, self.counted_labels(batch))
 
@@ -121,13 +121,13 @@ class CrossEntropy(Objective):
             return None
         return tf.gather(tf.constant(self.class_weights, tf.float32), labels)
 
-    def counts(self, logits: tf.Tensor, batch: Batch) -> dict[str, tf.Tensor]:
+    def counts(self, logits: tf.Tensor, batch: Batch) -> Tensors:
         counted = super().counts(logits, batch)
         if PLAIN_LOSS in self.counted:  # also for a subclass with its own `count`
             counted[PLAIN_LOSS] = cross_entropy(logits, self.counted_labels(batch))
         return counted
 
-    def count(self, logits: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
+    def count(self, logits: tf.Tensor, labels: tf.Tensor) -> Tensors:
         predicted = tf.argmax(logits, axis=1, output_type=tf.int32)
         return {"correct": tf.cast(tf.equal(predicted, labels), tf.float32)}
 
@@ -146,7 +146,7 @@ class BinaryCrossEntropy(Objective):
     def loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels, logits), axis=1)
 
-    def count(self, logits: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
+    def count(self, logits: tf.Tensor, labels: tf.Tensor) -> Tensors:
         same = tf.reduce_all(tf.equal(logits >= 0.0, labels >= 0.5), axis=1)
         return {"correct": tf.cast(same, tf.float32)}
 
@@ -161,7 +161,7 @@ class SquaredError(Objective):
     def loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         return tf.square(logits[:, 0] - labels)
 
-    def count(self, logits: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
+    def count(self, logits: tf.Tensor, labels: tf.Tensor) -> Tensors:
         return {"absolute_error": tf.abs(logits[:, 0] - labels)}
 
 

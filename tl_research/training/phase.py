@@ -63,7 +63,6 @@ def prepare(plan: Plan, index: int, state: TrainState, tell: Observer) -> PhaseS
         open_layers=tuple(layer.name for layer in opened),
         first_unfrozen=next((layer.name for layer in opened if layer.trainable_variables), None),
         num_parameters=num_parameters(classifier.variables.values()),
-        num_steps=num_steps,
     )
     tell(began)
     plan.update_evaluated()  # the frozen part that is made next keeps these weights

@@ -153,12 +153,17 @@ class Plan:
 
     def _check_selection(self):
         """Tries `epoch_ends`, on logits of zeros, and looks for what the run selects by."""
-        by, labels = self.config.select_by, self.validation.labels
-        logits = np.zeros((len(labels), self.classifier.num_classes), np.float32)
-        found = {f"val_{n}": v for n, v in self.objective.evaluate(logits, labels).items()}
+        by = self.config.select_by
+        logits = np.zeros((len(self.validation), self.classifier.num_classes), np.float32)
+        found = self.validated(logits)
         known = (*found, *self.own_numbers(_plausible_row(self, found), logits))
         if by not in known:
             raise unmeasured(by, known, ", or a column of an extension")
+
+    def validated(self, logits: np.ndarray) -> dict[str, float]:
+        """Returns {`val_<name>`: number} of validation logits, float32 [N, K]."""
+        found = self.objective.evaluate(logits, self.validation.labels)
+        return {f"val_{name}": value for name, value in found.items()}
 
     def own_numbers(self, row: dict, logits: np.ndarray) -> dict[str, float]:
         """Returns what the extension's `epoch_ends` makes of an epoch.

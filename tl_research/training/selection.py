@@ -3,10 +3,10 @@
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Any
 
 from tl_research.config import Phase, lower_is_better
 from tl_research.errors import NonFiniteError
+from tl_research.files import Json
 from tl_research.models.classifier import num_parameters
 from tl_research.training.events import EpochEnded, PhaseEnded
 from tl_research.training.phase import PhaseSetup
@@ -63,7 +63,7 @@ def end_epoch(setup: PhaseSetup, state: TrainState, resume: Resume) -> EpochEnde
     )
 
 
-def _value(plan: Plan, numbers: dict[str, Any]) -> float:
+def _value(plan: Plan, numbers: Json) -> float:
     """Returns the value of the metric that the run selects by.
 
     Raises:
@@ -87,7 +87,7 @@ def _is_better(plan, numbers, best):
     return ours < theirs
 
 
-def _row(setup: PhaseSetup, state: TrainState, found: dict[str, Any]) -> dict[str, Any]:
+def _row(setup: PhaseSetup, state: TrainState, found: Json) -> Json:
     """Returns the row of `metrics.csv` for an epoch that was evaluated but is not counted yet."""
     sums, position = state.progress.epoch_totals, state.position
     examples = sums["examples"] or math.nan  # 0 if every step was skipped because of its loss
@@ -117,8 +117,7 @@ def _evaluated(setup, interruptible=contextlib.nullcontext()):
     setup.plan.update_evaluated()
     with interruptible:
         logits = setup.evaluate()
-    found = setup.plan.objective.evaluate(logits, setup.plan.validation.labels)
-    return logits, {f"val_{name}": value for name, value in found.items()}
+    return logits, setup.plan.validated(logits)
 
 
 @contextlib.contextmanager
@@ -168,8 +167,8 @@ def end_phase(setup: PhaseSetup, state: TrainState, counts: dict[str, int]) -> P
         "seconds": setup.seconds(),
         "audit": counts,
     }
-    if skipped := [row["skipped_steps"] for row in rows if "skipped_steps" in row]:
-        result["skipped_steps"] = sum(skipped)
+    if "skipped_steps" in rows[0]:
+        result["skipped_steps"] = sum(row["skipped_steps"] for row in rows)
     past.finished.append(result)
     kept, measured = past.selected, {**progress.best, **found}
     value = _value(plan, measured)
@@ -180,7 +179,6 @@ def end_phase(setup: PhaseSetup, state: TrainState, counts: dict[str, int]) -> P
     return PhaseEnded(
         phase=setup.phase,
         step=state.position.global_step,
-        groups=setup.optimizer.groups,
         result=result,
         measured=tuple(found),
         value=value,

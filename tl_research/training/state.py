@@ -8,10 +8,10 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
 
 import numpy as np
 
+from tl_research.files import Json
 from tl_research.optim import loss_scale
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
 
@@ -40,7 +40,7 @@ class PhaseProgress:
     gradient_peaks: dict[str, float] = field(default_factory=dict)
     moved: list[str] = field(default_factory=list)  # paths of variables that a step moved
     largest_rate: float = 0.0  # before group multipliers
-    best: dict[str, Any] | None = None  # {"epoch", "val_loss", ...} of its best epoch so far
+    best: Json | None = None  # {"epoch", "val_loss", ...} of its best epoch so far
     wait: int = 0  # epochs without improvement; the name that checkpoints have
     traces: int = 0  # how often its training step was traced
     compile_seconds: float = 0.0  # spent tracing and compiling its steps
@@ -54,20 +54,20 @@ class History:
 
     skipped_steps: int = 0  # in total, because of gradients that float16 could not represent
     joined: dict[str, str] = field(default_factory=dict)  # {path: phase that unfroze it}
-    selected: dict[str, Any] | None = None  # {"phase", "epoch", "val_loss", ...} of the best phase
+    selected: Json | None = None  # {"phase", "epoch", "val_loss", ...} of the best phase
     # the phases of `results.json`
-    finished: list[dict[str, Any]] = field(default_factory=list)
-    history: list[dict[str, Any]] = field(default_factory=list)  # rows of `metrics.csv`
+    finished: list[Json] = field(default_factory=list)
+    history: list[Json] = field(default_factory=list)  # rows of `metrics.csv`
     # what the audit of the images adds to `results.json`
-    data_audit: dict[str, Any] | None = None
+    data_audit: Json | None = None
     # how the head was solved in closed form, and its validation metrics
     head_start: dict[str, float] | None = None
     # {phase: epochs within --time_limit} of the phases that began
     time_limit: dict[str, int] = field(default_factory=dict)
-    test: dict[str, Any] | None = None  # the test metrics, once measured
+    test: Json | None = None  # the test metrics, once measured
     # the result of `calibration.of_run`
-    calibration: dict[str, Any] | None = None
-    reliability: dict[str, Any] | None = None
+    calibration: Json | None = None
+    reliability: Json | None = None
     # wall time by kind of work, including earlier processes of this run
     run_seconds: dict[str, float] = field(default_factory=dict)
 
@@ -105,7 +105,7 @@ class TrainState:
         self.progress = PhaseProgress(phase_hashes=hashes)
         self.weights.best = {}
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Returns everything except the arrays, in one dict."""
         parts = (self.position, self.progress, self.past)
         return {"scaling": self.scaling} | {
@@ -113,13 +113,13 @@ class TrainState:
         }
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "TrainState":
+    def from_json(cls, values: Json) -> "TrainState":
         """Returns the state from the output of `to_json`.
 
         Raises:
             TypeError: If names are missing or unknown.
         """
-        values, parts = dict(values), dict[str, Any]()
+        values, parts = dict(values), Json()
         for part, kind in (("position", Position), ("progress", PhaseProgress), ("past", History)):
             names = {each.name for each in fields(kind)} & values.keys()
             parts[part] = kind(**{name: values.pop(name) for name in names})

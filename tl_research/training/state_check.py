@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tl_research.files import Json
 from tl_research.training.plan import Plan
 from tl_research.training.state import Arrays, TrainState
 
@@ -16,7 +17,7 @@ _KINDS = ("variables", "optimizer", "best", "selected", "logits")  # of arrays
 # for all other names; a tuple means that the value may also be None.
 _FOUND: dict[Any, Any] = {"epoch": _COUNT, ...: _NUMBER}  # an epoch, and its metrics
 _RELIABILITY = [[_NUMBER]]
-_ENTRIES: dict[str, Any] = {
+_ENTRIES: Json = {
     **dict.fromkeys(("phase_index", "phase_epoch", "phase_step", "epoch"), _COUNT),
     **dict.fromkeys(("epoch_step", "global_step", "wait", "traces", "skipped_steps"), _COUNT),
     **dict.fromkeys(("largest_rate", "compile_seconds", "train_seconds", "seconds"), _NUMBER),
@@ -47,7 +48,7 @@ _ENTRIES: dict[str, Any] = {
 }
 
 
-def check_entries(contents: dict[str, Any]) -> None:
+def check_entries(contents: Json) -> None:
     """Raises ValueError if an entry of `state.json` does not fit the schema.
 
     Missing and unknown names are not checked.

@@ -16,7 +16,7 @@ from tl_research.errors import UserError
 from tl_research.models.classifier import Classifier
 from tl_research.optim import loss_scale
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
-from tl_research.training.batch import Batch, EpochInputs, batches
+from tl_research.training.batch import Batch, EpochInputs, Tensors, batches
 from tl_research.training.compiler import compile_errors
 from tl_research.training.features import Source
 from tl_research.training.objective import Objective
@@ -85,7 +85,7 @@ class StepLoop:
         phase_step: int,
         streamed: Any = None,
         scaling: dict | None = None,
-    ) -> dict[str, tf.Tensor]:
+    ) -> Tensors:
         """Takes up to `count` steps.
 
         Args:
@@ -152,7 +152,7 @@ class StepLoop:
         self.traces += 1  # runs while tracing only
         before = [tf.identity(variable) for variable in self.variables]
 
-        def body(done: tf.Tensor, totals: dict[str, tf.Tensor]) -> Any:
+        def body(done: tf.Tensor, totals: Tensors) -> Any:
             row, step = first + done, tf.cast(done, tf.int64)
             if streamed is None:
                 here = distribution.process_rows(epoch.indices[row])

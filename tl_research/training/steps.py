@@ -14,12 +14,12 @@ import tensorflow as tf
 
 from tl_research import distribution
 from tl_research.data import mixing
-from tl_research.training.batch import Batch
+from tl_research.training.batch import Batch, Tensors
 from tl_research.training.step_loop import StepLoop
 from tl_research.training.totals import norms_of
 
 # (gradients of the variables, loss, {name: sum over examples})
-Gradients = tuple[list[tf.Tensor], tf.Tensor, dict[str, tf.Tensor]]
+Gradients = tuple[list[tf.Tensor], tf.Tensor, Tensors]
 
 
 class TrainStep(StepLoop):
@@ -31,7 +31,7 @@ class TrainStep(StepLoop):
 
     def step(
         self, batch_of: Callable[[], Batch], rate: tf.Tensor, scale: tf.Tensor | None
-    ) -> dict[str, tf.Tensor]:
+    ) -> Tensors:
         """Takes one step; returns the result of `update`.
 
         Args:
@@ -95,10 +95,10 @@ class TrainStep(StepLoop):
         self,
         gradients: list[tf.Tensor],
         loss: tf.Tensor,
-        sums: dict[str, tf.Tensor],
+        sums: Tensors,
         rate: tf.Tensor,
         scale: tf.Tensor | None,
-    ) -> dict[str, tf.Tensor]:
+    ) -> Tensors:
         """Applies summed gradients if they and the loss are finite.
 
         Args:
