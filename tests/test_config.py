@@ -231,6 +231,11 @@ def test_home_that_is_not_known_is_no_folder_here(monkeypatch):
         catalog.find_images("drawn_flowers", download_dir=config.download_dir)
 
 
+def test_slash_at_the_end_of_a_path_is_dropped():
+    assert Config(workdir="runs/mine/").workdir == "runs/mine"
+    assert Config(workdir="/").workdir == "/"
+
+
 def test_dollar_may_be_part_of_a_name_that_is_there(tmp_path, monkeypatch):
     (tmp_path / "a$b").mkdir()
     monkeypatch.chdir(tmp_path / "a$b")

@@ -175,7 +175,7 @@ def _checked_path(field, flag, value):
             f"{flag}={value}, and no home directory is known for {value.split(os.sep)[0]}; "
             "expected a path; write it out, or put ./ in front if the name begins with ~"
         )
-    return os.path.abspath(value) if field.metadata["recorded"] else value
+    return os.path.abspath(value) if field.metadata["recorded"] else value.rstrip("/") or value
 
 
 def _checked_number(field, flag, value):
