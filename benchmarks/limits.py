@@ -69,7 +69,7 @@ def bytes_per_image(classifier, source):
     Compiled for an H100 (XLA of JAX 0.11), ReLU6 and swish stay kernels of their own: a step of
     finetune in bfloat16 moves 33.0 MB for MobileNetV2@160 where this is 17.7, and 52.2 for 31.9
     with EfficientNetV2B0@224, so that 0.5 to 0.6 of this roofline is the most to expect there; 0.81
-    with ResNet50.
+    with ResNet50. Which formulations would move less: docs/scale.md.
     """
     graph, boundary = classifier.graph, source.boundary
     trained = {written for *_, written in graph.layers(boundary, classifier.head_boundary)}
