@@ -215,6 +215,23 @@ def with_tiny_backbone():
     return _tiny_backbone
 
 
+_ONE_LAYER = """
+import keras
+
+def make_backbone(config):
+    inputs = keras.Input((config.image_size, config.image_size, 3))
+    return keras.Model(inputs, keras.layers.Conv2D(6, 3, 2, activation="relu")(inputs))
+"""
+
+
+@pytest.fixture
+def one_layer(tmp_path):
+    """An extension file whose backbone is one convolution, for runs in processes of their own."""
+    path = tmp_path / "one_layer.py"
+    path.write_text(_ONE_LAYER)
+    return str(path)
+
+
 @pytest.fixture
 def make_examples():
     """A function of (count, seed) to `Examples` of 16 px in memory, whose brightest channel is
