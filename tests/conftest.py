@@ -4,6 +4,7 @@ has TensorFlow.
 
 import concurrent.futures
 import contextlib
+import fcntl
 import functools
 import gc
 import json
@@ -215,6 +216,47 @@ def with_tiny_backbone():
     return _tiny_backbone
 
 
+@pytest.fixture(scope="session")
+def tiny_settings(write_images):
+    """A function of a directory to settings of a run of the tiny backbone, in two phases of 5 steps
+    an epoch, on images of 16 px that it writes to `photos` there.
+
+    Its other arguments are how many images of each class, the classes, and settings of `Config`.
+    """
+
+    def settings(place, count=15, classes=("ant", "bee", "cat"), **more):
+        return {
+            "dataset": "directory",
+            "data_dir": write_images(place / "photos", classes, count=count, size=16),
+            "image_size": 16,
+            "backbone": "Tiny",
+            "weights": "none",
+            "unfreeze": ("0%", "block3"),
+            "batch_size": 8,
+            "workdir": str(place / "run"),
+            **more,
+        }
+
+    return settings
+
+
+_ONE_LAYER = """
+import keras
+
+def make_backbone(config):
+    inputs = keras.Input((config.image_size, config.image_size, 3))
+    return keras.Model(inputs, keras.layers.Conv2D(6, 3, 2, activation="relu")(inputs))
+"""
+
+
+@pytest.fixture
+def one_layer(tmp_path):
+    """An extension file whose backbone is one convolution, for runs in processes of their own."""
+    path = tmp_path / "one_layer.py"
+    path.write_text(_ONE_LAYER)
+    return str(path)
+
+
 @pytest.fixture
 def make_examples():
     """A function of (count, seed) to `Examples` of 16 px in memory, whose brightest channel is
@@ -256,7 +298,7 @@ def write_images():
 
 
 def _trained(place, photos, epochs, **settings):
-    """Trains the head on images of 64 px, in `run`; returns `place`."""
+    """Trains the head on images of 64 px, in `run`."""
     from tl_research import experiment
     from tl_research.config import Config
 
@@ -273,26 +315,51 @@ def _trained(place, photos, epochs, **settings):
         **settings,
     )
     experiment.run(config)
-    return place
 
 
 @pytest.fixture(scope="session")
-def _trained_run(tmp_path_factory, write_images):
-    place = tmp_path_factory.mktemp("trained")
-    photos = write_images(place / "photos", count=25)
-    return _trained(place, photos, 2, backbone="EfficientNetLite0")
+def _made_once(tmp_path_factory):
+    """A function of a name and of what fills a directory to that directory, which the first of all
+    test processes that asks for it makes.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def made(name, fill):
+        place = base / f"of_all_{name}"
+        with open(base / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (place / "made").exists():
+                shutil.rmtree(place, ignore_errors=True)
+                place.mkdir()
+                fill(place)
+                (place / "made").touch()
+        return place
+
+    return made
 
 
 @pytest.fixture(scope="session")
-def _tiny_trained_run(tmp_path_factory, write_images):
-    place = tmp_path_factory.mktemp("tiny")
-    photos = write_images(place / "photos", count=25, strength=40)
-    with _tiny_backbone():
-        _trained(place, photos, 10, backbone="Tiny", weights="none", learning_rate=0.1)
-    flags = place / "run" / "flags.txt"
-    # as a backbone that every program knows, which the tools do not build
-    flags.write_text(flags.read_text().replace("=Tiny\n", "=EfficientNetLite0\n"))
-    return place
+def _trained_run(_made_once, write_images):
+    def fill(place):
+        photos = write_images(place / "photos", count=25)
+        _trained(place, photos, 2, backbone="EfficientNetLite0")
+
+    return _made_once("trained", fill)
+
+
+@pytest.fixture(scope="session")
+def _tiny_trained_run(_made_once, write_images):
+    def fill(place):
+        photos = write_images(place / "photos", count=25, strength=40)
+        with _tiny_backbone():
+            _trained(place, photos, 10, backbone="Tiny", weights="none", learning_rate=0.1)
+        flags = place / "run" / "flags.txt"
+        # as a backbone that every program knows, which the tools do not build
+        flags.write_text(flags.read_text().replace("=Tiny\n", "=EfficientNetLite0\n"))
+
+    return _made_once("tiny", fill)
 
 
 def _copy_of(trained, tmp_path):

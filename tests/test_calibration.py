@@ -85,20 +85,9 @@ def test_run_without_epochs_has_temperature_1_and_numbers_have_none():
     assert calibration.of_run(ANSWERS["number"], numbers, numbers) == (None, None)
 
 
-def test_run_without_epochs_is_evaluated(tiny_backbone, write_images, tmp_path, capsys):
-    run = str(tmp_path / "run")
-    config = Config(
-        dataset="directory",
-        data_dir=write_images(tmp_path / "photos", count=12, size=16),
-        image_size=16,
-        backbone="Tiny",
-        weights="none",
-        epochs=(0, 0),
-        batch_size=8,
-        workdir=run,
-        verbose=True,
-    )
-    found = experiment.run(config)["calibration"]
+def test_run_without_epochs_is_evaluated(tiny_backbone, tiny_settings, tmp_path, capsys):
+    settings = tiny_settings(tmp_path, epochs=(0, 0), verbose=True)
+    run, found = settings["workdir"], experiment.run(Config(**settings))["calibration"]
     said = "(expected calibration error). No temperature was fitted: no epoch was trained.\n"
     assert found["temperature"] == 1.0 and said in capsys.readouterr().out
     assert evaluate(EvaluateConfig(run=run))["temperature"] == 1.0

@@ -1,5 +1,5 @@
-"""Two replicas train as one does: in one process, in two of which one is killed, and when a run
-changes from one to the other.
+"""Several replicas train as one does: in one process, in two of which one is killed, in four of
+which one is stopped, and when a run changes from one number to another.
 
 The processes are forks of one that has imported TensorFlow and computed nothing: devices and
 clusters can be chosen only then.
@@ -36,15 +36,15 @@ flags = [
     "--image_size=16", "--batch_size=8", "--phases=only", "--patience=0", "--epochs=2",
     "--unfreeze=block3", "--learning_rate=1e-2", "--dropout=0.5", "--augment_views=0",
     "--clip_norm=0.5", "--ema_decay=0.9", "--mixup=0.4", "--checkpoint_every_steps=3",
-    "--if_offline=embedded", "--shards=4",
+    "--if_offline=embedded", "--shards=4", "--data_audit=off",
 ]
 
 def unreachable(name, *args):
     if name == "Tiny":
         raise UnreachableError("no network")
 
-def case(name, *more, replicas=1, tf_config=None, end=None, offline=False):
-    # A run of train.py; `end`: (the signal, the step after which it comes); `offline`: its weights
+def process(name, *more, replicas=1, tf_config=None, end=None, offline=False):
+    # One of train.py; `end`: (the signal, the step after which it comes); `offline`: its weights
     # are not reached.
     def prepare():
         if replicas > 1:
@@ -62,46 +62,53 @@ def case(name, *more, replicas=1, tf_config=None, end=None, offline=False):
         progress.add = ended
     return lambda: fault_forks.train(f"{place}/{name}", [*flags, *more], prepare)
 
+# jobs: (name, processes)
+
+def alone(name, *more, **options):
+    return name, [process(name, *more, **options)]
+
 def mirrored(name, *more):
-    return case(name, "--distribute=mirrored", *more, replicas=2)
+    return alone(name, "--distribute=mirrored", *more, replicas=2)
 
 def workers(name, *more, count=2, **last):
     *others, of_last = program.tf_configs(count)
     more = ("--distribute=multi_worker", *more)
-    return [
-        *(case(name, *more, tf_config=one) for one in others),
-        case(name, *more, tf_config=of_last, **last),
+    return name, [
+        *(process(name, *more, tf_config=one) for one in others),
+        process(name, *more, tf_config=of_last, **last),
     ]
 
 # in the last call of an epoch of 21 steps, at whose end nothing is saved before it was evaluated
 kill, term = (signal.SIGKILL, 19), (signal.SIGTERM, 19)
-first = [
-    mirrored("mirrored"), *workers("workers"), *workers("killed", end=kill),
-    *workers("stopped", end=term), case("one", end=kill),
-    mirrored("phases", "--phases=head,finetune", "--epochs=1,1", "--unfreeze=0%,block3"),
-    *workers("four", "--shards=0", count=4, end=kill),
-]
 half = ["--precision=mixed_float16", "--optimizer=sgd"]
 blend = [
     "--mixup=0", "--manifold_mixup=0.4", "--augment_views=2", "--feature_cache=memory",
+    "--phases=head,finetune", "--epochs=1,1", "--unfreeze=0%,block3",
 ]
-second = [
-    *workers("killed"), case("stopped"), mirrored("one"), case("half", *half),
-    mirrored("half two", *half), *workers("apart", offline=True), *workers("four", "--shards=0"),
-    *workers("blended", *blend), case("blended one", *blend),
-]
-codes = [
-    fault_forks.in_parallel(cases, len(cases))
-    for cases in (first, second)
-]
+audit, codes = "--data_audit=on", {}
+for jobs in [
+    [mirrored("mirrored", audit), alone("one", end=kill)],
+    [workers("workers", audit)],
+    [workers("killed", end=kill)],
+    [workers("stopped", "--shards=0", count=4, end=term)],
+    [workers("killed")],
+    [alone("stopped", "--shards=0"), mirrored("one")],
+    [alone("half", *half), mirrored("half two", *half)],
+    [workers("apart", offline=True)],
+    [workers("blended", *blend), alone("blended one", *blend)],
+]:
+    processes = [each for _, of_job in jobs for each in of_job]
+    found = iter(fault_forks.in_parallel(processes, len(processes)))
+    for name, of_job in jobs:
+        codes.setdefault(name, []).append([next(found) for _ in of_job])
 print(json.dumps(codes))
 """
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, write_images):
-    """([exit codes of the first and of the second round of processes], the directory that holds
-    their run directories).
+    """({name of a run: [exit codes of its processes] each time it was started}, the directory that
+    holds the run directories).
     """
     place = tmp_path_factory.mktemp("distribution")
     photos = write_images(place / "photos", count=60, size=16)
@@ -110,7 +117,7 @@ def runs(tmp_path_factory, write_images):
         [sys.executable, "-c", _SCRIPT, str(place), photos],
         text=True,
         capture_output=True,
-        timeout=400,
+        timeout=900,
         env=environment,
     )
     assert done.returncode == 0, done.stderr
@@ -128,8 +135,8 @@ def _end(run):
 
 
 def test_two_workers_end_as_two_devices_of_one_do_and_the_chief_alone_writes(runs):
-    (first, _), place = runs
-    assert first[:3] == [0, 0, 0]
+    codes, place = runs
+    assert [codes["mirrored"], codes["workers"]] == [[[0]], [[0, 0]]]
     assert (
         _end(place / "workers")[2]["weights_sha256"]
         == _end(place / "mirrored")[2]["weights_sha256"]
@@ -145,18 +152,9 @@ def test_two_workers_end_as_two_devices_of_one_do_and_the_chief_alone_writes(run
     }
 
 
-def test_two_phases_of_two_replicas_carry_the_optimizer_over(runs):
-    (first, _), place = runs
-    assert first[8] == 0, (place / "phases.log").read_text()
-    arrays = _end(place / "phases")[0]
-    counts = {name: int(a) for name, a in arrays.items() if name.endswith("/iterations")}
-    steps = int((place / "phases" / "metrics.csv").read_text().splitlines()[-1].split(",")[2])
-    assert sorted(counts.values()) == [steps // 2, steps], counts
-
-
 def test_killed_worker_ends_the_other_in_one_line_and_the_job_is_resumed_to_the_same_weights(runs):
-    (first, second), place = runs
-    assert first[3:5] == [143, -9] and second[:2] == [0, 0]
+    codes, place = runs
+    assert codes["killed"] == [[143, -9], [0, 0]]
     log = (place / "killed.log").read_text()
     assert (
         log.count("error: another worker ended or cannot be reached (") == 1
@@ -174,36 +172,27 @@ def test_killed_worker_ends_the_other_in_one_line_and_the_job_is_resumed_to_the_
         np.testing.assert_array_equal(arrays[name], array, err_msg=name)
 
 
-def test_four_processes_of_which_one_is_killed_go_on_as_two(runs):
-    (first, second), place = runs
-    assert first[9:] == [143, 143, 143, -9] and second[8:10] == [0, 0]
-    log = (place / "four.log").read_text()
-    assert "resumed phase only, epoch 1, step 18\n" in log
-    assert json.loads((place / "four" / "run.json").read_text())["shards"] == 4
-    arrays, losses, _ = _end(place / "four")
-    expected, unbroken, _ = _end(place / "workers")
-    np.testing.assert_allclose(losses, unbroken, rtol=1e-6)
-    for key, array in expected.items():
-        np.testing.assert_allclose(arrays[key], array, rtol=1e-4, atol=1e-6, err_msg=key)
-    for name in ("split.json", "bad_images.csv", "duplicates.csv"):
-        assert (place / "four" / name).read_bytes() == (place / "one" / name).read_bytes()
-
-
-def test_signal_to_one_worker_stops_both_after_the_same_step(runs):
-    (first, _), place = runs
-    assert first[5:7] == [143, 143]
+def test_signal_to_one_of_four_workers_stops_all_after_the_same_step(runs):
+    codes, place = runs
+    assert codes["stopped"][0] == [143] * 4
     assert (place / "stopped.log").read_text().count(
         "stopped by SIGTERM, signal 15 after step 21; nothing is lost. To continue:\n"
         f"  {sys.executable} {_ROOT}/train.py --workdir={place}/stopped\n"
-    ) == 2
+    ) == 4
+    # as many as there were processes, also in one that goes on
+    assert json.loads((place / "stopped" / "run.json").read_text())["shards"] == 4
+    for name in ("split.json", "bad_images.csv", "duplicates.csv"):
+        assert (place / "stopped" / name).read_bytes() == (place / "one" / name).read_bytes()
 
 
 @pytest.mark.parametrize(
-    "name, step", [("stopped", 21), ("one", 18)], ids=["two to one", "one to two"]
+    "name, step, codes",
+    [("stopped", 21, [[143] * 4, [0]]), ("one", 18, [[-9], [0]])],
+    ids=["four to one", "one to two"],
 )
-def test_run_goes_on_with_another_number_of_replicas(runs, name, step):
-    (first, second), place = runs
-    assert first[7] == -9 and second[2:4] == [0, 0]
+def test_run_goes_on_with_another_number_of_replicas(runs, name, step, codes):
+    of_runs, place = runs
+    assert of_runs[name] == codes
     assert f"resumed phase only, epoch 1, step {step}\n" in (place / f"{name}.log").read_text()
     arrays, losses, _ = _end(place / name)
     expected, unbroken, _ = _end(place / "workers")
@@ -214,8 +203,9 @@ def test_run_goes_on_with_another_number_of_replicas(runs, name, step):
 
 
 def test_features_are_blended_alike_by_one_process_and_two(runs):
-    (_, second), place = runs
-    assert second[10:] == [0, 0, 0], (place / "blended.log").read_text()
+    codes, place = runs
+    assert codes["blended"] == [[0, 0]], (place / "blended.log").read_text()
+    assert codes["blended one"] == [[0]], (place / "blended one.log").read_text()
     two, one = (_end(place / name) for name in ("blended", "blended one"))
     np.testing.assert_allclose(two[1], one[1], rtol=1e-5)
     for name, array in one[0].items():
@@ -223,9 +213,17 @@ def test_features_are_blended_alike_by_one_process_and_two(runs):
     assert one[2]["feature_cache"] == "memory"
 
 
+def test_two_phases_of_two_workers_carry_the_optimizer_over(runs):
+    _, place = runs
+    arrays = _end(place / "blended")[0]
+    counts = {name: int(a) for name, a in arrays.items() if name.endswith("/iterations")}
+    steps = int((place / "blended" / "metrics.csv").read_text().splitlines()[-1].split(",")[2])
+    assert sorted(counts.values()) == [steps // 2, steps], counts
+
+
 def test_loss_scale_of_float16_is_one_for_all_replicas(runs):
-    (_, second), place = runs
-    assert second[4:6] == [0, 0]
+    codes, place = runs
+    assert codes["half"] == codes["half two"] == [[0]]
     one, two = _end(place / "half")[1], _end(place / "half two")[1]
     np.testing.assert_allclose(two, one, rtol=1e-5)
     assert len(set(one)) == 2
@@ -235,8 +233,8 @@ def test_loss_scale_of_float16_is_one_for_all_replicas(runs):
 
 
 def test_workers_that_reach_different_weights_end_instead_of_waiting_for_each_other(runs):
-    (_, second), place = runs
-    assert second[6:8] == [1, 1]
+    codes, place = runs
+    assert codes["apart"] == [[1, 1]]
     log = (place / "apart.log").read_text()
     for backbone in ("Tiny", "EfficientNetLite0"):
         assert (

@@ -55,17 +55,17 @@ def _expected(run, images):
 
 
 @pytest.mark.parametrize("name", ["saved_model", "litert"])
-def test_full_disk_is_exit_9_and_leaves_nothing(calibrated_run, name):
-    before = sorted(os.listdir(os.path.join(calibrated_run, "export")))
+def test_full_disk_is_exit_9_and_leaves_nothing(tiny_finished_run, name):
+    before = sorted(os.listdir(os.path.join(tiny_finished_run, "export")))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, limits[1]))
     try:
         with pytest.raises(StorageError, match="could not write .*: File too large") as error:
-            export(ExportConfig(run=calibrated_run, format=name))
+            export(ExportConfig(run=tiny_finished_run, format=name))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert error.value.exit_code == 9
-    assert sorted(os.listdir(os.path.join(calibrated_run, "export"))) == before
+    assert sorted(os.listdir(os.path.join(tiny_finished_run, "export"))) == before
 
 
 _SERVE = """
@@ -201,12 +201,16 @@ def test_batchnorm_augmentation_and_dropout_are_gone(finished_run):
 
 
 def test_run_without_its_images_is_exported_also_where_it_cannot_be_written(
-    calibrated_run, read_only, tmp_path, capsys
+    tiny_finished_run, read_only, tmp_path, capsys
 ):
-    photos = os.path.join(os.path.dirname(calibrated_run), "photos")
+    photos = os.path.join(os.path.dirname(tiny_finished_run), "photos")
     os.rename(photos, f"{photos}-moved")
-    read_only(calibrated_run)
-    settings = {"run": calibrated_run, "format": "saved_model", "output_dir": str(tmp_path / "out")}
+    read_only(tiny_finished_run)
+    settings = {
+        "run": tiny_finished_run,
+        "format": "saved_model",
+        "output_dir": str(tmp_path / "out"),
+    }
     assert export(ExportConfig(**settings)) == {
         "saved_model": str(tmp_path / "out" / "export" / "saved_model" / "1")
     }
@@ -344,9 +348,9 @@ def test_model_that_cannot_be_loaded_says_what_to_import(finished_run, tmp_path)
     assert "'to_load': 'import tl_research.models before keras.saving.load_model'" in said
 
 
-def test_artefact_that_differs_is_deleted_and_the_one_before_stays(finished_run, monkeypatch):
-    folder = os.path.join(finished_run, "export")
-    export(ExportConfig(run=finished_run, format="saved_model"))
+def test_artefact_that_differs_is_deleted_and_the_one_before_stays(tiny_finished_run, monkeypatch):
+    folder = os.path.join(tiny_finished_run, "export")
+    export(ExportConfig(run=tiny_finished_run, format="saved_model"))
     model = os.path.join(folder, "saved_model", "1", "saved_model.pb")
     before = os.stat(model).st_mtime_ns
     monkeypatch.setattr(
@@ -357,7 +361,7 @@ def test_artefact_that_differs_is_deleted_and_the_one_before_stays(finished_run,
     with pytest.raises(
         ExportError, match="the logits of saved_model/1 differ by .* expected at most 0.001"
     ) as error:
-        export(ExportConfig(run=finished_run, format="saved_model"))
+        export(ExportConfig(run=tiny_finished_run, format="saved_model"))
     assert error.value.exit_code == 6
     assert sorted(os.listdir(folder)) == [
         "README.md",
@@ -372,14 +376,14 @@ def test_artefact_that_differs_is_deleted_and_the_one_before_stays(finished_run,
 
 
 def test_format_that_is_not_there_is_exit_1_and_one_that_cannot_hold_the_model_exit_6(
-    finished_run, monkeypatch
+    tiny_finished_run, monkeypatch
 ):
     with pytest.raises(UserError, match="=coreml; expected one of saved_model, litert, onnx"):
-        ExportConfig(run=finished_run, format="coreml")
+        ExportConfig(run=tiny_finished_run, format="coreml")
     with pytest.raises(
         UserError, match="=int8 with --format=saved_model; expected litert, the only format"
     ):
-        ExportConfig(run=finished_run, format="saved_model", quantize="int8")
+        ExportConfig(run=tiny_finished_run, format="saved_model", quantize="int8")
 
     def convert(self):
         raise RuntimeError("no such operation\nand so on")
@@ -394,8 +398,8 @@ def test_format_that_is_not_there_is_exit_1_and_one_that_cannot_hold_the_model_e
             lambda *args: type("C", (), {"convert": of_converter})(),
         )
         with pytest.raises(ExportError, match=rf"litert cannot hold this model \({why}\)"):
-            export(ExportConfig(run=finished_run, format="litert"))
-    assert sorted(os.listdir(os.path.join(finished_run, "export"))) == [
+            export(ExportConfig(run=tiny_finished_run, format="litert"))
+    assert sorted(os.listdir(os.path.join(tiny_finished_run, "export"))) == [
         "README.md",
         "calibration.json",
         "classes.json",
@@ -405,23 +409,11 @@ def test_format_that_is_not_there_is_exit_1_and_one_that_cannot_hold_the_model_e
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file systems refuse such names")
 def test_run_with_a_class_whose_name_is_not_utf8_is_shown_evaluated_and_exported(
-    tiny_backbone, write_images, tmp_path, capsys
+    tiny_backbone, tiny_settings, tmp_path, capsys
 ):
     sys.stdout.reconfigure(errors="backslashreplace")  # as the programs do
-    photos = write_images(tmp_path / "photos", classes=("ant", "caf\udce9"), count=12, size=16)
-    run = str(tmp_path / "run")
-    results = experiment.run(
-        Config(
-            dataset="directory",
-            data_dir=photos,
-            image_size=16,
-            backbone="Tiny",
-            weights="none",
-            epochs=(1, 0),
-            batch_size=8,
-            workdir=run,
-        )
-    )
+    settings = tiny_settings(tmp_path, 12, ("ant", "caf\udce9"), epochs=(1, 0))
+    run, results = settings["workdir"], experiment.run(Config(**settings))
     assert results["classes"] == ["ant", "caf\udce9"] and "warning" not in capsys.readouterr().err
     assert evaluate(EvaluateConfig(run=run))["n"] > 0
     assert "caf\\xe9" in open(os.path.join(run, "report", "validation", "per_class.csv")).read()

@@ -42,19 +42,10 @@ def write(tmp_path):
 
 
 @pytest.fixture
-def settings(tiny_backbone, write_images, tmp_path):
-    """Settings of a run of 2 + 1 epochs of 5 steps."""
-    return {
-        "dataset": "directory",
-        "data_dir": write_images(tmp_path / "photos", count=15, size=16),
-        "image_size": 16,
-        "backbone": "Tiny",
-        "weights": "none",
-        "epochs": (2, 1),
-        "unfreeze": ("0%", "block3"),
-        "learning_rate": (1e-2, 1e-3),
-        "batch_size": 8,
-    }
+def settings(tiny_backbone, tiny_settings, tmp_path):
+    """Settings of a run of 2 + 1 epochs of 5 steps, in a directory that a test names."""
+    settings = tiny_settings(tmp_path, epochs=(2, 1), learning_rate=(1e-2, 1e-3))
+    return {name: value for name, value in settings.items() if name != "workdir"}
 
 
 class _Crash(BaseException):

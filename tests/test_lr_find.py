@@ -5,7 +5,6 @@ heard of it.
 import csv
 import os
 
-import keras
 import numpy as np
 import pytest
 
@@ -63,19 +62,9 @@ def test_axis_of_the_loss_ends_where_training_diverged(tmp_path, monkeypatch):
 
 
 def test_run_inside_or_after_its_last_phase_is_refused_and_left_as_it_is(
-    tiny_backbone, write_images, tmp_path
+    tiny_backbone, tiny_settings, tmp_path
 ):
-    settings = {
-        "dataset": "directory",
-        "data_dir": write_images(tmp_path / "photos", count=15, size=16),
-        "image_size": 16,
-        "backbone": "Tiny",
-        "weights": "none",
-        "epochs": (1, 2),
-        "unfreeze": ("0%", "block3"),
-        "batch_size": 8,
-        "workdir": str(tmp_path / "run"),
-    }
+    settings = tiny_settings(tmp_path, epochs=(1, 2))
 
     def crash_in_the_third_epoch(event):
         if isinstance(event, CallEnded) and event.epoch == 3:
@@ -100,29 +89,23 @@ def test_run_inside_or_after_its_last_phase_is_refused_and_left_as_it_is(
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"augment_views": 2}, {"cache_pixels": 0}, {"precision": "mixed_float16"}],
-    ids=["live", "cached", "streamed", "float16"],
+    [{"augment_views": 2}, {"cache_pixels": 0, "precision": "mixed_float16"}],
+    ids=["cached", "streamed float16"],
 )
 def test_run_with_and_without_the_finder_end_with_equal_weights(
-    tiny_backbone, write_images, tmp_path, capsys, request, settings
+    tiny_backbone, tiny_settings, tmp_path, capsys, settings
 ):
-    request.addfinalizer(lambda: keras.config.set_dtype_policy("float32"))
-    photos = write_images(tmp_path / "photos", count=15, size=16)
-    settings = {
-        "dataset": "directory",
-        "data_dir": photos,
-        "image_size": 16,
-        "backbone": "Tiny",
-        "weights": "none",
-        "epochs": (1, 1),
-        "unfreeze": ("0%", "block3"),
-        "learning_rate": (1e-2, 1e-3),
-        "batch_size": 8,
-        "lr_multiplier": ("head/=3",),
+    settings = tiny_settings(
+        tmp_path,
+        epochs=(1, 1),
+        learning_rate=(1e-2, 1e-3),
+        lr_multiplier=("head/=3",),
+        data_audit="off",
         **settings,
-    }
-    without = experiment.run(Config(workdir=str(tmp_path / "without"), **settings))
-    found = lr_find(Config(workdir=str(tmp_path / "with"), **settings))
+    )
+    without = experiment.run(Config(**settings))
+    settings["workdir"] = str(tmp_path / "with")
+    found = lr_find(Config(**settings))
     out = capsys.readouterr().out
     assert set(found) == {"head", "finetune"} and "Smith 2017" in out
     for phase, rate in found.items():
@@ -140,7 +123,4 @@ def test_run_with_and_without_the_finder_end_with_equal_weights(
         assert len({row["loss"] for row in rows}) > 2
         assert (tmp_path / "with" / "lr_find" / f"{phase}.png").read_bytes().startswith(b"\x89PNG")
     assert not os.path.exists(tmp_path / "with" / "results.json")
-    assert (
-        experiment.run(Config(workdir=str(tmp_path / "with"), **settings))["weights_sha256"]
-        == without["weights_sha256"]
-    )
+    assert experiment.run(Config(**settings))["weights_sha256"] == without["weights_sha256"]

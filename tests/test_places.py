@@ -23,9 +23,9 @@ _NAME = "a  run [1]*? $HOME 'of' \"\u00fc\" & ~"
 
 
 @pytest.fixture
-def moved_run(finished_run, tmp_path):
+def moved_run(tiny_finished_run, tmp_path):
     """The directory of a finished run whose name a shell and a pattern would read."""
-    return shutil.move(finished_run, tmp_path / _NAME)
+    return shutil.move(tiny_finished_run, tmp_path / _NAME)
 
 
 def _in_a_shell(line, place):

@@ -131,11 +131,11 @@ def test_child_ends_with_its_parent_however_that_ends():
         assert not _is_running(child)
 
 
-def test_each_seed_is_the_run_that_it_is_alone(run_train, write_images, tmp_path):
+def test_each_seed_is_the_run_that_it_is_alone(run_train, write_images, one_layer, tmp_path):
     flags = [
         "--dataset=directory",
         f"--data_dir={write_images(tmp_path / 'photographs', count=10, size=32)}",
-        "--backbone=EfficientNetLite0",
+        f"--extension={one_layer}",
         "--image_size=32",
         "--phases=head",
         "--epochs=1",

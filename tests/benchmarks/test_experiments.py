@@ -62,10 +62,10 @@ def test_rows_are_ranked_by_paired_differences_with_their_standard_error():
     ]
 
 
-def test_runs_what_is_missing_and_only_reads_what_is_finished(write_images, tmp_path):
+def test_runs_what_is_missing_and_only_reads_what_is_finished(write_images, one_layer, tmp_path):
     photographs = write_images(tmp_path / "photographs", count=10, size=32)
     base = (
-        f"--dataset=directory --data_dir={photographs} --backbone=EfficientNetLite0 "
+        f"--dataset=directory --data_dir={photographs} --extension={one_layer} "
         "--image_size=32 --phases=head --epochs=1 --unfreeze=0% --learning_rate=1e-3 --patience=0"
     )
     settings = experiments.Settings(

@@ -24,50 +24,37 @@ from tl_research.run.directory import paths_below
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _KILLS = r"""
 import json, signal, sys
-import fault_forks, fault_injection
+import fault_injection, fault_lab
 
 # as the program has them when it forks
 fault_injection.program.cli.define_flags(fault_injection.Settings)
-lab = fault_injection.Lab(fault_injection.Settings(), sys.argv[1], ["--epochs=1,2"])
+flags = ["--epochs=1,2", "--deterministic"]
+lab, run = fault_injection.Lab(fault_injection.Settings(), sys.argv[1], flags), f"{sys.argv[1]}/run"
 cases = []
 for point in [("save", 7, 0.0), ("export", 1, 0.0)]:  # in the second phase, and after the last step
-    case = lab.interrupted(f"{sys.argv[1]}/run", "cached", signal.SIGKILL, point)
-    cases.append(lab.resumed(f"{sys.argv[1]}/run", "cached", case))
-hashes = []
-for name in ("one", "two"):
-    more = [*lab.flags("live"), "--epochs=1,1", "--deterministic"]
-    code = fault_forks.train(f"{sys.argv[1]}/{name}", more)
-    with open(f"{sys.argv[1]}/{name}/results.json") as file:
-        hashes.append((code, json.load(file)["weights_sha256"]))
-print(json.dumps({"cases": cases, "hashes": hashes}))
+    cases.append(lab.interrupted(run, "live", signal.SIGKILL, point))
+    cases[-1]["reached"] = fault_lab.newest_step(run)
+cases[-1] = lab.resumed(run, "live", cases[-1])
+print(json.dumps(cases))
 """
 
 
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory):
-    place = tmp_path_factory.mktemp("faults")
+def test_deterministic_run_that_is_killed_twice_ends_as_the_unbroken_one(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", _KILLS, str(place)],
+        [sys.executable, "-c", _KILLS, str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=300,
         env={**os.environ, "PYTHONPATH": f"{_ROOT}:{_ROOT}/benchmarks"},
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def test_deterministic_runs_end_with_one_hash(killed):
-    assert killed["hashes"][0] == killed["hashes"][1] and killed["hashes"][0][0] == 0
-
-
-def test_killed_runs_end_as_the_unbroken_one(killed):
-    killed = killed["cases"]
+    killed = json.loads(done.stdout.splitlines()[-1])
     assert [case["code"] for case in killed] == [-9] * 2
     assert not [case for case in killed if "failed" in case]
     places = [case["sent in"].split("/") for case in killed]
     assert places == [["run", "finetune", "save"], ["run", "export"]]
-    assert killed[0]["resumed from"] < killed[1]["resumed from"] == 15  # 3 epochs of 5 steps
+    assert 5 < killed[0]["reached"] < killed[1]["reached"] == 15  # 3 epochs of 5 steps
+    assert killed[1]["resumed from"] == 15
 
 
 # The writer alone.

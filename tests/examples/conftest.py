@@ -50,31 +50,25 @@ def _read(place):
 
 
 @pytest.fixture
-def tiny_run(tiny_backbone, write_images, tmp_path):
+def tiny_run(tiny_backbone, tiny_settings, tmp_path):
     """A function that runs the tiny backbone on 45 images of 16 px; returns (results, metrics).
 
-    Its arguments are the name of the run's directory in `tmp_path`, the file name of an example
-    (or None), the steps at which the run crashes and is resumed, objects for `experiment.run`
-    (`parts`, `observers`), and settings of `Config`.
+    The images are not audited. Its arguments are the name of the run's directory in `tmp_path`,
+    the file name of an example (or None), the steps at which the run crashes and is resumed,
+    objects for `experiment.run` (`parts`, `observers`), and settings of `Config`.
     """
-    photos = write_images(tmp_path / "photos", count=15, size=16)
+    ours = tiny_settings(
+        tmp_path,
+        epochs=(2, 2),
+        learning_rate=(1e-2, 1e-3),
+        checkpoint_every_steps=2,
+        data_audit="off",
+    )
 
     def run(name, example=None, crashes=(), parts=None, observers=(), **settings):
-        settings = {
-            "dataset": "directory",
-            "data_dir": photos,
-            "image_size": 16,
-            "backbone": "Tiny",
-            "weights": "none",
-            "epochs": (2, 2),
-            "unfreeze": ("0%", "block3"),
-            "learning_rate": (1e-2, 1e-3),
-            "batch_size": 8,
-            "checkpoint_every_steps": 2,
-            "extension": os.path.join(EXAMPLES, example) if example else None,
-            **settings,
-        }
-        config = Config(workdir=str(tmp_path / name), **settings)
+        extension = os.path.join(EXAMPLES, example) if example else None
+        more = {"extension": extension, "workdir": str(tmp_path / name), **settings}
+        config = Config(**{**ours, **more})
         for step in crashes:
             with pytest.raises(Crash):
                 experiment.run(config, extension=parts, observers=[*observers, _crash_at(step)])

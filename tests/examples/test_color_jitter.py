@@ -114,7 +114,10 @@ def test_what_is_cached_is_what_live_steps_compute_from_memory_or_file(read, mak
 
 @pytest.mark.parametrize(
     "settings",
-    [{"feature_cache": "memory"}, {"feature_cache": "off", "precision": "mixed_float16"}],
+    [
+        {"feature_cache": "memory", "crashes": (3,)},
+        {"feature_cache": "off", "precision": "mixed_float16", "crashes": (14,)},
+    ],
 )
 def test_run_is_resumed_bit_for_bit_and_its_model_needs_no_file(
     assert_resumes, tmp_path, capsys, settings

@@ -11,12 +11,13 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__
 _SETTINGS = """
 photos = "photos"
 settings = dict(
-    backbone="MobileNetV2", weights="none", image_size=32, epochs=(1, 1), split=(0.4, 0.3, 0.3)
+    extension="one_layer.py", unfreeze=("0%", "all"), image_size=32, epochs=(1, 1),
+    split=(0.4, 0.3, 0.3)
 )
 """
 
 
-def test_notebook_trains_predicts_and_evaluates(tmp_path, write_images, monkeypatch):
+def test_notebook_trains_predicts_and_evaluates(tmp_path, write_images, one_layer, monkeypatch):
     write_images(tmp_path / "photos", count=10, strength=12)
     monkeypatch.setenv("PYTHONPATH", _ROOT)
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))  # none of the user's kernels

@@ -128,9 +128,8 @@ def _changed(before, variables):
 
 
 def _fit(model, images, labels):
-    model.compile(
-        keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss, jit_compile=False)  # XLA takes seconds
     model.fit(images, labels, batch_size=4, epochs=1, verbose=0, shuffle=False)
 
 
@@ -391,7 +390,7 @@ def test_fit_and_the_saved_model_change_what_is_open_and_no_statistic(tmp_path):
         for i, variable in enumerate(model.weights):
             arrays[f"before/{i}"] = np.array(variable)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.SGD(0.1), loss)
+        model.compile(keras.optimizers.SGD(0.1), loss, jit_compile=False)
         model.fit(images, labels, batch_size=4, epochs=1, verbose=0, shuffle=False)
         for i, variable in enumerate(model.weights):
             arrays[f"after/{i}"] = np.array(variable)

@@ -41,26 +41,26 @@ class _Page(html.parser.HTMLParser):
         self.text.append(data)
 
 
-@pytest.fixture
-def settings(tiny_backbone, write_images, tmp_path):
+@pytest.fixture(scope="module")
+def settings(tiny_settings, tmp_path_factory):
     """Settings of a run on 20 images of each of three classes of hostile names."""
-    photos = write_images(tmp_path / "photos", _HOSTILE, count=20, size=16)
+    place = tmp_path_factory.mktemp("report")
+    more = {"epochs": (2, 1), "split": (0.5, 0.3, 0.2), "workdir": str(place / "my run")}
+    settings = tiny_settings(place, 20, _HOSTILE, **more)
+    photos = settings["data_dir"]
     os.rename(
         os.path.join(photos, _HOSTILE[0], "00.png"),
         os.path.join(photos, _HOSTILE[0], "'\"><b>.png"),
     )
-    return {
-        "dataset": "directory",
-        "data_dir": photos,
-        "image_size": 16,
-        "backbone": "Tiny",
-        "weights": "none",
-        "epochs": (2, 1),
-        "unfreeze": ("0%", "block3"),
-        "batch_size": 8,
-        "split": (0.5, 0.3, 0.2),
-        "workdir": str(tmp_path / "my run"),
-    }
+    return settings
+
+
+@pytest.fixture(scope="module")
+def whole(with_tiny_backbone, settings):
+    """(Results of a run with `settings`, its page, its card)."""
+    with with_tiny_backbone():
+        results = experiment.run(Config(**settings))
+    return results, *_texts(settings)
 
 
 def _read(settings, *names):
@@ -72,9 +72,8 @@ def _texts(settings):
     return _read(settings, "report", "index.html"), _read(settings, "export", "README.md")
 
 
-def test_page_says_what_the_run_found_and_holds_all_that_it_shows(settings):
-    results = experiment.run(Config(**settings))
-    text, card = _texts(settings)
+def test_page_says_what_the_run_found_and_holds_all_that_it_shows(settings, whole):
+    results, text, card = whole
     page = _Page(text)
     hits, count = round(results["test"]["accuracy"] * 12), results["test"]["n"]
     low, high = (f"{100 * bound:.1f}" for bound in results["test"]["ci95"])
@@ -130,9 +129,10 @@ def _check_card(card, results):
     assert "<" not in body.replace("``` ", "") and "(1, 16, 16, 3)" in body
 
 
-def test_cut_off_run_gives_the_same_page_and_what_cannot_be_written_is_exit_9(settings):
-    experiment.run(Config(**settings))
-    whole, results = _texts(settings), os.path.join(settings["workdir"], "results.json")
+def test_cut_off_run_gives_the_same_page_and_what_cannot_be_written_is_exit_9(
+    tiny_backbone, settings, whole
+):
+    results = os.path.join(settings["workdir"], "results.json")
     os.remove(results)
     page = os.path.join(settings["workdir"], "report", "index.html")
     os.remove(page)
@@ -142,10 +142,11 @@ def test_cut_off_run_gives_the_same_page_and_what_cannot_be_written_is_exit_9(se
     assert error.value.exit_code == 9 and not os.path.exists(results)
     os.rmdir(page)
     experiment.run(Config(**settings))
-    assert _texts(settings) == whole
+    assert _texts(settings) == whole[1:]
 
 
-def test_run_without_epochs_or_audit_has_no_such_parts(settings):
+def test_run_without_epochs_or_audit_has_no_such_parts(tiny_backbone, settings, tmp_path):
+    settings = {**settings, "workdir": str(tmp_path / "run")}
     experiment.run(Config(**settings | {"epochs": (0, 0), "data_audit": "off"}))
     words = _Page(_texts(settings)[0]).words
     assert "No epoch was trained." in words and "test images are classified correctly" in words

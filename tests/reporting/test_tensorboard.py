@@ -26,27 +26,21 @@ _PHASE_ENDS = _ENDS[1:]
 
 
 @pytest.fixture(scope="module")
-def run(with_tiny_backbone, write_images, tmp_path_factory):
+def run(with_tiny_backbone, tiny_settings, tmp_path_factory):
     """(directory of TensorBoard, results) of a run `one` with two phases of 2 and 1 epochs, steps 6
     to 8 profiled.
     """
     place = tmp_path_factory.mktemp("tensorboard")
-    config = Config(
-        dataset="directory",
-        data_dir=write_images(place / "photos", count=15, size=16),
-        image_size=16,
-        backbone="Tiny",
-        weights="none",
+    settings = tiny_settings(
+        place,
         epochs=(2, 1),
-        unfreeze=("0%", "block3"),
         learning_rate=(1e-2, 1e-3),
-        batch_size=8,
         cache_pixels=0,
         profile_steps="6:8",
         workdir=str(place / "runs" / "one"),
     )
     with with_tiny_backbone():
-        return place / "runs", experiment.run(config)
+        return place / "runs", experiment.run(Config(**settings))
 
 
 @pytest.fixture(scope="module")

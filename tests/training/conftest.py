@@ -153,37 +153,26 @@ def assert_weights():
 
 
 @pytest.fixture(scope="session")
-def photos(write_images, tmp_path_factory):
-    """A directory with 15 images in each of three classes."""
-    return write_images(tmp_path_factory.mktemp("training") / "photos", count=15, size=16)
+def settings_of_all(tiny_settings, tmp_path_factory):
+    """Settings of `run`, on 15 images in each of three classes."""
+    return tiny_settings(
+        tmp_path_factory.mktemp("training"),
+        epochs=(2, 2),
+        learning_rate=(1e-2, 1e-3),
+        augment_views=0,
+        data_audit="off",
+    )
 
 
 @pytest.fixture
-def run(tiny_backbone, photos, tmp_path):
+def run(tiny_backbone, settings_of_all, tmp_path):
     """A function of (name of a directory in `tmp_path`, settings) that runs the experiment with two
     phases of two epochs, its images not audited; returns its results. `parts` is an `Extension`.
     """
 
     def run(name, *, observers=(), parts=None, **settings):
-        settings = {
-            "epochs": (2, 2),
-            "unfreeze": ("0%", "block3"),
-            "learning_rate": (1e-2, 1e-3),
-            "batch_size": 8,
-            "augment_views": 0,
-            "data_audit": "off",
-            **settings,
-        }
-        config = Config(
-            dataset="directory",
-            data_dir=photos,
-            image_size=16,
-            backbone="Tiny",
-            weights="none",
-            workdir=str(tmp_path / name),
-            **settings,
-        )
-        experiment.run(config, extension=parts, observers=observers)
+        settings = {**settings_of_all, **settings, "workdir": str(tmp_path / name)}
+        experiment.run(Config(**settings), extension=parts, observers=observers)
         with open(tmp_path / name / "results.json") as file:
             return json.load(file)
 
