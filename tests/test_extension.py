@@ -9,7 +9,9 @@ import pytest
 
 from tl_research import experiment, extension
 from tl_research.config import Config
+from tl_research.data.mixing import MixUp
 from tl_research.errors import CheckpointError, UserError
+from tl_research.training.compiler import needs_autograph
 from tl_research.training.events import CallEnded, EpochEnded
 from tl_research.training.objective import CrossEntropy
 
@@ -237,6 +239,60 @@ def test_losses_that_would_broadcast_are_refused(settings, write, tmp_path, body
     config = Config(workdir=str(tmp_path / "run"), extension=write(LOSSES.format(body)), **settings)
     with pytest.raises(UserError, match=message):
         experiment.run(config)
+
+
+CONDITION = """
+import tensorflow as tf
+from tl_research.training.objective import CrossEntropy
+from tl_research.training.steps import TrainStep
+
+
+class _Capped(CrossEntropy):
+    def loss(self, logits, labels):
+        losses = super().loss(logits, labels)
+        if tf.reduce_mean(losses) > 0.0:
+            losses = 0.0 * losses + 2.0
+        return losses
+
+
+def make_objective(config, train):
+    return _Capped()
+
+
+class Step(TrainStep):
+    def gradients(self, batch, scale):
+        gradients, loss, sums = super().gradients(batch, scale)
+        if loss == 2.0:
+            sums["loss_sum"] += batch.weights.shape[0]
+        return gradients, loss, sums
+
+
+def _dark(images, draws, factor):
+    for _ in range(2):
+        if tf.reduce_mean(images) > 0.0:
+            images = tf.zeros_like(images)
+    return images
+
+
+augmentations = {"dark": (1, _dark)}
+"""
+
+
+@pytest.mark.parametrize("feature_cache", ["memory", "off"])
+def test_conditions_on_tensors_may_be_written_in_python(settings, write, tmp_path, feature_cache):
+    settings = {**settings, "augment": "dark=1", "feature_cache": feature_cache, "mixup": 0}
+    settings = {**settings, "epochs": (1, 0), "augment_views": 2}
+    config = Config(workdir=str(tmp_path / "run"), extension=write(CONDITION), **settings)
+    seen = []
+    experiment.run(config, observers=[seen.append])
+    (row,) = [event.row for event in seen if isinstance(event, EpochEnded)]
+    assert row["train_loss"] > 2.0
+
+
+def test_code_of_ours_is_traced_without_autograph():
+    assert not needs_autograph(CrossEntropy(), MixUp(0.2))
+    assert needs_autograph(CrossEntropy(), lambda images, draws, factor: images)
+    assert needs_autograph(type("Own", (CrossEntropy,), {})())
 
 
 STATE = """

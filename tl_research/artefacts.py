@@ -92,6 +92,7 @@ def in_batches(compute: Callable, images: np.ndarray, batch_size: int) -> np.nda
     compiled = tf.function(
         lambda batch: compute(tf.cast(batch, tf.float32)),
         input_signature=[tf.TensorSpec([None, *images.shape[1:]], images.dtype)],
+        autograph=False,
     )
     starts = range(0, len(images), batch_size)
     return np.concatenate([compiled(images[i : i + batch_size]).numpy() for i in starts])

@@ -98,14 +98,12 @@ def examine(
 def _cross_validation(head, labels, is_validation):
     """Returns the leave-one-out metrics; the only image of a class is not counted."""
     counted = np.isfinite(head.left_out).all(axis=1)
-    (loss, accuracy), (_, of_validation) = (
-        metrics.loss_and_accuracy(head.left_out[these], labels[these])
-        for these in (counted, counted & is_validation)
-    )
+    loss, accuracy = metrics.loss_and_accuracy(head.left_out[counted], labels[counted])
+    of_validation = (head.left_out.argmax(axis=1) == labels)[counted & is_validation]
     count = int(counted.sum())
     return {
         "accuracy": accuracy,
-        "validation_accuracy": of_validation,
+        "validation_accuracy": float(of_validation.mean()) if of_validation.size else None,
         "standard_error": float(np.sqrt(accuracy * (1 - accuracy) / count)),
         "loss": loss,
         "n": count,

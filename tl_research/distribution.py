@@ -224,7 +224,7 @@ def _of_all(content):
     return [part.tobytes() for part in np.split(everything, np.cumsum(counts)[:-1])]
 
 
-@tf.function(input_signature=[tf.TensorSpec([None], tf.int64)])
+@tf.function(input_signature=[tf.TensorSpec([None], tf.int64)], autograph=False)
 def _gather(numbers):
     """Returns the numbers of all processes, each from its first replica."""
     strategy = tf.distribute.get_strategy()

@@ -97,16 +97,21 @@ def serving_module(
     logits, module, size = folded_logits(model), tf.Module(), model.input_shape[1]
     pixels_of_network = tf.TensorSpec([shape[0], size, size, 3], tf.float32)
 
-    @tf.function(input_signature=[pixels_of_network])  # shared, so that constants are stored once
+    # shared, so that constants are stored once
+    @tf.function(input_signature=[pixels_of_network], autograph=False)
     def network(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
         return _SERVED[answer.name](logits(pixels), classes, temperature)
 
-    @tf.function(input_signature=[tf.TensorSpec([*shape, 3], tf.uint8, name="images")])
+    @tf.function(
+        input_signature=[tf.TensorSpec([*shape, 3], tf.uint8, name="images")], autograph=False
+    )
     def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
         # Cast first: LiteRT resizes no integers.
         return network(image_check.resized(tf.cast(images, tf.float32), size))
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
+    @tf.function(
+        input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")], autograph=False
+    )
     def serve_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         return network(
             tf.map_fn(
@@ -236,7 +241,9 @@ def write_onnx(module: tf.Module, path: str, *_: Any) -> Callable:
         served = module.serve.get_concrete_function()
         # otherwise captured tensors become inputs of the model
         frozen = convert_variables_to_constants_v2(served)
-        named = tf.function(lambda images: dict(zip(sorted(served.output_dtypes), frozen(images))))
+        named = tf.function(
+            lambda images: dict(zip(sorted(served.output_dtypes), frozen(images))), autograph=False
+        )
         signature = module.serve.input_signature
         convert.from_function(named, signature, opset=_OPSET, output_path=path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

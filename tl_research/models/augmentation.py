@@ -40,7 +40,7 @@ class Augmentation(keras.layers.Layer):
         self._seeds = keras.random.SeedGenerator(seed)
         # XLA also on a CPU, although it slows down convolutions there: gathering and mixing pixels
         # becomes one loop, 2 to 5 times as fast as TensorFlow's ImageProjectiveTransformV3.
-        self._compiled = tf.function(self._apply, jit_compile=True)
+        self._compiled = tf.function(self._apply, jit_compile=True, autograph=False)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

@@ -33,8 +33,12 @@ class EvalStep:
             for columns in batches
         )
         self._counts = weights > 0
-        compute = tf.function(self._logits, jit_compile=True) if xla else self._logits
-        self._call = tf.function(functools.partial(on_local_replicas, source, compute))
+        compute = self._logits
+        if xla:
+            compute = tf.function(compute, jit_compile=True, autograph=False)
+        self._call = tf.function(
+            functools.partial(on_local_replicas, source, compute), autograph=False
+        )
 
     def _logits(self, tensors):
         return self._classifier.logits(self._source.boundary, self._source.compute(tensors))

@@ -201,7 +201,7 @@ class FeatureCache:
             source = features.compute_features(
                 live, batch_size, lambda view: progress_bar(f"features of {which} images")
             )
-        compute = tf.function(lambda tensors: _pooled(source.compute(tensors)))
+        compute = tf.function(lambda tensors: _pooled(source.compute(tensors)), autograph=False)
         own = source.examples.members.own
         batches, _ = pipeline.make_batches(own, batch_size)
         pooled = [compute(source.rows(rows, view=0)).numpy() for rows in batches]

@@ -24,6 +24,7 @@ from tl_research.errors import UserError, suggestion
 from tl_research.files import storage_errors, temporary_name
 from tl_research.models.augmentation import COLUMNS, Operation, apply_operations
 from tl_research.models.classifier import Classifier
+from tl_research.training.compiler import needs_autograph
 
 # A context, for a view, in which a function is called with (batches done, batches in all).
 Bar = Callable[[int], contextlib.AbstractContextManager[Callable[[int, int], None]]]
@@ -42,6 +43,12 @@ class Views(NamedTuple):
     augmented: bool
     operations: tuple[Operation, ...] = ()  # an extension's, which follow the built-in ones
     mixing: Mixing | None = None  # what blends the images in the end
+
+    @property
+    def parts(self) -> list[Any]:
+        """The functions of the operations, and the mixing if there is one."""
+        functions = [operation.function for operation in self.operations]
+        return [*functions, self.mixing] if self.mixing else functions
 
     def of_epoch(self, epoch: int) -> int:
         """Returns the view of a global epoch, counted from 1."""
@@ -371,7 +378,10 @@ def compute_features(
             batches in all).
         storage: `Storage`. Where the disk is full, the use of a view raises StorageError.
     """
-    fetch = tf.function(functools.partial(on_local_replicas, source, source.compute))
+    fetch = tf.function(
+        functools.partial(on_local_replicas, source, source.compute),
+        autograph=needs_autograph(*source.views.parts),
+    )
     own = source.examples.members.own
     indices, _ = pipeline.make_batches(own, batch_size)
 
@@ -425,7 +435,9 @@ def derive_features(
     stored, fill, dtypes = classifier.graph.cheapest_boundary(boundary), source.kept, source.dtypes
     if stored != source.stored:
         frozen_part = tf.function(
-            classifier.frozen_part(stored, inputs=source.stored), reduce_retracing=True
+            classifier.frozen_part(stored, inputs=source.stored),
+            reduce_retracing=True,
+            autograph=False,
         )
         own = source.examples.members.own
         rows, _ = pipeline.make_batches(own, batch_size)

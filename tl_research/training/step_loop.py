@@ -17,7 +17,7 @@ from tl_research.models.classifier import Classifier
 from tl_research.optim import loss_scale
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.training.batch import Batch, EpochInputs, Tensors, batches
-from tl_research.training.compiler import compile_errors
+from tl_research.training.compiler import compile_errors, needs_autograph
 from tl_research.training.features import Source
 from tl_research.training.objective import Objective
 from tl_research.training.totals import Totals, norms_of
@@ -61,6 +61,7 @@ class StepLoop:
         self.classifier, self.optimizer, self.source = classifier, optimizer, source
         self.objective, self._rate_at, self._xla = objective, rate_at, xla
         self._scaled = classifier.compute_dtype == "float16"
+        self._autograph = needs_autograph(self, objective, *source.views.parts)
         self.labels = tf.constant(source.examples.labels)
         self.variables = [variable.value for variable in optimizer.variables]
         self._step = self.step
@@ -70,11 +71,13 @@ class StepLoop:
             on_one = self._compiled(lambda batch, *rest: self.step(lambda: batch, *rest))
             self._step = lambda batch_of, *rest: on_one(batch_of(), *rest)
         self._totals = Totals(optimizer, objective)
-        self._call = tf.function(self._run)
+        self._call = tf.function(self._run, autograph=self._autograph)
         self.traces, self.graph = 0, None
 
     def _compiled(self, function):
-        return tf.function(function, jit_compile=True) if self._xla else function
+        if not self._xla:
+            return function
+        return tf.function(function, jit_compile=True, autograph=self._autograph)
 
     def __call__(
         self,
