@@ -113,8 +113,8 @@ _WRONG = """
 1 lr-find docs --backbone-size=1
     --backbone_size is not a flag of this program; did you mean backbone?
 1 train --preset=flower
-    --preset=flower; expected one of at_once, cats_vs_dogs, flowers, gradual, instant, minute, plain;
-    did you mean flowers?; a file of yours is given with --flagfile
+    --preset=flower; expected one of at_once, cats_vs_dogs, flowers, gradual, instant, minute,
+    plain; did you mean flowers?; a file of yours is given with --flagfile
 1 train docs --unfreeze=0%,30
     --unfreeze=0%,30; expected for each phase N% with N from 0 to 100, all, or the name of a layer
     or block; for example --unfreeze=0%,30%
