@@ -155,7 +155,11 @@ def draw(path, rows):
             at = [[of[name] for of in row["history"]] for name in ("seconds", "val_accuracy")]
             label = column if seed == 0 else None
             axis.step(*at, "o-", where="post", color=f"C{number}", markersize=4, label=label)
+    seconds = [of["seconds"] for row in rows for of in row["history"]]
+    ticks = [at for at in (15, 30, 60, 120, 240, 480, 960) if min(seconds) <= at <= max(seconds)]
     axis.set(xscale="log", xlabel="seconds since the start of the program")
+    axis.minorticks_off()
+    axis.set_xticks(ticks, ticks)
     axis.set(ylabel="validation accuracy", title="What a user has, and when")
     axis.legend()
     figure.savefig(path, dpi=120)

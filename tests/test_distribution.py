@@ -92,7 +92,7 @@ for jobs in [
     [workers("killed", end=kill)],
     [workers("stopped", "--shards=0", count=4, end=term)],
     [workers("killed")],
-    [alone("stopped", "--shards=0"), mirrored("one")],
+    [workers("stopped", "--shards=0"), mirrored("one")],
     [alone("half", *half), mirrored("half two", *half)],
     [workers("apart", offline=True)],
     [workers("blended", *blend), alone("blended one", *blend)],
@@ -187,8 +187,8 @@ def test_signal_to_one_of_four_workers_stops_all_after_the_same_step(runs):
 
 @pytest.mark.parametrize(
     "name, step, codes",
-    [("stopped", 21, [[143] * 4, [0]]), ("one", 18, [[-9], [0]])],
-    ids=["four to one", "one to two"],
+    [("stopped", 21, [[143] * 4, [0, 0]]), ("one", 18, [[-9], [0]])],
+    ids=["four to two", "one to two"],
 )
 def test_run_goes_on_with_another_number_of_replicas(runs, name, step, codes):
     of_runs, place = runs
