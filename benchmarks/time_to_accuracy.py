@@ -69,8 +69,8 @@ def measure(settings):
 def _ours(recipe, settings, backbone, seed, place):
     """Runs `train.py` with a recipe; returns its row."""
     flagfiles = ["flowers.flags", f"recipes/{recipe}.flags"][: 1 + (recipe != "flowers")]
-    name, _, _ = backbone.partition("@")
-    results = recipe_vs_fit.run_train(settings, name, seed, place, flagfiles)
+    network = backbone.partition("@")[0]
+    results = recipe_vs_fit.run_train(settings, network, seed, place, flagfiles)
     chosen = selected(results) or results["head_start"]
     found = {name: chosen[name] for name in ("val_accuracy", "val_loss")}
     history = [{"seconds": results["seconds"]["total"], **found}]

@@ -90,6 +90,13 @@ def test_accuracy_of_validation_images_left_out_counts_these_alone():
     assert (measured["accuracy"], measured["validation_accuracy"]) == (39 / 40, 9 / 10)
 
 
+def test_audit_without_validation_images_can_be_described():
+    features = np.random.default_rng(0).normal(size=(12, 8))
+    names, sides = list(map(str, range(12))), np.repeat("train", 12)
+    found = data_audit.examine(features, np.arange(12) // 6, sides, names, ("a", "b"))
+    assert "; of validation images nan), loss " in data_audit.describe(found, "x")[1]
+
+
 def test_lines_count_and_name_doubtful_labels_and_give_the_accuracy_of_the_head(found):
     labels, head, worst = data_audit.describe(found, "report/data_audit.csv")
     assert labels == (

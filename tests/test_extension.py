@@ -280,8 +280,8 @@ augmentations = {"dark": (1, _dark)}
 
 @pytest.mark.parametrize("feature_cache", ["memory", "off"])
 def test_conditions_on_tensors_may_be_written_in_python(settings, write, tmp_path, feature_cache):
-    settings = {**settings, "augment": "dark=1", "feature_cache": feature_cache, "mixup": 0}
-    settings = {**settings, "epochs": (1, 0), "augment_views": 2}
+    more = {"augment": "dark=1", "augment_views": 2, "feature_cache": feature_cache}
+    settings = {**settings, **more, "epochs": (1, 0)}
     config = Config(workdir=str(tmp_path / "run"), extension=write(CONDITION), **settings)
     seen = []
     experiment.run(config, observers=[seen.append])

@@ -15,6 +15,7 @@ from tl_research.data.split import printable
 from tl_research.files import Json, csv_text, write_atomically
 
 Array = np.ndarray
+FILE = "report/data_audit.csv"  # in a run directory
 COLUMNS = ("path", "side", "label", "suggested_label", "doubt", "near_copy_of", "distance")
 # A label is doubtful if a head made without the image gives another class this probability.
 # python benchmarks/data_audit.py --dataset=tf_flowers --data_dir=PHOTOS
@@ -103,7 +104,7 @@ def _cross_validation(head, labels, is_validation):
     count = int(counted.sum())
     return {
         "accuracy": accuracy,
-        "validation_accuracy": float(of_validation.mean()) if of_validation.size else None,
+        "validation_accuracy": float(of_validation.mean()) if of_validation.size else np.nan,
         "standard_error": float(np.sqrt(accuracy * (1 - accuracy) / count)),
         "loss": loss,
         "n": count,

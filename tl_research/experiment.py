@@ -442,7 +442,7 @@ def _read_test(ready, classifier):
     state.past.calibration, state.past.reliability = calibration.of_run(
         plan.objective.answer, validation, (logits, examples.labels)
     )
-    path = ready.place.directory.file("report/data_audit.csv")
+    path = ready.place.directory.file(data_audit.FILE)
     if state.past.data_audit["data_audit"] and os.path.exists(path):
         shares = plan.objective.answer.outputs(
             metrics.scaled(logits, state.past.calibration["temperature"])

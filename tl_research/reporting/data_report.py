@@ -13,7 +13,6 @@ from tl_research.reporting.terminal import markdown_table, say
 from tl_research.run.directory import RunDirectory
 from tl_research.training.plan import Plan
 
-_CSV = "report/data_audit.csv"
 _SHOWN = 32
 
 
@@ -50,7 +49,7 @@ def report(plan: Plan, data: Dataset, directory: RunDirectory, summaries: Summar
         np.concatenate(own),
         data.train.shards.all_gather,
     )
-    path, shown = directory.file(_CSV), audit.rows[:_SHOWN]
+    path, shown = directory.file(data_audit.FILE), audit.rows[:_SHOWN]
     captions = [
         pictures.caption(row["path"], row["label"], row["suggested_label"], float(row["doubt"]))
         for row in shown
@@ -62,7 +61,7 @@ def report(plan: Plan, data: Dataset, directory: RunDirectory, summaries: Summar
         with open(directory.file("report/data_audit.png"), "wb") as file:
             file.write(pictures.png(picture))
     data_audit.write(path, audit.rows)
-    lines = data_audit.describe(audit, _CSV)
+    lines = data_audit.describe(audit, data_audit.FILE)
     say(*lines[: None if plan.config.verbose else 2])
     table = markdown_table(data_audit.COLUMNS, [row.values() for row in shown])
     summaries.text("train", "data_audit", "\n\n".join([*lines, table]), 0)

@@ -243,7 +243,7 @@ def _doubtful(directory, data):
     """Returns the rows of `data_audit.csv` with the most doubtful labels and their images; None if
     there is no such file.
     """
-    path = directory.file("report/data_audit.csv")
+    path = directory.file(data_audit.FILE)
     if not os.path.exists(path):
         return None
     with open(path, encoding="utf-8", newline="") as file:
