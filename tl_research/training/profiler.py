@@ -10,25 +10,25 @@ class Profiler:
     """Profiles chosen steps.
 
     Args:
-        steps: (A, B): the global steps from A up to but excluding B; (0, 0): none.
+        steps: The global steps.
         directory: The TensorBoard run.
     """
 
-    def __init__(self, steps: tuple[int, int], directory: str):
-        (self._first, self._end), self._directory, self._running = steps, directory, False
+    def __init__(self, steps: range, directory: str):
+        self._steps, self._directory, self._running = steps, directory, False
 
     def limit(self, step: int, count: int) -> int:
         """Returns how many of `count` steps a call that begins at `step` may take: profiled steps
         are taken one at a time.
         """
-        if step < self._first:
-            return min(count, self._first - step)
-        return 1 if step < self._end else count
+        if step < self._steps.start:
+            return min(count, self._steps.start - step)
+        return 1 if step in self._steps else count
 
     @contextlib.contextmanager
     def mark(self, step: int) -> Iterator[None]:
         """Marks the code inside as the global step `step`."""
-        if not self._first <= step < self._end:
+        if step not in self._steps:
             self.stop()
             yield
             return
