@@ -196,11 +196,13 @@ def make_step(classifier, source, optimizer, phase, *, learning_rate=None, num_s
         xla: Whether the step is compiled with XLA.
     """
     unfreeze, own_rate = PHASES[phase]
-    groups = make_param_groups(classifier.trainable_variables(), {}, list(classifier.variables))
+    groups = make_param_groups(
+        classifier.trainable_variables(), {}, list(classifier.variables), Config()
+    )
     schedule = schedules.make_schedule(
         Phase(phase, 1, unfreeze, learning_rate or own_rate, 0, 0), num_steps
     )
-    optimizer = GroupedOptimizer(groups, optimizer)
+    optimizer = GroupedOptimizer(groups, Config(optimizer=optimizer))
     return TrainStep(classifier, optimizer, source, CrossEntropy(), schedule, xla=xla)
 
 

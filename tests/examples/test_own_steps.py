@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tl_research import extension
+from tl_research.config import Config
 from tl_research.data.pipeline import Examples
 from tl_research.errors import AuditError, UserError
 from tl_research.extension import Extension
@@ -50,13 +51,13 @@ def take_steps(kind, rows, count=1, **kwargs):
     classifier = Classifier("Tiny", "none", 16, 3, augmentation={}, dropout=0.0, seed=0)
     classifier.unfreeze("0%")
     variables = classifier.trainable_variables()
-    groups = make_param_groups(variables, {}, list(classifier.variables))
+    groups = make_param_groups(variables, {}, list(classifier.variables), Config())
     names, pixels = tuple(map(str, range(9))), tf.zeros([9, 16, 16, 3], tf.uint8)
     examples = Examples(names, names, np.arange(9, dtype=np.int32) % 3, 16, pixels)
     inputs, boundary = [tf.constant(_INPUTS)], classifier.boundary()
     live = LiveSource(classifier, examples, boundary, Views(0, 0, False))
     source = CachedSource(live, boundary, lambda _: inputs, [tf.float32])
-    optimizer = GroupedOptimizer(groups, "sgd", momentum=0.0)
+    optimizer = GroupedOptimizer(groups, Config(optimizer="sgd", momentum=0.0))
     rate = tf.constant(0.5)
     step = kind(classifier, optimizer, source, CrossEntropy(), lambda _: rate, **kwargs)
     before = {path: variable.numpy() for path, variable in variables.items()}

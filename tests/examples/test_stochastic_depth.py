@@ -27,10 +27,12 @@ def make_step(make_examples):
         )
         classifier = Classifier.from_config(config, 3)
         classifier.unfreeze(unfreeze)
-        groups = make_param_groups(classifier.trainable_variables(), {}, list(classifier.variables))
+        groups = make_param_groups(
+            classifier.trainable_variables(), {}, list(classifier.variables), Config()
+        )
         views = features.Views(0, 0, False)
         source = features.LiveSource(classifier, make_examples(8), classifier.boundary(), views)
-        optimizer = GroupedOptimizer(groups, "sgd")
+        optimizer = GroupedOptimizer(groups, Config(optimizer="sgd"))
         kind = extension.load(PATH).Step
         return kind(classifier, optimizer, source, objective.CrossEntropy(), lambda step: 0.1)
 

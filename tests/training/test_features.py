@@ -9,7 +9,7 @@ import peak_memory
 import pytest
 import tensorflow as tf
 
-from tl_research.config import Phase
+from tl_research.config import Config, Phase
 from tl_research.data import pipeline
 from tl_research.errors import StorageError, UserError
 from tl_research.models.classifier import Classifier
@@ -48,10 +48,12 @@ def test_view_of_an_epoch():
 
 def _losses(classifier, source, views, num_steps, num_examples=36, batch_size=8):
     """The loss of each training step, one call a step."""
-    groups = make_param_groups(classifier.trainable_variables(), {}, list(classifier.variables))
+    groups = make_param_groups(
+        classifier.trainable_variables(), {}, list(classifier.variables), Config()
+    )
     step = steps.TrainStep(
         classifier,
-        GroupedOptimizer(groups, "adam"),
+        GroupedOptimizer(groups, Config(optimizer="adam")),
         source,
         objective.CrossEntropy(),
         schedules.make_schedule(Phase("p", 9, "", 1e-3, 0, 0), num_steps),

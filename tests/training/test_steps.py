@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tl_research.config import Phase
+from tl_research.config import Config, Phase
 from tl_research.data import mixing, pipeline
 from tl_research.models.classifier import Classifier
 from tl_research.optim import loss_scale, schedules
@@ -46,9 +46,11 @@ def _make_step(
         classifier.trainable_variables(),
         {},
         list(classifier.variables),
-        backbone_lr_multiplier=backbone_multiplier,
+        Config(backbone_lr_multiplier=backbone_multiplier),
     )
-    optimizer = GroupedOptimizer(groups, optimizer, momentum=0.0, clip_norm=clip_norm)
+    optimizer = GroupedOptimizer(
+        groups, Config(optimizer=optimizer, momentum=0.0, clip_norm=clip_norm)
+    )
     boundary, views = classifier.boundary(), features.Views(0, 0, False, mixing=blend)
     source = features.LiveSource(classifier, examples, boundary, views)
     if tensors is not None:

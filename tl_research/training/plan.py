@@ -201,21 +201,10 @@ class Plan:
             classifier.trainable_variables(),
             classifier.variable_blocks(),
             list(classifier.variables),
-            backbone_lr_multiplier=config.backbone_lr_multiplier,
-            layer_decay=config.layer_decay,
-            lr_multiplier=config.lr_multiplier,
-            joined=joined,
+            config,
+            joined,
         )
-        return GroupedOptimizer(
-            groups,
-            config.optimizer,
-            weight_decay=config.weight_decay,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            clip_norm=config.clip_norm,
-            ema_decay=config.ema_decay,
-            make_optimizer=self.parts.make_optimizer,
-        )
+        return GroupedOptimizer(groups, config, self.parts.make_optimizer)
 
     def step_maker(
         self, optimizer: GroupedOptimizer, source: Source, rate_at: Callable[[tf.Tensor], tf.Tensor]
