@@ -228,7 +228,7 @@ def test_home_that_is_not_known_is_no_folder_here(monkeypatch):
     config = Config()  # a run may do without it
     assert config.download_dir == "~/.cache/tl_research"
     with pytest.raises(UserError, match="set HOME or give --download_dir"):
-        catalog.find_images("drawn_flowers", download_dir=config.download_dir)
+        catalog.find_images(config)
 
 
 def test_slash_at_the_end_of_a_path_is_dropped():

@@ -153,7 +153,7 @@ class TrainedRun(Directory):
         load_catalog = extension_lib.load(extension).load_catalog
         # Downloads come from the original host and go to this user's folder, whoever made the run.
         config = dataclasses.replace(self.config, download_base_url=None)
-        if not catalog.is_there(str(config.dataset), config.download_dir):
+        if not catalog.is_there(config):
             config = dataclasses.replace(config, download_dir=Config().download_dir)
         recorded = self.results.get("extension") or {}
         if "load_catalog" in recorded.get("parts", ()) and not load_catalog:

@@ -28,9 +28,10 @@ def make(root, *names, content=b""):
 
 
 def find(root, **arguments):
-    return catalog.find_images(
-        "directory", data_dir=str(root), download_dir="/nonexistent", **arguments
+    config = Config(
+        dataset="directory", data_dir=str(root), download_dir="/nonexistent", **arguments
     )
+    return catalog.find_images(config)
 
 
 @contextlib.contextmanager

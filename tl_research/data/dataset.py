@@ -145,7 +145,7 @@ def load_labelled(folder: str, classes: Sequence[str], config: Config) -> Exampl
     Raises:
         DataError: If it is no such folder, or has classes that the run does not know.
     """
-    catalog = catalog_lib.find_images("directory", data_dir=folder, download_dir="")
+    catalog = catalog_lib.of_folders([(folder, None, "--data_dir")])
     places = {unicodedata.normalize("NFC", name): place for place, name in enumerate(classes)}
     named = {name: unicodedata.normalize("NFC", name) for name in catalog.classes}
     unknown = [name for name in named if named[name] not in places]
@@ -199,14 +199,7 @@ def _chosen(catalog, config):
 def _find(config, load_catalog):
     if load_catalog:
         return catalog_lib.of_table(load_catalog(config))
-    return catalog_lib.find_images(
-        config.dataset,
-        data_dir=config.data_dir,
-        validation_dir=config.validation_dir,
-        test_dir=config.test_dir,
-        download_dir=config.download_dir,
-        base_url=config.download_base_url,
-    )
+    return catalog_lib.find_images(config)
 
 
 def _check(catalog, config, shards=Shards()):
