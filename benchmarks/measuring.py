@@ -178,7 +178,7 @@ def timed(work):
 
 def make_classifier(config, phase, num_classes):
     """Returns a `Classifier` with the layers open that the phase trains."""
-    classifier = Classifier.from_config(config, num_classes)
+    classifier = Classifier(config, num_classes)
     classifier.unfreeze(PHASES[phase][0])
     return classifier
 

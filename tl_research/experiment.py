@@ -307,7 +307,7 @@ def _make_classifier(place, data, replacements):
         distribution.check_equal(
             "the weights that they reach", f"{chosen.weights} of {chosen.backbone}"
         )
-        return Classifier.from_config(chosen, len(data.classes), place.parts)
+        return Classifier(chosen, len(data.classes), place.parts)
 
     classifier = replacements.attempt(
         make,
@@ -330,7 +330,7 @@ def _layers_named(config):
 
 
 def _untrained(config, num_classes):
-    return Classifier(config.backbone, "none", config.image_size, num_classes)
+    return Classifier(config, num_classes, weights="none")
 
 
 def _with_layers_of(classifier, config):

@@ -48,7 +48,9 @@ def take_steps(kind, rows, count=1, **kwargs):
     Returns ({path: array} before them, the same after them, the totals of each); arguments are the
     class, the rows of the batch and more for the class.
     """
-    classifier = Classifier("Tiny", "none", 16, 3, augmentation={}, dropout=0.0, seed=0)
+    classifier = Classifier(
+        Config(backbone="Tiny", weights="none", image_size=16, augment="none", dropout=0.0), 3
+    )
     classifier.unfreeze("0%")
     variables = classifier.trainable_variables()
     groups = make_param_groups(variables, {}, list(classifier.variables), Config())

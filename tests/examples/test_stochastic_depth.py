@@ -25,7 +25,7 @@ def make_step(make_examples):
         config = Config(
             dataset="drawn_flowers", backbone="EfficientNetLite0", weights="none", image_size=32
         )
-        classifier = Classifier.from_config(config, 3)
+        classifier = Classifier(config, 3)
         classifier.unfreeze(unfreeze)
         groups = make_param_groups(
             classifier.trainable_variables(), {}, list(classifier.variables), Config()

@@ -3,6 +3,7 @@ off where a test says and compared with an unbroken one.
 """
 
 import csv
+import dataclasses
 import glob
 import json
 import os
@@ -109,9 +110,7 @@ def train(tiny_backbone, make_examples, tmp_path):
         if val_losses is not None:
             script = _Scripted(val_losses, accuracies)
             parts["make_objective"] = lambda config, train: script
-        classifier = Classifier(
-            "Tiny", "none", 16, 3, augmentation=config.augmentation, dropout=0.2, seed=0
-        )
+        classifier = Classifier(dataclasses.replace(config, weights="none"), 3)
         change(classifier)
         validation = make_examples(5, seed=1)
         data = Dataset(("0", "1", "2"), make_examples(10), validation, validation, ())

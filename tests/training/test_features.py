@@ -19,11 +19,9 @@ from tl_research.optim.param_groups import make_param_groups
 from tl_research.training import features, objective, steps
 from tl_research.training.batch import EpochInputs
 
-_AUGMENTATION = {"flip": 1.0, "rotation": 0.1, "zoom": 0.1}
-
 
 def _classifier(unfreeze="0%"):
-    classifier = Classifier("Tiny", "none", 16, 3, augmentation=_AUGMENTATION, dropout=0.2, seed=0)
+    classifier = Classifier(Config(backbone="Tiny", weights="none", image_size=16), 3)
     classifier.unfreeze(unfreeze)
     return classifier
 
