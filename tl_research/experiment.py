@@ -49,7 +49,7 @@ from tl_research.run.directory import RunDirectory, check_place, resume_command
 from tl_research.run.offline import Replacements, Substitution
 from tl_research.run.recorded import read_record
 from tl_research.signals import Signals
-from tl_research.training import audit, batch, features, loop, selection
+from tl_research.training import audit, features, loop, selection
 from tl_research.training.compiler import memory_errors
 from tl_research.training.evaluation import EvalStep
 from tl_research.training.events import Observer
@@ -221,7 +221,7 @@ def prepare(place: Place, started: float) -> Ready:
         summaries.text("train", "plan", "\n\n".join(lines), 0)
         resume.check_room()
     if not summaries.has("train", "first_batch", 0):
-        _show_first_batch(plan, data, summaries)
+        pages.first_batch(plan, data, summaries)
     recorder = Recorder(plan.objective.answer, data, directory, summaries)
     return Ready(
         place=place,
@@ -236,12 +236,6 @@ def prepare(place: Place, started: float) -> Ready:
         seconds=seconds,
         earlier_seconds=sum(state.past.run_seconds.values()),
     )
-
-
-def _show_first_batch(plan, data, summaries):
-    images, labels, inputs = batch.first_images(plan, pages.SHOWN)
-    named = [plan.objective.answer.text(label, data.classes) for label in labels]
-    pages.first_batch(summaries, images, named, inputs, plan.classifier.spec.preprocessing)
 
 
 def _name_directory(place, classifier, replacements):

@@ -165,7 +165,7 @@ def test_graph_is_written_once_and_without_large_constants(tmp_path):
     graph = add.get_concrete_function(tf.TensorSpec([1000], tf.float64)).graph
     writer = summaries.Summaries(str(tmp_path), None)
     for _ in range(2):
-        writer.graph("train", "step", graph, 0)
+        writer.graph("step", graph, 0)
     writer.close()
     ((_, value),) = _values_of(tmp_path / "train")
     content = tf.make_ndarray(value.tensor).item()
@@ -183,7 +183,7 @@ def test_runs_of_two_people_are_two_rows_of_hparams(tmp_path):
     names = set()
     for person in ("ann", "bob"):
         writer = summaries.Summaries(str(tmp_path / person / "runs" / "x"), None)
-        writer.hyperparameters("validation", {"seed": 0}, {"loss": "the loss"})
+        writer.hyperparameters({"seed": 0}, {"loss": "the loss"})
         writer.close()
         (file,) = (tmp_path / person / "runs" / "x" / "validation").iterdir()
         for record in tf.data.TFRecordDataset(str(file)):

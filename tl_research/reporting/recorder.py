@@ -53,7 +53,7 @@ class Recorder(EventHandler):
         self._summaries.text("train", "groups", f"{description}\n\n{table}", event.step)
 
     def _on_StepsCompiled(self, event):
-        self._summaries.graph("train", f"step/{event.phase.name}", event.graph, event.step)
+        self._summaries.graph(f"step/{event.phase.name}", event.graph, event.step)
 
     def _on_CallEnded(self, event):
         totals = event.totals

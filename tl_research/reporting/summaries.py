@@ -90,11 +90,10 @@ class Summaries:
 
         self._once(side, tag, step, _write)
 
-    def graph(self, side: str, tag: str, graph: tf.Graph, step: int) -> None:
-        """Writes a graph, once per tag, without the values of large constants.
+    def graph(self, tag: str, graph: tf.Graph, step: int) -> None:
+        """Writes a graph of training, once per tag, without the values of large constants.
 
         Args:
-            side: `train` or `validation`.
             tag: Name of the graph.
             graph: The graph.
             step: Global step.
@@ -112,17 +111,16 @@ class Summaries:
             plugin = metadata.plugin_data
             plugin.plugin_name, plugin.content = "graph_run_metadata_graph", b"1"
             tf.summary.write(tag, data.SerializeToString(), step=step, metadata=metadata)
-            self._kept[side].add((tag, step))
+            self._kept["train"].add((tag, step))
 
-        self._once(side, tag, step, _write)
+        self._once("train", tag, step, _write)
 
-    def hyperparameters(self, side: str, values: Json, metrics: dict[str, str]) -> None:
+    def hyperparameters(self, values: Json, metrics: dict[str, str]) -> None:
         """Writes the row of this run in HParams.
 
         Args:
-            side: The TensorBoard run with the metrics.
             values: {setting: number, bool or text}.
-            metrics: {tag of a scalar: its name in HParams}.
+            metrics: {tag of a scalar of `validation`: its name in HParams}.
         """
         from tensorboard.plugins.hparams import api  # takes a moment, and is needed once
 
@@ -137,7 +135,7 @@ class Summaries:
             place = place.removeprefix("runs/")
             api.hparams(values, trial_id=f"{place} {uuid.uuid4().hex[:4]}")
 
-        self._once(side, "_hparams_/session_start_info", 0, _write)
+        self._once("validation", "_hparams_/session_start_info", 0, _write)
 
     def close(self) -> None:
         with self._warning():
