@@ -389,27 +389,25 @@ def _finish(ready):
     """Reads the test images once, exports the model and writes the results; returns these."""
     plan, state, directory = ready.plan, ready.state, ready.place.directory
     memory.give_back()  # otherwise the following needs additional memory
-    plan.update_evaluated()
-    final = plan.evaluated  # the network that is tested and saved
+    plan.update_evaluated()  # the network that is tested and saved
     if state.past.test is None:
         say("evaluating the test images")
         with timed(state, "evaluate"):
-            _read_test(ready, final)
+            _read_test(ready)
         ready.resume.save(state)  # a run that is interrupted later does not read them again
     ready.place.replicas.close()  # each process computes the rest by itself
     memory.give_back()
     say("exporting the model and comparing it with the trained network")
     with timed(state, "export"):
-        artefacts.save_keras(final, ready.data, directory, plan.config.batch_size)
+        artefacts.save_keras(plan.evaluated, ready.data, directory, plan.config.batch_size)
         if found := state.past.calibration:  # divides the model's logits
             directory.write_json("export/calibration.json", {"temperature": found["temperature"]})
-    summary = _results(ready)
+    summary = results.without_nan(_results(ready))
     say("writing the report")
     with timed(state, "figures"):
         _illustrate(ready, summary)
     total = time.perf_counter() - plan.started
     summary["seconds"] = {"total": total, **ready.seconds, **state.past.run_seconds}
-    summary = results.without_nan(summary)
     directory.finish(summary)
     if plan.config.verbose and state.past.calibration:
         say(report.calibration_text(state.past.calibration))
@@ -417,11 +415,12 @@ def _finish(ready):
     return _report(plan.config, directory, summary)
 
 
-def _read_test(ready, classifier):
+def _read_test(ready):
     """Measures the test metrics and the effect of the temperature on the test images; called once,
     after all selection on validation.
     """
     plan, state, examples = ready.plan, ready.state, ready.data.test
+    classifier = plan.evaluated
     classifier.unfreeze("0%")
     views = features.Views(plan.config.seed, 0, False)
     source = features.LiveSource(classifier, examples, classifier.boundary(), views)

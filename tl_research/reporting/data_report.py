@@ -58,8 +58,7 @@ def report(plan: Plan, data: Dataset, directory: RunDirectory, summaries: Summar
     picture = pictures.draw_grid(images, captions, pictures.THUMBNAIL)
     with storage_errors(path):
         make_folders(os.path.dirname(path))
-        with open(directory.file("report/data_audit.png"), "wb") as file:
-            file.write(pictures.png(picture))
+        pictures.save(directory.file("report/data_audit.png"), picture)
     data_audit.write(path, audit.rows)
     lines = data_audit.describe(audit, data_audit.FILE)
     say(*lines[: None if plan.config.verbose else 2])

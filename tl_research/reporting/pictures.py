@@ -149,6 +149,12 @@ def png(picture: np.ndarray) -> bytes:
     return content.getvalue()
 
 
+def save(path: str, picture: np.ndarray) -> None:
+    """Writes a picture to a PNG file."""
+    with open(path, "wb") as file:
+        file.write(png(picture))
+
+
 def caption(name: str, true: str, predicted: str, number: float) -> str:
     """Returns the lines below a mistake.
 

@@ -82,12 +82,12 @@ def write(ready: "Ready", summary: Json) -> None:
 
     Args:
         ready: The run.
-        summary: The contents of `results.json`.
+        summary: The contents of `results.json`, without its `seconds`.
 
     Raises:
         StorageError: If they cannot be written.
     """
-    facts = of_run(ready, results.without_nan(summary))
+    facts = of_run(ready, summary)
     directory = ready.place.directory
     directory.write_text("report/index.html", render("index.html", facts))
     directory.write_text("export/README.md", render("model_card.md", facts))

@@ -78,32 +78,32 @@ def _is_of(value, kind):
 
 def check_position(state: TrainState, plan: Plan) -> None:
     """Raises ValueError if a state is inconsistent or not a position of its run."""
-    position, past, each = state.position, state.past, plan.steps_per_epoch
+    position, progress, past, weights = state.position, state.progress, state.past, state.weights
     if position.phase_index >= len(plan.phases):
         raise ValueError(f"phase_index is {position.phase_index} of {len(plan.phases)} phases")
-    phase = plan.phases[position.phase_index]
-    expected = {
-        "phase_step": (position.phase_step, position.phase_epoch * each + position.epoch_step),
-        "global_step": (position.global_step, position.epoch * each + position.epoch_step),
-        "history": (len(past.history), position.epoch),
-        "epoch_step": (position.epoch_step, min(position.epoch_step, each)),
-        "phase_epoch": (position.phase_epoch, min(position.phase_epoch, phase.epochs)),
-        "selected": (bool(past.selected), bool(state.weights.selected)),
-        "logits": (bool(past.selected), bool(state.weights.logits)),
-        "best": (bool(state.progress.best), bool(state.weights.best)),
-        "epoch_totals": (bool(state.progress.epoch_totals), position.epoch_step > 0),
-        "phase_hashes": (set(state.progress.phase_hashes), set(plan.classifier.variables)),
+    each, step = plan.steps_per_epoch, position.epoch_step
+    follows = {
+        "phase_step": position.phase_step == position.phase_epoch * each + step,
+        "global_step": position.global_step == position.epoch * each + step,
+        "history": len(past.history) == position.epoch,
+        "epoch_step": step <= each,
+        "phase_epoch": position.phase_epoch <= plan.phases[position.phase_index].epochs,
+        "selected": bool(past.selected) == bool(weights.selected),
+        "logits": bool(past.selected) == bool(weights.logits),
+        "best": bool(progress.best) == bool(weights.best),
+        "epoch_totals": bool(progress.epoch_totals) == (step > 0),
+        "phase_hashes": progress.phase_hashes.keys() == plan.classifier.variables.keys(),
     }
-    for name, (said, follows) in expected.items():
-        if said != follows:
+    for name, is_so in follows.items():
+        if not is_so:
             raise ValueError(f"{name} contradicts the rest of the state")
     totals = {"loss_sum", "examples", "seconds", "waited", "learning_rate", *plan.objective.counted}
     first = past.history[0] if past.history else {}
     curves = {name for name in first if name.startswith(("train_", "val_"))}
     needed = {
-        "best": (state.progress.best, {plan.config.select_by, "epoch"}),
+        "best": (progress.best, {plan.config.select_by, "epoch"}),
         "selected": (past.selected, {plan.config.select_by, "epoch"}),
-        "epoch_totals": (state.progress.epoch_totals, totals),
+        "epoch_totals": (progress.epoch_totals, totals),
         **{f"history[{i}]": (row, curves) for i, row in enumerate(past.history)},
     }
     for name, (found, names) in needed.items():
