@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal as signals
+import time
 import types
 
 import keras
@@ -123,7 +124,9 @@ def train(tiny_backbone, make_examples, tmp_path):
             watch(classifier, event)
 
         with RunDirectory(config) as directory:
-            plan = Plan(config, Extension(**parts), classifier, data, directory, xla=False)
+            started = time.perf_counter()
+            own = Extension(**parts)
+            plan = Plan(config, own, classifier, data, directory, xla=False, started=started)
             state, summaries = TrainState(), Summaries(directory.path, None)
             recorder = Recorder(plan.objective.answer, data, directory, summaries)
             resume = Resume(plan, directory, Signals())

@@ -103,7 +103,7 @@ def train(make_examples, tmp_path, monkeypatch):
         validation = make_examples(5, seed=1)
         data = Dataset(("0", "1", "2"), make_examples(10), validation, validation, ())
         with RunDirectory(config) as directory:
-            plan = Plan(config, Extension(), classifier, data, directory, xla=xla)
+            plan = Plan(config, Extension(), classifier, data, directory, xla=xla, started=0.0)
             state, summaries = TrainState(), Summaries(directory.path, None)
             recorder = Recorder(plan.objective.answer, data, directory, summaries)
             observers = [recorder, Console(config, 5)]

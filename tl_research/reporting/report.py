@@ -142,7 +142,7 @@ def of_run(ready: "Ready", summary: Json) -> Json:
     record = {"package": {"version": "older"}} | read_record(directory.file("run.json"))
     figures = directory.file("report")
     temperature = past.calibration["temperature"] if past.calibration else 1.0
-    evaluated = None
+    audited, evaluated = summary["data_audit"], None
     if past.selected:
         logits = ready.state.weights.logits["selected"]
         evaluated = evaluation(
@@ -161,10 +161,10 @@ def of_run(ready: "Ready", summary: Json) -> Json:
         "summary": summary,
         "curves": _picture(figures, "curves.png"),
         "evaluated": evaluated,
-        "doubtful": summary["data_audit"] and _doubtful(directory, data),
-        "caveat": summary["data_audit"]
+        "doubtful": audited and _doubtful(directory, data),
+        "caveat": audited
         and data_audit.caveat(
-            summary["data_audit"]["suspects"], len(data.train) + len(data.validation), len(classes)
+            audited["suspects"], len(data.train) + len(data.validation), len(classes)
         ),
         "matrix": _picture(figures, "confusion.png"),
         "reliability": _picture(figures, "calibration.png"),
