@@ -230,7 +230,7 @@ def prepare(place: Place, started: float) -> Ready:
         state=state,
         resume=resume,
         summaries=summaries,
-        observers=(recorder, Console(config, len(data.validation))),
+        observers=(recorder, Console(config)),
         precision=precision,
         substitutions=replacements.used,
         seconds=seconds,

@@ -130,7 +130,7 @@ def train(tiny_backbone, make_examples, tmp_path):
             state, summaries = TrainState(), Summaries(directory.path, None)
             recorder = Recorder(plan.objective.answer, data, directory, summaries)
             resume = Resume(plan, directory, Signals())
-            loop.fit(plan, state, resume=resume, observers=[recorder, Console(config, 5), observe])
+            loop.fit(plan, state, resume=resume, observers=[recorder, Console(config), observe])
             summaries.close()
         trained = types.SimpleNamespace(
             plan=plan, state=state, classifier=classifier, directory=directory

@@ -106,7 +106,7 @@ def train(make_examples, tmp_path, monkeypatch):
             plan = Plan(config, Extension(), classifier, data, directory, xla=xla, started=0.0)
             state, summaries = TrainState(), Summaries(directory.path, None)
             recorder = Recorder(plan.objective.answer, data, directory, summaries)
-            observers = [recorder, Console(config, 5)]
+            observers = [recorder, Console(config)]
             loop.fit(plan, state, resume=Resume(plan, directory, Signals()), observers=observers)
             summaries.close()
         return plan, state
