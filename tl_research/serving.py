@@ -417,17 +417,17 @@ def save(
             converted.
         StorageError: If it cannot be written.
     """
+    name, quantize = form
     wanted, run = FORMATS[form], reference.run
     fixed = run.config.image_size if fixed_size else None
-    shape = (_BATCH_SIZES.get(form[0]), fixed, fixed)
+    shape = (_BATCH_SIZES.get(name), fixed, fixed)
     path = directory.file("export", wanted.file)
     temporary = temporary_name(directory.file("export", wanted.file.replace("/", "_")))
     calibrating = functools.partial(images_of, calibration, _NUM_CALIBRATED, fixed)
     try:
         with storage_errors(path):
             make_folders(directory.file("export"))
-            write, quantize = _WRITERS[form[0]], form[1]
-            serve = write(reference.served(shape), temporary, calibrating, quantize)
+            serve = _WRITERS[name](reference.served(shape), temporary, calibrating, quantize)
         facts = reference.compared(serve, fixed)
         difference, count = facts["relative_difference"], facts["images"]
         artefacts.keep_if(
@@ -439,8 +439,8 @@ def save(
     finally:
         remove(temporary)
     known = {
-        "format": form[0],
-        "quantize": form[1],
+        "format": name,
+        "quantize": quantize,
         "bytes": sum(map(os.path.getsize, filter(os.path.isfile, [path, *paths_below(path)]))),
         "images": {"type": "uint8", "shape": [*shape, 3], "values": "RGB, 0 to 255, upright"},
         "outputs": "probabilities" if run.answer.has_probabilities else "number",

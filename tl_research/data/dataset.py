@@ -152,8 +152,9 @@ def load_labelled(folder: str, classes: Sequence[str], config: Config) -> Exampl
             f"({_listed(unknown)}); expected some of {_listed(classes)}; rename or remove them"
         )
     catalog = _relabelled(catalog, classes)
+    config = dataclasses.replace(config, on_bad_image="skip", class_share=())
     admitted = admission.admit(_check(catalog, config))
-    admission.refuse(admitted, dataclasses.replace(config, on_bad_image="skip"))
+    admission.refuse(admitted, config)
     if count := len(catalog.files) - len(admitted.images.good):
         bad = [*admitted.images.bad, *admitted.contradictory, *admitted.images.unreadable]
         to_stderr(f"warning: {_images_are(count)} left out: {_listed(dict(bad))}")
