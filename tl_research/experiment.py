@@ -212,7 +212,7 @@ def prepare(place: Place, started: float) -> Ready:
     state = resume.restore() or TrainState()
     step, is_new = state.position.global_step, not state.progress.phase_hashes
     distribution.check_equal("checkpoint", f"step {step}", CheckpointError)
-    summaries = Summaries(directory.path, None if is_new else step)
+    summaries = Summaries(directory.path, -1 if is_new else step)
     if not is_new:
         environment.warn_of_others(recorded)
         to_stderr(f"resumed {_where(plan, state)}")

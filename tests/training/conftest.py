@@ -127,7 +127,7 @@ def train(tiny_backbone, make_examples, tmp_path):
             started = time.perf_counter()
             own = Extension(**parts)
             plan = Plan(config, own, classifier, data, directory, xla=False, started=started)
-            state, summaries = TrainState(), Summaries(directory.path, None)
+            state, summaries = TrainState(), Summaries(directory.path, -1)
             recorder = Recorder(plan.objective.answer, data, directory, summaries)
             resume = Resume(plan, directory, Signals())
             loop.fit(plan, state, resume=resume, observers=[recorder, Console(config), observe])

@@ -104,7 +104,7 @@ def train(make_examples, tmp_path, monkeypatch):
         data = Dataset(("0", "1", "2"), make_examples(10), validation, validation, ())
         with RunDirectory(config) as directory:
             plan = Plan(config, Extension(), classifier, data, directory, xla=xla, started=0.0)
-            state, summaries = TrainState(), Summaries(directory.path, None)
+            state, summaries = TrainState(), Summaries(directory.path, -1)
             recorder = Recorder(plan.objective.answer, data, directory, summaries)
             observers = [recorder, Console(config)]
             loop.fit(plan, state, resume=Resume(plan, directory, Signals()), observers=observers)

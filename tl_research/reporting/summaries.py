@@ -26,15 +26,15 @@ class Summaries:
     Args:
         directory: The run directory.
         last_step: Records after this step are dropped first, since a resumed run writes them again;
-            None drops all.
+            -1 drops all.
     """
 
-    def __init__(self, directory: str, last_step: int | None):
+    def __init__(self, directory: str, last_step: int):
         self._directory, self._writers, self._kept, self._failed = directory, {}, {}, False
         with self._warning():
             for side in ("train", "validation"):
                 path = f"{directory}/{side}"
-                self._kept[side] = drop_records_after(path, -1 if last_step is None else last_step)
+                self._kept[side] = drop_records_after(path, last_step)
                 self._writers[side] = tf.summary.create_file_writer(path, filename_suffix=_SUFFIX)
 
     @contextlib.contextmanager
