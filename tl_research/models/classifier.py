@@ -69,6 +69,7 @@ class Classifier:
 
     Attributes:
         image_size, num_classes: Height and width of the images, in pixels; K.
+        seed: Seed of the initial weights and the dropout masks.
         compute_dtype: The dtype that the backbone computes in.
         head_boundary: Names of the tensors at the boundary if only the head trains.
         variables: {path: variable} of all weights, `backbone/<layer>/<variable>` and
@@ -87,7 +88,8 @@ class Classifier:
         weights: str | None = None,
     ):
         self._config, self._parts, self.num_classes = config, parts, num_classes
-        self.image_size, seed = config.image_size, config.seed
+        self.image_size = config.image_size
+        self.seed = seed = config.seed
         own = parts.make_backbone
         self.spec, self.backbone = backbones.build(
             functools.partial(own, config) if own else config.backbone,
@@ -274,7 +276,7 @@ class Classifier:
         """
         masks = {}
         for index, (name, layer) in enumerate(self._dropouts.items()):
-            seed = tf.constant(self._config.seed + (index << 32), tf.int64)  # a stream per layer
+            seed = tf.constant(self.seed + (index << 32), tf.int64)  # one stream per layer
             shape = [batch_size, *self.graph.shape(name)]
             draws = tf.random.stateless_uniform(
                 shape, tf.stack([seed, tf.cast(step, tf.int64)]), alg="philox"
