@@ -11,6 +11,7 @@ import glob
 import hashlib
 import inspect
 import os
+import pathlib
 import sys
 import traceback
 import types
@@ -78,8 +79,7 @@ def load(path: str | None) -> Extension:
     if path is None:
         return Extension()
     try:
-        with open(path, "rb") as file:
-            content = file.read()
+        content = pathlib.Path(path).read_bytes()
     except OSError as error:
         raise UserError(
             f"--extension={path} cannot be read ({error.strerror}); expected a Python file; "
@@ -170,6 +170,6 @@ def package_sha256() -> str:
     """Returns the SHA-256 of all source files of the package, in hexadecimal."""
     root, digest = os.path.dirname(os.path.abspath(__file__)), hashlib.sha256()
     for name in sorted(glob.glob("**/*.py", root_dir=root, recursive=True)):
-        with open(f"{root}/{name}", "rb") as file:
-            digest.update(f"{name}\n".encode() + hashlib.sha256(file.read()).digest())
+        content = pathlib.Path(root, name).read_bytes()
+        digest.update(f"{name}\n".encode() + hashlib.sha256(content).digest())
     return digest.hexdigest()

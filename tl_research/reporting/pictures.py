@@ -7,6 +7,7 @@ import functools
 import io
 import itertools
 import os
+import pathlib
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
@@ -147,8 +148,7 @@ def png(picture: np.ndarray) -> bytes:
 
 def save(path: str, picture: np.ndarray) -> None:
     """Writes a picture to a PNG file."""
-    with open(path, "wb") as file:
-        file.write(png(picture))
+    pathlib.Path(path).write_bytes(png(picture))
 
 
 def caption(name: str, true: str, predicted: str, number: float) -> str:

@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import os
+import pathlib
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -232,11 +233,8 @@ def _data(kind, content):
 
 def _picture(place, name):
     """Returns a figure in a folder as a data URL, or None if there is none."""
-    path = f"{place}/{name}"
-    if os.path.exists(path):
-        with open(path, "rb") as file:
-            return _data("png", file.read())
-    return None
+    path = pathlib.Path(place, name)
+    return _data("png", path.read_bytes()) if path.exists() else None
 
 
 def _doubtful(directory, data):

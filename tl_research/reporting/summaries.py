@@ -1,6 +1,7 @@
 """The TensorBoard runs `train/` and `validation/`: same tags, one global step over all phases."""
 
 import contextlib
+import glob
 import itertools
 import os
 import uuid
@@ -151,10 +152,8 @@ def drop_records_after(directory: str, last_step: int) -> set[tuple[str, int]]:
         The set of (tag, step) of the remaining records.
     """
     kept: set[tuple[str, int]] = set()
-    for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
+    for name in sorted(glob.glob(f"*{_SUFFIX}", root_dir=directory)):
         path = f"{directory}/{name}"
-        if not name.endswith(_SUFFIX):
-            continue
         if last_step < 0:
             os.remove(path)
             continue
