@@ -106,12 +106,11 @@ class Summaries:
             for node in itertools.chain(definition.node, *functions):
                 if node.op == "Const" and len(node.attr["value"].tensor.tensor_content) > 1024:
                     node.attr["value"].tensor.tensor_content = b""
-            data = tf.compat.v1.RunMetadata()
-            data.function_graphs.add().pre_optimization_graph.CopyFrom(definition)
-            metadata = tf.compat.v1.SummaryMetadata()
-            plugin = metadata.plugin_data
-            plugin.plugin_name, plugin.content = "graph_run_metadata_graph", b"1"
-            tf.summary.write(tag, data.SerializeToString(), step=step, metadata=metadata)
+            graphs = [{"pre_optimization_graph": definition}]
+            content = tf.compat.v1.RunMetadata(function_graphs=graphs).SerializeToString()
+            plugin = {"plugin_name": "graph_run_metadata_graph", "content": b"1"}
+            metadata = tf.compat.v1.SummaryMetadata(plugin_data=plugin)
+            tf.summary.write(tag, content, step=step, metadata=metadata)
             self._kept["train"].add((tag, step))
 
         self._once("train", tag, step, _write)

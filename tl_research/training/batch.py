@@ -132,7 +132,7 @@ def streamed_rows(source: "Source", epoch: EpochInputs, which: slice) -> Iterato
     if not source.streamed:
         return None
     indices = distribution.of_process(epoch.indices[which].numpy())
-    return iter(source.stream(indices, int(epoch.view)))
+    return source.stream(indices, int(epoch.view))
 
 
 def stack(batches: list, size: int) -> Any:
