@@ -72,7 +72,7 @@ def measure(settings, name, size, place):
     yield {**row, "format": "model.keras", "bytes": os.path.getsize(path), "latency": latency}
     for form in serving.FORMATS:
         if config.weights == "none":  # a rounding error more or less decides what it says
-            serving.FORMATS[form] = serving.FORMATS[form]._replace(tolerance=math.inf)
+            serving.FORMATS[form] = (serving.FORMATS[form][0], math.inf)
         try:
             _, known = serving.save(form, reference, Directory(place), calibration=data.train)
             yield {**row, **known}

@@ -178,7 +178,7 @@ def timed(work):
 
 def make_classifier(config, phase, num_classes):
     """Returns a `Classifier` with the layers open that the phase trains."""
-    classifier = Classifier.from_config(config, num_classes)
+    classifier = Classifier(config, num_classes)
     classifier.unfreeze(PHASES[phase][0])
     return classifier
 
@@ -196,11 +196,13 @@ def make_step(classifier, source, optimizer, phase, *, learning_rate=None, num_s
         xla: Whether the step is compiled with XLA.
     """
     unfreeze, own_rate = PHASES[phase]
-    groups = make_param_groups(classifier.trainable_variables(), {}, list(classifier.variables))
+    groups = make_param_groups(
+        classifier.trainable_variables(), {}, list(classifier.variables), Config()
+    )
     schedule = schedules.make_schedule(
         Phase(phase, 1, unfreeze, learning_rate or own_rate, 0, 0), num_steps
     )
-    optimizer = GroupedOptimizer(groups, optimizer)
+    optimizer = GroupedOptimizer(groups, Config(optimizer=optimizer))
     return TrainStep(classifier, optimizer, source, CrossEntropy(), schedule, xla=xla)
 
 

@@ -95,9 +95,9 @@ def test_port_in_use_is_named():
 
 def test_signal_while_tensorflow_joins_them_ends_the_process():
     program = (
-        "import signal; from tl_research import cli, workers\n"
+        "import signal; from tl_research import cli, signals\n"
         "def main():\n"
-        "    with workers.ended_by_signals(): signal.raise_signal(signal.SIGTERM)\n"
+        "    with signals.answered_by(signal.SIG_DFL): signal.raise_signal(signal.SIGTERM)\n"
         "cli.define_flags(); cli.run(main)"
     )
     done = subprocess.run([sys.executable, "-c", program])

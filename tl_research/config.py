@@ -446,7 +446,7 @@ class Config:
                 shown = {name: flag_text(value) for name, value in vars(self).items()}
                 raise UserError(f"--{flag}{text.format(**shown)}", flag)
         # properties that raise if their settings are wrong
-        for name in ("augment_factors", "class_shares", "phase_plan"):
+        for name in ("augment_factors", "class_shares", "phase_plan", "profiled_steps"):
             getattr(self, name)
 
     @property
@@ -520,16 +520,21 @@ class Config:
         return shares
 
     @property
-    def profiled_steps(self) -> tuple[int, int]:
-        """(A, B) of `--profile_steps=A:B`, or (0, 0)."""
-        first, end = map(int, (self.profile_steps or "0:0").split(":"))
-        return first, end
+    def profiled_steps(self) -> range:
+        """The global steps of `--profile_steps=A:B`."""
+        found = re.fullmatch(r"(\d+):(\d+)", self.profile_steps or "0:0")
+        steps = range(*map(int, found.groups())) if found else range(0)
+        if self.profile_steps and not steps:
+            raise UserError(
+                f"--profile_steps={self.profile_steps}; expected A:B with A < B; for example 20:30",
+                "profile_steps",
+            )
+        return steps
 
     @classmethod
     def from_flags(cls, text: str) -> "Config":
         """Returns the settings from the output of `to_flags`, of this version or an earlier one."""
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        values: dict[str, Any] = {}
+        fields, values = cls.__dataclass_fields__, dict[str, Any]()
         for line in text.splitlines():
             if line.startswith("#"):
                 if line.startswith("# extension "):
@@ -581,11 +586,6 @@ def _is_no_part(what):
         return not 0 <= float(what.removesuffix("%")) <= 100 or not what.endswith("%")
     except ValueError:
         return not re.fullmatch(r"[\w./ -]+", what)
-
-
-def _is_no_range(text):
-    first, colon, end = text.partition(":")
-    return not (colon and first.isdecimal() and end.isdecimal() and int(first) < int(end))
 
 
 # Combinations that are not allowed: the flag to name, a function of the `Config` that is true if it
@@ -677,11 +677,6 @@ _RULES = (
         lambda c: c.manifold_mixup and c.feature_cache == "disk",
         "={manifold_mixup} with --feature_cache=disk; expected features in memory, where those of "
         "another image are looked up; use --feature_cache=auto, memory or off",
-    ),
-    (
-        "profile_steps",
-        lambda c: c.profile_steps and _is_no_range(c.profile_steps),
-        "={profile_steps}; expected A:B with A < B; for example 20:30",
     ),
 )
 

@@ -12,8 +12,7 @@ again inside a condition, which fails (keras#18666) or hangs (tensorflow#72686):
 
 import contextlib
 import functools
-import json
-import math
+import io
 import operator
 import signal
 import zlib
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tl_research import cluster, workers
+from tl_research import cluster, signals, workers
 from tl_research.config import Config
 from tl_research.errors import Interrupted, UserError
 
@@ -67,7 +66,7 @@ def _make_strategy(config):
         tf.get_logger().setLevel("WARNING")  # or it reports every sum that it traces
     if config.distribute == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        return _one_strategy(tuple(device.name for device in devices)) if len(devices) > 1 else None
+        return _of_devices(tuple(device.name for device in devices)) if len(devices) > 1 else None
     if config.distribute == "multi_worker":
         processes = cluster.described(config.cluster)
         if not config.workdir:
@@ -75,17 +74,22 @@ def _make_strategy(config):
                 "--distribute=multi_worker without --workdir; expected a directory that all "
                 "workers reach; add it"
             )
-        return _one_strategy(None, processes, config.worker_timeout)
+        return _of_workers(processes, config.worker_timeout)
     return None
 
 
+# A process has one strategy: a second one would begin TensorFlow's keys of sums anew, which still
+# hold.
+
+
 @functools.cache
-def _one_strategy(devices, processes=None, worker_timeout=0.0):
-    """Returns the strategy of this process: a second one would begin TensorFlow's keys of sums
-    anew, which still hold.
-    """
-    if devices:
-        return tf.distribute.MirroredStrategy(devices)
+def _of_devices(devices):
+    return tf.distribute.MirroredStrategy(devices)
+
+
+@functools.cache
+def _of_workers(processes, worker_timeout):
+    """Returns the strategy of all processes, once they have started."""
     workers.wait_for_all(processes, worker_timeout)
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": [address for _, address in processes.tasks]}),
@@ -93,7 +97,8 @@ def _one_strategy(devices, processes=None, worker_timeout=0.0):
         task_id=processes.index,
         rpc_layer="grpc",
     )
-    with workers.ended_by_signals():
+    # a signal ends the process itself: Python answers none before TensorFlow returns
+    with signals.answered_by(signal.SIG_DFL):
         return tf.distribute.MultiWorkerMirroredStrategy(resolver)
 
 
@@ -199,21 +204,11 @@ def all_gather(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """
     if not is_multi_worker():
         return columns
-    kinds = {name: (array.dtype.str, array.shape) for name, array in columns.items()}
-    head = json.dumps(kinds).encode()
-    content = b"".join([len(head).to_bytes(8), head, *(a.tobytes() for a in columns.values())])
-    parts = [_unpacked(part) for part in _of_all(content)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in columns}
-
-
-def _unpacked(content):
-    """Returns the arrays that `all_gather` packed."""
-    at = 8 + int.from_bytes(content[:8])
-    arrays = {}
-    for name, (dtype, shape) in json.loads(content[8:at]).items():
-        arrays[name] = np.frombuffer(content, dtype, math.prod(shape), at).reshape(shape)
-        at += arrays[name].nbytes
-    return arrays
+    packed = io.BytesIO()
+    for array in columns.values():
+        np.save(packed, array)
+    parts = [io.BytesIO(part) for part in _of_all(packed.getvalue())]
+    return {name: np.concatenate([np.load(part) for part in parts]) for name in columns}
 
 
 def _of_all(content):

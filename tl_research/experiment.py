@@ -49,7 +49,7 @@ from tl_research.run.directory import RunDirectory, check_place, resume_command
 from tl_research.run.offline import Replacements, Substitution
 from tl_research.run.recorded import read_record
 from tl_research.signals import Signals
-from tl_research.training import audit, batch, features, loop, selection
+from tl_research.training import audit, features, loop, selection
 from tl_research.training.compiler import memory_errors
 from tl_research.training.evaluation import EvalStep
 from tl_research.training.events import Observer
@@ -212,7 +212,7 @@ def prepare(place: Place, started: float) -> Ready:
     state = resume.restore() or TrainState()
     step, is_new = state.position.global_step, not state.progress.phase_hashes
     distribution.check_equal("checkpoint", f"step {step}", CheckpointError)
-    summaries = Summaries(directory.path, None if is_new else step)
+    summaries = Summaries(directory.path, -1 if is_new else step)
     if not is_new:
         environment.warn_of_others(recorded)
         to_stderr(f"resumed {_where(plan, state)}")
@@ -221,7 +221,7 @@ def prepare(place: Place, started: float) -> Ready:
         summaries.text("train", "plan", "\n\n".join(lines), 0)
         resume.check_room()
     if not summaries.has("train", "first_batch", 0):
-        _show_first_batch(plan, data, summaries)
+        pages.first_batch(plan, data, summaries)
     recorder = Recorder(plan.objective.answer, data, directory, summaries)
     return Ready(
         place=place,
@@ -230,18 +230,12 @@ def prepare(place: Place, started: float) -> Ready:
         state=state,
         resume=resume,
         summaries=summaries,
-        observers=(recorder, Console(config, len(data.validation))),
+        observers=(recorder, Console(config)),
         precision=precision,
         substitutions=replacements.used,
         seconds=seconds,
         earlier_seconds=sum(state.past.run_seconds.values()),
     )
-
-
-def _show_first_batch(plan, data, summaries):
-    images, labels, inputs = batch.first_images(plan, pages.SHOWN)
-    named = [plan.objective.answer.text(label, data.classes) for label in labels]
-    pages.first_batch(summaries, images, named, inputs, plan.classifier.spec.preprocessing)
 
 
 def _name_directory(place, classifier, replacements):
@@ -307,7 +301,7 @@ def _make_classifier(place, data, replacements):
         distribution.check_equal(
             "the weights that they reach", f"{chosen.weights} of {chosen.backbone}"
         )
-        return Classifier.from_config(chosen, len(data.classes), place.parts)
+        return Classifier(chosen, len(data.classes), place.parts)
 
     classifier = replacements.attempt(
         make,
@@ -330,7 +324,7 @@ def _layers_named(config):
 
 
 def _untrained(config, num_classes):
-    return Classifier(config.backbone, "none", config.image_size, num_classes)
+    return Classifier(config, num_classes, weights="none")
 
 
 def _with_layers_of(classifier, config):
@@ -395,27 +389,25 @@ def _finish(ready):
     """Reads the test images once, exports the model and writes the results; returns these."""
     plan, state, directory = ready.plan, ready.state, ready.place.directory
     memory.give_back()  # otherwise the following needs additional memory
-    plan.update_evaluated()
-    final = plan.evaluated  # the network that is tested and saved
+    plan.update_evaluated()  # the network that is tested and saved
     if state.past.test is None:
         say("evaluating the test images")
         with timed(state, "evaluate"):
-            _read_test(ready, final)
+            _read_test(ready)
         ready.resume.save(state)  # a run that is interrupted later does not read them again
     ready.place.replicas.close()  # each process computes the rest by itself
     memory.give_back()
     say("exporting the model and comparing it with the trained network")
     with timed(state, "export"):
-        artefacts.save_keras(final, ready.data, directory, plan.config.batch_size)
+        artefacts.save_keras(plan.evaluated, ready.data, directory, plan.config.batch_size)
         if found := state.past.calibration:  # divides the model's logits
             directory.write_json("export/calibration.json", {"temperature": found["temperature"]})
-    summary = _results(ready)
+    summary = results.without_nan(_results(ready))
     say("writing the report")
     with timed(state, "figures"):
         _illustrate(ready, summary)
     total = time.perf_counter() - plan.started
     summary["seconds"] = {"total": total, **ready.seconds, **state.past.run_seconds}
-    summary = results.without_nan(summary)
     directory.finish(summary)
     if plan.config.verbose and state.past.calibration:
         say(report.calibration_text(state.past.calibration))
@@ -423,11 +415,12 @@ def _finish(ready):
     return _report(plan.config, directory, summary)
 
 
-def _read_test(ready, classifier):
+def _read_test(ready):
     """Measures the test metrics and the effect of the temperature on the test images; called once,
     after all selection on validation.
     """
     plan, state, examples = ready.plan, ready.state, ready.data.test
+    classifier = plan.evaluated
     classifier.unfreeze("0%")
     views = features.Views(plan.config.seed, 0, False)
     source = features.LiveSource(classifier, examples, classifier.boundary(), views)

@@ -70,7 +70,6 @@ def export(config: ExportConfig) -> dict[str, str]:
     from tl_research import serving, trained  # import TensorFlow, which --help need not wait for
 
     run, paths = trained.TrainedRun(str(config.run)), {}
-    forms = [(name, config.quantize if name == "litert" else "none") for name in config.format]
     for name in config.format:
         serving.check_installed(name)
     with run.opened(config.output_dir) as directory:
@@ -78,11 +77,12 @@ def export(config: ExportConfig) -> dict[str, str]:
         print("computing the outputs of model.keras ...", flush=True)
         batch_size = run.batch_size(config.batch_size)
         reference = serving.Reference(run, model, examples, training is not None, batch_size)
-        for form in forms:
-            print(f"writing {form[0]} and comparing it ...", flush=True)
+        for name in config.format:
+            print(f"writing {name} and comparing it ...", flush=True)
+            form = (name, config.quantize if name == "litert" else "none")
             options = (config.fixed_size, config.max_accuracy_drop, training)
-            paths[form[0]], known = serving.save(form, reference, directory, *options)
-            print(f"{form[0]}: {paths[form[0]]}, {_described(known)}", flush=True)
+            paths[name], known = serving.save(form, reference, directory, *options)
+            print(f"{name}: {paths[name]}, {_described(known)}", flush=True)
     return paths
 
 

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TextIO
 
 from tl_research.errors import StorageError, to_stderr
 
@@ -181,27 +181,23 @@ def set_aside(path: str, kind: str) -> str:
 
 
 @contextlib.contextmanager
-def replacing(path: str, **of_open: Any) -> Iterator[Any]:
+def replacing(path: str) -> Iterator[TextIO]:
     """Yields a text file that replaces `path` once it is complete and on the disk.
 
     For a link, its target is replaced. Anything but a regular file, such as a pipe, is written to
     directly.
-
-    Args:
-        path: The path.
-        of_open: Further arguments of `open`.
 
     Raises:
         StorageError: If it cannot be written.
     """
     with storage_errors(path):
         if _is_stream(path):
-            with open(path, "a", **of_open) as file:
+            with _opened(path, "a") as file:
                 yield file
             return
         path = os.path.realpath(path)
         temporary = temporary_name(path)
-        with open(temporary, "x", **of_open) as file:
+        with _opened(temporary, "x") as file:
             try:
                 yield file
                 file.close()
@@ -211,6 +207,10 @@ def replacing(path: str, **of_open: Any) -> Iterator[Any]:
                 os.remove(temporary)
                 raise
         sync(os.path.dirname(path))
+
+
+# in which names of files that are not UTF-8 keep their bytes
+_opened = functools.partial(open, encoding="utf-8", errors="surrogateescape", newline="")
 
 
 def _give_name(temporary, path):
@@ -250,7 +250,7 @@ def write_atomically(path: str, text: str | Iterable[str]) -> None:
     Raises:
         StorageError: If the file cannot be written.
     """
-    with replacing(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with replacing(path) as file:
         for part in [text] if isinstance(text, str) else text:
             file.write(part)
 

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import pathlib
 
 _QUOTA = "/sys/fs/cgroup/cpu.max"  # of a container: microseconds of all cores, and in how many
 
@@ -21,7 +22,6 @@ def cores() -> int:
 def read(path: str) -> str:
     """Returns the contents of a file of the system; an empty text if it cannot be read."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
+        return pathlib.Path(path).read_text("utf-8", "replace")
     except OSError:
         return ""

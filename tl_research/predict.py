@@ -146,16 +146,13 @@ def _reader(trained_with):
     return _read
 
 
-@contextlib.contextmanager
 def _output(path):
-    """Yields a text file: stdout, or one that gets its name when it is complete."""
+    """Returns the context of a text file: stdout, or one that gets its name once it is complete."""
     if path in (None, "-"):
         # let `predict ... | head` end quietly
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        yield sys.stdout
-        return
-    with replacing(path, encoding="utf-8", newline="") as file:
-        yield file
+        return contextlib.nullcontext(sys.stdout)
+    return replacing(path)
 
 
 def _columns(first, classes):

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import math
 import os
+import pathlib
 import statistics
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 from tl_research import quiet
 
@@ -206,8 +207,7 @@ def write_litert(module: tf.Module, path: str, calibration: Callable, quantize: 
         if quantize == "int8":
             converter.representative_dataset = lambda: ({"images": i} for i in calibration())
         content = converter.convert()
-    with open(path, "wb") as file:
-        file.write(content)
+    pathlib.Path(path).write_bytes(content)
     shape = [length or 1 for length in module.serve.input_signature[0].shape]
     with _converting("litert"):
         # in another process first: with scales that it does not support, the interpreter aborts
@@ -353,26 +353,15 @@ def images_of(examples: Any, most: int, image_size: int | None = None) -> Iterat
         yield (image if image_size is None else image_check.resize_image(image, image_size))[None]
 
 
-class _Format(NamedTuple):
-    """An export format, quantized in one way.
-
-    Attributes:
-        file: File name in `export/`.
-        tolerance: Relative tolerance of the logits. Resizing in LiteRT and ONNX rounds differently:
-            up to one pixel in forty, halfway between two values, becomes the other one.
-    """
-
-    file: str
-    tolerance: float
-
-
-# By format and quantization. For int8 only the accuracy is compared.
+# By format and quantization: the file name in `export/`, and the relative tolerance of the logits.
+# Resizing in LiteRT and ONNX rounds differently: up to one pixel in forty, halfway between two
+# values, becomes the other one. For int8 only the accuracy is compared.
 FORMATS = {
-    ("saved_model", "none"): _Format("saved_model/1", 1e-3),  # TensorFlow Serving: one per version
-    ("litert", "none"): _Format("model.tflite", 1e-2),
-    ("litert", "float16"): _Format("model_float16.tflite", 2e-2),
-    ("litert", "int8"): _Format("model_int8.tflite", math.inf),
-    ("onnx", "none"): _Format("model.onnx", 1e-2),
+    ("saved_model", "none"): ("saved_model/1", 1e-3),  # TensorFlow Serving: one per version
+    ("litert", "none"): ("model.tflite", 1e-2),
+    ("litert", "float16"): ("model_float16.tflite", 2e-2),
+    ("litert", "int8"): ("model_int8.tflite", math.inf),
+    ("onnx", "none"): ("model.onnx", 1e-2),
 }
 _WRITERS = {"saved_model": write_saved_model, "litert": write_litert, "onnx": write_onnx}
 _NEEDS = {"litert": ("ai_edge_litert",), "onnx": ("tf2onnx", "onnxruntime")}  # modules
@@ -417,30 +406,29 @@ def save(
             converted.
         StorageError: If it cannot be written.
     """
-    wanted, run = FORMATS[form], reference.run
+    (name, quantize), (file, tolerance), run = form, FORMATS[form], reference.run
     fixed = run.config.image_size if fixed_size else None
-    shape = (_BATCH_SIZES.get(form[0]), fixed, fixed)
-    path = directory.file("export", wanted.file)
-    temporary = temporary_name(directory.file("export", wanted.file.replace("/", "_")))
+    shape = (_BATCH_SIZES.get(name), fixed, fixed)
+    path = directory.file("export", file)
+    temporary = temporary_name(directory.file("export", file.replace("/", "_")))
     calibrating = functools.partial(images_of, calibration, _NUM_CALIBRATED, fixed)
     try:
         with storage_errors(path):
             make_folders(directory.file("export"))
-            write, quantize = _WRITERS[form[0]], form[1]
-            serve = write(reference.served(shape), temporary, calibrating, quantize)
+            serve = _WRITERS[name](reference.served(shape), temporary, calibrating, quantize)
         facts = reference.compared(serve, fixed)
         difference, count = facts["relative_difference"], facts["images"]
         artefacts.keep_if(
-            artefacts.differing(wanted.file, difference, wanted.tolerance, count)
-            or less_accurate(wanted.file, facts, max_accuracy_drop),
+            artefacts.differing(file, difference, tolerance, count)
+            or less_accurate(file, facts, max_accuracy_drop),
             temporary,
             path,
         )
     finally:
         remove(temporary)
     known = {
-        "format": form[0],
-        "quantize": form[1],
+        "format": name,
+        "quantize": quantize,
         "bytes": sum(map(os.path.getsize, filter(os.path.isfile, [path, *paths_below(path)]))),
         "images": {"type": "uint8", "shape": [*shape, 3], "values": "RGB, 0 to 255, upright"},
         "outputs": "probabilities" if run.answer.has_probabilities else "number",
@@ -450,7 +438,7 @@ def save(
         "compared": facts,
         "latency": latency(serve, next(reference.images(fixed))),
     }
-    directory.write_json(f"export/{wanted.file.partition('/')[0]}.json", known)
+    directory.write_json(f"export/{file.partition('/')[0]}.json", known)
     names = [printable(escaped(name)) for name in run.classes]
     directory.write_text("export/labels.txt", "\n".join([*names, ""]))
     return path, known

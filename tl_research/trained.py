@@ -152,9 +152,9 @@ class TrainedRun(Directory):
             )
         load_catalog = extension_lib.load(extension).load_catalog
         # Downloads come from the original host and go to this user's folder, whoever made the run.
-        config = dataclasses.replace(self.config, download_base_url=None)
-        if not catalog.is_there(str(config.dataset), config.download_dir):
-            config = dataclasses.replace(config, download_dir=Config().download_dir)
+        changed: dict[str, Any] = {"download_base_url": None}
+        if not catalog.is_there(self.config):
+            changed["download_dir"] = Config().download_dir
         recorded = self.results.get("extension") or {}
         if "load_catalog" in recorded.get("parts", ()) and not load_catalog:
             raise UserError(
@@ -163,9 +163,10 @@ class TrainedRun(Directory):
                 "extension",
             )
         if "dataset" in self._replaced:
-            config = dataclasses.replace(config, dataset=DATASET)
+            changed["dataset"] = DATASET
         if data_dir:
-            config = dataclasses.replace(config, data_dir=data_dir)
+            changed["data_dir"] = data_dir
+        config = dataclasses.replace(self.config, **changed)
         try:
             return dataset.load_recorded(config, self.file("split.json"), load_catalog, sides)
         except DataError as error:

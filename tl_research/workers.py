@@ -6,11 +6,9 @@ Imports no TensorFlow.
 """
 
 import contextlib
-import signal
 import socket
 import time
 
-from tl_research import signals
 from tl_research.cluster import Cluster
 from tl_research.errors import MissingWorkerError, UserError, to_stderr
 
@@ -71,8 +69,3 @@ def _answers(address):
     except OSError:
         return False
     return True
-
-
-def ended_by_signals() -> contextlib.AbstractContextManager[None]:
-    """Inside, a signal ends the process itself: Python answers none before TensorFlow returns."""
-    return signals.answered_by(signal.SIG_DFL)

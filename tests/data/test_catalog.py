@@ -16,6 +16,7 @@ import zipfile
 import pytest
 
 from tl_research import errors
+from tl_research.config import Config
 from tl_research.data import catalog, drawn_flowers, walk
 
 
@@ -28,9 +29,10 @@ def make(root, *names):
 
 
 def find(root, **arguments):
-    return catalog.find_images(
-        "directory", data_dir=str(root), download_dir="/nonexistent", **arguments
+    config = Config(
+        dataset="directory", data_dir=str(root), download_dir="/nonexistent", **arguments
     )
+    return catalog.find_images(config)
 
 
 def names(found):
@@ -272,7 +274,9 @@ def test_cats_vs_dogs_local_layouts(tmp_path):
     )
 
     def sides(**arguments):
-        found = catalog.find_images("cats_vs_dogs", download_dir="/nonexistent", **arguments)
+        found = catalog.find_images(
+            Config(dataset="cats_vs_dogs", download_dir="/nonexistent", **arguments)
+        )
         return found.classes, [(file.name, file.side) for file in found.files]
 
     expected = (
@@ -332,19 +336,25 @@ def test_tf_flowers_from_a_mirror(tmp_path, mirror, monkeypatch):
     with pytest.raises(
         errors.DataError, match="4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c"
     ):
-        catalog.find_images("tf_flowers", download_dir=str(cache), base_url=mirror.url)
+        catalog.find_images(
+            Config(dataset="tf_flowers", download_dir=str(cache), download_base_url=mirror.url)
+        )
     url, _, _, *rest = catalog.ARCHIVES["tf_flowers"]
     sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
     ours = catalog.Archive(url, archive.stat().st_size, sha256, *rest)
     monkeypatch.setitem(catalog.ARCHIVES, "tf_flowers", ours)
-    found = catalog.find_images("tf_flowers", download_dir=str(cache), base_url=mirror.url)
+    found = catalog.find_images(
+        Config(dataset="tf_flowers", download_dir=str(cache), download_base_url=mirror.url)
+    )
     assert len(found.files) == 3670 and found.classes == drawn_flowers.CLASSES
     assert found.others == {".txt": 1}
     assert names(found)[0] == "daisy/0.jpg"
     archive.unlink()
     os.remove(found.files[0].path)  # cached: no server is asked, but the count is checked
     with pytest.raises(errors.DataError, match="has 3669 images; expected 3670; delete "):
-        catalog.find_images("tf_flowers", download_dir=str(cache), base_url=mirror.url)
+        catalog.find_images(
+            Config(dataset="tf_flowers", download_dir=str(cache), download_base_url=mirror.url)
+        )
 
 
 def test_cats_vs_dogs_from_a_mirror(tmp_path, mirror):
@@ -354,29 +364,39 @@ def test_cats_vs_dogs_from_a_mirror(tmp_path, mirror):
                 for i in range(count):
                     file.writestr(f"cats_and_dogs_filtered/{folder}/{name}/{i}.jpg", b"")
     found = catalog.find_images(
-        "cats_vs_dogs", download_dir=str(tmp_path / "cache"), base_url=mirror.url
+        Config(
+            dataset="cats_vs_dogs",
+            download_dir=str(tmp_path / "cache"),
+            download_base_url=mirror.url,
+        )
     )
     assert [sum(file.side == side for file in found.files) for side in ("train", "heldout")] == [
         2000,
         1000,
     ]
     with pytest.raises(errors.UnreachableError):
-        catalog.find_images("tf_flowers", download_dir=str(tmp_path / "cache"), base_url=mirror.url)
+        catalog.find_images(
+            Config(
+                dataset="tf_flowers",
+                download_dir=str(tmp_path / "cache"),
+                download_base_url=mirror.url,
+            )
+        )
 
 
 def test_drawn_flowers_are_drawn_once(tmp_path, monkeypatch):
     monkeypatch.setattr(drawn_flowers, "IMAGES_PER_CLASS", 2)
-    found = catalog.find_images("drawn_flowers", download_dir=str(tmp_path))
+    found = catalog.find_images(Config(dataset="drawn_flowers", download_dir=str(tmp_path)))
     assert found.files[0].path == str(
         tmp_path / f"drawn_flowers-{drawn_flowers.VERSION}" / "daisy" / "000.bmp"
     )
     assert found.classes == ("daisy", "dandelion", "roses", "sunflowers", "tulips")
     assert names(found)[:3] == ["daisy/000.bmp", "daisy/001.bmp", "dandelion/000.bmp"]
     monkeypatch.setattr(drawn_flowers, "draw", None)
-    assert catalog.find_images("drawn_flowers", download_dir=str(tmp_path)) == found
+    assert catalog.find_images(Config(dataset="drawn_flowers", download_dir=str(tmp_path))) == found
     monkeypatch.setattr(drawn_flowers, "IMAGES_PER_CLASS", 3)
     with pytest.raises(errors.DataError, match="has 10 images; expected 15"):
-        catalog.find_images("drawn_flowers", download_dir=str(tmp_path))
+        catalog.find_images(Config(dataset="drawn_flowers", download_dir=str(tmp_path)))
 
 
 def test_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
@@ -385,7 +405,7 @@ def test_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(drawn_flowers, "write_bmp", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        catalog.find_images("drawn_flowers", download_dir=str(tmp_path))
+        catalog.find_images(Config(dataset="drawn_flowers", download_dir=str(tmp_path)))
     assert [name for name in os.listdir(tmp_path) if not name.startswith(".")] == []
 
 

@@ -67,6 +67,18 @@ def test_class_share_leaves_out_training_images_of_that_class_by_their_content(l
     )
 
 
+def test_labelled_folder_is_read_whole_after_training_on_a_share(load, tmp_path):
+    load()
+    config = Config(image_size=16, class_share=("bee=0.5",))
+    labelled = dataset.load_labelled(str(tmp_path / "photos"), ("cat", "bee", "ant"), config)
+    assert np.bincount(labelled.labels).tolist() == [40, 40, 40]
+    assert {(name[:3], int(label)) for name, label in zip(labelled.names, labelled.labels)} == {
+        ("cat", 0),
+        ("bee", 1),
+        ("ant", 2),
+    }
+
+
 def test_class_share_that_cannot_be_is_one_line(load):
     with pytest.raises(
         UserError,

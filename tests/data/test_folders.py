@@ -28,9 +28,10 @@ def make(root, *names, content=b""):
 
 
 def find(root, **arguments):
-    return catalog.find_images(
-        "directory", data_dir=str(root), download_dir="/nonexistent", **arguments
+    config = Config(
+        dataset="directory", data_dir=str(root), download_dir="/nonexistent", **arguments
     )
+    return catalog.find_images(config)
 
 
 @contextlib.contextmanager
@@ -175,11 +176,11 @@ def test_class_that_cannot_be_reached_is_named_with_the_reason(tmp_path, monkeyp
             errors.DataError, match="class 'roses' is an unreadable folder: Permission denied"
         ),
     ):
-        find(".")
+        catalog.of_folders([(".", None, "--data_dir")])
     os.rename(root / "roses", root / "ant" / "roses")  # a part of one
     os.symlink("/nowhere", root / "bee" / "more")
     with without_privileges():
-        found = find(".")
+        found = catalog.of_folders([(".", None, "--data_dir")])
     assert found.refused == (
         ("ant/roses/", "unreadable folder: Permission denied"),
         ("bee/more", "dangling link to /nowhere"),
@@ -193,7 +194,7 @@ def test_file_without_a_suffix_that_cannot_be_read_is_refused(tmp_path, monkeypa
     for name in ("photo", "notes.txt"):
         os.chmod(root / "bee" / name, 0)
     with without_privileges():
-        found = find(".")
+        found = catalog.of_folders([(".", None, "--data_dir")])
     assert [file.name for file in found.files] == ["ant/1.jpg", "bee/1.jpg", "bee/photo"]
     assert found.others == {".txt": 1}
 

@@ -64,7 +64,7 @@ def test_pixels_equal_those_of_keras_within_rounding(tmp_path):
         verbose=0,
     )
     theirs = np.stack([image for image, _ in theirs.as_numpy_iterator()])
-    catalog = catalog_lib.find_images("directory", data_dir=str(tmp_path), download_dir="")
+    catalog = catalog_lib.of_folders([(str(tmp_path), None, "--data_dir")])
     checked = image_check.check_images(catalog, 24, keep_pixels_bytes=1 << 30)
     assert checked.bad == [] and checked.pixels.dtype == np.uint8
     np.testing.assert_allclose(checked.pixels, theirs, rtol=0, atol=0.501)

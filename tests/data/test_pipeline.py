@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 
+from tl_research.config import Config
 from tl_research.data import catalog, decoding, image_check, pipeline
 from tl_research.errors import DataError
 
@@ -86,7 +87,7 @@ def test_images_and_draws_of_an_example_do_not_depend_on_the_batch_size(
 
     examples = make_examples(11)
     classifier = Classifier(
-        "Tiny", "none", 16, 3, augmentation={"flip": 1.0, "rotation": 0.1}, seed=0
+        Config(backbone="Tiny", weights="none", image_size=16, augment="flip,rotation=0.1"), 3
     )
     source = features.LiveSource(
         classifier, examples, classifier.head_boundary, features.Views(0, 2, True)

@@ -49,9 +49,11 @@ def test_it_changes_no_number_of_the_others(tiny_backbone, make_examples):
     own = extension.load(EXAMPLE).augmentations
     read = {}
     for augment in ("flip,rotation=0.1", "flip,rotation=0.1,jitter=1e-9"):
-        config = Config(augment=augment, image_size=16, extension=EXAMPLE)
+        config = Config(
+            backbone="Tiny", weights="none", augment=augment, image_size=16, extension=EXAMPLE
+        )
         views = features.make_views(config, own)
-        classifier = Classifier("Tiny", "none", 16, 3, augmentation=config.augmentation)
+        classifier = Classifier(config, 3)
         source = features.LiveSource(classifier, make_examples(9), classifier.boundary(), views)
         draws = source.of_view(1)
         pixels = source.lookup(tf.range(9), draws)
@@ -86,9 +88,15 @@ def test_operations_follow_in_the_order_of_the_flag_and_keep_their_draws():
 @pytest.fixture
 def read(tiny_backbone, make_examples, tmp_path):
     """A function of `Examples` that gives their live source of flipped and jittered images."""
-    config = Config(augment="flip,jitter=0.4", image_size=16, extension=EXAMPLE)
+    config = Config(
+        backbone="Tiny",
+        weights="none",
+        augment="flip,jitter=0.4",
+        image_size=16,
+        extension=EXAMPLE,
+    )
     views = features.make_views(config, extension.load(EXAMPLE).augmentations)
-    classifier = Classifier("Tiny", "none", 16, 3, augmentation=config.augmentation)
+    classifier = Classifier(config, 3)
     return lambda examples: features.LiveSource(classifier, examples, ("block2_relu",), views)
 
 

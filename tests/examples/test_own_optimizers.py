@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tl_research import extension
+from tl_research.config import Config
 from tl_research.errors import UserError
 from tl_research.extension import Extension
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
@@ -37,7 +38,7 @@ def _optimizer(name, values):
     make = extension.load(os.path.join(_EXAMPLES, name)).make_optimizer
     variables = {path: keras.Variable(value.astype(np.float32)) for path, value in values.items()}
     group = ParamGroup("backbone", tuple(variables), tuple(variables.values()), 1.0)
-    return GroupedOptimizer([group], "adam", make_optimizer=make), variables
+    return GroupedOptimizer([group], Config(optimizer="adam"), make_optimizer=make), variables
 
 
 @pytest.mark.parametrize("form", _FORMS)

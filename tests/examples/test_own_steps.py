@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tl_research import extension
+from tl_research.config import Config
 from tl_research.data.pipeline import Examples
 from tl_research.errors import AuditError, UserError
 from tl_research.extension import Extension
@@ -47,16 +48,18 @@ def take_steps(kind, rows, count=1, **kwargs):
     Returns ({path: array} before them, the same after them, the totals of each); arguments are the
     class, the rows of the batch and more for the class.
     """
-    classifier = Classifier("Tiny", "none", 16, 3, augmentation={}, dropout=0.0, seed=0)
+    classifier = Classifier(
+        Config(backbone="Tiny", weights="none", image_size=16, augment="none", dropout=0.0), 3
+    )
     classifier.unfreeze("0%")
     variables = classifier.trainable_variables()
-    groups = make_param_groups(variables, {}, list(classifier.variables))
+    groups = make_param_groups(variables, {}, list(classifier.variables), Config())
     names, pixels = tuple(map(str, range(9))), tf.zeros([9, 16, 16, 3], tf.uint8)
     examples = Examples(names, names, np.arange(9, dtype=np.int32) % 3, 16, pixels)
     inputs, boundary = [tf.constant(_INPUTS)], classifier.boundary()
     live = LiveSource(classifier, examples, boundary, Views(0, 0, False))
     source = CachedSource(live, boundary, lambda _: inputs, [tf.float32])
-    optimizer = GroupedOptimizer(groups, "sgd", momentum=0.0)
+    optimizer = GroupedOptimizer(groups, Config(optimizer="sgd", momentum=0.0))
     rate = tf.constant(0.5)
     step = kind(classifier, optimizer, source, CrossEntropy(), lambda _: rate, **kwargs)
     before = {path: variable.numpy() for path, variable in variables.items()}

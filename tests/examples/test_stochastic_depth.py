@@ -25,12 +25,14 @@ def make_step(make_examples):
         config = Config(
             dataset="drawn_flowers", backbone="EfficientNetLite0", weights="none", image_size=32
         )
-        classifier = Classifier.from_config(config, 3)
+        classifier = Classifier(config, 3)
         classifier.unfreeze(unfreeze)
-        groups = make_param_groups(classifier.trainable_variables(), {}, list(classifier.variables))
+        groups = make_param_groups(
+            classifier.trainable_variables(), {}, list(classifier.variables), Config()
+        )
         views = features.Views(0, 0, False)
         source = features.LiveSource(classifier, make_examples(8), classifier.boundary(), views)
-        optimizer = GroupedOptimizer(groups, "sgd")
+        optimizer = GroupedOptimizer(groups, Config(optimizer="sgd"))
         kind = extension.load(PATH).Step
         return kind(classifier, optimizer, source, objective.CrossEntropy(), lambda step: 0.1)
 

@@ -5,6 +5,7 @@ backbone; without it, the smallest member of each family. Each is built once, mo
 so one test checks its values, folding and boundaries together.
 """
 
+import functools
 import importlib
 import os
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tl_research.config import Config
 from tl_research.errors import UserError
 from tl_research.models import backbones
 from tl_research.models import classifier as classifier_lib
@@ -110,8 +112,15 @@ def _randomize(classifier, num_pictures=4):
     return classifier
 
 
+def _untrained(backbone, image_size, num_classes=3, **settings):
+    """Returns a classifier, with random weights unless others are given."""
+    plain = {"weights": "none", "augment": "none", "dropout": 0.0}
+    config = Config(backbone=backbone, image_size=image_size, **{**plain, **settings})
+    return Classifier(config, num_classes)
+
+
 def _mobilenet(**kwargs):
-    return _randomize(Classifier("MobileNetV2", "none", 32, 3, **kwargs), num_pictures=16)
+    return _randomize(_untrained("MobileNetV2", 32, **kwargs), num_pictures=16)
 
 
 def _values(variables):
@@ -160,7 +169,7 @@ def test_every_way_to_run_it_equals_its_parts_by_hand(in_float64, name):
     output_tolerance, gradient_tolerance = (1e-5, 1e-6) if exact else (1e-5, 1e-4)
     spec = backbones.get_spec(name)
     size, num_folded, num_layers = SMALLEST.get(name, (max(64, spec.min_image_size), None, None))
-    classifier = _randomize(Classifier(name, "none", size, 3))
+    classifier = _randomize(_untrained(name, size))
     if num_layers:
         assert classifier.graph.num_folded == num_folded
         assert len(classifier.backbone.layers) == num_layers
@@ -237,7 +246,7 @@ def test_every_way_to_run_it_equals_its_parts_by_hand(in_float64, name):
 
 @pytest.mark.parametrize("num_classes, parameters", [(1, 1_862_721), (2, 1_864_002)])
 def test_mobilenet_from_layer_100_up(num_classes, parameters):
-    classifier = Classifier("MobileNetV2", "none", 160, num_classes)
+    classifier = _untrained("MobileNetV2", 160, num_classes)
     assert len(classifier.backbone.layers) == 154
     name = classifier.backbone.layers[100].name
     opened = classifier.unfreeze(name)
@@ -365,7 +374,7 @@ def test_refused_name_leaves_what_was_open(classifier):
 
 
 def test_fit_and_the_saved_model_change_what_is_open_and_no_statistic(tmp_path):
-    classifier = _mobilenet(dropout=0.2, augmentation={"flip": 1.0, "rotation": 0.1})
+    classifier = _mobilenet(dropout=0.2, augment="flip,rotation=0.1")
     classifier.unfreeze("block_16")
     open_paths = set(classifier.trainable_variables())
     assert {"backbone/block_16_project_BN/gamma", "backbone/block_16_project_BN/beta"} <= open_paths
@@ -499,8 +508,7 @@ def test_dropout_is_a_pure_function_of_seed_and_step():
             dropout_mask=classifier.dropout_mask(tf.constant(step, tf.int64), 500),
         )
 
-    def untrained(**kwargs):
-        return Classifier("MobileNetV2", "none", 32, 3, **kwargs)
+    untrained = functools.partial(_untrained, "MobileNetV2", 32)
 
     classifier = untrained(dropout=0.25, seed=7)
     features = tf.ones([500, 1280])
@@ -572,7 +580,8 @@ def test_real_weights_folded_and_plain_agree_in_float32_and_nearly_in_bfloat16()
     """Trained weights do not magnify rounding, so float32 is enough to show it."""
     pixels = _pictures(2, 64)
     folded, plain = (
-        Classifier("EfficientNetLite0", "imagenet", 64, 3, fold=fold) for fold in (True, False)
+        _untrained("EfficientNetLite0", 64, weights="imagenet", fold_batchnorm=fold)
+        for fold in ("on", "off")
     )
     assert (folded.graph.num_folded, plain.graph.num_folded) == (49, 0)
     _, logits, gradients = _logits_and_gradients(folded, pixels)
@@ -584,7 +593,7 @@ def test_real_weights_folded_and_plain_agree_in_float32_and_nearly_in_bfloat16()
         _assert_near(gradients[path], gradient, 1e-4, path)
 
     keras.config.set_dtype_policy("mixed_bfloat16")
-    mixed = Classifier("EfficientNetLite0", "imagenet", 64, 3)
+    mixed = _untrained("EfficientNetLite0", 64, weights="imagenet")
     tensors, mixed_logits, mixed_gradients = _logits_and_gradients(mixed, pixels)
     assert {tensor.dtype for tensor in tensors} == {tf.bfloat16}
     for got in (mixed_logits, mixed.model(pixels)):
@@ -597,7 +606,7 @@ def test_real_weights_folded_and_plain_agree_in_float32_and_nearly_in_bfloat16()
 
 
 def test_augmentation_is_in_the_model_and_off_at_inference():
-    classifier = _mobilenet(augmentation={"brightness": 0.5})
+    classifier = _mobilenet(augment="brightness=0.5")
     pixels = _pictures(2, 32)
     plain = classifier.model(pixels)
     _assert_near(

@@ -7,15 +7,19 @@ import tensorflow as tf
 from keras import layers
 
 from tl_research import artefacts
+from tl_research.config import Config
 from tl_research.errors import UserError
+from tl_research.extension import Extension
 from tl_research.models.classifier import Classifier, folded_logits, what_differs
 
 
-def _classifier(make_backbone, make_head=None, **kwargs):
-    return Classifier(make_backbone, "none", 8, 3, make_head=make_head, **kwargs)
+def _classifier(make_backbone, make_head=None, **settings):
+    settings = {"weights": "none", "image_size": 16, "augment": "none", "dropout": 0.0, **settings}
+    parts = Extension(make_backbone=lambda config: make_backbone(), make_head=make_head, sha256="")
+    return Classifier(Config(**settings), 3, parts)
 
 
-def _model(function, shape=(8, 8, 3)):
+def _model(function, shape=(16, 16, 3)):
     """Returns a function that makes a functional model of a function of its input."""
 
     def make():
@@ -30,7 +34,7 @@ def _flat(x):
 
 
 def _images(seed=0):
-    return tf.constant(np.random.RandomState(seed).uniform(0, 255, (4, 8, 8, 3)), tf.float32)
+    return tf.constant(np.random.RandomState(seed).uniform(0, 255, (4, 16, 16, 3)), tf.float32)
 
 
 def _logits(classifier, **kwargs):
@@ -58,13 +62,13 @@ def _twice(x):
 
 
 def _two_inputs():
-    inputs = [keras.Input((8, 8, 3)), keras.Input((8, 8, 3))]
+    inputs = [keras.Input((16, 16, 3)), keras.Input((16, 16, 3))]
     return keras.Model(inputs, layers.Add()(inputs), name="mine")
 
 
 def _shared():
     inner = layers.Conv2D(3, 1)
-    x = inputs = keras.Input((8, 8, 3))
+    x = inputs = keras.Input((16, 16, 3))
     for name in ("first", "second"):
         x = keras.Sequential([inner], name=name)(x)
     return keras.Model(inputs, x)
@@ -112,7 +116,7 @@ def test_sequential_with_dict_of_options():
     def make():
         model = keras.Sequential(
             [
-                keras.Input((8, 8, 3)),
+                keras.Input((16, 16, 3)),
                 layers.Conv2D(2, 1, name="a_1"),
                 layers.Conv2D(2, 1, name="b_1"),
             ]
@@ -163,8 +167,8 @@ def test_each_dropout_of_a_head_has_masks_of_its_own_which_depend_on_seed_and_st
     classifier = _classifier(_model(_flat), _two_dropouts)
     masks = classifier.dropout_mask(tf.constant(3, tf.int64), 200)
     assert {name: mask.shape for name, mask in masks.items()} == {
-        "head/first": (200, 144),
-        "head/second": (200, 144),
+        "head/first": (200, 784),
+        "head/second": (200, 784),
     }
     first, second = (np.array(mask) for mask in masks.values())
     assert abs(first.mean() - 0.75) < 0.01
@@ -236,7 +240,7 @@ def test_a_model_from_a_file_computes_in_its_own_precision(tmp_path):
 def test_an_export_of_the_layers_side_by_side_as_older_runs_wrote_it_is_read(tmp_path):
     classifier = _classifier(_model(layers.Conv2D(4, 3, name="conv")))
     flat = {layer.name: layer for layer in classifier.model.layers}
-    x = inputs = keras.Input((8, 8, 3))
+    x = inputs = keras.Input((16, 16, 3))
     for name in ("augmentation", "preprocessing", "backbone"):
         x = flat[name](x)
     x = layers.Dropout(0.2, name="dropout")(layers.GlobalAveragePooling2D(name="pooling")(x))

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tl_research import errors
+from tl_research.config import Config
 from tl_research.optim import grouped_optimizer, param_groups
 
 GOLDEN = json.loads(
@@ -38,7 +39,7 @@ def test_one_kernel_updates_as_keras_does(name):
     values = [random.normal(size=shape).astype(np.float32) for shape in ((3, 4), (5,))]
     group = make_group("head", values)
     decay = {"weight_decay": 0.1} if name == "adamw" else {}
-    ours = grouped_optimizer.GroupedOptimizer([group], name, **decay)
+    ours = grouped_optimizer.GroupedOptimizer([group], Config(optimizer=name, **decay))
     theirs = {"adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW}[name](0.01, **decay)
     variables = [keras.Variable(value) for value in values]
     theirs.build(variables)
@@ -67,9 +68,9 @@ def test_one_kernel_updates_as_keras_does(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_average_is_that_of_the_values_after_each_step(name):
     groups = [make_group("a", [[1.0, 2.0], [3.0]]), make_group("b", [[4.0]])]
-    optimizer = grouped_optimizer.GroupedOptimizer(groups, name, ema_decay=0.75)
+    optimizer = grouped_optimizer.GroupedOptimizer(groups, Config(optimizer=name, ema_decay=0.75))
     plain = grouped_optimizer.GroupedOptimizer(
-        [make_group("a", [[1.0, 2.0], [3.0]]), make_group("b", [[4.0]])], name
+        [make_group("a", [[1.0, 2.0], [3.0]]), make_group("b", [[4.0]])], Config(optimizer=name)
     )
     gradients = [tf.constant([1.0, -2.0]), tf.constant([0.5]), tf.constant([-3.0])]
     expected = None
@@ -90,7 +91,7 @@ def test_average_is_that_of_the_values_after_each_step(name):
         np.testing.assert_allclose(average, value, rtol=1e-6, atol=1e-6)
     assert list(optimizer.averages()) == ["a/0", "a/1", "b/0"]
     assert plain.averages() == {}
-    again = grouped_optimizer.GroupedOptimizer(groups, name, ema_decay=0.75)
+    again = grouped_optimizer.GroupedOptimizer(groups, Config(optimizer=name, ema_decay=0.75))
     again.load_state(optimizer.state())
     np.testing.assert_array_equal(again.averages()["a/0"], optimizer.averages()["a/0"])
     again.restart_averages()
@@ -123,7 +124,7 @@ def test_trajectory_is_pytorchs_with_bottom_joining_half_way(case, clip):
 
     def make_step(active):
         optimizer = grouped_optimizer.GroupedOptimizer(
-            [groups[key] for key in active], name, **kwargs
+            [groups[key] for key in active], Config(optimizer=name, **kwargs)
         )
         return optimizer, tf.function(optimizer.apply)
 
@@ -154,7 +155,9 @@ def test_trajectory_is_pytorchs_with_bottom_joining_half_way(case, clip):
 
 def test_sgd_update_is_rate_times_multiplier_times_gradient():
     slow, fast = make_group("slow", [1.0], 0.5), make_group("fast", [1.0, [2.0, 3.0]], 2.0)
-    optimizer = grouped_optimizer.GroupedOptimizer([slow, fast], "sgd", momentum=0.0)
+    optimizer = grouped_optimizer.GroupedOptimizer(
+        [slow, fast], Config(optimizer="sgd", momentum=0.0)
+    )
     optimizer.apply(
         [tf.constant(2.0), tf.constant(-1.0), tf.constant([1.0, 0.0])], tf.constant(0.1)
     )
@@ -167,7 +170,7 @@ def test_multiplier_under_adam_scales_the_rate_not_the_gradient():
     # Adam's first step has length rate whatever the gradient's size, so a scaled gradient would
     # give 0.9 for all.
     groups = [make_group("slow", [1.0], 0.5), make_group("fast", [1.0])]
-    optimizer = grouped_optimizer.GroupedOptimizer(groups, "adam")
+    optimizer = grouped_optimizer.GroupedOptimizer(groups, Config(optimizer="adam"))
     optimizer.apply([tf.constant(2.0), tf.constant(200.0)], tf.constant(0.1))
     np.testing.assert_allclose(
         values_of(groups[0]) + values_of(groups[1]), [0.95, 0.9], rtol=1e-6, atol=1e-6
@@ -177,7 +180,9 @@ def test_multiplier_under_adam_scales_the_rate_not_the_gradient():
 @pytest.mark.parametrize("name", ["adamw", "lion"])
 def test_weight_decay_is_decoupled_and_scaled_by_the_groups_rate(name):
     group = make_group("slow", [1.0], 0.5)
-    optimizer = grouped_optimizer.GroupedOptimizer([group], name, weight_decay=0.2)
+    optimizer = grouped_optimizer.GroupedOptimizer(
+        [group], Config(optimizer=name, weight_decay=0.2)
+    )
     # rate 0.05; the first step of both has its length
     optimizer.apply([tf.constant(2.0)], tf.constant(0.1))
     np.testing.assert_allclose(values_of(group), [1 - 0.05 * 0.2 - 0.05], rtol=1e-6, atol=1e-6)
@@ -188,7 +193,7 @@ def test_lion_takes_the_sign_of_the_interpolated_momentum():
     # -0.2) = -1 with it.
     for second, expected in ((-0.05, 0.8), (-0.2, 1.0)):
         group = make_group("head", [1.0])
-        optimizer = grouped_optimizer.GroupedOptimizer([group], "lion")
+        optimizer = grouped_optimizer.GroupedOptimizer([group], Config(optimizer="lion"))
         optimizer.apply([tf.constant(1.0)], 0.1)
         optimizer.apply([tf.constant(second)], 0.1)
         np.testing.assert_allclose(values_of(group), [expected], rtol=1e-6, atol=1e-6)
@@ -198,7 +203,7 @@ def test_rmsprop_adds_epsilon_under_the_root():
     # Gradients so small that epsilon (1e-7) decides: PyTorch's sqrt(v) + epsilon would step ten
     # times as far.
     group = make_group("head", [1.0], 0.5)
-    optimizer = grouped_optimizer.GroupedOptimizer([group], "rmsprop")
+    optimizer = grouped_optimizer.GroupedOptimizer([group], Config(optimizer="rmsprop"))
     weight, v = 1.0, 0.0
     for gradient in (1e-4, -3e-4, 2e-4):
         optimizer.apply([tf.constant(gradient)], tf.constant(0.1))
@@ -209,7 +214,9 @@ def test_rmsprop_adds_epsilon_under_the_root():
 
 def test_clipping_uses_one_norm_over_all_groups():
     groups = [make_group("backbone", [0.0]), make_group("head", [0.0])]
-    optimizer = grouped_optimizer.GroupedOptimizer(groups, "sgd", momentum=0.0, clip_norm=1.0)
+    optimizer = grouped_optimizer.GroupedOptimizer(
+        groups, Config(optimizer="sgd", momentum=0.0, clip_norm=1.0)
+    )
     # norm 5: scaled by 1/5; per group both would become 1
     gradients = [tf.constant(3.0), tf.constant(-4.0)]
     optimizer.apply(gradients, tf.constant(1.0))
@@ -225,7 +232,9 @@ def test_clipping_uses_one_norm_over_all_groups():
 
 def test_no_clipping_by_default():
     group = make_group("head", [0.0])
-    grouped_optimizer.GroupedOptimizer([group], "sgd", momentum=0.0).apply([tf.constant(30.0)], 1.0)
+    grouped_optimizer.GroupedOptimizer([group], Config(optimizer="sgd", momentum=0.0)).apply(
+        [tf.constant(30.0)], 1.0
+    )
     np.testing.assert_allclose(values_of(group), [-30.0], rtol=1e-6, atol=1e-6)
 
 
@@ -235,7 +244,7 @@ def test_one_trace_serves_every_rate_and_equals_eager(name, jit_compile):
         [make_group("backbone", [[1.0, 2.0]], 0.1), make_group("head", [3.0])] for _ in range(2)
     )
     optimizers = [
-        grouped_optimizer.GroupedOptimizer(groups, name, clip_norm=1.0)
+        grouped_optimizer.GroupedOptimizer(groups, Config(optimizer=name, clip_norm=1.0))
         for groups in (traced, eager)
     ]
     traces = []
@@ -256,7 +265,9 @@ def test_one_trace_serves_every_rate_and_equals_eager(name, jit_compile):
 
 
 def test_gradients_must_match_variables():
-    optimizer = grouped_optimizer.GroupedOptimizer([make_group("head", [0.0, 1.0])], "sgd")
+    optimizer = grouped_optimizer.GroupedOptimizer(
+        [make_group("head", [0.0, 1.0])], Config(optimizer="sgd")
+    )
     with pytest.raises(errors.UserError, match="received 1 gradients.*2 variables"):
         optimizer.check([tf.constant(1.0)])
     with pytest.raises(errors.UserError, match="None for .*'head/1'.*freeze"):
@@ -266,7 +277,7 @@ def test_gradients_must_match_variables():
 
 def test_variables_are_in_the_order_of_groups():
     groups = [make_group("backbone", [1.0, 2.0]), make_group("head", [3.0])]
-    variables = grouped_optimizer.GroupedOptimizer(groups, "adam").variables
+    variables = grouped_optimizer.GroupedOptimizer(groups, Config(optimizer="adam")).variables
     np.testing.assert_allclose(
         [variable.numpy() for variable in variables], [1.0, 2.0, 3.0], rtol=1e-6, atol=1e-6
     )
@@ -278,17 +289,21 @@ def test_variables_are_in_the_order_of_groups():
 def test_groups_that_overlap():
     group = make_group("head", [0.0])
     with pytest.raises(ValueError, match=r"twice \['head', 'head/0'\]"):
-        grouped_optimizer.GroupedOptimizer([group, make_group("head", [0.0])], "sgd")
+        grouped_optimizer.GroupedOptimizer(
+            [group, make_group("head", [0.0])], Config(optimizer="sgd")
+        )
     other = param_groups.ParamGroup("other", group.paths, group.variables, 1.0)
     with pytest.raises(ValueError, match=r"twice \['head/0'\]"):
-        grouped_optimizer.GroupedOptimizer([group, other], "sgd")
+        grouped_optimizer.GroupedOptimizer([group, other], Config(optimizer="sgd"))
 
 
 # What is saved.
 
 
 def test_state_is_named_by_path_slot_and_group():
-    optimizer = grouped_optimizer.GroupedOptimizer([make_group("head", [1.0])], "adam")
+    optimizer = grouped_optimizer.GroupedOptimizer(
+        [make_group("head", [1.0])], Config(optimizer="adam")
+    )
     optimizer.apply([tf.constant(2.0)], 0.1)
     state = optimizer.state()
     assert {name: float(value) for name, value in state.items()} == pytest.approx(
@@ -309,7 +324,7 @@ def test_restored_run_equals_an_unbroken_one(name):
         group = make_group("head", values)
         if reverse:  # what decides is the path, not the position
             group = param_groups.ParamGroup("head", group.paths[::-1], group.variables[::-1], 1.0)
-        return group, grouped_optimizer.GroupedOptimizer([group], name)
+        return group, grouped_optimizer.GroupedOptimizer([group], Config(optimizer=name))
 
     group, optimizer = make([[1.0, 2.0], [3.0, 4.0]])
     optimizer.apply(gradients[0], 0.1)
@@ -339,7 +354,9 @@ def test_restored_run_equals_an_unbroken_one(name):
     ],
 )
 def test_state_that_does_not_fit_is_refused_whole(change, message):
-    optimizer = grouped_optimizer.GroupedOptimizer([make_group("head", [[1.0, 2.0]])], "adam")
+    optimizer = grouped_optimizer.GroupedOptimizer(
+        [make_group("head", [[1.0, 2.0]])], Config(optimizer="adam")
+    )
     state = {key: value for key, value in (optimizer.state() | change).items() if value is not None}
     state["head/iterations"] = np.int64(7)
     with pytest.raises(errors.CheckpointError, match=message):
@@ -352,8 +369,10 @@ def test_state_that_does_not_fit_is_refused_whole(change, message):
 
 def _phase(variables, joined, previous=None, name="adam"):
     blocks = {path: (0, "block") for path in variables}
-    groups = param_groups.make_param_groups(variables, blocks, list(variables), joined=joined)
-    optimizer = grouped_optimizer.GroupedOptimizer(groups, name)
+    groups = param_groups.make_param_groups(
+        variables, blocks, list(variables), Config(), joined=joined
+    )
+    optimizer = grouped_optimizer.GroupedOptimizer(groups, Config(optimizer=name))
     if previous is not None:
         optimizer.carry_over(previous)
     return optimizer

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tl_research.config import Config
 from tl_research.errors import UserError
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.optim.param_groups import make_param_groups
@@ -52,9 +53,9 @@ def _optimizer(weights, make, **kwargs):
     joined = {path: "head" if path in _HEAD else "finetune" for path in weights}
     blocks = {path: (0, "a") for path in _SHAPES}
     groups = make_param_groups(
-        weights, blocks, list(_SHAPES), joined=joined, backbone_lr_multiplier=0.5
+        weights, blocks, list(_SHAPES), Config(backbone_lr_multiplier=0.5), joined=joined
     )
-    return GroupedOptimizer(groups, "adam", make_optimizer=make, **kwargs)
+    return GroupedOptimizer(groups, Config(optimizer="adam", **kwargs), make_optimizer=make)
 
 
 def _train(optimizer, first, last):

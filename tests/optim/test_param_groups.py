@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tl_research import errors
+from tl_research.config import Config
 from tl_research.optim import param_groups
 
 # A backbone of three blocks, from input to output; `stem` is frozen below.
@@ -19,9 +20,10 @@ ALL_PATHS = (*BLOCKS, "head/kernel", "head/bias")
 TRAINABLE = ("head/kernel", "head/bias", *ALL_PATHS[1:4])
 
 
-def make(paths=TRAINABLE, **kwargs):
+def make(paths=TRAINABLE, joined=None, **settings):
     variables = {path: keras.Variable(0.0) for path in paths}
-    return param_groups.make_param_groups(variables, BLOCKS, ALL_PATHS, **kwargs), variables
+    config = Config(**settings)
+    return param_groups.make_param_groups(variables, BLOCKS, ALL_PATHS, config, joined), variables
 
 
 def summary(groups):

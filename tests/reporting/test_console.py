@@ -15,7 +15,7 @@ class _Run:
     def __init__(self, **settings):
         self.config = Config(dataset="drawn_flowers", **settings)
         self.now, self.rows = 0.0, []
-        self.console = Console(self.config, 100, lambda: self.now)
+        self.console = Console(self.config, lambda: self.now)
 
     def begin(self, index, opened):
         self.phase, now = self.config.phase_plan[index], self.now
@@ -34,7 +34,7 @@ class _Run:
             row=self.rows[-1],
             history=tuple(self.rows),
             measured=names,
-            logits=np.zeros((1, 2), np.float32),
+            logits=np.zeros((100, 2), np.float32),
             is_best=is_best,
             is_first=first,
             selected=None,

@@ -79,11 +79,11 @@ def test_grid_shows_every_image_and_its_caption():
     images = (
         np.zeros((5, 10, 10, 3), np.uint8) + np.arange(5, dtype=np.uint8)[:, None, None, None] * 40
     )
-    grid = pictures.draw_grid(images)
-    assert grid.shape == (2 * 10, 3 * 12, 3)
+    grid = pictures.draw_grid(images, [""] * 5, 10)
+    assert grid.shape == (2 * 28, 3 * 12, 3)
     for place in range(5):
         row, column = divmod(place, 3)
-        assert (grid[row * 10 : row * 10 + 10, column * 12 : column * 12 + 10] == 40 * place).all()
+        assert (grid[row * 28 : row * 28 + 10, column * 12 : column * 12 + 10] == 40 * place).all()
     captioned = pictures.draw_grid(images[:1], ["a\nb"], size=20)
     assert captioned.shape == (20 + 2 * 14 + 4, 22, 3) and (captioned[20:] < 128).any()
 

@@ -34,7 +34,7 @@ def _write(directory, last_step, steps, offset=0.0):
 
 
 def test_sides_are_runs_with_the_same_tags(tmp_path):
-    _write(tmp_path, None, [3, 6])
+    _write(tmp_path, -1, [3, 6])
     assert [record[1:] for record in _records(tmp_path / "train")] == [
         (3, "loss", 3.0),
         (6, "loss", 6.0),
@@ -46,14 +46,14 @@ def test_sides_are_runs_with_the_same_tags(tmp_path):
 
 
 def test_records_are_on_the_disk_as_soon_as_they_are_written(tmp_path):
-    writer = summaries.Summaries(str(tmp_path), None)
+    writer = summaries.Summaries(str(tmp_path), -1)
     writer.scalar("train", "loss", 1.0, 1)
     assert len(_records(tmp_path / "train")) == 1
     writer.close()
 
 
 def test_resumed_run_drops_the_records_that_it_writes_again(tmp_path):
-    _write(tmp_path, None, [1, 2, 3, 4])
+    _write(tmp_path, -1, [1, 2, 3, 4])
     _write(tmp_path, 2, [3, 4, 5], offset=0.5)
     assert [record[1::2] for record in _records(tmp_path / "train")] == [
         (1, 1.0),
@@ -73,13 +73,13 @@ def test_resumed_run_drops_the_records_that_it_writes_again(tmp_path):
 
 
 def test_run_that_begins_anew_drops_all(tmp_path):
-    _write(tmp_path, None, [0, 1, 2])
-    _write(tmp_path, None, [0])
+    _write(tmp_path, -1, [0, 1, 2])
+    _write(tmp_path, -1, [0])
     assert len(_records(tmp_path / "train")) == len(_records(tmp_path / "validation")) == 1
 
 
 def test_half_a_record_at_the_end_is_dropped_and_other_files_stay(tmp_path):
-    _write(tmp_path, None, [1, 2])
+    _write(tmp_path, -1, [1, 2])
     (name,) = os.listdir(tmp_path / "train")
     content = (tmp_path / "train" / name).read_bytes()
     (tmp_path / "train" / name).write_bytes(content[:-5])
@@ -95,7 +95,7 @@ def test_half_a_record_at_the_end_is_dropped_and_other_files_stay(tmp_path):
 
 
 def test_text_is_a_markdown_summary(tmp_path):
-    writer = summaries.Summaries(str(tmp_path), None)
+    writer = summaries.Summaries(str(tmp_path), -1)
     writer.text("train", "plan", "**first** line", 0)
     writer.close()
     (name,) = os.listdir(tmp_path / "train")
@@ -121,7 +121,7 @@ def _values_of(directory):
 
 
 def test_record_that_an_interrupted_run_wrote_is_not_written_again(tmp_path):
-    _write(tmp_path, None, [1, 2])
+    _write(tmp_path, -1, [1, 2])
     writer = summaries.Summaries(str(tmp_path), 2)
     assert (
         writer.has("train", "loss", 2)
@@ -139,7 +139,7 @@ def test_record_that_an_interrupted_run_wrote_is_not_written_again(tmp_path):
 
 
 def test_text_that_is_not_utf8_is_escaped(tmp_path):
-    writer = summaries.Summaries(str(tmp_path), None)
+    writer = summaries.Summaries(str(tmp_path), -1)
     writer.text("train", "classes", "caf\udce9", 0)
     writer.close()
     ((_, value),) = _values_of(tmp_path / "train")
@@ -147,7 +147,7 @@ def test_text_that_is_not_utf8_is_escaped(tmp_path):
 
 
 def test_picture_is_a_png(tmp_path):
-    writer = summaries.Summaries(str(tmp_path), None)
+    writer = summaries.Summaries(str(tmp_path), -1)
     picture = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
     writer.image("train", "picture", picture, 4)
     writer.close()
@@ -163,9 +163,9 @@ def test_graph_is_written_once_and_without_large_constants(tmp_path):
         return x + tf.constant(np.arange(1000.0)) + tf.constant([1.0, 2.0], tf.float64)[0]
 
     graph = add.get_concrete_function(tf.TensorSpec([1000], tf.float64)).graph
-    writer = summaries.Summaries(str(tmp_path), None)
+    writer = summaries.Summaries(str(tmp_path), -1)
     for _ in range(2):
-        writer.graph("train", "step", graph, 0)
+        writer.graph("step", graph, 0)
     writer.close()
     ((_, value),) = _values_of(tmp_path / "train")
     content = tf.make_ndarray(value.tensor).item()
@@ -182,8 +182,8 @@ def test_graph_is_written_once_and_without_large_constants(tmp_path):
 def test_runs_of_two_people_are_two_rows_of_hparams(tmp_path):
     names = set()
     for person in ("ann", "bob"):
-        writer = summaries.Summaries(str(tmp_path / person / "runs" / "x"), None)
-        writer.hyperparameters("validation", {"seed": 0}, {"loss": "the loss"})
+        writer = summaries.Summaries(str(tmp_path / person / "runs" / "x"), -1)
+        writer.hyperparameters({"seed": 0}, {"loss": "the loss"})
         writer.close()
         (file,) = (tmp_path / person / "runs" / "x" / "validation").iterdir()
         for record in tf.data.TFRecordDataset(str(file)):

@@ -3,12 +3,14 @@ off where a test says and compared with an unbroken one.
 """
 
 import csv
+import dataclasses
 import glob
 import json
 import os
 import re
 import shutil
 import signal as signals
+import time
 import types
 
 import keras
@@ -109,9 +111,7 @@ def train(tiny_backbone, make_examples, tmp_path):
         if val_losses is not None:
             script = _Scripted(val_losses, accuracies)
             parts["make_objective"] = lambda config, train: script
-        classifier = Classifier(
-            "Tiny", "none", 16, 3, augmentation=config.augmentation, dropout=0.2, seed=0
-        )
+        classifier = Classifier(dataclasses.replace(config, weights="none"), 3)
         change(classifier)
         validation = make_examples(5, seed=1)
         data = Dataset(("0", "1", "2"), make_examples(10), validation, validation, ())
@@ -124,11 +124,13 @@ def train(tiny_backbone, make_examples, tmp_path):
             watch(classifier, event)
 
         with RunDirectory(config) as directory:
-            plan = Plan(config, Extension(**parts), classifier, data, directory, xla=False)
-            state, summaries = TrainState(), Summaries(directory.path, None)
+            started = time.perf_counter()
+            own = Extension(**parts)
+            plan = Plan(config, own, classifier, data, directory, xla=False, started=started)
+            state, summaries = TrainState(), Summaries(directory.path, -1)
             recorder = Recorder(plan.objective.answer, data, directory, summaries)
             resume = Resume(plan, directory, Signals())
-            loop.fit(plan, state, resume=resume, observers=[recorder, Console(config, 5), observe])
+            loop.fit(plan, state, resume=resume, observers=[recorder, Console(config), observe])
             summaries.close()
         trained = types.SimpleNamespace(
             plan=plan, state=state, classifier=classifier, directory=directory

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from tl_research.config import Config
 from tl_research.errors import AuditError
 from tl_research.optim.grouped_optimizer import GroupedOptimizer
 from tl_research.optim.param_groups import ParamGroup
@@ -115,7 +116,9 @@ def test_weights_hash_is_over_names_and_contents_in_any_order():
 def test_largest_update_is_rate_times_what_the_optimizer_makes_of_the_gradient(name, expected):
     group = ParamGroup("head", ("head/bias",), (keras.Variable(np.ones(4, np.float32)),), 0.5)
     make = None if isinstance(name, str) else lambda group: name()
-    optimizer = GroupedOptimizer([group], "sgd" if make else name, make_optimizer=make)
+    optimizer = GroupedOptimizer(
+        [group], Config(optimizer="sgd" if make else name), make_optimizer=make
+    )
     updates = audit.largest_updates(optimizer, {"head/bias": 3.0}, 0.1)
     assert updates == {"head/bias": pytest.approx(expected, rel=1e-9)}
     assert audit.largest_updates(optimizer, {}, 0.1) == {"head/bias": 0.0}

@@ -9,7 +9,7 @@ import peak_memory
 import pytest
 import tensorflow as tf
 
-from tl_research.config import Phase
+from tl_research.config import Config, Phase
 from tl_research.data import pipeline
 from tl_research.errors import StorageError, UserError
 from tl_research.models.classifier import Classifier
@@ -19,11 +19,9 @@ from tl_research.optim.param_groups import make_param_groups
 from tl_research.training import features, objective, steps
 from tl_research.training.batch import EpochInputs
 
-_AUGMENTATION = {"flip": 1.0, "rotation": 0.1, "zoom": 0.1}
-
 
 def _classifier(unfreeze="0%"):
-    classifier = Classifier("Tiny", "none", 16, 3, augmentation=_AUGMENTATION, dropout=0.2, seed=0)
+    classifier = Classifier(Config(backbone="Tiny", weights="none", image_size=16), 3)
     classifier.unfreeze(unfreeze)
     return classifier
 
@@ -48,10 +46,12 @@ def test_view_of_an_epoch():
 
 def _losses(classifier, source, views, num_steps, num_examples=36, batch_size=8):
     """The loss of each training step, one call a step."""
-    groups = make_param_groups(classifier.trainable_variables(), {}, list(classifier.variables))
+    groups = make_param_groups(
+        classifier.trainable_variables(), {}, list(classifier.variables), Config()
+    )
     step = steps.TrainStep(
         classifier,
-        GroupedOptimizer(groups, "adam"),
+        GroupedOptimizer(groups, Config(optimizer="adam")),
         source,
         objective.CrossEntropy(),
         schedules.make_schedule(Phase("p", 9, "", 1e-3, 0, 0), num_steps),

@@ -2,6 +2,7 @@
 and as float32 does.
 """
 
+import dataclasses
 import itertools
 import os
 
@@ -98,16 +99,14 @@ def train(make_examples, tmp_path, monkeypatch):
             feature_cache=cache,
             batchnorm=batchnorm,
         )
-        classifier = Classifier(
-            "Small", "none", 16, 3, dropout=0.2, seed=0, fold=fold == "on", batchnorm=batchnorm
-        )
+        classifier = Classifier(dataclasses.replace(config, weights="none"), 3)
         validation = make_examples(5, seed=1)
         data = Dataset(("0", "1", "2"), make_examples(10), validation, validation, ())
         with RunDirectory(config) as directory:
-            plan = Plan(config, Extension(), classifier, data, directory, xla=xla)
-            state, summaries = TrainState(), Summaries(directory.path, None)
+            plan = Plan(config, Extension(), classifier, data, directory, xla=xla, started=0.0)
+            state, summaries = TrainState(), Summaries(directory.path, -1)
             recorder = Recorder(plan.objective.answer, data, directory, summaries)
-            observers = [recorder, Console(config, 5)]
+            observers = [recorder, Console(config)]
             loop.fit(plan, state, resume=Resume(plan, directory, Signals()), observers=observers)
             summaries.close()
         return plan, state

@@ -1,11 +1,13 @@
 """A training step does exactly what its equations say, against steps worked out without it."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tl_research.config import Phase
+from tl_research.config import Config, Phase
 from tl_research.data import mixing, pipeline
 from tl_research.models.classifier import Classifier
 from tl_research.optim import loss_scale, schedules
@@ -14,16 +16,18 @@ from tl_research.optim.param_groups import make_param_groups
 from tl_research.training import evaluation, features, objective, steps
 from tl_research.training.batch import EpochInputs
 
+_TINY = Config(backbone="Tiny", weights="none", image_size=16, augment="none", dropout=0.0)
+
 
 @pytest.fixture
 def classifier(tiny_backbone):
-    return Classifier("Tiny", "none", 16, 3, augmentation={}, dropout=0.0, seed=0)
+    return Classifier(_TINY, 3)
 
 
 @pytest.fixture
 def half_classifier(tiny_backbone):
     keras.config.set_dtype_policy("mixed_float16")
-    yield Classifier("Tiny", "none", 16, 3, augmentation={}, dropout=0.0, seed=0)
+    yield Classifier(_TINY, 3)
     keras.config.set_dtype_policy("float32")
 
 
@@ -46,9 +50,11 @@ def _make_step(
         classifier.trainable_variables(),
         {},
         list(classifier.variables),
-        backbone_lr_multiplier=backbone_multiplier,
+        Config(backbone_lr_multiplier=backbone_multiplier),
     )
-    optimizer = GroupedOptimizer(groups, optimizer, momentum=0.0, clip_norm=clip_norm)
+    optimizer = GroupedOptimizer(
+        groups, Config(optimizer=optimizer, momentum=0.0, clip_norm=clip_norm)
+    )
     boundary, views = classifier.boundary(), features.Views(0, 0, False, mixing=blend)
     source = features.LiveSource(classifier, examples, boundary, views)
     if tensors is not None:
@@ -93,7 +99,7 @@ def _softmax(logits):
 
 
 def test_variable_that_lion_moves_there_and_back_has_moved(tiny_backbone, make_examples):
-    classifier = Classifier("Tiny", "none", 16, 2, augmentation={}, dropout=0.0, seed=0)
+    classifier = Classifier(_TINY, 2)
     classifier.unfreeze("0%")
     step = _make_step(
         classifier, make_examples(2), optimizer="lion", tensors=np.zeros((2, 10), np.float32)
@@ -269,7 +275,7 @@ def test_learning_rate_is_that_of_the_step_in_the_phase(classifier, make_example
 def test_dropout_depends_on_the_global_step_alone(tiny_backbone, make_examples):
     examples, kernels = make_examples(9), []
     for done in (5, 5, 6):
-        classifier = Classifier("Tiny", "none", 16, 3, dropout=0.5, seed=0)
+        classifier = Classifier(dataclasses.replace(_TINY, dropout=0.5), 3)
         _call(_make_step(classifier, examples), [[0, 1, 2]], done=done)
         kernels.append(_values(classifier)["head/kernel"])
     np.testing.assert_array_equal(kernels[0], kernels[1])
@@ -334,7 +340,7 @@ class _BackAndForth(steps.TrainStep):
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_preparing_takes_a_step_that_is_undone(tiny_backbone, make_examples, policy, kind):
     keras.config.set_dtype_policy(policy)
-    classifier = Classifier("Tiny", "none", 16, 3, augmentation={}, dropout=0.0, seed=0)
+    classifier = Classifier(_TINY, 3)
     keras.config.set_dtype_policy("float32")
     classifier.unfreeze("block2")
     seen = []

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tqdm
 
+from tl_research.config import Config
 from tl_research.data import download, drawn_flowers, formats, sides
 from tl_research.data.walk import (
     RUN,
@@ -161,45 +162,46 @@ def _labels_of(table: Table) -> list[Any]:
     return (labels if is_class else labels.astype(np.float32)).tolist()
 
 
-def find_images(
-    dataset: str,
-    *,
-    data_dir: str | None = None,
-    validation_dir: str | None = None,
-    test_dir: str | None = None,
-    download_dir: str,
-    base_url: str | None = None,
-) -> Catalog:
-    """Returns the `Catalog` of a data set, which is downloaded or drawn into `download_dir` first
-    if it is not there.
+def find_images(config: Config) -> Catalog:
+    """Returns the `Catalog` of the data set that `--dataset` names, which is downloaded or drawn
+    into `--download_dir` first if it is not there.
 
-    Args:
-        dataset: 'tf_flowers', 'cats_vs_dogs', 'drawn_flowers' or 'directory'.
-        data_dir: A folder of class folders, instead of a download; for cats_vs_dogs a folder with
-            train/ and validation/ (and test/), unless `validation_dir` is given.
-        validation_dir, test_dir: Folders with the same classes. Names then begin with train/,
-            validation/ or test/. Without `test_dir` the validation images are halved; without
-            `validation_dir` the training images are split into both.
-        download_dir: Where named data sets are kept.
-        base_url: A mirror: the URL before the archive's file name.
+    `--data_dir` is a folder of class folders, instead of a download; for cats_vs_dogs a folder with
+    train/ and validation/ (and test/), unless `--validation_dir` is given. That and `--test_dir`
+    have the same classes, and names then begin with train/, validation/ or test/. Without
+    `--test_dir` the validation images are halved; without `--validation_dir` the training images
+    are split into both.
 
     Raises:
         UnreachableError: The archive cannot be downloaded.
         DataError: A folder is missing, unreadable or without class folders, or the number of images
             is wrong.
-        StorageError: `download_dir` cannot be written.
+        StorageError: `--download_dir` cannot be written.
     """
-    root = data_dir or _own_root(dataset, download_dir, base_url)
-    if dataset == "cats_vs_dogs" and not (validation_dir or test_dir):
-        given = sides.of_cats_vs_dogs(root, data_dir)
+    root = config.data_dir or _own_root(config)
+    if config.dataset == "cats_vs_dogs" and not (config.validation_dir or config.test_dir):
+        given = sides.of_cats_vs_dogs(root, config.data_dir)
     else:
-        given = sides.given(root, validation_dir, test_dir)
+        given = sides.given(root, config.validation_dir, config.test_dir)
+    found = of_folders(given)
+    if not config.data_dir:
+        _check_counts(config, found.files, root)
+    return found
 
+
+def of_folders(given: Sequence[tuple[str, str | None, str]]) -> Catalog:
+    """Returns the `Catalog` of folders of class folders.
+
+    Args:
+        given: Of each (folder, side as of `ImageFile`, the flag that names it), the one with all
+            classes first.
+
+    Raises:
+        DataError: As `find_images`.
+    """
     walk = _Walk()
-    for folder, side, flag in given:
-        walk.add(folder, side, flag)
-    if not data_dir:
-        _check_counts(dataset, walk.files, root, download_dir)
+    for named in given:
+        walk.add(*named)
     return Catalog(
         tuple(walk.classes),
         tuple(sorted(walk.files, key=lambda file: file.name)),
@@ -209,33 +211,32 @@ def find_images(
     )
 
 
-def is_there(dataset: str, download_dir: str) -> bool:
+def is_there(config: Config) -> bool:
     """Returns whether a named data set was downloaded or drawn before."""
-    return os.path.isdir(_own_folder(dataset, download_dir))
+    return os.path.isdir(_own_folder(config))
 
 
-def _own_folder(dataset, download_dir):
-    version = f"-{drawn_flowers.VERSION}" if dataset == "drawn_flowers" else ""
-    return f"{download_dir}/{dataset}{version}"
+def _own_folder(config):
+    version = f"-{drawn_flowers.VERSION}" if config.dataset == "drawn_flowers" else ""
+    return f"{config.download_dir}/{config.dataset}{version}"
 
 
-def _own_root(dataset, download_dir, base_url):
+def _own_root(config):
     """Returns the folder of a named data set, which is made first if it is not there."""
-    if download_dir.startswith("~"):
+    folder, mirror = config.download_dir, config.download_base_url
+    if folder.startswith("~"):
         raise UserError(
-            f"--download_dir={download_dir}, and no home directory is known (HOME is not set and "
+            f"--download_dir={folder}, and no home directory is known (HOME is not set and "
             "the user has no account); expected one; set HOME or give --download_dir"
         )
-    unpacked = _own_folder(dataset, download_dir)
-    if dataset == "drawn_flowers":
+    unpacked = _own_folder(config)
+    if config.dataset == "drawn_flowers":
         return download.make_folder(unpacked, _draw_all)
-    archive = ARCHIVES[dataset]
+    archive = ARCHIVES[config.dataset]
     file_name = archive.url.rpartition("/")[2]
     if not os.path.isdir(unpacked):  # once unpacked, the archive may be deleted
-        url = f"{base_url.rstrip('/')}/{file_name}" if base_url else archive.url
-        path = download.fetch(
-            url, download_dir, file_name, size=archive.size, sha256=archive.sha256
-        )
+        url = f"{mirror.rstrip('/')}/{file_name}" if mirror else archive.url
+        path = download.fetch(url, folder, file_name, size=archive.size, sha256=archive.sha256)
         download.unpack(path, unpacked, max_files=20_000, max_bytes=1 << 30)
     return f"{unpacked}/{archive.folder}"
 
@@ -248,18 +249,18 @@ def _draw_all(folder):
         drawn_flowers.write_bmp(f"{folder}/{name}/{i:03d}.bmp", drawn_flowers.draw(name, i))
 
 
-def _check_counts(dataset, files, root, download_dir):
+def _check_counts(config, files, root):
     """Raises DataError unless a data set that we made or downloaded is complete."""
     expected = {"": drawn_flowers.IMAGES_PER_CLASS * len(drawn_flowers.CLASSES)}
-    if dataset in ARCHIVES:
-        expected = ARCHIVES[dataset].num_images
+    if config.dataset in ARCHIVES:
+        expected = ARCHIVES[config.dataset].num_images
     for name, count in expected.items():
         folder = os.path.join(root, name)
         found = sum(file.path.startswith(folder) for file in files)
         if found != count:
             raise DataError(
                 f"{folder} has {found} images; expected {count}; delete "
-                f"{_own_folder(dataset, download_dir)} and run again"
+                f"{_own_folder(config)} and run again"
             )
 
 

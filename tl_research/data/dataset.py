@@ -5,7 +5,6 @@ import dataclasses
 import os
 import unicodedata
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -145,20 +144,17 @@ def load_labelled(folder: str, classes: Sequence[str], config: Config) -> Exampl
     Raises:
         DataError: If it is no such folder, or has classes that the run does not know.
     """
-    catalog = catalog_lib.find_images("directory", data_dir=folder, download_dir="")
-    places = {unicodedata.normalize("NFC", name): place for place, name in enumerate(classes)}
-    named = {name: unicodedata.normalize("NFC", name) for name in catalog.classes}
-    unknown = [name for name in named if named[name] not in places]
-    if unknown:
+    catalog = catalog_lib.of_folders([(folder, None, "--data_dir")])
+    known = set(map(_composed, classes))
+    if unknown := [name for name in catalog.classes if _composed(name) not in known]:
         raise DataError(
             f"--data_dir={folder} has {len(unknown)} classes that the run does not know "
             f"({_listed(unknown)}); expected some of {_listed(classes)}; rename or remove them"
         )
-    labels: dict[Any, int] = {label: places[name] for label, name in enumerate(named.values())}
-    files = [file._replace(label=labels[file.label]) for file in catalog.files]
-    catalog = catalog._replace(classes=tuple(classes), files=tuple(files))
+    catalog = _relabelled(catalog, classes)
+    config = dataclasses.replace(config, on_bad_image="skip", class_share=())
     admitted = admission.admit(_check(catalog, config))
-    admission.refuse(admitted, dataclasses.replace(config, on_bad_image="skip"))
+    admission.refuse(admitted, config)
     if count := len(catalog.files) - len(admitted.images.good):
         bad = [*admitted.images.bad, *admitted.contradictory, *admitted.images.unreadable]
         to_stderr(f"warning: {_images_are(count)} left out: {_listed(dict(bad))}")
@@ -179,15 +175,28 @@ def _recorded_of(catalog, recorded, classes):
         recorded: {name: entry of `split.json`}.
         classes: The run's, of which folders may be gone, or new ones there.
     """
-    files = [file for file in catalog.files if file.name in recorded]
+    files = tuple(file for file in catalog.files if file.name in recorded)
+    catalog = catalog._replace(files=files, refused=())
     if catalog.labels_are_classes:
-        places = {name: place for place, name in enumerate(classes)}
-        labels = [places.get(catalog.classes[file.label]) for file in files]
-        pairs = [(file, label) for file, label in zip(files, labels) if label is not None]
-        files = [file._replace(label=label) for file, label in pairs]
+        catalog = _relabelled(catalog, classes)
     # before any file is read
-    manifest.raise_if_any({"missing": sorted(recorded.keys() - {file.name for file in files})})
-    return catalog._replace(classes=tuple(classes), files=tuple(files), refused=())
+    found = {file.name for file in catalog.files}
+    manifest.raise_if_any({"missing": sorted(recorded.keys() - found)})
+    return catalog._replace(classes=tuple(classes))
+
+
+def _relabelled(catalog, classes):
+    """Returns a catalog with the classes of a run, without the images of other classes."""
+    places = {_composed(name): place for place, name in enumerate(classes)}
+    labels = [places.get(_composed(name)) for name in catalog.classes]
+    files = [file._replace(label=labels[file.label]) for file in catalog.files]
+    kept = tuple(file for file in files if file.label is not None)
+    return catalog._replace(classes=tuple(classes), files=kept)
+
+
+def _composed(name):
+    """Returns a name as any file system may write it, in one form."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _chosen(catalog, config):
@@ -199,14 +208,7 @@ def _chosen(catalog, config):
 def _find(config, load_catalog):
     if load_catalog:
         return catalog_lib.of_table(load_catalog(config))
-    return catalog_lib.find_images(
-        config.dataset,
-        data_dir=config.data_dir,
-        validation_dir=config.validation_dir,
-        test_dir=config.test_dir,
-        download_dir=config.download_dir,
-        base_url=config.download_base_url,
-    )
+    return catalog_lib.find_images(config)
 
 
 def _check(catalog, config, shards=Shards()):

@@ -188,20 +188,22 @@ def _of_all(catalog, own, results, pixels, shards):
     columns = dict(zip(_Result._fields, map(np.array, zip(*results, _Result()))))
     found = shards.all_gather({**columns, "place": np.array([*own, -1])})
     order = np.argsort(found["place"])[np.count_nonzero(found["place"] < 0) :]
-    good, bad = (order[(found["sha256"][order] != b"") == is_good] for is_good in (True, False))
+    is_good = found["sha256"][order] != b""
+    of_good = {name: column[order[is_good]] for name, column in found.items()}
+    bad = order[~is_good]
     names = [catalog.files[place].name for place in found["place"][bad]]
     refused = list(zip(names, found["reason"][bad].tolist(), found["kind"][bad].tolist()))
-    traits = itertools.chain(*map(str.splitlines, found["traits"][good].tolist()))
+    traits = itertools.chain(*map(str.splitlines, of_good["traits"].tolist()))
     return CheckedImages(
         catalog,
-        found["place"][good],
-        tuple(found["sha256"][good].astype(str).tolist()),
-        tuple(found["pixel_sha256"][good].astype(str).tolist()),
-        found["thumbnail"][good],
+        of_good["place"],
+        tuple(of_good["sha256"].astype(str).tolist()),
+        tuple(of_good["pixel_sha256"].astype(str).tolist()),
+        of_good["thumbnail"],
         pixels,
         sorted([*catalog.refused, *((name, why) for name, why, kind in refused if not kind)]),
         [(name, formats.BY_NAME[kind]) for name, _, kind in refused if kind],
         dict(sorted(collections.Counter(traits).items())),
-        min(map(tuple, found["size"][good].tolist()), key=math.prod, default=None),
+        min(map(tuple, of_good["size"].tolist()), key=math.prod, default=None),
         shards,
     )

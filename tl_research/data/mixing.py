@@ -20,6 +20,10 @@ class Mix(NamedTuple):
     shares: np.ndarray | tf.Tensor  # float32 [N], the weight of each image itself
     details: Any = ()  # arrays [N, ...] of what else `blend` needs, such as the borders of a box
 
+    def rows(self, indices: tf.Tensor) -> "Mix":
+        """Returns what some of the images are blended with."""
+        return tf.nest.map_structure(lambda of_all: tf.gather(of_all, indices), self)
+
 
 class Mixing(Protocol):
     """See the module."""

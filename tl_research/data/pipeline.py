@@ -178,4 +178,4 @@ class Examples:
         places = list(indices)
         if self.pixels is not None and np.isin(places, self.members.own).all():
             return self.lookup(places)
-        return next(iter(self.stream([places])))
+        return next(self.stream([places]))

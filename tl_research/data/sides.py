@@ -129,13 +129,15 @@ def _inner(*place):
     try:
         with os.scandir(os.path.join(*place)) as entries:
             for entry in entries:
+                if is_system_file(entry.name):
+                    continue
                 if os.path.isdir(entry.path):
                     names.add(entry.name)
-                elif formats.kind_by_suffix(entry.name) and not is_system_file(entry.name):
+                elif formats.kind_by_suffix(entry.name):
                     return set()
     except OSError:  # which the walk will name
         return set()
-    return {name for name in names if not is_system_file(name)}
+    return names
 
 
 def _listed(names):

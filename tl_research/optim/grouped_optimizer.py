@@ -7,9 +7,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tl_research.config import Config
 from tl_research.errors import CheckpointError, UserError
 from tl_research.models import keras_private
-from tl_research.optim.keras_optimizers import make, with_optimizers
+from tl_research.optim.keras_optimizers import with_optimizers
 from tl_research.optim.param_groups import ParamGroup
 from tl_research.optim.slots import Held, claimed, copy
 
@@ -36,19 +37,15 @@ class GroupedOptimizer:
 
     Args:
         groups: Disjoint `ParamGroup`s with unique names.
-        name: `sgd`, `adam`, `adamw`, `rmsprop` or `lion`.
-        weight_decay: Per unit of learning rate; adamw and lion only.
-        momentum: In [0, 1]; sgd only.
-        nesterov: Whether sgd uses Nesterov momentum.
-        clip_norm: Maximum global norm of the gradients of all groups together; 0: no clipping.
-        ema_decay: Decay d of the weight averages, average = d * average + (1 - d) * variable after
-            each step (Polyak & Juditsky 1992; Keras' `use_ema`, where a group's first step sets
-            them). They are slots like any other; 0: none.
+        config: Its `optimizer` and what belongs to it; `clip_norm`, the maximum global norm of the
+            gradients of all groups together; and `ema_decay`, the decay d of the weight averages,
+            average = d * average + (1 - d) * variable after each step (Polyak & Juditsky 1992;
+            Keras' `use_ema`, where a group's first step sets them), which are slots like any other.
         make_optimizer: The user's function of a group, see `keras_optimizers.with_optimizers`.
 
     Attributes:
         groups: As given, except that a group with several optimizers is divided.
-        kinds: For each group `name`, or the class name of the user's optimizer.
+        kinds: For each group `config.optimizer`, or the class name of the user's optimizer.
 
     Raises:
         UserError: If `make_optimizer` returns something unusable.
@@ -58,22 +55,14 @@ class GroupedOptimizer:
     def __init__(
         self,
         groups: Iterable[ParamGroup],
-        name: str,
-        *,
-        weight_decay: float = 0.0,
-        momentum: float = 0.9,
-        nesterov: bool = False,
-        clip_norm: float = 0.0,
-        ema_decay: float = 0.0,
+        config: Config,
         make_optimizer: Callable[[ParamGroup], Any] | None = None,
     ):
-        self._clip_norm, parts = clip_norm, []
+        self._clip_norm, parts = config.clip_norm, []
         self._held: dict[str, Held] = {}  # by path
-        for group, kind, optimizer in with_optimizers(
-            groups, make_optimizer, lambda: make(name, weight_decay, momentum, nesterov), name
-        ):
+        for group, kind, optimizer in with_optimizers(groups, config, make_optimizer):
             keras_private.expect_summed_gradients(optimizer)  # `apply` is given sums
-            optimizer.use_ema, optimizer.ema_momentum = ema_decay > 0, ema_decay
+            optimizer.use_ema, optimizer.ema_momentum = config.ema_decay > 0, config.ema_decay
             optimizer.build(list(group.variables))
             self._held |= claimed(group, kind, optimizer)
             parts.append((group, kind, optimizer))

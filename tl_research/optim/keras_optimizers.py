@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tl_research.config import Config
 from tl_research.errors import UserError, suggestion
 from tl_research.models import keras_private
 from tl_research.optim.param_groups import ParamGroup
@@ -44,30 +45,22 @@ class AdamW(_FusedUpdate, keras.optimizers.AdamW):
     """Keras' AdamW."""
 
 
-def make(
-    name: str, weight_decay: float, momentum: float, nesterov: bool
-) -> keras.optimizers.Optimizer:
+def _make(config):
     """Returns a new Keras optimizer of the kind that `--optimizer` names.
 
     Its learning rate is never used: `GroupedOptimizer` sets it before every update. It gets no
     name: Keras would open a name scope, and TensorFlow rejects some characters of
     group names there.
-
-    Args:
-        name: `sgd`, `adam`, `adamw`, `rmsprop` or `lion`.
-        weight_decay: Per unit of learning rate; adamw and lion only.
-        momentum: In [0, 1]; sgd only.
-        nesterov: Whether sgd uses Nesterov momentum.
     """
-    library = keras.optimizers
-    makers: dict[str, Callable[[], keras.optimizers.Optimizer]] = {
-        "sgd": lambda: library.SGD(momentum=float(momentum), nesterov=nesterov),
+    library, decay = keras.optimizers, config.weight_decay
+    makers = {
+        "sgd": lambda: library.SGD(momentum=config.momentum, nesterov=config.nesterov),
         "adam": Adam,
-        "adamw": lambda: AdamW(weight_decay=weight_decay),
+        "adamw": lambda: AdamW(weight_decay=decay),
         "rmsprop": library.RMSprop,
-        "lion": lambda: library.Lion(weight_decay=weight_decay or None),
+        "lion": lambda: library.Lion(weight_decay=decay or None),
     }
-    return makers[name]()
+    return makers[config.optimizer]()
 
 
 # What a Keras optimizer can do besides updating variables: the flag or example that does it here,
@@ -84,9 +77,8 @@ _DONE_ELSEWHERE = {
 
 def with_optimizers(
     groups: Iterable[ParamGroup],
+    config: Config,
     make_optimizer: Callable[[ParamGroup], Any] | None,
-    default: Callable[[], keras.optimizers.Optimizer],
-    default_kind: str,
 ) -> Iterator[tuple[ParamGroup, str, keras.optimizers.Optimizer]]:
     """Yields (group, kind of its optimizer, optimizer that is not built yet).
 
@@ -95,11 +87,10 @@ def with_optimizers(
 
     Args:
         groups: The groups to train.
+        config: Says what `--optimizer` is.
         make_optimizer: The user's function of a group, or None. It returns a Keras optimizer for
             the group, {path: optimizer} for some of its variables, or None; `--optimizer` updates
             the variables that are left.
-        default: Makes the optimizer that `--optimizer` names.
-        default_kind: The value of `--optimizer`.
 
     Raises:
         UserError: If the function returns something unusable.
@@ -111,12 +102,13 @@ def with_optimizers(
             distinct.setdefault(by_path.get(path), []).append((path, variable))
         names: collections.Counter[str] = collections.Counter()
         for own, members in distinct.items():
-            kind, name = type(own).__name__.strip("_") if own else default_kind, group.name
+            kind, name = type(own).__name__.strip("_") if own else config.optimizer, group.name
             if own and len(distinct) > 1:
                 names[kind] += 1
                 name += f"[{kind} {names[kind]}]" if names[kind] > 1 else f"[{kind}]"
             paths, variables = zip(*members)
-            yield ParamGroup(name, paths, variables, group.lr_multiplier), kind, own or default()
+            part = ParamGroup(name, paths, variables, group.lr_multiplier)
+            yield part, kind, own or _make(config)
 
 
 def _chosen(group, make_optimizer):

@@ -4,10 +4,11 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 
+from tl_research.config import Config
 from tl_research.errors import UserError, suggestion
 
 
@@ -33,19 +34,16 @@ def make_param_groups(
     named_variables: Mapping[str, keras.Variable],
     blocks: Mapping[str, tuple[int, str]],
     all_paths: Sequence[str],
-    *,
-    backbone_lr_multiplier: float = 1.0,
-    layer_decay: float = 1.0,
-    lr_multiplier: Iterable[str] = (),
+    config: Config,
     joined: Mapping[str, str] | None = None,
 ) -> list[ParamGroup]:
     """Returns the groups of one phase, from input to output, the head last.
 
-    A variable's multiplier is the product of `backbone_lr_multiplier` (backbone only), the layer
-    decay of its block and the value of the pattern that matches it. Layer decay d gives the head 1,
-    the last block d, the block before it d^2, down to the first block, frozen or not (Clark et al.
-    2020, arXiv:2003.10555, appendix B; Howard & Ruder 2018, arXiv:1801.06146, section 3.2, where
-    each layer decays).
+    A variable's multiplier is the product of `--backbone_lr_multiplier` (backbone only), the layer
+    decay of its block and the value of the pattern of `--lr_multiplier` that matches it. Layer
+    decay d gives the head 1, the last block d, the block before it d^2, down to the first block,
+    frozen or not (Clark et al. 2020, arXiv:2003.10555, appendix B; Howard & Ruder 2018,
+    arXiv:1801.06146, section 3.2, where each layer decays).
 
     Groups are named `head`, `backbone` or, with layer decay, `backbone/<block name>`. Variables
     that a pattern matches form a group `<name>[<pattern>]`, those that joined in a later phase than
@@ -58,10 +56,8 @@ def make_param_groups(
             frozen ones too. Used only with layer decay.
         all_paths: Paths of all variables, frozen ones too, so that a pattern is valid in all phases
             or in none.
-        backbone_lr_multiplier: Factor for the whole backbone, no unit, > 0.
-        layer_decay: Ratio of the rates of neighboring blocks, no unit, > 0; 1: no decay.
-        lr_multiplier: `REGEX=VALUE` strings, split at the last `=` and searched (`re.search`) in
-            the paths.
+        config: The settings; patterns are split at the last `=` and searched (`re.search`) in the
+            paths.
         joined: {path: phase since which the variable has been trainable}, in order of joining; None
             in the first phase.
 
@@ -69,18 +65,18 @@ def make_param_groups(
         List of `ParamGroup`s; every variable of `named_variables` is in exactly one.
 
     Raises:
-        UserError: If an entry of `lr_multiplier` is not `REGEX=VALUE` with a finite number > 0, or
-            its pattern is not a regular expression, matches no variable, or matches one that
-            another pattern matches too.
+        UserError: If a `--lr_multiplier` is not `REGEX=VALUE` with a finite number > 0, or its
+            pattern is not a regular expression, matches no variable, or matches one that another
+            pattern matches too.
         ValueError: If a path begins with neither `backbone/` nor `head/`, or lacks a block or a
             joining phase.
     """
-    matches = _match_patterns(lr_multiplier, all_paths)
+    matches = _match_patterns(config.lr_multiplier, all_paths)
     joined = joined or dict.fromkeys(named_variables, "")
     phases = list(dict.fromkeys(joined.values()))
     members = collections.defaultdict(list)
     for path in named_variables:
-        position, name, multiplier = _place(path, blocks, backbone_lr_multiplier, layer_decay)
+        position, name, multiplier = _place(path, blocks, config)
         rank, pattern, value = matches.get(path, (-1, None, 1.0))
         if path not in joined:
             raise ValueError(
@@ -100,7 +96,7 @@ def make_param_groups(
     return groups
 
 
-def _place(path, blocks, backbone_lr_multiplier, layer_decay):
+def _place(path, blocks, config):
     """Returns (position of a variable's group from input to output, name, multiplier), without
     patterns.
     """
@@ -110,15 +106,16 @@ def _place(path, blocks, backbone_lr_multiplier, layer_decay):
         raise ValueError(
             f"Received the path {path!r}. Expected backbone/<layer>/<variable> or head/<variable>."
         )
-    if layer_decay == 1.0:
-        return 0, "backbone", backbone_lr_multiplier
+    whole = config.backbone_lr_multiplier
+    if config.layer_decay == 1.0:
+        return 0, "backbone", whole
     if path not in blocks:
         raise ValueError(
             f"{path!r} is in no block. Layer decay needs one for each backbone variable."
         )
     position, name = blocks[path]
     above = max(index for index, _ in blocks.values()) - position
-    return position, f"backbone/{name}", backbone_lr_multiplier * layer_decay ** (above + 1)
+    return position, f"backbone/{name}", whole * config.layer_decay ** (above + 1)
 
 
 def _match_patterns(settings, all_paths):

@@ -23,14 +23,11 @@ class Console(EventHandler):
 
     Args:
         config: Settings of the run.
-        num_validation: Number of validation images.
         clock: A function that returns seconds.
     """
 
-    def __init__(
-        self, config: Config, num_validation: int, clock: Callable[[], float] = time.monotonic
-    ):
-        self._config, self._num_validation, self._clock = config, num_validation, clock
+    def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic):
+        self._config, self._clock = config, clock
         # mean losses of the last calls in this phase
         self._recent_losses: collections.deque = collections.deque(maxlen=101)
         self._last = 0.0  # when the last epoch ended
@@ -142,7 +139,7 @@ class Console(EventHandler):
     def _warn_of_a_fall(self, event):
         """Warns if validation accuracy falls at a phase switch by over two standard errors."""
         share, now = event.selected.get("val_accuracy"), event.row.get("val_accuracy")
-        count = self._num_validation
+        count = len(event.logits)  # validation images
         if share is None or not math.isfinite(event.row["val_loss"]):
             return
         noise = 2 * math.sqrt(max(share * (1 - share), 1 / count) / count)

@@ -38,28 +38,26 @@ def report(plan: Plan, data: Dataset, directory: RunDirectory, summaries: Summar
         say(f"data audit: {why}")
         return nothing
     say("looking for doubtful labels")
-    sides = {"train": data.train, "validation": data.validation}
-    own = (data.train.members.own, len(data.train) + data.validation.members.own)
+    train, validation = data.train, data.validation
     audit = data_audit.examine(
-        np.concatenate([plan.cache.pooled(side) for side in sides]),
-        np.concatenate([examples.labels for examples in sides.values()]),
-        np.repeat(list(sides), [len(examples) for examples in sides.values()]),
-        data.train.names + data.validation.names,
+        np.concatenate([plan.cache.pooled(side) for side in ("train", "validation")]),
+        np.concatenate([train.labels, validation.labels]),
+        np.repeat(["train", "validation"], [len(train), len(validation)]),
+        train.names + validation.names,
         data.classes,
-        np.concatenate(own),
-        data.train.shards.all_gather,
+        np.concatenate([train.members.own, len(train) + validation.members.own]),
+        train.shards.all_gather,
     )
     path, shown = directory.file(data_audit.FILE), audit.rows[:_SHOWN]
     captions = [
         pictures.caption(row["path"], row["label"], row["suggested_label"], float(row["doubt"]))
         for row in shown
     ]
-    images = _images(data.train, data.validation, audit.order[:_SHOWN])
+    images = _images(train, validation, audit.order[:_SHOWN])
     picture = pictures.draw_grid(images, captions, pictures.THUMBNAIL)
     with storage_errors(path):
         make_folders(os.path.dirname(path))
-        with open(directory.file("report/data_audit.png"), "wb") as file:
-            file.write(pictures.png(picture))
+        pictures.save(directory.file("report/data_audit.png"), picture)
     data_audit.write(path, audit.rows)
     lines = data_audit.describe(audit, data_audit.FILE)
     say(*lines[: None if plan.config.verbose else 2])

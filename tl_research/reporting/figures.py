@@ -98,13 +98,10 @@ def _plot(axis, history, labels, best):
 
 def save_mistakes(directory: str, evaluation: Evaluation) -> None:
     """Draws `worst_mistakes.png` and, for classes, `confusion.png` into a directory."""
-    drawn = {"worst_mistakes.png": pages.worst_mistakes(evaluation)}
+    pictures.save(f"{directory}/worst_mistakes.png", pages.worst_mistakes(evaluation))
     if (confusion := evaluation.confusion) is not None:
         picture = pages.titled_confusion(confusion, evaluation.classes, evaluation.side)
-        drawn["confusion.png"] = picture
-    for name, picture in drawn.items():
-        with open(f"{directory}/{name}", "wb") as file:
-            file.write(pictures.png(picture))
+        pictures.save(f"{directory}/confusion.png", picture)
 
 
 def save_reliability(path: str, drawn: Json) -> None:

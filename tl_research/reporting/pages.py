@@ -1,38 +1,39 @@
 """The first batch and the final metrics in TensorBoard, and pictures of an evaluation."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tl_research.data.dataset import Dataset
 from tl_research.files import Json
 from tl_research.models.preprocessing import RANGES
 from tl_research.reporting import pictures
 from tl_research.reporting.evaluation import Evaluation
 from tl_research.reporting.summaries import Summaries
+from tl_research.training import batch
+from tl_research.training.plan import Plan
 
 SHOWN = 16
 
 
-def first_batch(
-    summaries: Summaries, images: np.ndarray, labels: Sequence[str], inputs: Any, mode: str
-) -> None:
+def first_batch(plan: Plan, data: Dataset, summaries: Summaries) -> None:
     """Shows the first augmented batch with its labels, and statistics of the backbone's inputs
     beside the range it expects.
 
     Args:
+        plan: The plan of the run.
+        data: Its images.
         summaries: Where it is written.
-        images: float32 [n, H, W, 3] in 0..255, augmented.
-        labels: n texts.
-        inputs: [n, H, W, 3], the preprocessed images.
-        mode: Name of the preprocessing, see `Preprocessing`.
     """
+    images, labels, preprocessed = batch.first_images(plan, SHOWN)
     pixels = np.round(images).astype(np.uint8)
-    shorts = pictures.short_names(labels, 15)  # TensorBoard shows it small
+    names = [plan.objective.answer.text(label, data.classes) for label in labels]
+    shorts = pictures.short_names(names, 15)  # TensorBoard shows it small
     summaries.image("train", "first_batch", pictures.draw_grid(pixels, shorts, 96), 0)
+    mode = plan.classifier.spec.preprocessing
     low, high = RANGES[mode]
-    inputs = tf.cast(inputs, tf.float32).numpy()
+    inputs = tf.cast(preprocessed, tf.float32).numpy()
     measured = [reduce(inputs, axis=(0, 1, 2)) for reduce in (np.min, np.mean, np.max, np.std)]
     rows = [
         [channel, *(f"{value:.3f}" for value in values)]
@@ -98,4 +99,4 @@ def run_ends(
     tags = {f"zz_hparams/{name.replace(' ', '_')}": name for name in final}
     for tag, name in tags.items():
         summaries.scalar("validation", tag, final[name], step)
-    summaries.hyperparameters("validation", shown, tags)
+    summaries.hyperparameters(shown, tags)

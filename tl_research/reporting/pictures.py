@@ -7,6 +7,7 @@ import functools
 import io
 import itertools
 import os
+import pathlib
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
@@ -116,18 +117,15 @@ def _label(picture, shorts, cell, margin):
     draw.text((4, margin - 4), "true \\ predicted", "gray", _font(""), anchor="ls")
 
 
-def draw_grid(
-    images: Any, captions: Sequence[str] | None = None, size: int | None = None
-) -> np.ndarray:
+def draw_grid(images: Any, captions: Sequence[str], size: int) -> np.ndarray:
     """Returns a picture of images in a roughly square grid, uint8 [H, W, 3]; blank without images.
 
     Args:
         images: uint8 [N, h, w, 3].
-        captions: N texts of a few lines to write below the images, or None.
-        size: Side of each image in pixels; None: as they are.
+        captions: N texts of a few lines to write below the images.
+        size: Side of each image in pixels.
     """
-    size = size or images.shape[1]
-    lines = max((text.count("\n") + 1 for text in captions or ()), default=0)
+    lines = max((text.count("\n") + 1 for text in captions), default=0)
     columns = max(1, round(len(images) ** 0.5 + 0.49))
     rows, height = max(1, -(-len(images) // columns)), size + 14 * lines + 4 * bool(lines)
     picture = PIL.Image.new("RGB", (columns * (size + 2), rows * height), "white")
@@ -136,9 +134,8 @@ def draw_grid(
         left, top = place % columns * (size + 2), place // columns * height
         image = PIL.Image.fromarray(np.asarray(image))
         picture.paste(image if image.width == size else image.resize((size, size)), (left, top))
-        if captions:
-            text = _drawable(captions[place])
-            draw.multiline_text((left, top + size + 1), text, "black", _font(text), spacing=2)
+        text = _drawable(captions[place])
+        draw.multiline_text((left, top + size + 1), text, "black", _font(text), spacing=2)
     return np.asarray(picture)
 
 
@@ -147,6 +144,11 @@ def png(picture: np.ndarray) -> bytes:
     content = io.BytesIO()
     PIL.Image.fromarray(picture).save(content, "PNG", compress_level=1)
     return content.getvalue()
+
+
+def save(path: str, picture: np.ndarray) -> None:
+    """Writes a picture to a PNG file."""
+    pathlib.Path(path).write_bytes(png(picture))
 
 
 def caption(name: str, true: str, predicted: str, number: float) -> str:

@@ -114,9 +114,8 @@ def _phases(plan):
     config = plan.config
     optimizer = "make_optimizer" if plan.parts.make_optimizer else config.optimizer
     better = "lower" if lower_is_better(config.select_by) else "higher"
-    for phase in plan.phases:
-        if not phase.epochs:
-            continue
+    trained = [phase for phase in plan.phases if phase.epochs]
+    for phase in trained:
         patience = counted(phase.patience, "epoch")
         stop = f"early stop after {patience} without a {better} {config.select_by}"
         yield (
@@ -124,7 +123,7 @@ def _phases(plan):
             f"{optimizer} {phase.learning_rate:g} {phase.lr_schedule}, "
             f"{stop if phase.patience else 'no early stop'}"
         )
-    if not any(phase.epochs for phase in plan.phases):
+    if not trained:
         start = "the closed-form head" if config.head_init == "lda" else "the initial head"
         yield f"plan: nothing is trained; {start} is exported"
 

@@ -1,5 +1,7 @@
 """The observer that records a run: `metrics.csv`, TensorBoard, and the phases in `plan.txt`."""
 
+import dataclasses
+
 from tl_research.answers import Answer
 from tl_research.data.dataset import Dataset
 from tl_research.files import csv_text, storage_errors
@@ -14,28 +16,21 @@ from tl_research.run.directory import RunDirectory
 from tl_research.training.objective import PLAIN_LOSS
 
 
+@dataclasses.dataclass
 class Recorder(EventHandler):
-    """Records each event.
+    """Records each event."""
 
-    Args:
-        answer: The kind of answer.
-        data: `Dataset`.
-        directory: The open `RunDirectory`.
-        summaries: Where TensorBoard's records are written.
-    """
-
-    def __init__(
-        self, answer: Answer, data: Dataset, directory: RunDirectory, summaries: Summaries
-    ):
-        self._answer, self._directory, self._summaries = answer, directory, summaries
-        self._classes, self._validation = data.classes, data.validation
+    answer: Answer  # the kind of answer
+    data: Dataset
+    directory: RunDirectory  # which is open
+    summaries: Summaries  # where TensorBoard's records are written
 
     def _on_HeadStarted(self, event):
         for name in event.measured:
-            self._summaries.scalar("validation", name.removeprefix("val_"), event.result[name], 0)
+            self.summaries.scalar("validation", name.removeprefix("val_"), event.result[name], 0)
 
     def _on_PhaseBegan(self, event):
-        description, path = describe_phase(event), self._directory.file("plan.txt")
+        description, path = describe_phase(event), self.directory.file("plan.txt")
         with storage_errors(path), open(path, "a", encoding="utf-8") as file:
             file.write(f"{description}\n")
         rows = [
@@ -50,10 +45,10 @@ class Recorder(EventHandler):
         ]
         columns = ["group", "variables", "parameters", "multiplier", "learning rate"]
         table = markdown_table(columns, rows)
-        self._summaries.text("train", "groups", f"{description}\n\n{table}", event.step)
+        self.summaries.text("train", "groups", f"{description}\n\n{table}", event.step)
 
     def _on_StepsCompiled(self, event):
-        self._summaries.graph("train", f"step/{event.phase.name}", event.graph, event.step)
+        self.summaries.graph(f"step/{event.phase.name}", event.graph, event.step)
 
     def _on_CallEnded(self, event):
         totals = event.totals
@@ -71,30 +66,30 @@ class Recorder(EventHandler):
             numbers["loss_scale"] = float(totals["loss_scale"])
             numbers["skipped_steps"] = event.skipped_steps
         for tag, number in numbers.items():
-            self._summaries.scalar("train", tag, number, event.step)
+            self.summaries.scalar("train", tag, number, event.step)
 
     def _on_EpochEnded(self, event):
         row, step = event.row, event.row["step"]
         columns = dict.fromkeys(name for past in event.history for name in past)
         columns.pop(f"train_{PLAIN_LOSS}", None)  # only for figures: the file's columns are fixed
-        self._directory.write_text("metrics.csv", csv_text(columns, event.history))
+        self.directory.write_text("metrics.csv", csv_text(columns, event.history))
         for name in event.measured:
             prefix, _, tag = name.partition("_")
             side = "train" if prefix == "train" else "validation"
             tag = tag if prefix in ("train", "val") else name
-            self._summaries.scalar(side, tag, row[name], step)
-        self._summaries.scalar("train", "images_per_second", row["images_per_second"], step)
-        self._summaries.scalar("train", "waiting_for_data", event.waited, step)
-        confusion = self._answer.confusion(event.logits, self._validation.labels)
+            self.summaries.scalar(side, tag, row[name], step)
+        self.summaries.scalar("train", "images_per_second", row["images_per_second"], step)
+        self.summaries.scalar("train", "waiting_for_data", event.waited, step)
+        confusion = self.answer.confusion(event.logits, self.data.validation.labels)
         if confusion is not None:
-            picture = pages.titled_confusion(confusion, self._classes)
-            table = pictures.confusion_table(confusion, self._classes)
-            self._summaries.image("validation", "confusion_matrix", picture, step)
-            self._summaries.text("validation", "confusion_matrix_numbers", table, step)
+            picture = pages.titled_confusion(confusion, self.data.classes)
+            table = pictures.confusion_table(confusion, self.data.classes)
+            self.summaries.image("validation", "confusion_matrix", picture, step)
+            self.summaries.text("validation", "confusion_matrix_numbers", table, step)
 
     def _on_PhaseEnded(self, event):
         table = markdown_table(["variables", "count"], event.result["audit"].items())
-        self._summaries.text("train", "audit", table, event.step)
-        evaluation = Evaluation(self._answer, event.logits, self._validation, self._classes)
+        self.summaries.text("train", "audit", table, event.step)
+        evaluation = Evaluation(self.answer, event.logits, self.data.validation, self.data.classes)
         picture = pages.worst_mistakes(evaluation)
-        self._summaries.image("validation", "worst_mistakes", picture, event.step)
+        self.summaries.image("validation", "worst_mistakes", picture, event.step)

@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import os
+import pathlib
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -82,12 +83,12 @@ def write(ready: "Ready", summary: Json) -> None:
 
     Args:
         ready: The run.
-        summary: The contents of `results.json`.
+        summary: The contents of `results.json`, without its `seconds`.
 
     Raises:
         StorageError: If they cannot be written.
     """
-    facts = of_run(ready, results.without_nan(summary))
+    facts = of_run(ready, summary)
     directory = ready.place.directory
     directory.write_text("report/index.html", render("index.html", facts))
     directory.write_text("export/README.md", render("model_card.md", facts))
@@ -142,7 +143,7 @@ def of_run(ready: "Ready", summary: Json) -> Json:
     record = {"package": {"version": "older"}} | read_record(directory.file("run.json"))
     figures = directory.file("report")
     temperature = past.calibration["temperature"] if past.calibration else 1.0
-    evaluated = None
+    audited, evaluated = summary["data_audit"], None
     if past.selected:
         logits = ready.state.weights.logits["selected"]
         evaluated = evaluation(
@@ -161,10 +162,10 @@ def of_run(ready: "Ready", summary: Json) -> Json:
         "summary": summary,
         "curves": _picture(figures, "curves.png"),
         "evaluated": evaluated,
-        "doubtful": summary["data_audit"] and _doubtful(directory, data),
-        "caveat": summary["data_audit"]
+        "doubtful": audited and _doubtful(directory, data),
+        "caveat": audited
         and data_audit.caveat(
-            summary["data_audit"]["suspects"], len(data.train) + len(data.validation), len(classes)
+            audited["suspects"], len(data.train) + len(data.validation), len(classes)
         ),
         "matrix": _picture(figures, "confusion.png"),
         "reliability": _picture(figures, "calibration.png"),
@@ -232,11 +233,8 @@ def _data(kind, content):
 
 def _picture(place, name):
     """Returns a figure in a folder as a data URL, or None if there is none."""
-    path = f"{place}/{name}"
-    if os.path.exists(path):
-        with open(path, "rb") as file:
-            return _data("png", file.read())
-    return None
+    path = pathlib.Path(place, name)
+    return _data("png", path.read_bytes()) if path.exists() else None
 
 
 def _doubtful(directory, data):

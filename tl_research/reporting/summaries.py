@@ -1,6 +1,7 @@
 """The TensorBoard runs `train/` and `validation/`: same tags, one global step over all phases."""
 
 import contextlib
+import glob
 import itertools
 import os
 import uuid
@@ -26,15 +27,15 @@ class Summaries:
     Args:
         directory: The run directory.
         last_step: Records after this step are dropped first, since a resumed run writes them again;
-            None drops all.
+            -1 drops all.
     """
 
-    def __init__(self, directory: str, last_step: int | None):
+    def __init__(self, directory: str, last_step: int):
         self._directory, self._writers, self._kept, self._failed = directory, {}, {}, False
         with self._warning():
             for side in ("train", "validation"):
                 path = f"{directory}/{side}"
-                self._kept[side] = drop_records_after(path, -1 if last_step is None else last_step)
+                self._kept[side] = drop_records_after(path, last_step)
                 self._writers[side] = tf.summary.create_file_writer(path, filename_suffix=_SUFFIX)
 
     @contextlib.contextmanager
@@ -90,11 +91,10 @@ class Summaries:
 
         self._once(side, tag, step, _write)
 
-    def graph(self, side: str, tag: str, graph: tf.Graph, step: int) -> None:
-        """Writes a graph, once per tag, without the values of large constants.
+    def graph(self, tag: str, graph: tf.Graph, step: int) -> None:
+        """Writes a graph of training, once per tag, without the values of large constants.
 
         Args:
-            side: `train` or `validation`.
             tag: Name of the graph.
             graph: The graph.
             step: Global step.
@@ -106,23 +106,21 @@ class Summaries:
             for node in itertools.chain(definition.node, *functions):
                 if node.op == "Const" and len(node.attr["value"].tensor.tensor_content) > 1024:
                     node.attr["value"].tensor.tensor_content = b""
-            data = tf.compat.v1.RunMetadata()
-            data.function_graphs.add().pre_optimization_graph.CopyFrom(definition)
-            metadata = tf.compat.v1.SummaryMetadata()
-            plugin = metadata.plugin_data
-            plugin.plugin_name, plugin.content = "graph_run_metadata_graph", b"1"
-            tf.summary.write(tag, data.SerializeToString(), step=step, metadata=metadata)
-            self._kept[side].add((tag, step))
+            graphs = [{"pre_optimization_graph": definition}]
+            content = tf.compat.v1.RunMetadata(function_graphs=graphs).SerializeToString()
+            plugin = {"plugin_name": "graph_run_metadata_graph", "content": b"1"}
+            metadata = tf.compat.v1.SummaryMetadata(plugin_data=plugin)
+            tf.summary.write(tag, content, step=step, metadata=metadata)
+            self._kept["train"].add((tag, step))
 
-        self._once(side, tag, step, _write)
+        self._once("train", tag, step, _write)
 
-    def hyperparameters(self, side: str, values: Json, metrics: dict[str, str]) -> None:
+    def hyperparameters(self, values: Json, metrics: dict[str, str]) -> None:
         """Writes the row of this run in HParams.
 
         Args:
-            side: The TensorBoard run with the metrics.
             values: {setting: number, bool or text}.
-            metrics: {tag of a scalar: its name in HParams}.
+            metrics: {tag of a scalar of `validation`: its name in HParams}.
         """
         from tensorboard.plugins.hparams import api  # takes a moment, and is needed once
 
@@ -137,7 +135,7 @@ class Summaries:
             place = place.removeprefix("runs/")
             api.hparams(values, trial_id=f"{place} {uuid.uuid4().hex[:4]}")
 
-        self._once(side, "_hparams_/session_start_info", 0, _write)
+        self._once("validation", "_hparams_/session_start_info", 0, _write)
 
     def close(self) -> None:
         with self._warning():
@@ -153,10 +151,8 @@ def drop_records_after(directory: str, last_step: int) -> set[tuple[str, int]]:
         The set of (tag, step) of the remaining records.
     """
     kept: set[tuple[str, int]] = set()
-    for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
+    for name in sorted(glob.glob(f"*{_SUFFIX}", root_dir=directory)):
         path = f"{directory}/{name}"
-        if not name.endswith(_SUFFIX):
-            continue
         if last_step < 0:
             os.remove(path)
             continue

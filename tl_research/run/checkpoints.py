@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import pathlib
 import re
 import shutil
 from collections.abc import Mapping
@@ -173,11 +174,7 @@ def _contents(path, max_bytes):
         raise ValueError(f"expected the files {', '.join(_FILES)} and no others")
     if sum(entry.stat().st_size for entry in files) > max_bytes:
         raise ValueError(f"larger than the {max_bytes:,} bytes that this run can need")
-    contents = {}
-    for entry in files:
-        with open(entry.path, "rb") as file:
-            contents[entry.name] = file.read()
-    return contents
+    return {entry.name: pathlib.Path(entry).read_bytes() for entry in files}
 
 
 def load_newest(

@@ -71,7 +71,7 @@ def batches(
 
     def batch_of() -> Batch:
         own, own_weights, own_mask, own_rows = distribution.local_rows([*here, rows])
-        mix = epoch.mix and tf.nest.map_structure(lambda rows: tf.gather(rows, own), epoch.mix)
+        mix = epoch.mix and epoch.mix.rows(own)
         inputs = step.source.read(own, epoch.of_view, own_rows, mix)
         labels = tf.gather(step.labels, own)
         batch = Batch(inputs, labels, own_weights, count, own, epoch.view, global_step, own_mask)
@@ -112,7 +112,7 @@ def first_images(plan: "Plan", count: int) -> tuple[np.ndarray, np.ndarray, tf.T
     epoch = epoch_inputs(plan, live, 1)._replace(of_view=live.of_view(plan.cache.views.of_epoch(2)))
     here, weights = (distribution.of_process(t.numpy())[0] for t in (epoch.indices, epoch.weights))
     row = tf.constant(here[weights > 0][:count])
-    mix = epoch.mix and tf.nest.map_structure(lambda of_all: tf.gather(of_all, row), epoch.mix)
+    mix = epoch.mix and epoch.mix.rows(row)
     pixels = plan.train.images(row.numpy())
     images = live.read(row, epoch.of_view, pixels, mix)
     return images.numpy(), plan.train.labels[row.numpy()], plan.classifier.preprocessing(images)
@@ -132,7 +132,7 @@ def streamed_rows(source: "Source", epoch: EpochInputs, which: slice) -> Iterato
     if not source.streamed:
         return None
     indices = distribution.of_process(epoch.indices[which].numpy())
-    return iter(source.stream(indices, int(epoch.view)))
+    return source.stream(indices, int(epoch.view))
 
 
 def stack(batches: list, size: int) -> Any:

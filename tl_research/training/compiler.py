@@ -1,6 +1,7 @@
 """Compiles steps, and explains in one line a lack of memory or of operations that XLA supports."""
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,20 +16,13 @@ from tl_research.models.classifier import Classifier
 from tl_research.run.directory import RunDirectory
 
 
+@dataclasses.dataclass
 class Compiler:
-    """Compiles steps with XLA, until a step fails to compile and XLA is not required.
+    """Compiles steps with XLA, until a step fails to compile and XLA is not required."""
 
-    Args:
-        xla: Whether to begin with XLA.
-        required: Whether it is an error if XLA cannot compile a step.
-        directory: The run, which records that XLA failed, so that it is resumed without.
-
-    Attributes:
-        xla: Whether steps are compiled with XLA now.
-    """
-
-    def __init__(self, xla: bool, required: bool, directory: RunDirectory):
-        self.xla, self._required, self._directory = xla, required, directory
+    xla: bool  # whether steps are compiled with XLA now
+    required: bool  # whether it is an error if XLA cannot compile a step
+    directory: RunDirectory  # which records that XLA failed, so that the run is resumed without
 
     def prepared(self, make: Callable, *arguments: Any) -> Any:
         """Returns a compiled step of training or evaluation.
@@ -45,12 +39,12 @@ class Compiler:
             step.prepare(*arguments)
             return step
         except CompileError as error:
-            if self._required:
+            if self.required:
                 raise
             to_stderr(f"warning: {error}; continuing without XLA")
         self.xla = False
-        if recorded := self._directory.read_json("run.json"):
-            self._directory.write_json("run.json", {**recorded, "xla": False})
+        if recorded := self.directory.read_json("run.json"):
+            self.directory.write_json("run.json", {**recorded, "xla": False})
         return self.prepared(make, *arguments)
 
 

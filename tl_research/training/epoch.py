@@ -31,13 +31,15 @@ def calls(setup: PhaseSetup, state: TrainState, resume: Resume) -> Iterator[Call
         state: Where the run is.
         resume: Knows when the next checkpoint is due, and when a signal may interrupt.
     """
+    plan, position = setup.plan, state.position
     with timed(state, "features"), resume.signals.released():
-        inputs = epoch_inputs(setup.plan, setup.source, state.position.epoch + 1)
-    stream = streamed_rows(setup.source, inputs, slice(state.position.epoch_step, None))
-    while (position := state.position).epoch_step < setup.plan.steps_per_epoch:
-        count = min(setup.steps_per_call, setup.plan.steps_per_epoch - position.epoch_step)
-        count = min(count, resume.steps_until_due(position.global_step))
-        count = setup.plan.profiler.limit(position.global_step, count)
+        inputs = epoch_inputs(plan, setup.source, position.epoch + 1)
+    stream = streamed_rows(setup.source, inputs, slice(position.epoch_step, None))
+    while position.epoch_step < plan.steps_per_epoch:
+        left = plan.steps_per_epoch - position.epoch_step
+        due = resume.steps_until_due(position.global_step)
+        count = min(setup.steps_per_call, left, due)
+        count = plan.profiler.limit(position.global_step, count)
         start = time.perf_counter()
         streamed = None
         if stream:
@@ -45,7 +47,7 @@ def calls(setup: PhaseSetup, state: TrainState, resume: Resume) -> Iterator[Call
                 batches = [next(stream) for _ in range(count)]
             streamed = stack(batches, setup.steps_per_call)
         waited = time.perf_counter() - start
-        with setup.plan.profiler.mark(position.global_step):
+        with plan.profiler.mark(position.global_step):
             totals = setup.step(
                 inputs,
                 position.epoch_step,

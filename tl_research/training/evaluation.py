@@ -66,7 +66,7 @@ class EvalStep:
         """Returns a list of float32 [b, K], of this process's part of each row of `indices`."""
         indices = distribution.of_process(indices)
         of_view = tf.nest.map_structure(tf.constant, self._source.of_view(0))
-        stream = iter(self._source.stream(indices, 0)) if self._source.streamed else None
+        stream = self._source.stream(indices, 0) if self._source.streamed else None
         logits = [
             self._call(tf.constant(row), of_view, next(stream) if stream else None)
             for row in indices

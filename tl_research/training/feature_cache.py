@@ -79,11 +79,7 @@ class FeatureCache:
             None if config.cache_dtype == "auto" else config.cache_dtype,
         )
         self.plan = self._decide(plan.classifier.graph, plan.evaluated.graph)
-        self._cached = {
-            "train": not self.plan.live,
-            "validation": self.plan.validation,
-            "plain": False,
-        }
+        self._cached = {"train": not self.plan.live, "validation": self.plan.validation}
         self._kept: dict[str, features.CachedSource] = {}
         self._pooled: dict[str, np.ndarray] = {}
         self.seconds = dict.fromkeys(self._sides, 0.0)

@@ -81,6 +81,7 @@ def train_phase(setup: PhaseSetup, state: TrainState, resume: Resume, tell: Obse
         resume: Saves it.
         tell: Tells observers.
     """
+    plan, position = setup.plan, state.position
     with resume.signals.held(), resume.saving(state):
         if not setup.is_resumed:
             resume.save(state)
@@ -89,19 +90,17 @@ def train_phase(setup: PhaseSetup, state: TrainState, resume: Resume, tell: Obse
                 progress.add(state, setup, call, resume.saved_step)
                 ended = CallEnded(
                     phase=setup.phase,
-                    step=state.position.global_step,
-                    epoch=state.position.epoch + 1,
-                    epoch_step=state.position.epoch_step,
-                    steps_per_epoch=setup.plan.steps_per_epoch,
+                    step=position.global_step,
+                    epoch=position.epoch + 1,
+                    epoch_step=position.epoch_step,
+                    steps_per_epoch=plan.steps_per_epoch,
                     groups=setup.optimizer.groups,
                     totals=call.totals,
                     skipped_steps=state.past.skipped_steps,
                 )
                 with _saved_if_it_fails(state, resume):
                     tell(ended)
-                if (
-                    state.position.epoch_step < setup.plan.steps_per_epoch
-                ):  # the last is saved below
+                if position.epoch_step < plan.steps_per_epoch:  # the last is saved below
                     resume.save_if_due(state)
                 resume.stop_if_signalled(state)
             with _saved_if_it_fails(state, resume):

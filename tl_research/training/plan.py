@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import keras
@@ -39,7 +38,7 @@ class Plan:
         data: Images to train on, and those that select epochs and phases.
         directory: The open run directory.
         xla: Whether steps are compiled with XLA, where they can be.
-        started: `time.perf_counter()` when the program began; now, if it is not given.
+        started: `time.perf_counter()` when the program began.
 
     Attributes:
         config, parts, classifier, started: As given.
@@ -70,11 +69,10 @@ class Plan:
         directory: RunDirectory,
         *,
         xla: bool,
-        started: float | None = None,
+        started: float,
     ):
         self.config, self.parts, self.classifier = config, parts, classifier
-        self.started = time.perf_counter() if started is None else started
-        self.evaluated = classifier.in_float32()
+        self.started, self.evaluated = started, classifier.in_float32()
         _check_step(parts.Step or TrainStep)
         self.train, self.validation, self.num_test = data.train, data.validation, len(data.test)
         self.phases = config.phase_plan
@@ -201,21 +199,10 @@ class Plan:
             classifier.trainable_variables(),
             classifier.variable_blocks(),
             list(classifier.variables),
-            backbone_lr_multiplier=config.backbone_lr_multiplier,
-            layer_decay=config.layer_decay,
-            lr_multiplier=config.lr_multiplier,
-            joined=joined,
+            config,
+            joined,
         )
-        return GroupedOptimizer(
-            groups,
-            config.optimizer,
-            weight_decay=config.weight_decay,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            clip_norm=config.clip_norm,
-            ema_decay=config.ema_decay,
-            make_optimizer=self.parts.make_optimizer,
-        )
+        return GroupedOptimizer(groups, config, self.parts.make_optimizer)
 
     def step_maker(
         self, optimizer: GroupedOptimizer, source: Source, rate_at: Callable[[tf.Tensor], tf.Tensor]

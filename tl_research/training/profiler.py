@@ -1,45 +1,43 @@
 """`--profile_steps`: profiles and marks a few steps, for TensorBoard's profile plugin."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 
 import tensorflow as tf
 
 
+@dataclasses.dataclass
 class Profiler:
-    """Profiles chosen steps.
+    """Profiles chosen steps."""
 
-    Args:
-        steps: (A, B): the global steps from A up to but excluding B; (0, 0): none.
-        directory: The TensorBoard run.
-    """
-
-    def __init__(self, steps: tuple[int, int], directory: str):
-        (self._first, self._end), self._directory, self._running = steps, directory, False
+    steps: range  # the global steps
+    directory: str  # the TensorBoard run
+    running: bool = False
 
     def limit(self, step: int, count: int) -> int:
         """Returns how many of `count` steps a call that begins at `step` may take: profiled steps
         are taken one at a time.
         """
-        if step < self._first:
-            return min(count, self._first - step)
-        return 1 if step < self._end else count
+        if step < self.steps.start:
+            return min(count, self.steps.start - step)
+        return 1 if step in self.steps else count
 
     @contextlib.contextmanager
     def mark(self, step: int) -> Iterator[None]:
         """Marks the code inside as the global step `step`."""
-        if not self._first <= step < self._end:
+        if step not in self.steps:
             self.stop()
             yield
             return
-        if not self._running:
-            tf.profiler.experimental.start(self._directory)
-            self._running = True
+        if not self.running:
+            tf.profiler.experimental.start(self.directory)
+            self.running = True
         with tf.profiler.experimental.Trace("train", step_num=step, _r=1):
             yield
 
     def stop(self) -> None:
         """Writes the profile if one is being recorded."""
-        if self._running:
-            self._running = False
+        if self.running:
+            self.running = False
             tf.profiler.experimental.stop()

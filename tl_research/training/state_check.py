@@ -2,49 +2,46 @@
 nothing about who wrote it.
 """
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from tl_research.files import Json
 from tl_research.training.plan import Plan
-from tl_research.training.state import Arrays, TrainState
+from tl_research.training.state import Arrays, History, PhaseProgress, Position, TrainState
 
-_NUMBER, _COUNT = "a number", "a whole number, 0 or more"
-_ANY = object()
 _KINDS = ("variables", "optimizer", "best", "selected", "logits")  # of arrays
-# The schema of `state.json`: a list has any number of entries of one kind; in a dict, `...` stands
-# for all other names; a tuple means that the value may also be None.
-_FOUND: dict[Any, Any] = {"epoch": _COUNT, ...: _NUMBER}  # an epoch, and its metrics
-_RELIABILITY = [[_NUMBER]]
+# The schema of `state.json`, by types: an `int` is 0 or more, a `float` any number. A list has any
+# number of entries of one kind; in a dict, `...` stands for all other names; a tuple means that the
+# value may also be None.
+_FOUND: dict[Any, Any] = {"epoch": int, ...: float}  # an epoch, and its metrics
+_RELIABILITY = [[float]]
 _ENTRIES: Json = {
-    **dict.fromkeys(("phase_index", "phase_epoch", "phase_step", "epoch"), _COUNT),
-    **dict.fromkeys(("epoch_step", "global_step", "wait", "traces", "skipped_steps"), _COUNT),
-    **dict.fromkeys(("largest_rate", "compile_seconds", "train_seconds", "seconds"), _NUMBER),
+    **{
+        each.name: each.type
+        for part in (Position, PhaseProgress, History)
+        for each in dataclasses.fields(part)
+        if each.type in (int, float)
+    },
     "run": [str],
-    "scaling": {"loss_scale": _NUMBER, "good_steps": _NUMBER, "skipped_in_a_row": _NUMBER},
-    "epoch_totals": {...: _NUMBER},
+    "scaling": {"loss_scale": float, "good_steps": float, "skipped_in_a_row": float},
+    "epoch_totals": {...: float},
     "phase_hashes": {...: str},
-    "gradient_peaks": {...: _NUMBER},
+    "gradient_peaks": {...: float},
     "moved": [str],
     "best": (_FOUND,),
     "selected": ({"phase": str, **_FOUND},),
     "joined": {...: str},
-    "finished": [
-        {"name": str, "epochs": _COUNT, "best_epoch": _COUNT, "audit": {...: _COUNT}, ...: _NUMBER}
-    ],
-    "history": [
-        {"phase": str, "epoch": _COUNT, "step": _COUNT, "train_loss": _NUMBER, ...: _NUMBER}
-    ],
-    "data_audit": ({"data_audit": _ANY, ...: _ANY},),
-    "head_start": ({...: _NUMBER},),
-    "time_limit": {...: _COUNT},
-    "test": (
-        {"n": _COUNT, "reads": _COUNT, "accuracy": (_NUMBER,), "ci95": ([_NUMBER],), ...: _NUMBER},
-    ),
-    "calibration": ({"temperature": _NUMBER, "reason": (str,), ...: _NUMBER},),
-    "reliability": ({"n": _COUNT, "before": _RELIABILITY, "after": _RELIABILITY},),
-    "run_seconds": {...: _NUMBER},
+    "finished": [{"name": str, "epochs": int, "best_epoch": int, "audit": {...: int}, ...: float}],
+    "history": [{"phase": str, "epoch": int, "step": int, "train_loss": float, ...: float}],
+    "data_audit": ({"data_audit": object, ...: object},),
+    "head_start": ({...: float},),
+    "time_limit": {...: int},
+    "test": ({"n": int, "reads": int, "accuracy": (float,), "ci95": ([float],), ...: float},),
+    "calibration": ({"temperature": float, "reason": (str,), ...: float},),
+    "reliability": ({"n": int, "before": _RELIABILITY, "after": _RELIABILITY},),
+    "run_seconds": {...: float},
 }
 
 
@@ -66,48 +63,47 @@ def _check(value, kind, place):
             _check(entry, kind[0], f"{place}[{index}]")
     elif isinstance(kind, dict) and isinstance(value, dict):
         for name in value.keys() | (kind.keys() - {...}):
-            _check(value.get(name), kind.get(name, kind.get(..., _ANY)), f"{place}.{name}")
+            _check(value.get(name), kind.get(name, kind.get(..., object)), f"{place}.{name}")
     elif not _is_of(value, kind):
         raise ValueError(f"{place} is {str(value)[:80]!a}")
 
 
 def _is_of(value, kind):
-    if kind is _ANY:
-        return True
-    if kind in (_NUMBER, _COUNT):
-        is_number = isinstance(value, int if kind is _COUNT else (int, float))
-        return is_number and not isinstance(value, bool) and not (kind is _COUNT and value < 0)
-    return kind is str and isinstance(value, str)
+    if kind is float:
+        return type(value) in (int, float)
+    if kind is int:
+        return type(value) is int and value >= 0
+    return isinstance(kind, type) and isinstance(value, kind)
 
 
 def check_position(state: TrainState, plan: Plan) -> None:
     """Raises ValueError if a state is inconsistent or not a position of its run."""
-    position, past, each = state.position, state.past, plan.steps_per_epoch
+    position, progress, past, weights = state.position, state.progress, state.past, state.weights
     if position.phase_index >= len(plan.phases):
         raise ValueError(f"phase_index is {position.phase_index} of {len(plan.phases)} phases")
-    phase = plan.phases[position.phase_index]
-    expected = {
-        "phase_step": (position.phase_step, position.phase_epoch * each + position.epoch_step),
-        "global_step": (position.global_step, position.epoch * each + position.epoch_step),
-        "history": (len(past.history), position.epoch),
-        "epoch_step": (position.epoch_step, min(position.epoch_step, each)),
-        "phase_epoch": (position.phase_epoch, min(position.phase_epoch, phase.epochs)),
-        "selected": (bool(past.selected), bool(state.weights.selected)),
-        "logits": (bool(past.selected), bool(state.weights.logits)),
-        "best": (bool(state.progress.best), bool(state.weights.best)),
-        "epoch_totals": (bool(state.progress.epoch_totals), position.epoch_step > 0),
-        "phase_hashes": (set(state.progress.phase_hashes), set(plan.classifier.variables)),
+    each, step = plan.steps_per_epoch, position.epoch_step
+    follows = {
+        "phase_step": position.phase_step == position.phase_epoch * each + step,
+        "global_step": position.global_step == position.epoch * each + step,
+        "history": len(past.history) == position.epoch,
+        "epoch_step": step <= each,
+        "phase_epoch": position.phase_epoch <= plan.phases[position.phase_index].epochs,
+        "selected": bool(past.selected) == bool(weights.selected),
+        "logits": bool(past.selected) == bool(weights.logits),
+        "best": bool(progress.best) == bool(weights.best),
+        "epoch_totals": bool(progress.epoch_totals) == (step > 0),
+        "phase_hashes": progress.phase_hashes.keys() == plan.classifier.variables.keys(),
     }
-    for name, (said, follows) in expected.items():
-        if said != follows:
+    for name, is_so in follows.items():
+        if not is_so:
             raise ValueError(f"{name} contradicts the rest of the state")
     totals = {"loss_sum", "examples", "seconds", "waited", "learning_rate", *plan.objective.counted}
     first = past.history[0] if past.history else {}
     curves = {name for name in first if name.startswith(("train_", "val_"))}
     needed = {
-        "best": (state.progress.best, {plan.config.select_by, "epoch"}),
+        "best": (progress.best, {plan.config.select_by, "epoch"}),
         "selected": (past.selected, {plan.config.select_by, "epoch"}),
-        "epoch_totals": (state.progress.epoch_totals, totals),
+        "epoch_totals": (progress.epoch_totals, totals),
         **{f"history[{i}]": (row, curves) for i, row in enumerate(past.history)},
     }
     for name, (found, names) in needed.items():

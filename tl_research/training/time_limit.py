@@ -4,7 +4,6 @@ A phase is laid out before its first step, from what this machine was measured t
 schedule comes down within it. The decision is part of the state: a resumed phase keeps it.
 """
 
-import dataclasses
 import itertools
 import time
 from collections.abc import Iterable
@@ -42,7 +41,7 @@ def prepared(plan: Plan, index: int, state: TrainState, tell: Observer) -> Phase
     soonest = time.perf_counter() - plan.started + plan.cache.seconds["train"]
     late = soonest >= limit and state.past.selected is not None
     if max(distribution.of_all_workers(int(late))) and state.slots is None:
-        _laid_out(plan.phases[index], 0, plan, state, tell)
+        _lay_out(plan.phases[index], 0, plan, state, tell)
         return None
     setup = prepare(plan, index, state, tell)
     if setup.is_resumed:
@@ -51,20 +50,17 @@ def prepared(plan: Plan, index: int, state: TrainState, tell: Observer) -> Phase
     if state.past.selected is None:
         epochs = max(epochs, 1)
     epochs = min(distribution.of_all_workers(epochs))
-    phase = _laid_out(setup.phase, epochs, plan, state, tell)
-    if phase is None:
+    _lay_out(setup.phase, epochs, plan, state, tell)
+    if not epochs:
         return None
     setup.num_steps.assign(plan.steps_per_epoch * epochs)
-    return setup._replace(phase=phase)
+    return setup._replace(phase=plan.phase(index, state))
 
 
-def _laid_out(
-    phase: Phase, epochs: int, plan: Plan, state: TrainState, tell: Observer
-) -> Phase | None:
-    """Records what was decided; returns the phase as it is now, or None without an epoch."""
+def _lay_out(phase: Phase, epochs: int, plan: Plan, state: TrainState, tell: Observer) -> None:
+    """Records what was decided."""
     state.past.time_limit[phase.name] = epochs
     tell(PhaseLaidOut(phase, epochs, plan.config.time_limit))
-    return dataclasses.replace(phase, epochs=epochs) if epochs else None
 
 
 def _epochs_that_fit(setup: PhaseSetup, state: TrainState) -> int:
