@@ -119,8 +119,8 @@ def test_peaks_are_of_gradients_after_clipping(classifier, make_examples):
         _make_step(classifier, make_examples(9), rate=1e-9, clip_norm=0.01), [[0, 1, 2]]
     )
     np.testing.assert_allclose(
-        clipped["gradient_peak"],
-        free["gradient_peak"] * 0.01 / np.linalg.norm(free["gradient_peak"]),
+        clipped["max_gradient_norm"],
+        free["max_gradient_norm"] * 0.01 / np.linalg.norm(free["max_gradient_norm"]),
         rtol=1e-4,
     )
     np.testing.assert_allclose(clipped["gradient_norm_sum"], free["gradient_norm_sum"], rtol=1e-4)
@@ -149,7 +149,7 @@ def test_head_step_equals_the_one_worked_out_by_hand(classifier, make_examples, 
     assert totals["correct"] == (logits.argmax(axis=1) == examples.labels[chosen]).sum()
     assert totals["examples"] == 4 and totals["steps"] == 1 and totals["finite"] == 1
     norms = [np.linalg.norm(inputs.T @ error), np.linalg.norm(error.sum(axis=0))]
-    np.testing.assert_allclose(totals["gradient_peak"], norms, rtol=1e-4)
+    np.testing.assert_allclose(totals["max_gradient_norm"], norms, rtol=1e-4)
     np.testing.assert_allclose(totals["gradient_norm_sum"], [np.hypot(*norms)], rtol=1e-4)
     weights = np.sqrt(sum(np.sum(np.square(after[path])) for path in ("head/kernel", "head/bias")))
     np.testing.assert_allclose(
@@ -425,7 +425,7 @@ def test_overflow_skips_the_step_of_all_groups_and_halves_the_scale(
     assert totals["examples"] == 2 and np.isfinite(totals["loss_sum"])
     assert (
         not totals["gradient_norm_sum"].any()
-        and not totals["gradient_peak"].any()
+        and not totals["max_gradient_norm"].any()
         and not totals["update_ratio"].any()
     )
     assert totals["largest_rate"] == 0

@@ -107,20 +107,22 @@ def audit_phase(
 
 
 def largest_updates(
-    optimizer: GroupedOptimizer, gradient_peaks: Mapping[str, float], largest_rate: float
+    optimizer: GroupedOptimizer, max_gradient_norms: Mapping[str, float], largest_rate: float
 ) -> dict[str, float]:
     """Returns {path: estimate of the largest change that one step made to an element}.
 
     Args:
         optimizer: A `GroupedOptimizer`.
-        gradient_peaks: {path: largest norm of its gradient}.
+        max_gradient_norms: {path: largest norm of its gradient}.
         largest_rate: Largest learning rate, before group multipliers.
     """
     updates = {}
     for group, kind in zip(optimizer.groups, optimizer.kinds):
         for path, variable in zip(group.paths, group.variables):
             # root mean square
-            gradient = gradient_peaks.get(path, 0.0) / math.sqrt(max(1, math.prod(variable.shape)))
+            gradient = max_gradient_norms.get(path, 0.0) / math.sqrt(
+                max(1, math.prod(variable.shape))
+            )
             update = gradient if kind == "sgd" else _OWN * min(gradient, 1.0)
             if kind in _EPSILON:
                 # these divide by the gradient's size: about 1 unless it is small beside epsilon

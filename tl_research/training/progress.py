@@ -47,7 +47,7 @@ def add(state: TrainState, setup: PhaseSetup, call: Call, saved_step: int) -> No
 def _add_evidence(progress, setup, totals):
     """Adds the evidence that the audit of the phase needs."""
     paths = [path for group in setup.optimizer.groups for path in group.paths]
-    for path, peak in zip(paths, totals["gradient_peak"].tolist()):
+    for path, peak in zip(paths, totals["max_gradient_norm"].tolist()):
         progress.gradient_peaks[path] = max(progress.gradient_peaks.get(path, 0.0), peak)
     moved = [path for path, moved in zip(paths, totals["moved"]) if moved]
     progress.moved = list(dict.fromkeys([*progress.moved, *moved]))

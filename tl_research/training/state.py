@@ -36,7 +36,7 @@ class PhaseProgress:
 
     epoch_totals: dict[str, float] = field(default_factory=dict)  # over this epoch's steps
     phase_hashes: dict[str, str] = field(default_factory=dict)  # {path: SHA-256} at its start
-    # {path: largest norm of a trainable variable's gradient, after clipping}
+    # {path: max_gradient_norm, after clipping, of a trainable variable}; the name in checkpoints
     gradient_peaks: dict[str, float] = field(default_factory=dict)
     moved: list[str] = field(default_factory=list)  # paths of variables that a step moved
     largest_rate: float = 0.0  # before group multipliers

@@ -104,7 +104,7 @@ class StepLoop:
 
         Returns:
             dict of float32 tensors over the steps taken: steps, the step's `sums` (weighted by
-            example), gradient_norm_sum [groups], gradient_peak [variables] (largest norm, after
+            example), gradient_norm_sum [groups], max_gradient_norm [variables] (largest norm, after
             clipping), moved [variables] (1 if it moved, else 0), learning_rate (of the last step,
             before group multipliers), finite (0 if the call ended with a step that was not),
             largest_rate, update_ratio [groups] (norm of the change over the norm of the weights,

@@ -22,7 +22,7 @@ class Totals(NamedTuple):
         totals = {name: tf.zeros([]) for name in (*scalars, *self.objective.counted)}
         totals["gradient_norm_sum"] = tf.zeros([len(self.optimizer.groups)])
         zeros = tf.zeros([len(self.optimizer.variables)])
-        totals |= {"gradient_peak": zeros, "moved": zeros}
+        totals |= {"max_gradient_norm": zeros, "moved": zeros}
         totals["finite"] = tf.ones([])
         return totals | {"skipped_steps": tf.zeros([]), **scaling} if scaling else totals
 
@@ -45,7 +45,7 @@ class Totals(NamedTuple):
         sums = {name: metrics[name] for name in ("loss_sum", "examples", *self.objective.counted)}
         sums |= {"gradient_norm_sum": self.of_groups(norms), "steps": finite}
         peaks = {
-            "gradient_peak": self.optimizer.clipped(norms),
+            "max_gradient_norm": self.optimizer.clipped(norms),
             "moved": metrics["moved"],
             "largest_rate": applied * rate,
         }
