@@ -11,13 +11,13 @@ import distribution, tiny_network
 tiny_network.register()
 settings = distribution.Settings(
     dataset="directory",
-    data_dir=sys.argv[3],
+    data_dir=sys.argv[2],
     backbones="Tiny@16",
     batch_size=4,
     learning_rate=0.1,
     rounds=1,
 )
-rows = distribution.measure(settings, sys.argv[2])
+rows = distribution.measure(settings)
 distribution.measuring.write_json(sys.argv[1], settings, rows)
 """
 
@@ -26,7 +26,7 @@ def test_losses_of_two_replicas_are_those_of_one_over_twenty_steps(tmp_path, wri
     photos = write_images(tmp_path / "photos", count=12, size=16)
     environment = {**os.environ, "PYTHONPATH": f"{_ROOT}:{_ROOT}/benchmarks"}
     done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, str(tmp_path / "rows.json"), str(tmp_path), photos],
+        [sys.executable, "-c", _SCRIPT, str(tmp_path / "rows.json"), photos],
         text=True,
         capture_output=True,
         timeout=120,
