@@ -240,6 +240,24 @@ def tiny_settings(write_images):
     return settings
 
 
+@pytest.fixture(scope="session")
+def copies_at():
+    """A function of a step, a run directory and another one to an observer that copies the run
+    there in the first call that reaches the step: as a sudden end of the process would leave it.
+    """
+    from tl_research.training.events import CallEnded
+
+    def observer(step, run, copy):
+        def observe(event):
+            if isinstance(event, CallEnded) and event.step >= step and not os.path.exists(copy):
+                shutil.copytree(run, copy)
+                assert os.listdir(os.path.join(copy, "checkpoints")), "nothing to resume from"
+
+        return observe
+
+    return observer
+
+
 _ONE_LAYER = """
 import keras
 
