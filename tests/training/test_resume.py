@@ -21,7 +21,7 @@ from tl_research.errors import CheckpointError, GateError, Interrupted, StorageE
 from tl_research.extension import package_sha256
 from tl_research.models import backbones
 from tl_research.optim import loss_scale
-from tl_research.run import checkpoints, directory
+from tl_research.run import checkpoints
 from tl_research.signals import Signals
 from tl_research.training import epoch, evaluation, feature_cache, loop, selection
 from tl_research.training.resume import Resume
@@ -402,12 +402,13 @@ def test_run_goes_on_with_its_own_extension_wherever_that_lies(run, tmp_path):
     assert result["extension"] == {**record, "file": str(other)}
 
 
-def test_run_does_not_go_on_with_other_sources_of_the_package(run, begun, monkeypatch):
-    monkeypatch.setattr(directory, "package_sha256", lambda: 64 * "0")
+def test_run_does_not_go_on_with_other_sources_of_the_package(run, begun, tmp_path):
+    flags = tmp_path / "run" / "flags.txt"
+    flags.write_text(flags.read_text().replace(package_sha256(), 64 * "0"))
     with pytest.raises(
         CheckpointError,
-        match=f"made with package of SHA-256 {package_sha256()}, this command has package of "
-        f"SHA-256 {64 * '0'}; ",
+        match=f"made with package of SHA-256 {64 * '0'}, this command has package of SHA-256 "
+        f"{package_sha256()}; ",
     ) as error:
         run("run")
     assert error.value.exit_code == 7
