@@ -37,8 +37,19 @@ def place(tmp_path_factory, write_images):
     return place
 
 
+# train.py with flowers enough for the test side, which take seconds to draw
+_FEW_FLOWERS = f"""
+import runpy, sys
+from tl_research.data import drawn_flowers
+
+drawn_flowers.IMAGES_PER_CLASS = 48
+sys.argv[0] = {os.path.join(_ROOT, "train.py")!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.fixture(scope="module")
-def first(place, run_train):
+def first(place, run_program, run_train):
     """{name: (exit code, stdout, stderr)} of a run in a process of its own and, meanwhile, of two
     that reach no host.
     """
@@ -65,11 +76,10 @@ def first(place, run_train):
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=place
     ) as main:
-        embedded, stop = run_train(
-            [*offline, f"--workdir={place}/embedded"],
-            [*offline, "--if_offline=stop", f"--workdir={place}/stop"],
-            home=place,
-        )
+        (place / "few_flowers.py").write_text(_FEW_FLOWERS)
+        flags = [*offline, f"--workdir={place}/embedded"]
+        embedded = run_program(place / "few_flowers.py", *flags, home=place)
+        (stop,) = run_train([*offline, "--if_offline=stop", f"--workdir={place}/stop"], home=place)
         stdout, stderr = main.communicate(timeout=300)
     return {"main": (main.returncode, stdout, stderr), "embedded": embedded, "stop": stop}
 

@@ -65,7 +65,7 @@ def test_recipe_learns_from_a_few_photographs_and_names_what_it_learned(tmp_path
             dataset="directory",
             data_dir=str(tmp_path / "few"),
             backbone="EfficientNetLite0",
-            image_size=96,
+            image_size=128,
             epochs=(8, 1),
             split=(0.6, 0.3, 0.1),
             precision="float32",
@@ -85,7 +85,7 @@ def test_recipe_learns_from_a_few_photographs_and_names_what_it_learned(tmp_path
         for i in range(60, 70)
     ]
     images = tf.stack(
-        [tf.image.resize(tf.io.decode_jpeg(tf.io.read_file(path)), (96, 96)) for path in paths]
+        [tf.image.resize(tf.io.decode_jpeg(tf.io.read_file(path)), (128, 128)) for path in paths]
     )
     answers = np.argmax(model(images), axis=1)  # of photographs that the run never had
     assert (answers == np.repeat(np.arange(5), 10)).mean() > 0.5
