@@ -27,6 +27,7 @@ from fault_forks import in_parallel
 
 from tl_research import distribution
 from tl_research.data import pipeline
+from tl_research.errors import UserError
 from tl_research.settings import setting
 
 _KINDS = {"off": 1, "nudged": 1, "mirrored": 2, "multi_worker": 2}
@@ -56,15 +57,16 @@ def split_cpu(count):
     )
 
 
-def measure(settings, place):
+def measure(settings):
     """Returns a row for each backbone and kind: its losses, images per second and largest relative
     difference from those of `off`.
     """
 
     def rows():
         for name, size in program.parse_backbones(settings.backbones):
-            images, off = f"{place}/{name}.npz", None
-            in_parallel([lambda: _save_images(settings, name, size, images)], 1)
+            (images,), off = in_parallel([lambda: _images(settings, name, size)], 1), None
+            if "failed" in images:
+                raise UserError(f"no images of --data_dir={settings.data_dir}: {images['failed']}")
             for kind, replicas in _KINDS.items():
                 configs = program.tf_configs(replicas) if kind == "multi_worker" else [None]
                 steps = functools.partial(_steps, settings, name, size, images, kind)
@@ -78,14 +80,15 @@ def measure(settings, place):
     return program.gathered(settings, _COLUMNS, rows())
 
 
-def _save_images(settings, name, size, path):
-    """Writes as many training images as the steps take, and their labels.
+def _images(settings, name, size):
+    """Returns {"pixels", "labels"} of as many training images as the steps take.
 
     In a fork of its own, as TensorFlow reads them.
     """
-    data, _ = measuring.load(measuring.make_config(settings, name, size, workdir=f"{path}-run"))
+    with tempfile.TemporaryDirectory() as place:
+        data, _ = measuring.load(measuring.make_config(settings, name, size, workdir=place))
     rows = pipeline.epoch_order(0, 0, settings.steps * settings.batch_size) % len(data.train)
-    np.savez(path, pixels=data.train.images(rows).numpy(), labels=data.train.labels[rows])
+    return {"pixels": data.train.images(rows).numpy(), "labels": data.train.labels[rows]}
 
 
 def _steps(settings, name, size, images, kind, tf_config):
@@ -99,10 +102,9 @@ def _steps(settings, name, size, images, kind, tf_config):
     config = measuring.make_config(
         settings, name, size, distribute="off" if kind == "nudged" else kind, workdir="not used"
     )
-    with distribution.replicas(config), np.load(images) as data:
-        labels = data["labels"]
-        names = tuple(map(str, range(len(labels))))
-        examples = pipeline.Examples(names, names, labels, size, tf.constant(data["pixels"]))
+    with distribution.replicas(config):
+        labels = images["labels"]
+        examples = measuring.examples_of(**images)
         classifier = measuring.make_classifier(config, "finetune", int(labels.max()) + 1)
         source = measuring.live_source(config, classifier, examples)
         if kind == "nudged":
@@ -128,9 +130,7 @@ def _steps(settings, name, size, images, kind, tf_config):
 
 
 def report(settings):
-    with tempfile.TemporaryDirectory() as place:
-        rows = measure(settings, place)
-    table = program.table(_COLUMNS, rows)
+    table = program.table(_COLUMNS, measure(settings))
     return f"{settings.steps} steps, {measuring.conditions(settings)}\n\n{table}"
 
 

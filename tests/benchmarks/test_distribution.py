@@ -1,9 +1,5 @@
 import json
-import os
-import subprocess
-import sys
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _SCRIPT = """
 import sys
 import distribution, tiny_network
@@ -11,28 +7,22 @@ import distribution, tiny_network
 tiny_network.register()
 settings = distribution.Settings(
     dataset="directory",
-    data_dir=sys.argv[3],
+    data_dir=sys.argv[2],
     backbones="Tiny@16",
     batch_size=4,
     learning_rate=0.1,
     rounds=1,
 )
-rows = distribution.measure(settings, sys.argv[2])
+rows = distribution.measure(settings)
 distribution.measuring.write_json(sys.argv[1], settings, rows)
 """
 
 
-def test_losses_of_two_replicas_are_those_of_one_over_twenty_steps(tmp_path, write_images):
+def test_losses_of_two_replicas_are_those_of_one_over_twenty_steps(
+    run_script, tmp_path, write_images
+):
     photos = write_images(tmp_path / "photos", count=12, size=16)
-    environment = {**os.environ, "PYTHONPATH": f"{_ROOT}:{_ROOT}/benchmarks"}
-    done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, str(tmp_path / "rows.json"), str(tmp_path), photos],
-        text=True,
-        capture_output=True,
-        timeout=120,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
+    stdout = run_script(_SCRIPT, tmp_path / "rows.json", photos)
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert [row["kind"] for row in rows] == ["off", "nudged", "mirrored", "multi_worker"]
     row = {row["kind"]: row for row in rows}
@@ -46,4 +36,4 @@ def test_losses_of_two_replicas_are_those_of_one_over_twenty_steps(tmp_path, wri
             abs(two / one - 1) for one, two in zip(row["off"]["losses"], row[kind]["losses"])
         )
         assert row[kind]["largest_difference"] == worst <= 1e-5
-        assert f"| Tiny@16, {kind} | 2 | {worst:.1e} | " in done.stdout
+        assert f"| Tiny@16, {kind} | 2 | {worst:.1e} | " in stdout

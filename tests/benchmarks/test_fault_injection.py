@@ -7,8 +7,6 @@ import functools
 import itertools
 import json
 import os
-import subprocess
-import sys
 import types
 
 import fault_forks
@@ -21,7 +19,6 @@ from tl_research.locks import Lock
 from tl_research.run import checkpoints
 from tl_research.run.directory import paths_below
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _KILLS = r"""
 import json, signal, sys
 import fault_injection, fault_lab
@@ -39,16 +36,8 @@ print(json.dumps(cases))
 """
 
 
-def test_deterministic_run_that_is_killed_twice_ends_as_the_unbroken_one(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", _KILLS, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": f"{_ROOT}:{_ROOT}/benchmarks"},
-    )
-    assert done.returncode == 0, done.stderr
-    killed = json.loads(done.stdout.splitlines()[-1])
+def test_deterministic_run_that_is_killed_twice_ends_as_the_unbroken_one(run_script, tmp_path):
+    killed = json.loads(run_script(_KILLS, tmp_path).splitlines()[-1])
     assert [case["code"] for case in killed] == [-9] * 2
     assert not [case for case in killed if "failed" in case]
     places = [case["sent in"].split("/") for case in killed]

@@ -1,67 +1,111 @@
+"""Both recipes, from histories written down by hand and programs that say what they were given."""
+
 import json
 import os
+import sys
 
 import fit_recipe
+import program
 import pytest
 import recipe_vs_fit
 
 from tl_research.errors import UserError
 
 
-def _row(column, seed, seconds, accuracy=0.9):
-    return {
+def _row(column, seed, history, **more):
+    row = {
         "backbone": "Tiny@16",
         "seed": seed,
         "column": column,
-        "seconds": seconds,
-        "val_accuracy": accuracy,
+        "seconds": history[-1][0],
+        "val_accuracy": history[-1][1],
         "val_loss": 0.25,
-        "test_accuracy": accuracy,
+        "test_accuracy": 0.9,
     }
+    names = ("seconds", "val_accuracy", "val_loss")
+    return {**row, "history": [dict(zip(names, epoch)) for epoch in history], **more}
+
+
+ROWS = [
+    _row("instant", 0, [(20, 0.92, 0.2)]),
+    _row("instant", 1, [(30, 0.90, 0.3)], test_accuracy=0.8),
+    _row("fit", 0, [(100, 0.8, 0.6), (300, 0.91, 0.3), (500, 0.91, 0.25)]),
+    # what it returns in the end is the model of its second epoch
+    _row("fit", 1, [(100, 0.8, 0.5), (600, 0.94, 0.25), (800, 0.97, 0.4)], val_accuracy=0.94),
+]
 
 
 def _settings(path, **more):
     return recipe_vs_fit.Settings(
-        runs=str(path / "runs"),
-        dataset="directory",
-        data_dir=str(path / "photographs"),
-        backbones="Tiny@16",
-        seeds="0,1",
-        output_json=str(path / "out.json"),
-        **more,
+        **{
+            "runs": str(path / "runs"),
+            "dataset": "directory",
+            "data_dir": str(path / "photographs"),
+            "backbones": "Tiny@16",
+            "seeds": "0,1",
+            "output_json": str(path / "out.json"),
+            **more,
+        }
     )
 
 
-def test_table_has_means_and_ratios_of_equal_seeds():
-    rows = [
-        _row("fit", 1, 300),
-        _row("fit", 0, 100),
-        _row("ours", 0, 50),
-        _row("ours", 1, 100),
-        _row("fit held", 0, 200, 0.95),
+def _write_split(place, sides):
+    """Writes the split of a run of the first recipe: of ant/0.jpg, ant/1.jpg, ..."""
+    os.makedirs(place)
+    files = [
+        {"path": f"ant/{index}.jpg", "class": "ant", "side": side}
+        for index, side in enumerate(sides)
     ]
-    lines = recipe_vs_fit.table(rows).splitlines()[2:]
-    assert lines == [
-        (
-            "| Tiny@16 | fit | 200 (100, 300) | 2.50 (2.00-3.00) | 0.900 (0.900, 0.900) | 0.250 "
-            "(0.250, 0.250) | 0.900 (0.900, 0.900) |"
-        ),
-        "| Tiny@16 | fit held | 200 | 4.00 (4.00-4.00) | 0.950 | 0.250 | 0.950 |",
-        (
-            "| Tiny@16 | ours | 75 (50, 100) |  | 0.900 (0.900, 0.900) | 0.250 (0.250, 0.250) | "
-            "0.900 (0.900, 0.900) |"
-        ),
+    (place / "split.json").write_text(json.dumps({"files": files}))
+
+
+def test_seconds_are_those_of_the_first_time():
+    history = ROWS[2]["history"]
+    assert recipe_vs_fit.seconds_to(history, 0.8) == 100
+    assert recipe_vs_fit.seconds_to(history, 0.9) == 300
+    assert recipe_vs_fit.seconds_to(history, 0.95) is None
+    assert recipe_vs_fit.seconds_to(ROWS[3]["history"], 0.95) is None  # of a larger loss
+
+
+def test_table_has_means_ratios_of_equal_seeds_and_counts_those_that_reach():
+    rows = [*ROWS, _row("fit held", 0, [(250, 0.95, 0.2)])]
+    lines = recipe_vs_fit.table(rows, 0.92).splitlines()
+    assert lines[0] == (
+        "| backbone |  | seconds | seconds of fit over these | validation accuracy | validation "
+        "loss | test accuracy | seconds to what fit ends with | to 2 points more | to --target |"
+    )
+    losses = "0.250 (0.250, 0.250)"
+    assert lines[2:] == [
+        f"| Tiny@16 | instant | 25 (20, 30) | 25.8 x (25.0-26.7) | 0.910 (0.920, 0.900) | {losses} "
+        "| 0.850 (0.900, 0.800) | 20 (1 of 2), 15.0 x (15.0-15.0) | never (0 of 2) | 20 (1 of 2) |",
+        f"| Tiny@16 | fit | 650 (500, 800) |  | 0.925 (0.910, 0.940) | {losses} "
+        "| 0.900 (0.900, 0.900) | 450 (2 of 2) | never (0 of 2) | 600 (1 of 2) |",
+        "| Tiny@16 | fit held | 250 | 2.0 x (2.0-2.0) | 0.950 | 0.250 | 0.900 "
+        "| 250 (1 of 1), 1.2 x (1.2-1.2) | 250 (1 of 1) | 250 (1 of 1) |",
     ]
+
+
+def test_table_of_a_column_without_fit_has_no_ratios():
+    (line,) = recipe_vs_fit.table(ROWS[:1], 0.92).splitlines()[2:]
+    assert line == "| Tiny@16 | instant | 20 |  | 0.920 | 0.250 | 0.900 |  |  |  |"
+
+
+def test_picture_is_drawn(tmp_path):
+    recipe_vs_fit.draw(str(tmp_path / "figure.png"), ROWS)
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_is_measured_is_written_at_once_and_not_measured_again(tmp_path, monkeypatch):
     calls = []
 
-    def ours(settings, backbone, seed, workdir):
-        calls.append(("ours", seed))
+    def ours(settings, recipe, backbone, seed, workdir):
+        calls.append((recipe, seed))
+        _write_split(tmp_path / "runs" / backbone / f"seed{seed}" / recipe, ["train"])
+        assert workdir == f"{tmp_path}/runs/{backbone}/seed{seed}/{recipe}"
         return {"seconds": 1.0}
 
-    def fit(settings, backbone, seed, place, split_path, columns):
+    def fit(settings, backbone, seed, folders, columns):
+        assert os.listdir(f"{folders}/train/ant") == ["000000.jpg"]
         calls.append((*columns, seed))
         yield {"column": columns[0], "seconds": 2.0}
         if seed == 1 and len(columns) == 2:
@@ -90,12 +134,7 @@ def test_what_is_measured_is_written_at_once_and_not_measured_again(tmp_path, mo
 
 def test_fit_reads_the_sides_of_our_split(tmp_path, monkeypatch):
     place = tmp_path / "place"
-    os.makedirs(place / "ours")
-    files = [
-        {"path": f"ant/{index}.jpg", "class": "ant", "side": side}
-        for index, side in enumerate(("train", "train", "validation", "test"))
-    ]
-    (place / "ours" / "split.json").write_text(json.dumps({"files": files}))
+    _write_split(place / "ours", ("train", "train", "validation", "test"))
     script = tmp_path / "fit_recipe.py"  # says what it was given instead of training
     script.write_text("""
 import json, os, sys
@@ -109,8 +148,8 @@ print(json.dumps({"column": flags["columns"], "sides": sides}))
 """)
     monkeypatch.setattr(recipe_vs_fit, "HERE", str(tmp_path))
     settings = _settings(tmp_path)
-    split = str(place / "ours" / "split.json")
-    (row,) = recipe_vs_fit.run_fit(settings, "Tiny@16", 0, str(place), split, ["fit held"])
+    folders = recipe_vs_fit.link_images(settings, str(place))
+    (row,) = recipe_vs_fit.run_fit(settings, "Tiny@16", 0, folders, ["fit held"])
     photographs = tmp_path / "photographs" / "ant"
     sides = {"train": ["0.jpg", "1.jpg"], "validation": ["2.jpg"], "test": ["3.jpg"]}
     assert row == {
@@ -119,6 +158,33 @@ print(json.dumps({"column": flags["columns"], "sides": sides}))
             side: [str(photographs / name) for name in names] for side, names in sides.items()
         },
     }
+
+
+def test_peer_runs_in_its_interpreter_on_the_split_of_ours(tmp_path, monkeypatch):
+    """The rows of ours and of `fit` are there already; the peer says what it was given."""
+    settings = _settings(
+        tmp_path, recipes="flowers", columns="fit", seeds="3", epochs="2,1", peer=sys.executable
+    )
+    there = [{**_row(column, 3, [(9.0, 0.8, 0.5)])} for column in ("flowers", "fit")]
+    program.write_json(settings.output_json, settings, there)
+    _write_split(tmp_path / "runs" / "Tiny@16" / "seed3" / "flowers", ["train"])
+    (tmp_path / "torch_peer.py").write_text("""
+import json, os, sys
+print("Loaded weights")
+history = [{"seconds": 5.0, "val_accuracy": 0.9, "val_loss": 0.3}]
+folder = f"{sys.argv[1].partition('=')[2]}/train/ant"
+column = "torch compiled" if "--compile" in sys.argv else "torch"
+found = {"flags": sys.argv[2:], "images": os.listdir(folder)}
+print(json.dumps({"column": column, "history": history, **found}))
+""")
+    monkeypatch.setattr(recipe_vs_fit, "HERE", str(tmp_path))
+    rows = recipe_vs_fit.measure(settings)
+    assert [row["column"] for row in rows] == ["flowers", "fit", "torch", "torch compiled"]
+    flags = ["--backbone=Tiny@16", "--epochs=2,1", "--seed=3"]
+    assert [row["flags"] for row in rows[2:]] == [flags, [*flags, "--compile"]]
+    assert [row["images"] for row in rows[2:]] == [["000000.jpg"]] * 2
+    assert [row["seed"] for row in rows] == [3] * 4
+    assert recipe_vs_fit.seconds_to(rows[2]["history"], 0.9) == 5.0
 
 
 def test_fit_charges_both_columns_the_head_and_keeps_the_better_phase(

@@ -80,15 +80,20 @@ def tiny_run(tiny_backbone, tiny_settings, tmp_path):
 
 
 @pytest.fixture
-def assert_resumes(tiny_run):
-    """A function that asserts that a run cut off in both phases ends as an unbroken one.
+def assert_resumes(tiny_run, copies_at, tmp_path):
+    """A function that asserts that a run cut off in both phases ends as an unbroken one, which it
+    is up to the first of the steps where it is cut off.
 
     Returns (results, metrics) of the unbroken one; arguments are those of `tiny_run`.
     """
 
-    def check(*args, crashes=(3, 14), **settings):
-        results, rows = tiny_run("unbroken", *args, **settings)
-        broken, broken_rows = tiny_run("broken", *args, crashes=crashes, **settings)
+    def check(*args, crashes=(3, 14), observers=(), **settings):
+        first, *crashes = crashes
+        copying = copies_at(first, tmp_path / "unbroken", tmp_path / "broken")
+        results, rows = tiny_run("unbroken", *args, observers=[*observers, copying], **settings)
+        broken, broken_rows = tiny_run(
+            "broken", *args, crashes=crashes, observers=observers, **settings
+        )
         assert broken["weights_sha256"] == results["weights_sha256"]
         assert broken_rows == rows
         return results, rows

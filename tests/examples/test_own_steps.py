@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -212,6 +210,7 @@ def test_noise_resumes_to_the_same_bits(assert_resumes, noise):
 _SCRIPT = r"""
 import contextlib, json, sys
 import tensorflow as tf
+sys.path.insert(0, sys.argv[1])
 import test_own_steps, tiny_network
 from tl_research import extension
 from tl_research.models import backbones
@@ -221,7 +220,7 @@ tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU"
 backbones.BACKBONES["Tiny"] = tiny_network.TINY
 backbones.build_backbone = tiny_network.build_tiny
 losses, strategy = {}, tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-for path in sys.argv[1:]:
+for path in sys.argv[2:]:
     for scope in (contextlib.nullcontext(), strategy.scope()):
         with scope:
             step = extension.load(path).Step
@@ -231,20 +230,13 @@ print(json.dumps(losses))
 """
 
 
-def test_two_replicas_have_the_losses_of_one(noise):
+def test_two_replicas_have_the_losses_of_one(run_script, noise):
     sam, accumulation = (
         os.path.join(_EXAMPLES, name) for name in ("sam.py", "gradient_accumulation.py")
     )
     here = os.path.dirname(os.path.abspath(__file__))
-    done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, sam, accumulation, noise],
-        text=True,
-        capture_output=True,
-        timeout=200,
-        env={**os.environ, "PYTHONPATH": f"{_ROOT}:{_ROOT}/benchmarks:{here}"},
-    )
-    assert done.returncode == 0, done.stderr
-    losses = json.loads(done.stdout.splitlines()[-1])
+    stdout = run_script(_SCRIPT, here, sam, accumulation, noise)
+    losses = json.loads(stdout.splitlines()[-1])
     for one, two in losses.values():
         np.testing.assert_allclose(two, one, rtol=1e-5)
         assert len(set(one)) == 5

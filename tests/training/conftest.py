@@ -167,13 +167,19 @@ def settings_of_all(tiny_settings, tmp_path_factory):
 
 
 @pytest.fixture
-def run(tiny_backbone, settings_of_all, tmp_path):
+def run(tiny_backbone, settings_of_all, copies_at, tmp_path):
     """A function of (name of a directory in `tmp_path`, settings) that runs the experiment with two
-    phases of two epochs, its images not audited; returns its results. `parts` is an `Extension`.
+    phases of two epochs, its images not audited; returns its results.
+
+    `parts` is an `Extension`; `copies` is {name: step} of directories that a sudden end of the
+    process at that step, before what follows is saved, would leave.
     """
 
-    def run(name, *, observers=(), parts=None, **settings):
+    def run(name, *, observers=(), parts=None, copies=types.MappingProxyType({}), **settings):
         settings = {**settings_of_all, **settings, "workdir": str(tmp_path / name)}
+        observers = list(observers)
+        for copy, step in copies.items():
+            observers.append(copies_at(step, tmp_path / name, tmp_path / copy))
         experiment.run(Config(**settings), extension=parts, observers=observers)
         with open(tmp_path / name / "results.json") as file:
             return json.load(file)

@@ -61,9 +61,8 @@ def test_first_epoch_trains_on_what_the_start_was_solved_on(run, metrics):
     assert second["train_loss"] != other["train_loss"]
 
 
-def test_run_goes_on_to_the_same_bits(run, broken, assert_equal_runs):
-    run("unbroken", head_init="lda", checkpoint_every_steps=2)
-    broken("broken", head_init="lda", step=4, checkpoint_every_steps=2)
+def test_run_goes_on_to_the_same_bits(run, assert_equal_runs):
+    run("unbroken", head_init="lda", checkpoint_every_steps=2, copies={"broken": 4})
     run("broken", head_init="lda", checkpoint_every_steps=2)
     assert_equal_runs("unbroken", "broken")
 

@@ -71,17 +71,16 @@ def test_start_is_exported_where_no_epoch_fits(run):
     assert limited["weights_sha256"] == alone["weights_sha256"]
 
 
-def test_resumed_phase_keeps_what_was_decided(run, broken, tmp_path, assert_equal_runs):
+def test_resumed_phase_keeps_what_was_decided(run, tmp_path, assert_equal_runs):
     """Even where the limit is over when it goes on."""
     settings = {**_OVER, "time_limit": 1e6, "checkpoint_every_steps": 2}
-    run("unbroken", **settings)
-    broken("broken", step=14, **settings)
+    run("unbroken", copies={"broken": 14}, **settings)
     config = Config.from_flags((tmp_path / "broken" / "flags.txt").read_text())
     config = Config(**{**vars(config), "workdir": str(tmp_path / "broken")})
     results = experiment.run(config, started=time.perf_counter() - 1e7)
     assert results["time_limit"]["epochs"] == {"head": 2, "finetune": 2}
     assert_equal_runs("unbroken", "broken")
-    run("short", **_OVER, epochs=(4, 4), checkpoint_every_steps=2)
-    broken("short-broken", step=4, **_OVER, epochs=(4, 4), checkpoint_every_steps=2)
+    copies = {"short-broken": 4}
+    run("short", **_OVER, epochs=(4, 4), checkpoint_every_steps=2, copies=copies)
     run("short-broken", **_OVER, epochs=(4, 4), checkpoint_every_steps=2)
     assert_equal_runs("short", "short-broken")
