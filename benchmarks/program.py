@@ -198,7 +198,7 @@ def main(settings_class, report):
             print(f"\n{text}", flush=True)
 
     cli.define_flags(settings_class)
-    cli.run(program)
+    cli.run(program, about=sys.modules[settings_class.__module__].__doc__)
 
 
 def as_folders(paths, class_names, place):

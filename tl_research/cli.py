@@ -78,7 +78,7 @@ def debug_flag() -> list[str]:
     return ["--debug"] if flags.FLAGS.debug else []
 
 
-def run(main: Callable, takes: bool | str = False) -> None:
+def run(main: Callable, takes: bool | str = False, about: str | None = None) -> None:
     """Parses the flags, calls `main()` and exits with its code, or that of the error it raises.
 
     Args:
@@ -86,6 +86,7 @@ def run(main: Callable, takes: bool | str = False) -> None:
             program takes any.
         takes: Whether the program takes arguments that are not flags; "folder": at most one, the
             folder of the images to train on, and it needs some argument.
+        about: What --help shows first; by default the docstring of the module of `main`.
     """
 
     def guarded(argv: list[str]) -> int | None:
@@ -106,7 +107,7 @@ def run(main: Callable, takes: bool | str = False) -> None:
     _open_closed_streams()
     os.environ["MPLBACKEND"] = "Agg"  # a notebook that starts this program sets another one
     sys.stdout, sys.stderr = (_Output(stream) for stream in (sys.stdout, sys.stderr))
-    about = main.__globals__["__doc__"] or ""
+    about = about or main.__globals__["__doc__"] or ""
     app.run(guarded, flags_parser=functools.partial(parse, takes=takes, about=about))
 
 

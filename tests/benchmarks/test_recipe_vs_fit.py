@@ -8,6 +8,7 @@ import fit_recipe
 import program
 import pytest
 import recipe_vs_fit
+import time_to_accuracy
 
 from tl_research.errors import UserError
 
@@ -209,3 +210,14 @@ def test_fit_charges_both_columns_the_head_and_keeps_the_better_phase(
         assert len(times) == 3 and times == sorted(times) and times[-1] < row["seconds"]
         assert row["val_loss"] == min(epoch["val_loss"] for epoch in row["history"])
     assert rows[0]["history"][:2] == rows[1]["history"][:2]
+
+
+def test_time_to_accuracy_is_the_same_of_the_recipes(run_script):
+    """With defaults of its own, and help of its own."""
+    program_file = os.path.join(recipe_vs_fit.HERE, "time_to_accuracy.py")
+    text = f"import runpy; runpy.run_path({program_file!r}, run_name='__main__')"
+    stdout = run_script(text, "--help")
+    assert stdout.lstrip().startswith("`recipe_vs_fit.py` with the recipes of")
+    flags = ("backbones=EfficientNetLite0@224 ", "recipes=instant,minute,flowers ")
+    assert all(f"--{flag}" in stdout for flag in (*flags, "seeds=0,1,2,3,4 "))
+    assert time_to_accuracy.Settings.required == recipe_vs_fit.Settings.required
