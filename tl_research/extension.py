@@ -9,12 +9,13 @@ import dataclasses
 import functools
 import glob
 import hashlib
+import importlib.abc
+import importlib.util
 import inspect
 import os
 import pathlib
 import sys
 import traceback
-import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -87,11 +88,13 @@ def load(path: str | None) -> Extension:
             flag="extension",
         ) from error
     sha256 = hashlib.sha256(content).hexdigest()
-    module = types.ModuleType(f"tl_research_extension_{sha256[:16]}")
-    module.__file__ = os.path.abspath(path)
-    sys.modules[module.__name__] = module  # inspect finds the sources of its functions by it
-    try:  # what was read, since the file may have changed
-        exec(compile(content, module.__file__, "exec"), vars(module))
+    name = f"tl_research_extension_{sha256[:16]}"
+    loader = _Loader(os.path.abspath(path), content)
+    spec = importlib.util.spec_from_loader(name, loader)
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]  # None without loader
+    sys.modules[name] = module  # inspect finds the sources of its functions by it
+    try:
+        loader.exec_module(module)
     except Exception as error:
         raise UserError(
             f"--extension={path} cannot be run ({_place(error, path)}); expected Python code; "
@@ -106,7 +109,7 @@ def load(path: str | None) -> Extension:
             "rename one",
             flag="extension",
         )
-    return Extension(**parts, file=module.__file__, sha256=sha256)
+    return Extension(**parts, file=os.path.abspath(path), sha256=sha256)
 
 
 def _check_names(path, content):
@@ -118,6 +121,21 @@ def _check_names(path, content):
                 f"{', '.join(PARTS)}{suggestion(key, PARTS)}; begin names of helpers with _",
                 flag="extension",
             )
+
+
+class _Loader(importlib.abc.SourceLoader):
+    """Runs contents that were read before, since the file may have changed, without a cache."""
+
+    def __init__(self, path: str, content: bytes):
+        self._path, self._content = path, content
+
+    def get_filename(self, fullname: str) -> str:
+        return self._path
+
+    def get_data(self, path: str) -> bytes:
+        if path != self._path:
+            raise OSError(f"{path} is not read")
+        return self._content
 
 
 def _defined(tree):
