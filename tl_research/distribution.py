@@ -206,9 +206,10 @@ def all_gather(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return columns
     packed = io.BytesIO()
     for array in columns.values():
-        np.save(packed, array)
+        np.lib.format.write_array(packed, array)
     parts = [io.BytesIO(part) for part in _of_all(packed.getvalue())]
-    return {name: np.concatenate([np.load(part) for part in parts]) for name in columns}
+    read = np.lib.format.read_array  # which refuses pickles
+    return {name: np.concatenate([read(part) for part in parts]) for name in columns}
 
 
 def _of_all(content):
