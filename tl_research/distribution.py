@@ -208,7 +208,7 @@ def all_gather(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     for array in columns.values():
         np.lib.format.write_array(packed, array)
     parts = [io.BytesIO(part) for part in _of_all(packed.getvalue())]
-    read = np.lib.format.read_array  # which refuses pickles
+    read = np.lib.format.read_array  # which refuses arrays of objects
     return {name: np.concatenate([read(part) for part in parts]) for name in columns}
 
 

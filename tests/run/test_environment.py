@@ -22,6 +22,7 @@ _ARM = "Features\t: fp asimd bf16 i8mm\n"
         ("ResNet50", _SKYLAKE, False),
         ("ResNet50", _ARM, False),
         ("ResNet50", "", False),
+        ("EfficientNetLite2", _ZEN5, True),
         ("VGG16", _ZEN5, False),  # not measured
     ],
 )
