@@ -200,13 +200,14 @@ def make_step(classifier, source, optimizer, phase, *, learning_rate=None, num_s
         xla: Whether the step is compiled with XLA.
     """
     unfreeze, own_rate = PHASES[phase]
+    config = Config(optimizer=optimizer)
     groups = make_param_groups(
-        classifier.trainable_variables(), {}, list(classifier.variables), Config()
+        classifier.trainable_variables(), {}, list(classifier.variables), config
     )
     schedule = schedules.make_schedule(
         Phase(phase, 1, unfreeze, learning_rate or own_rate, 0, 0), num_steps
     )
-    optimizer = GroupedOptimizer(groups, Config(optimizer=optimizer))
+    optimizer = GroupedOptimizer(groups, config)
     return TrainStep(classifier, optimizer, source, CrossEntropy(), schedule, xla=xla)
 
 

@@ -534,7 +534,8 @@ class Config:
     @classmethod
     def from_flags(cls, text: str) -> "Config":
         """Returns the settings from the output of `to_flags`, of this version or an earlier one."""
-        fields, values = cls.__dataclass_fields__, dict[str, Any]()
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
         for line in text.splitlines():
             if line.startswith("#"):
                 if line.startswith("# extension "):

@@ -17,8 +17,12 @@ from tl_research.errors import UserError, to_stderr
 # round of both phases: python benchmarks/steps.py --of=precision --rounds=3 --backbones=...
 _BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}
 _FASTER_IN_BFLOAT16 = {
-    *("EfficientNetLite0", "EfficientNetLite1", "EfficientNetLite2"),
-    *("EfficientNetV2B0", "MobileNetV2", "ResNet50"),
+    "EfficientNetLite0",
+    "EfficientNetLite1",
+    "EfficientNetLite2",
+    "EfficientNetV2B0",
+    "MobileNetV2",
+    "ResNet50",
 }
 
 # Environment variables that decide how TensorFlow and its libraries compute.

@@ -13,7 +13,7 @@ class Profiler:
 
     steps: range  # the global steps
     directory: str  # the TensorBoard run
-    running: bool = False
+    running: bool = dataclasses.field(default=False, init=False)
 
     def limit(self, step: int, count: int) -> int:
         """Returns how many of `count` steps a call that begins at `step` may take: profiled steps
